@@ -1,0 +1,325 @@
+"""The command line of every recipe: one absl flag for each field of its frozen Config dataclass.
+
+What a recipe writes:
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        population: int = 16  # cells that are alive at once
+        folder: Path = Path("runs/amoebanet")  # results, and the state to resume from
+
+    PRESETS = {"laptop": Config(), "paper": Config(population=100), "smoke": Config(population=4)}
+
+    def search(config: Config) -> Genotype: ...
+
+    if __name__ == "__main__":
+        _main.run(search, PRESETS)
+
+What a user then has: `python -m recipes.amoebanet --preset=paper --population=50`, and a `--help` made of the recipe's
+docstring, its fields and their comments.
+
+* A field's help is the comment behind it or, where there is none, the comment lines right above it;
+  `metadata={"help": ...}` replaces both. Fields inherited from another dataclass are flags too.
+* Types: bool (`--x`, `--nox`, `--x=false`), int, float, str, Path (`~` is expanded), Literal (one of its values),
+  tuple and list of these (comma-separated; `tuple[int, int]` takes exactly two), and `T | None` (`--x=none`).
+* The first preset is the default one. A preset gives every field a value, and explicit flags win over it.
+* `Config.__post_init__` checks the values: it raises ValueError with the value, what was expected and the remedy.
+* The field `folder`, where there is one, is where the recipe keeps its state: after Ctrl-C (exit code 130) the user
+  is told that the same command goes on from there, so it must.
+* ValueError and ImportError raised by zoo or recipes, and every OSError, are the user's business: one line on stderr
+  and exit code 2. Any other exception is a bug of ours and keeps its traceback; `--traceback` shows it for both.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import io
+import logging
+import os
+import shlex
+import shutil
+import sys
+import textwrap
+import tokenize
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from absl import flags
+
+Config = TypeVar("Config")
+
+_OWN_FLAGS = {
+    "preset": "the defaults to start from",
+    "traceback": "show where an error was raised",
+    "help": "show this text",
+}
+_OUR_PACKAGES = ("zoo", "recipes", "__main__")
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood; the text says which part, and what was expected."""
+
+
+def run(main: Callable[[Config], object], presets: Mapping[str, Config], arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line into a Config and calls `main` with it; returns when `main` does, dropping its value.
+
+    Args:
+        main: the recipe; the docstring of its module heads the help.
+        presets: name -> complete Config; the first is the default.
+        arguments: `sys.argv[1:]` unless given.
+
+    Raises:
+        SystemExit: 0 after `--help`, 2 after an error that the user can mend, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program = _program(main)
+    traceback_wanted = "--traceback" in arguments
+    config = None
+    _quiet()
+    try:
+        values = _parse_flags(arguments, presets)
+        if values["help"].value:
+            print(help_text(presets, program, inspect.getdoc(inspect.getmodule(main)) or ""))
+            sys.exit(0)
+        config = _config(values, presets)
+        main(config)
+    except KeyboardInterrupt:
+        print(f"\n{_farewell(config, [*program.split(), *arguments])}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (ValueError, OSError, ImportError) as error:
+        if traceback_wanted or not _is_for_the_user(error):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(arguments: Sequence[str], presets: Mapping[str, Config]) -> Config:
+    """Returns the Config that a command line stands for.
+
+    Raises:
+        UsageError: an unknown flag, or a value that its field does not take.
+        ValueError: the Config refused the values.
+    """
+    return _config(_parse_flags(arguments, presets), presets)
+
+
+def help_text(presets: Mapping[str, Config], program: str, description: str) -> str:
+    """Returns what `--help` prints: usage, description, and each flag with its type, help and value in each preset."""
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    names = list(presets)
+    lines = [f"usage: {program} [--preset={'|'.join(names)}] [--flag=value ...]", "", description, ""]
+    lines += [f"The defaults are those of the preset {names[0]}; an explicit flag wins over its preset.", "", "flags:"]
+    comments = _comments(type(presets[names[0]]))
+    for field, hint in _fields(type(presets[names[0]])):
+        negative = "[no]" if hint is bool else ""
+        value = "" if hint is bool else f"={_describe(hint)}"
+        lines.append(f"  --{negative}{field.name}{value}")
+        text = comments.get(field.name, "")
+        shown = {name: _show(getattr(config, field.name)) for name, config in presets.items()}
+        same = len(set(shown.values())) == 1
+        default = shown[names[0]] if same else ", ".join(f"{name} {value}" for name, value in shown.items())
+        for paragraph in filter(None, (text, f"default: {default}")):
+            lines += textwrap.wrap(paragraph, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += ["", "flags of every recipe:", f"  --preset={'|'.join(names)}", f"      {_OWN_FLAGS['preset']}"]
+    lines += ["  --flagfile=FILE", "      read more flags from FILE, one a line"]
+    lines += ["  --traceback", f"      {_OWN_FLAGS['traceback']}", "  --help", f"      {_OWN_FLAGS['help']}"]
+    return "\n".join(lines)
+
+
+def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.FlagValues:
+    """Reads the flags into a set of their own: absl's global one would bring the flags of every imported library."""
+    values = flags.FlagValues()
+    first = next(iter(presets))
+    parser = _Parser(Literal[tuple(presets)])
+    flags.DEFINE(parser, "preset", first, _OWN_FLAGS["preset"], flag_values=values)
+    flags.DEFINE_boolean("traceback", False, _OWN_FLAGS["traceback"], flag_values=values)
+    flags.DEFINE_boolean("help", False, _OWN_FLAGS["help"], flag_values=values, short_name="h")
+    for field, hint in _fields(type(presets[first])):
+        # `boolean` is what lets absl take `--x` and `--nox`
+        flag = flags.Flag(_Parser(hint), None, field.name, None, "", boolean=hint is bool)
+        flags.DEFINE_flag(flag, flag_values=values)
+    try:
+        rest = values(["recipe", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError(f"unknown flag --{error.flagname}{_near(error.flagname, values, '--')}; --help lists them") from None
+    except flags.Error as error:
+        raise UsageError(_one_line(error)) from None
+    if rest:
+        raise UsageError(f"unexpected {rest[0]!r}: every option is written --name=value; --help lists them")
+    return values
+
+
+def _config(values: flags.FlagValues, presets: Mapping[str, Config]) -> Config:
+    preset = presets[values["preset"].value]
+    explicit = {field.name: values[field.name].value for field, _ in _fields(type(preset)) if values[field.name].present}
+    return dataclasses.replace(preset, **explicit)  # pyright: ignore[reportArgumentType]
+
+
+def _fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
+    """Returns the fields that a caller may set, each with its resolved type."""
+    hints = typing.get_type_hints(config_class)
+    return [(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init]
+
+
+class _Parser(flags.ArgumentParser):
+    """Turns a flag's text into a value of the type `hint`; absl puts the flag's name before the errors."""
+
+    def __init__(self, hint: Any):
+        super().__init__()
+        self.hint = hint
+        self.syntactic_help = ""
+        _describe(hint)  # a type that no flag can have must fail at once, not when a user sets it
+
+    def parse(self, argument: Any) -> Any:
+        return argument if not isinstance(argument, str) else _convert(argument, self.hint)
+
+    def flag_type(self) -> str:
+        return _describe(self.hint)
+
+
+def _convert(text: str, hint: Any) -> Any:
+    """Returns `text` as a value of the type `hint`, or raises ValueError with what was expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if text.lower() in ("none", ""):
+            return None
+        return _convert(text, _without_none(arguments))
+    if origin is Literal:
+        choices = {_show(choice): choice for choice in arguments}
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}{_near(text, choices)}")
+        return choices[text]
+    if origin in (tuple, list):
+        return _convert_sequence(text, origin, arguments)
+    if hint is bool:
+        if text.lower() not in _TRUTH:
+            raise ValueError("expected true or false")
+        return _TRUTH[text.lower()]
+    if hint is Path:
+        return Path(text).expanduser()
+    try:
+        return hint(text)
+    except ValueError:
+        raise ValueError("expected a whole number" if hint is int else "expected a number") from None
+
+
+def _convert_sequence(text: str, origin: type, arguments: tuple) -> Any:
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if origin is list or arguments[-1] is Ellipsis:
+        return origin(_convert(part, arguments[0]) for part in parts)
+    if len(parts) != len(arguments):
+        raise ValueError(f"expected {len(arguments)} values separated by commas, got {len(parts)}")
+    return tuple(_convert(part, hint) for part, hint in zip(parts, arguments, strict=True))
+
+
+def _describe(hint: Any) -> str:
+    """Returns how the help writes the type, or raises TypeError for one that no flag can have."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
+        return f"{_describe(_without_none(arguments))}|none"
+    if origin is Literal:
+        return "|".join(_show(choice) for choice in arguments)
+    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
+        return f"{_describe(arguments[0])},..."
+    if origin is tuple:
+        return ",".join(_describe(argument) for argument in arguments)
+    names = {bool: "true|false", int: "int", float: "float", str: "text", Path: "path"}
+    if hint not in names:
+        raise TypeError(f"no flag can hold a {hint}: use bool, int, float, str, Path, Literal, or tuple, list, None of them")
+    return names[hint]
+
+
+def _without_none(arguments: tuple) -> Any:
+    return next(argument for argument in arguments if argument is not type(None))
+
+
+def _show(value: Any) -> str:
+    """Returns a value as it is typed on a command line."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(_show(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _comments(config_class: type) -> dict[str, str]:
+    """Returns field -> help text, from the metadata or the comments in the source; an heir's comment wins."""
+    found = {}
+    for owner in reversed(config_class.__mro__):
+        if dataclasses.is_dataclass(owner):
+            found.update(_source_comments(owner))
+    metadata = {field.name: field.metadata.get("help") for field in dataclasses.fields(config_class)}
+    return found | {name: text for name, text in metadata.items() if text}
+
+
+def _source_comments(owner: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(owner))
+    except (OSError, TypeError):  # made at run time, or shipped without its source
+        return {}
+    lines = source.splitlines()
+    comments = {
+        token.start[0]: token.string.lstrip("#").strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for node in typing.cast(ast.ClassDef, ast.parse(source).body[0]).body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        behind = comments.get(node.end_lineno or node.lineno)
+        above = []
+        line = node.lineno - 1
+        while line in comments and lines[line - 1].lstrip().startswith("#"):
+            above.insert(0, comments[line])
+            line -= 1
+        if behind or above:
+            found[node.target.id] = behind or " ".join(above)
+    return found
+
+
+def _program(main: Callable) -> str:
+    """Returns the command that started the recipe, as a user types it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None) if main.__module__ == "__main__" else None
+    return f"python -m {spec.name if spec else main.__module__}"
+
+
+def _farewell(config: Any, command: Sequence[str]) -> str:
+    folder = getattr(config, "folder", None)
+    if folder is None:
+        return "Stopped."
+    return f"Stopped. What was finished is kept in {folder}; the same command goes on from there: {shlex.join(command)}"
+
+
+def _is_for_the_user(error: BaseException) -> bool:
+    """Says whether the error's own text is all that a user needs: it speaks of a file, or our code raised it."""
+    if isinstance(error, OSError):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module.partition(".")[0] in _OUR_PACKAGES
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _near(word: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=2)
+    return f"; did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
+
+
+def _quiet() -> None:
+    """Leaves the terminal to the recipe: what TensorFlow's and absl's logs say below an error is of no use to a user."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,6 +1,8 @@
 """How the zoo's architectures are searched and trained; each module is a program: `python -m recipes.NAME --help`."""
 
-import os
+import sys
 
-# The recipes are programs: TensorFlow reads this when it is imported, which some do before their first line runs.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if sys.argv[:1] == ["-m"]:  # what Python puts there while it looks for the program of `python -m recipes.NAME`
+    from recipes import _quiet
+
+    _quiet.mute_tensorflow()

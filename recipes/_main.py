@@ -34,7 +34,6 @@ import dataclasses
 import difflib
 import inspect
 import io
-import logging
 import os
 import shlex
 import shutil
@@ -79,7 +78,6 @@ def run(main: Callable[[Config], object], presets: Mapping[str, Config], argumen
     program = _program(main)
     traceback_wanted = "--traceback" in arguments
     config = None
-    _quiet()
     try:
         values = _parse_flags(arguments, presets)
         if values["help"].value:
@@ -316,10 +314,3 @@ def _one_line(error: BaseException) -> str:
 def _near(word: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=2)
     return f"; did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
-
-
-def _quiet() -> None:
-    """Leaves the terminal to the recipe: what TensorFlow's and absl's logs say below an error is of no use to a user."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in ("absl", "tensorflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)

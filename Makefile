@@ -1,0 +1,67 @@
+# Each target makes .venv and installs what it needs first; a second run finds it there and starts at once.
+# Needs Python 3.11 or newer with pip, and make: `make test PYTHON=/path/to/python3` picks another Python.
+
+.DEFAULT_GOAL := help
+.PHONY: help tour test test-all lint bench clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules
+
+# 3.11 first: it is what the project is tested with. (A name can be there and yet not start, as a pyenv shim does.)
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+    $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+PYTEST_FLAGS ?=
+
+venv_python := .venv/bin/python
+run := @$(venv_python)
+
+# `.unfinished` marks an installation that was cut off: pip may have left half a package behind, so all is made anew;
+# so it is when the Python that .venv was made with is gone.
+ifeq ($(shell [ ! -e .venv/.unfinished ] && $(venv_python) -c 'import pip' 2>/dev/null && echo sound),)
+$(shell rm -f .venv/.has-*)
+endif
+
+help:  ## this text
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+tour: .venv/.has-deploy  ## search, build, train, quantize: the whole product in ten minutes on embedded images
+	$(run) -m recipes.tour
+
+test: .venv/.has-test  ## the fast tests, under five minutes on two cores
+	$(run) -m pytest -n 2 --dist loadfile -m "not slow" -q $(PYTEST_FLAGS)
+
+test-all: .venv/.has-dev  ## every test; installs PyTorch too, which may be several GB
+	$(run) -m pytest -n 2 --dist loadfile -q $(PYTEST_FLAGS)
+
+lint: .venv/.has-test .venv/.has-lint  ## ruff, pyright and the import rules
+	$(run) -m ruff check .
+	$(run) -m ruff format --check .
+	$(run) -m pyright
+	$(run) -m pytest -q -m "not slow" tests/test_layering.py
+
+bench: .venv/.has-test  ## every script of benchmarks/, one after the other
+	@ls benchmarks/*.py >/dev/null 2>&1 || echo "benchmarks/ holds no script yet"
+	@for script in $$(ls benchmarks/*.py 2>/dev/null); do echo "== $$script"; $(venv_python) "$$script" || exit 1; done
+
+clean:  ## removes .venv, caches and built packages; keeps runs/
+	@rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra of setup.py.
+.venv/.has-%: setup.py
+	@if [ -e .venv/.unfinished ] || ! $(venv_python) -c 'import pip' 2>/dev/null; then \
+	    [ -n "$(PYTHON)" ] || { echo "No Python 3.11 or newer with its venv module was found. Install one (Debian: apt-get" \
+	        "install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	    echo "Making .venv with $$($(PYTHON) --version)"; \
+	    $(PYTHON) -m venv --clear .venv || exit 1; \
+	fi
+	@touch .venv/.unfinished
+	@echo "Installing the project and its extra '$*' into .venv; the first time takes minutes (log: .venv/pip.log)"
+	@start=$$(date +%s); \
+	{ $(venv_python) -m pip install --disable-pip-version-check --progress-bar off --log .venv/pip.log \
+	    --editable ".[$*]" && rm .venv/.unfinished; } 2>&1 | \
+	    awk '/^ *ERROR/ { failed = 1 } \
+	        failed || /(Downloading|Using cached).*[0-9] [MG]B\)/ || /^Installing/ { print "  " substr($$0, 1, 110); fflush() }'; \
+	[ ! -e .venv/.unfinished ] || { echo "The installation failed; the lines above and .venv/pip.log say why" >&2; exit 1; }; \
+	echo "Installed in $$(($$(date +%s) - start)) s"
+	@touch $@

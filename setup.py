@@ -1,0 +1,55 @@
+"""Metadata, dependencies and package data; every tool's settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEPLOY = [
+    "tensorflow-model-optimization>=0.8.1,<0.9",  # 0.8.1's layer registry shaped zoo/deploy
+    "tf-keras>=2.20,<3",  # must be TensorFlow's minor version, which it asks for itself
+    "ai-edge-litert>=2.1,<3",
+    "tflite-micro>=0.dev20250101",  # has development releases only
+]
+CONVERT = ["torch>=2.6", "safetensors>=0.4"]
+TEST = [*DEPLOY, "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77", "wheel>=0.45"]
+LINT = ["ruff>=0.14", "pyright>=1.1.400"]
+
+setup(
+    name="keras-searched-zoo",
+    version="0.1.0",
+    description="Searched architectures (NASNet, AmoebaNet, DARTS and others) in Keras 3: build, search, train, deploy",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["zoo*", "recipes*", "searched_genotypes"]),
+    package_data={"searched_genotypes": ["*.json"], "recipes": ["embedded/*"], "zoo": ["*.json", "py.typed"]},
+    install_requires=[
+        "tensorflow>=2.20,<3",
+        "keras>=3.12,<4",
+        "keras-tuner>=1.4.8,<1.5",  # the oracles keep clear of faults of 1.4.8 by using its inner methods
+        "tensorflow-datasets>=4.9.9,<5",
+        "absl-py>=1.4",
+        "rich>=13.9",
+        "matplotlib>=3.9",
+        "pillow>=10",
+        "numpy>=2.0",
+    ],
+    extras_require={
+        "deploy": DEPLOY,
+        "convert": CONVERT,
+        "test": TEST,
+        "lint": LINT,
+        "dev": [*TEST, *LINT, *CONVERT],
+    },
+    keywords=["keras", "neural architecture search", "NASNet", "AmoebaNet", "DARTS", "quantization", "tinyml"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

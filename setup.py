@@ -12,7 +12,7 @@ DEPLOY = [
 ]
 CONVERT = ["torch>=2.6", "safetensors>=0.4"]
 TEST = [*DEPLOY, "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77", "wheel>=0.45"]
-LINT = ["ruff>=0.14", "pyright>=1.1.400"]
+LINT = ["ruff>=0.14", "pyright[nodejs]>=1.1.400"]
 
 setup(
     name="keras-searched-zoo",

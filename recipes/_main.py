@@ -63,7 +63,9 @@ class UsageError(ValueError):
     """The command line cannot be understood; the text says which part, and what was expected."""
 
 
-def run(main: Callable[[Config], object], presets: Mapping[str, Config], arguments: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[[Config], object], presets: Mapping[str, Config], arguments: Sequence[str] | None = None
+) -> None:
     """Parses the command line into a Config and calls `main` with it; returns when `main` does, dropping its value.
 
     Args:
@@ -114,7 +116,7 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
     names = list(presets)
     lines = [f"usage: {program} [--preset={'|'.join(names)}] [--flag=value ...]", "", description, ""]
     lines += [f"The defaults are those of the preset {names[0]}; an explicit flag wins over its preset.", "", "flags:"]
-    comments = _comments(type(presets[names[0]]))
+    comments = field_help(type(presets[names[0]]))
     for field, hint in _fields(type(presets[names[0]])):
         negative = "[no]" if hint is bool else ""
         value = "" if hint is bool else f"={_describe(hint)}"
@@ -146,7 +148,8 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
     try:
         rest = values(["recipe", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UsageError(f"unknown flag --{error.flagname}{_near(error.flagname, values, '--')}; --help lists them") from None
+        near = _near(error.flagname, values, "--")
+        raise UsageError(f"unknown flag --{error.flagname}{near}; --help lists them") from None
     except flags.Error as error:
         raise UsageError(_one_line(error)) from None
     if rest:
@@ -156,7 +159,8 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
 
 def _config(values: flags.FlagValues, presets: Mapping[str, Config]) -> Config:
     preset = presets[values["preset"].value]
-    explicit = {field.name: values[field.name].value for field, _ in _fields(type(preset)) if values[field.name].present}
+    names = [field.name for field, _ in _fields(type(preset)) if values[field.name].present]
+    explicit = {name: values[name].value for name in names}
     return dataclasses.replace(preset, **explicit)  # pyright: ignore[reportArgumentType]
 
 
@@ -230,7 +234,9 @@ def _describe(hint: Any) -> str:
         return ",".join(_describe(argument) for argument in arguments)
     names = {bool: "true|false", int: "int", float: "float", str: "text", Path: "path"}
     if hint not in names:
-        raise TypeError(f"no flag can hold a {hint}: use bool, int, float, str, Path, Literal, or tuple, list, None of them")
+        raise TypeError(
+            f"no flag can hold a {hint}: use bool, int, float, str, Path, Literal, or a tuple or list of them"
+        )
     return names[hint]
 
 
@@ -247,7 +253,7 @@ def _show(value: Any) -> str:
     return str(value)
 
 
-def _comments(config_class: type) -> dict[str, str]:
+def field_help(config_class: type) -> dict[str, str]:
     """Returns field -> help text, from the metadata or the comments in the source; an heir's comment wins."""
     found = {}
     for owner in reversed(config_class.__mro__):

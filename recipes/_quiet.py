@@ -12,7 +12,7 @@ from types import ModuleType
 
 
 def mute_tensorflow() -> None:
-    """Drops the logs that TensorFlow's C++ code writes to stderr, now and during its import, and Python logs below an error.
+    """Drops what TensorFlow's C++ code logs to stderr, during its import too, and Python logs below an error.
 
     TF_CPP_MIN_LOG_LEVEL is left as it is where the user has set it, and then nothing is dropped.
     """

@@ -3,7 +3,6 @@
 import os
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,11 +34,10 @@ def reference() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     """Starts every test from the same random state, so that it passes or fails alone as it does among the others."""
     random.seed(0)
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
     elif "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
-    yield

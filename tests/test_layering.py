@@ -3,7 +3,7 @@
     genotype <- blocks <- ops <- cell <- skeleton <- families <- build <- recipes
 
 * zoo never imports recipes, keras_tuner or absl. What the line above names imports only what is left of it.
-* A file of zoo that the line does not name (weights, draw) may import any of it; nothing left of `build` imports that file.
+* A file of zoo that the line does not name (weights, draw) may import any of it; of the line only `build` imports it.
 * `cost` and `deploy` take any keras.Model: of zoo they see each other and `atomic`, never a family or a genotype.
 * A recipe is a module of recipes/ that is a program (it has a `__main__` guard). No module there imports one, but for
   tour.py, which calls the recipes that it tours.
@@ -21,8 +21,8 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
 ORDER = ["atomic", "genotype", "formats", "blocks", "ops", "cell", "skeleton", "families", "build"]
-STANDARD_LIBRARY_ONLY = {"zoo", "zoo.atomic", "zoo.genotype", "zoo.formats", "recipes", "recipes._quiet"}
 MODEL_ONLY = ("zoo.cost", "zoo.deploy")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -35,8 +35,7 @@ class Import(NamedTuple):
 
 
 def sources() -> list[Path]:
-    folders = ("zoo", "recipes", "searched_genotypes", "benchmarks")
-    return sorted(path for folder in folders for path in (PROJECT / folder).rglob("*.py")) + [PROJECT / "setup.py"]
+    return sorted(path for name in FOLDERS for path in [*PROJECT.glob(f"{name}.py"), *(PROJECT / name).rglob("*.py")])
 
 
 def module_name(path: Path) -> str:
@@ -97,91 +96,65 @@ def broken(path: Path, allowed) -> list[str]:
     return [f"{name}:{line} imports {module}" for module, line in imports_of(path) if not allowed(module)]
 
 
-def in_package(*packages: str) -> list[Path]:
-    return [path for name, path in modules().items() if within(name, *packages)]
+def every_file_of(*packages: str, but: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    paths = [path for name, path in modules().items() if within(name, *packages) and not within(name, *but)]
+    return pytest.mark.parametrize("path", paths, ids=module_name)
 
 
-every_zoo_file = pytest.mark.parametrize("path", in_package("zoo"), ids=module_name)
-every_recipes_file = pytest.mark.parametrize("path", in_package("recipes"), ids=module_name)
-every_file = pytest.mark.parametrize("path", sources(), ids=module_name)
-
-
-@every_zoo_file
+@every_file_of("zoo")
 def test_zoo_never_imports_recipes_or_what_only_recipes_need(path: Path):
     assert not broken(path, lambda module: not within(module, "recipes", "tests", "benchmarks", "keras_tuner", "absl"))
 
 
-@every_zoo_file
+@every_file_of(*(f"zoo.{name}" for name in ORDER))
 def test_zoo_imports_only_from_the_left_of_the_order(path: Path):
     name = module_name(path)
     own = rank(name)
-    if own is None:
-        pytest.skip("not in the order: it may import any of it")
 
     def allowed(module: str) -> bool:
+        other = rank(module)
         if not within(module, "zoo"):
             return True
-        if name == "zoo.build" and rank(module) is None:
-            return module != "zoo"  # build offers weights= and the like
-        other = rank(module)
-        same_package = name == "zoo.families" or module == "zoo.families"
-        return other is not None and (other < own or (same_package and other == own))
+        if other is None:  # build offers weights= and the like
+            return name == "zoo.build" and module != "zoo"
+        return own is not None and other < own
 
     assert not broken(path, allowed)
 
 
-@every_zoo_file
+@every_file_of("zoo.families")
 def test_families_never_import_one_another(path: Path):
-    if not within(module_name(path), "zoo.families"):
-        pytest.skip("not a family")
-    assert not broken(path, lambda module: not module.startswith("zoo.families."))
+    assert not broken(path, lambda module: not within(module, "zoo.families"))
 
 
-@every_zoo_file
+@every_file_of(*MODEL_ONLY)
 def test_cost_and_deploy_see_models_only(path: Path):
-    if not within(module_name(path), *MODEL_ONLY):
-        pytest.skip("not cost or deploy")
     assert not broken(path, lambda module: not within(module, "zoo") or within(module, "zoo.atomic", *MODEL_ONLY))
 
 
-@every_file
+@every_file_of(*FOLDERS, but=("zoo.deploy",))
 def test_only_deploy_touches_tf_keras_and_model_optimization(path: Path):
-    if within(module_name(path), "zoo.deploy"):
-        pytest.skip("deploy")
     assert not broken(path, lambda module: not within(module, *CONVERSION_PACKAGES))
 
 
-@pytest.mark.parametrize("name", sorted(STANDARD_LIBRARY_ONLY))
-def test_light_modules_need_only_the_standard_library(name: str):
-    if name not in modules():
-        pytest.skip(f"there is no {name}")
-
-    def allowed(module: str) -> bool:
-        return module.partition(".")[0] in sys.stdlib_module_names or module in STANDARD_LIBRARY_ONLY
-
-    eager = [node for node in tree_of(modules()[name]).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    lines = {node.lineno for node in eager}
-    lazy_is_fine = name == "zoo"  # its functions import what they need when they are called
-    found = [Import(*entry) for entry in imports_of(modules()[name]) if not lazy_is_fine or entry.line in lines]
-    assert not [f"{name}:{line} imports {module}" for module, line in found if not allowed(module)]
+@every_file_of("zoo.atomic", "zoo.genotype", "zoo.formats", "recipes._quiet")
+def test_light_modules_need_only_the_standard_library(path: Path):
+    light = ("zoo.atomic", "zoo.genotype", "zoo.formats")
+    assert not broken(path, lambda module: module.partition(".")[0] in sys.stdlib_module_names or module in light)
 
 
-@every_recipes_file
+@every_file_of("recipes", but=("recipes.tour",))
 def test_no_module_of_recipes_imports_a_recipe(path: Path):
     programs = {name for name, source in modules().items() if within(name, "recipes") and is_program(source)}
-    if module_name(path) == "recipes.tour":
-        pytest.skip("the tour calls the recipes that it tours")
     assert not broken(path, lambda module: module not in programs)
 
 
-@every_file
+@every_file_of(*FOLDERS, but=("recipes._main",))
 def test_only_main_reads_flags(path: Path):
-    if module_name(path) == "recipes._main":
-        pytest.skip("recipes/_main.py")
     assert not broken(path, lambda module: not within(module, "absl"))
 
 
-@every_file
+@every_file_of(*FOLDERS)
 def test_nothing_that_runs_code_from_data(path: Path):
     found = broken(path, lambda module: not within(module, *UNSAFE_MODULES))
     for node in ast.walk(tree_of(path)):

@@ -1,0 +1,81 @@
+"""Reading a .tflite file into its tables (operators, tensors, buffers) and writing them back."""
+
+import importlib
+import os
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+IDENTIFIER = b"TFL3"
+
+Source = bytes | str | os.PathLike  # a .tflite file: its bytes, or its path
+
+
+class TfliteFileError(ValueError):
+    """The bytes are not a whole TensorFlow Lite file."""
+
+
+class MissingPackageError(ImportError):
+    """A package of the `deploy` extra is not installed."""
+
+
+def require(module: str, package: str) -> ModuleType:
+    """Imports `module`, or says which extra brings `package`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"this needs the package {package} ({error}). Install the extra: pip install 'keras-searched-zoo[deploy]'"
+        ) from error
+
+
+def read(tflite: Source) -> bytes:
+    """Returns the bytes of a .tflite file that is given as its bytes or its path.
+
+    Raises:
+        TfliteFileError: it does not begin as a TensorFlow Lite file does. Whether it is whole shows in `parse`.
+        OSError: the path cannot be read.
+    """
+    is_bytes = isinstance(tflite, (bytes, bytearray, memoryview))
+    data = bytes(tflite) if is_bytes else Path(tflite).read_bytes()
+    if data[4:8] != IDENTIFIER:
+        raise TfliteFileError(
+            f"{_label(tflite)} ({len(data)} bytes) is not a TensorFlow Lite file: {IDENTIFIER!r} was expected at "
+            f"offset 4, found {data[4:8]!r}. Export it again"
+        )
+    return data
+
+
+def parse(tflite: Source) -> Any:
+    """Returns the file's `ModelT` (the object form of schema.fbs), every table and buffer read.
+
+    Raises:
+        TfliteFileError: as `read`, or the file ends too early.
+    """
+    data = read(tflite)
+    schema = load_schema()
+    try:
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    except (struct.error, ValueError, IndexError, TypeError, OverflowError, UnicodeDecodeError) as error:
+        raise TfliteFileError(
+            f"{_label(tflite)} ({len(data)} bytes) is damaged or cut off ({error}). Copy it whole or export it again"
+        ) from error
+
+
+def pack(model: Any) -> bytes:
+    """Returns the bytes of a `ModelT`; tensor data are aligned to 16 bytes as the format asks."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def load_schema() -> ModuleType:
+    """Returns the module generated from TensorFlow Lite's schema.fbs."""
+    return require("ai_edge_litert.schema_py_generated", "ai-edge-litert")
+
+
+def _label(tflite: Source) -> str:
+    return "the given buffer" if isinstance(tflite, (bytes, bytearray, memoryview)) else str(tflite)

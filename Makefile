@@ -8,8 +8,9 @@
 MAKEFLAGS += --no-builtin-rules
 
 # 3.11 first: it is what the project is tested with. (A name can be there and yet not start, as a pyenv shim does.)
+suits := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
-    $$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+    $$name $(suits) && echo $$name && break; done)
 PYTEST_FLAGS ?=
 
 venv_python := .venv/bin/python
@@ -50,8 +51,9 @@ clean:  ## removes .venv, caches and built packages; keeps runs/
 # One stamp for each extra of setup.py.
 .venv/.has-%: setup.py
 	@if [ -e .venv/.unfinished ] || ! $(venv_python) -c 'import pip' 2>/dev/null; then \
-	    [ -n "$(PYTHON)" ] || { echo "No Python 3.11 or newer with its venv module was found. Install one (Debian: apt-get" \
-	        "install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	    "$(PYTHON)" $(suits) || { echo "Python 3.11 or newer with its venv module is needed, and '$(PYTHON)' is none." \
+	        "Install it (Debian: apt-get install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3" >&2; \
+	        exit 1; }; \
 	    echo "Making .venv with $$($(PYTHON) --version)"; \
 	    $(PYTHON) -m venv --clear .venv || exit 1; \
 	fi

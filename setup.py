@@ -24,7 +24,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["zoo*", "recipes*", "searched_genotypes"]),
-    package_data={"searched_genotypes": ["*.json"], "recipes": ["embedded/*"], "zoo": ["*.json", "py.typed"]},
+    package_data={"searched_genotypes": ["*.json"], "recipes": ["embedded/*"]},
     install_requires=[
         "tensorflow>=2.20,<3",
         "keras>=3.12,<4",
@@ -32,7 +32,7 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         "absl-py>=1.4",
         "rich>=13.9",
-        "matplotlib>=3.9",
+        "matplotlib>=3.10",
         "pillow>=10",
         "numpy>=2.0",
     ],

@@ -1,0 +1,70 @@
+"""Files that are either the old one or the whole new one, whatever kills the process."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Opens a temporary file beside `path` and renames it over `path` when the block ends without an error.
+
+    The bytes are on the disk (fsync) before the rename. Parent folders are made. If the block raises, the temporary
+    file is removed and `path` stays as it was.
+
+    Raises:
+        OSError: no room, no permission; its text names `path` and what to do.
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        encoding = None if "b" in mode else "utf-8"
+        with tempfile.NamedTemporaryFile(
+            mode, dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False, encoding=encoding
+        ) as stream:
+            temporary = stream.name
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is private; the file that it becomes need not be
+        os.replace(temporary, target)
+        temporary = None
+        _sync_folder(target.parent)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) not in (str(temporary), str(target), str(target.parent)):
+            raise  # the block's own business with another file
+        reason = error.strerror or str(error)
+        raise type(error)(
+            error.errno,
+            f"cannot write {target}: {reason}. Free some space or choose a folder that you may write to",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes `data` (text as UTF-8) to `path`; see `replacing` for what that promises."""
+    with replacing(path, "w" if isinstance(data, str) else "wb") as stream:
+        stream.write(data)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the rename itself on the disk; some file systems cannot, which costs only the last write after a crash."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,6 +1,6 @@
 """The import rules of the design, read from the source with ast: a new file is under them from its first line.
 
-    genotype <- blocks <- ops <- cell <- skeleton <- families <- build <- recipes
+    genotype <- registry <- blocks <- ops <- cell <- skeleton <- families <- build <- recipes
 
 * zoo never imports recipes, keras_tuner or absl. What the line above names imports only what is left of it.
 * A file of zoo that the line does not name (weights, draw) may import any of it; of the line only `build` imports it.
@@ -22,7 +22,8 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 
 FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
-ORDER = ["atomic", "genotype", "formats", "blocks", "ops", "cell", "skeleton", "families", "build"]
+ORDER = """atomic genotype genotype_json canonical formats registry
+    blocks mobile_blocks ops cell skeleton families build""".split()
 MODEL_ONLY = ("zoo.cost", "zoo.deploy")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -137,9 +138,12 @@ def test_only_deploy_touches_tf_keras_and_model_optimization(path: Path):
     assert not broken(path, lambda module: not within(module, *CONVERSION_PACKAGES))
 
 
-@every_file_of("zoo.atomic", "zoo.genotype", "zoo.formats", "recipes._quiet")
+LIGHT = tuple(f"zoo.{name}" for name in ORDER[: ORDER.index("blocks")])
+
+
+@every_file_of(*LIGHT, "recipes._quiet")
 def test_light_modules_need_only_the_standard_library(path: Path):
-    light = ("zoo.atomic", "zoo.genotype", "zoo.formats")
+    light = (*LIGHT, "searched_genotypes")
     assert not broken(path, lambda module: module.partition(".")[0] in sys.stdlib_module_names or module in light)
 
 

@@ -1,0 +1,136 @@
+"""Building blocks of standard Keras layers, shared by all families: convolution with normalisation, pools, reductions.
+
+Every function takes a 4-D channels-last tensor and the prefix `name` of the layers it makes. Batch normalisation stands
+right behind a linear convolution and nowhere else, which is what TF-MOT and the TFLite converter fuse.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from keras import initializers, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What the code that published a family does alike in all its layers.
+
+    Attributes:
+        padding: of strided layers: "same" as TensorFlow pads, or "torch", k//2 on both sides as PyTorch code does.
+        momentum: of the moving averages; Keras' convention, 1 minus PyTorch's.
+        epsilon: added to the variance.
+        strided_skip: what "skip_connect" is at stride 2.
+        bottleneck: whether conv_3x3 and conv_1x7_7x1 work on a quarter of the channels (AmoebaNet).
+        oldest_input: whether h[c-2] is projected by relu-1x1-bn always (DARTS), or only where its shape differs.
+        drop_path_on_skip: whether a strided skip is dropped like any other edge (DARTS).
+        drop_path_by_depth: whether the drop path rate grows linearly with the cell's place (NASNet).
+    """
+
+    padding: Literal["same", "torch"] = "same"
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    strided_skip: Literal["conv_1x1", "factorized_reduce"] = "conv_1x1"
+    bottleneck: bool = False
+    oldest_input: Literal["always", "if_different"] = "if_different"
+    drop_path_on_skip: bool = False
+    drop_path_by_depth: bool = True
+
+
+def relu(x: Any, name: str) -> Any:
+    """Returns max(x, 0)."""
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def batch_norm(x: Any, style: Style, name: str) -> Any:
+    """Normalises over batch and space with the family's momentum and epsilon."""
+    return layers.BatchNormalization(momentum=style.momentum, epsilon=style.epsilon, name=name)(x)
+
+
+def conv(
+    x: Any, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
+) -> Any:
+    """A convolution without bias, padded in the family's way."""
+    x, padding = _padded(x, kernel_size, strides, style, name)
+    return layers.Conv2D(
+        filters, kernel_size, strides, padding, use_bias=False, kernel_initializer="he_normal", name=name
+    )(x)
+
+
+def conv_bn(
+    x: Any, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
+) -> Any:
+    """`conv`, then `batch_norm`; the layers are NAME_conv and NAME_bn."""
+    return batch_norm(conv(x, filters, kernel_size, strides, style, f"{name}_conv"), style, f"{name}_bn")
+
+
+def depthwise(x: Any, kernel_size: int, strides: int, style: Style, name: str, dilation: int = 1) -> Any:
+    """A depthwise convolution without bias.
+
+    At stride 2 and dilation 2 it reads only every second pixel: the input is subsampled first and the convolution is a
+    plain one, the same function as PyTorch's with padding k-1.
+    """
+    if dilation > 1 and strides > 1:
+        if dilation != strides:
+            raise ValueError(f"dilation {dilation} with strides {strides} is not supported; expected them to be equal")
+        x, strides, dilation = subsample(x, strides, f"{name}_subsample"), 1, 1
+    x, padding = _padded(x, kernel_size, strides, style, name)
+    return layers.DepthwiseConv2D(
+        kernel_size,
+        strides,
+        padding,
+        use_bias=False,
+        dilation_rate=dilation,
+        # Keras counts a depthwise kernel's fan as if all channels met; each output has kernel_size**2 inputs.
+        depthwise_initializer=initializers.RandomNormal(stddev=math.sqrt(2) / kernel_size),
+        name=name,
+    )(x)
+
+
+def subsample(x: Any, strides: int, name: str) -> Any:
+    """Keeps the pixels 0, strides, 2 x strides, .. of rows and columns."""
+    return layers.MaxPooling2D(1, strides, name=name)(x)
+
+
+def pool(x: Any, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Any:
+    """A pool that ignores what lies outside the image, in maximum and in mean alike."""
+    layer = layers.AveragePooling2D if kind == "avg" else layers.MaxPooling2D
+    if style.padding == "torch" and strides > 1 and not _odd(x):
+        # PyTorch's windows lie around the pixels 0, 2, ..: one pixel further up and left than TensorFlow's here.
+        return subsample(layer(size, 1, "same", name=name)(x), strides, f"{name}_subsample")
+    return layer(size, strides, "same", name=name)(x)
+
+
+def factorized_reduce(x: Any, filters: int, style: Style, name: str) -> Any:
+    """Halves height and width with two strided 1x1 convolutions, the second one pixel down and right of the first.
+
+    `x` should have passed a ReLU where the paper has one. Of an odd height or width the second path sees one more row
+    or column, of zeros; the padding changes nothing where a side is even. The reference normalises after the concatenation, which is the same function: normalisation is
+    by channel.
+    """
+    first = conv_bn(x, filters // 2, 1, 2, style, f"{name}_path1")
+    shifted = x
+    if not _even(x):
+        shifted = layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_path2_pad")(shifted)
+    shifted = layers.Cropping2D(((1, 0), (1, 0)), name=f"{name}_path2_crop")(shifted)
+    second = conv_bn(shifted, filters - filters // 2, 1, 2, style, f"{name}_path2")
+    return layers.Concatenate(name=f"{name}_concat")([first, second])
+
+
+def _padded(x: Any, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str):
+    """Returns the input of a convolution and its `padding` argument."""
+    if style.padding == "same" or strides in (1, (1, 1)) or _odd(x):
+        return x, "same"  # at stride 1, and on odd sides with an odd kernel, TensorFlow pads both sides alike, too
+    size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    if size == (1, 1):
+        return x, "valid"
+    return layers.ZeroPadding2D((size[0] // 2, size[1] // 2), name=f"{name}_pad")(x), "valid"
+
+
+def _odd(x: Any) -> bool:
+    """Whether height and width are known to be odd."""
+    return all(side is not None and side % 2 == 1 for side in x.shape[1:3])
+
+
+def _even(x: Any) -> bool:
+    """Whether height and width are known to be even."""
+    return all(side is not None and side % 2 == 0 for side in x.shape[1:3])

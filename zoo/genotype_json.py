@@ -1,0 +1,226 @@
+"""Genotype files: JSON, one architecture each; searched_genotypes/schema.json describes them."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo import atomic
+from zoo.genotype import (
+    INPUT_STATES,
+    Block,
+    Blocks,
+    Body,
+    CellGraph,
+    Cells,
+    Chain,
+    Edge,
+    Genotype,
+    GenotypeError,
+    Layer,
+    Node,
+    near,
+)  # fmt: skip
+
+SCHEMA_VERSION = 1
+LARGEST_FILE = 2**20  # bytes; published genotypes have 2 to 6 thousand
+
+
+def load(path: str | os.PathLike) -> Genotype:
+    """Reads a genotype file.
+
+    Raises:
+        GenotypeError: the file is no genotype; the text names the file and the place.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as stream:
+        data = stream.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise GenotypeError(f"{path} has more than {LARGEST_FILE} bytes; a genotype file has a few thousand")
+    try:
+        return from_json(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise GenotypeError(f"{path} is not a text file in UTF-8 ({error}); expected a genotype in JSON") from error
+    except GenotypeError as error:
+        raise GenotypeError(f"{path}: {error}") from error
+
+
+def save(genotype: Genotype, path: str | os.PathLike) -> None:
+    """Writes a genotype file, whole or not at all.
+
+    Raises:
+        OSError: no room or no permission; its text names the file and the remedy.
+    """
+    atomic.write_atomically(path, to_json(genotype))
+
+
+def to_json(genotype: Genotype) -> str:
+    """Returns the text of a genotype file."""
+    return _pretty(as_dict(genotype)) + "\n"
+
+
+def as_dict(genotype: Genotype) -> dict[str, Any]:
+    """Returns what the file holds, as plain dictionaries, lists, strings and numbers."""
+    record = {"schema_version": SCHEMA_VERSION, "name": genotype.name, "family": genotype.family}
+    if genotype.represents_family:
+        record["represents_family"] = True
+    if genotype.notes:
+        record["notes"] = genotype.notes
+    record["source"] = dict(genotype.source)
+    record |= body_as_dict(genotype.body)
+    record["presets"] = {name: dict(preset) for name, preset in genotype.presets.items()}
+    record["published"] = {name: dict(numbers) for name, numbers in genotype.published.items()}
+    return record
+
+
+def from_json(text: str) -> Genotype:
+    """Returns the genotype that `text`, the content of a genotype file, stands for.
+
+    Raises:
+        GenotypeError: with the line of malformed JSON, or the value that was not expected.
+    """
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise GenotypeError(
+            f"malformed JSON in line {error.lineno}, column {error.colno}: {error.msg}. Mend it, or write the file anew"
+        ) from error
+    except RecursionError:
+        raise GenotypeError("JSON nested too deeply; a genotype has four levels") from None
+    return from_dict(record)
+
+
+def from_dict(record: Any) -> Genotype:
+    """Returns the genotype that `as_dict` would turn into `record`."""
+    bodies = ("cells", "blocks", "chain")
+    optional = ("represents_family", "notes", "source", "presets", "published", *bodies)
+    _check_keys("a genotype", record, required=("schema_version", "name", "family"), optional=optional)
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise GenotypeError(
+            f"schema_version is {record['schema_version']!r}; this version of the zoo reads {SCHEMA_VERSION}. "
+            "Update the package, or write the file with this version"
+        )
+    present = [name for name in bodies if name in record]
+    if len(present) != 1:
+        raise GenotypeError(f"a genotype has {present or 'none'} of {', '.join(bodies)}; expected exactly one of them")
+    read = {"cells": _read_cells, "blocks": _read_blocks, "chain": _read_chain}[present[0]]
+    fields = {name: record[name] for name in ("source", "presets", "published") if name in record}
+    notes, represents = record.get("notes", ""), record.get("represents_family", False)
+    if not isinstance(notes, str) or not isinstance(represents, bool):
+        raise GenotypeError(
+            f"notes is {notes!r} and represents_family {represents!r}; expected a text and true or false"
+        )
+    return Genotype(
+        record["name"], record["family"], read(record[present[0]]), notes=notes, represents_family=represents, **fields
+    )
+
+
+def body_as_dict(body: Body) -> dict[str, Any]:
+    """Returns the part of the file that holds the architecture itself."""
+    if isinstance(body, Cells):
+        graphs = {"normal": body.normal, "reduce": body.reduce}
+        return {"cells": {name: _graph_as_dict(graph) for name, graph in graphs.items() if graph is not None}}
+    if isinstance(body, Blocks):
+        rows = [_without_defaults(row) for row in body.rows]
+        return {"blocks": {"stem_filters": body.stem_filters, "head_filters": body.head_filters, "rows": rows}}
+    return {"chain": [{"op": layer.op, "skips": list(layer.skips)} for layer in body.layers]}
+
+
+def _graph_as_dict(graph: CellGraph) -> dict[str, Any]:
+    nodes = []
+    for node in graph.nodes:
+        combine = {} if node.combine == "add" else {"combine": node.combine}
+        nodes.append({"edges": [list(edge) for edge in node.edges], **combine})
+    return {"nodes": nodes, "concat": list(graph.concat)}
+
+
+def _without_defaults(row: Block) -> dict[str, Any]:
+    fields = {field.name: (getattr(row, field.name), field.default) for field in dataclasses.fields(row)}
+    return {name: value for name, (value, default) in fields.items() if value != default}
+
+
+def _read_cells(record: Any) -> Cells:
+    _check_keys("cells", record, required=("normal",), optional=("reduce",))
+    graphs = {}
+    for name, graph in record.items():
+        try:
+            graphs[name] = _read_graph(graph)
+        except GenotypeError as error:
+            raise GenotypeError(f"cell {name!r}: {error}") from error
+    return Cells(**graphs)
+
+
+def _read_graph(record: Any) -> CellGraph:
+    _check_keys("a cell", record, required=("nodes", "concat"))
+    nodes = []
+    for number, node in enumerate(_list("nodes", record["nodes"]), start=INPUT_STATES):
+        try:
+            _check_keys("a node", node, required=("edges",), optional=("combine",))
+            edges = tuple(_read_edge(edge) for edge in _list("edges", node["edges"]))
+            nodes.append(Node(edges, node.get("combine", "add")))
+        except GenotypeError as error:
+            raise GenotypeError(f"node {number}: {error}") from error
+    return CellGraph(tuple(nodes), tuple(_list("concat", record["concat"])))
+
+
+def _read_edge(record: Any) -> Edge:
+    if not isinstance(record, list) or len(record) != 2:
+        raise GenotypeError(f'an edge is {record!r}; expected [op, state], such as ["sep_conv_3x3", 0]')
+    return Edge(*record)
+
+
+def _read_blocks(record: Any) -> Blocks:
+    _check_keys("blocks", record, required=("stem_filters", "rows"), optional=("head_filters",))
+    rows = []
+    for number, row in enumerate(_list("rows", record["rows"]), start=1):
+        try:
+            fields = [field.name for field in dataclasses.fields(Block)]
+            _check_keys("a block", row, required=fields[:3], optional=fields[3:])
+            rows.append(Block(**row))
+        except GenotypeError as error:
+            raise GenotypeError(f"row {number} of blocks: {error}") from error
+    return Blocks(tuple(rows), record["stem_filters"], record.get("head_filters"))
+
+
+def _read_chain(record: Any) -> Chain:
+    layers = []
+    for row in _list("chain", record):
+        _check_keys("a layer", row, required=("op",), optional=("skips",))
+        layers.append(Layer(row["op"], tuple(_list("skips", row.get("skips", [])))))
+    return Chain(tuple(layers))
+
+
+def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
+    if not isinstance(record, dict):
+        raise GenotypeError(f"{what} is {record!r:.200}; expected an object with {', '.join(required)}")
+    for name in record:
+        if name not in required and name not in optional:
+            raise GenotypeError(f"{what} has the key {name!r}{near(name, [*required, *optional])}, which is not known")
+    for name in required:
+        if name not in record:
+            raise GenotypeError(f"{what} has no {name!r}; expected {', '.join(required)}")
+
+
+def _list(what: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise GenotypeError(f"{what} is {value!r:.200}; expected a list")
+    return value
+
+
+def _pretty(value: Any, indent: str = "") -> str:
+    """Returns JSON in which whatever fits on a line stays on one, so that a cell reads as a table."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(line) <= 110 and (indent or not isinstance(value, dict)):
+        return line
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(name)}: {_pretty(item, deeper)}" for name, item in value.items()]
+    elif isinstance(value, list):
+        items = [_pretty(item, deeper) for item in value]
+    else:
+        return line
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n" + ",\n".join(deeper + item for item in items) + f"\n{indent}{closing}"

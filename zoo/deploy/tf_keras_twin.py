@@ -102,7 +102,7 @@ def to_tf_keras(model: keras.Model) -> Any:
         GraphError: the model is subclassed, or has a model among its layers.
         MissingPackageError: tf_keras is not installed.
     """
-    return rebuild(model, calls_of(model), keras, load_tf_keras(), _plainly)
+    return rebuild(model, calls_of(model), keras, load_tf_keras(), _plainly)[0]
 
 
 def to_keras(twin: Any) -> keras.Model:
@@ -111,7 +111,7 @@ def to_keras(twin: Any) -> keras.Model:
     Raises:
         TwinError: as `to_tf_keras`; a model with TF-MOT's wrappers is refused too, strip them first.
     """
-    return rebuild(twin, list(_tf_keras_calls(twin)), load_tf_keras(), keras, _plainly)
+    return rebuild(twin, list(_tf_keras_calls(twin)), load_tf_keras(), keras, _plainly)[0]
 
 
 def calls_of(model: keras.Model) -> list[Call]:
@@ -153,8 +153,12 @@ def copy_weights(source: Any, target: Any) -> None:
         layer.set_weights(values[name])
 
 
-def rebuild(model: Any, calls: Sequence[Call], source: ModuleType, target: ModuleType, make: Make) -> Any:
+def rebuild(
+    model: Any, calls: Sequence[Call], source: ModuleType, target: ModuleType, make: Make
+) -> tuple[Any, dict[str, list[Any]]]:
     """Returns the functional model of module `target` that repeats `calls` of `model`, a model of module `source`.
+
+    Beside it, the variables of each layer that has some, by the layer's name and in the order of `layer.weights`.
 
     Args:
         make: given the class and the options of each new layer, returns the layer that holds the weights and the one to
@@ -165,6 +169,7 @@ def rebuild(model: Any, calls: Sequence[Call], source: ModuleType, target: Modul
     ]
     value_of = dict(zip(map(id, model.inputs), inputs, strict=True))
     made: dict[int, Any] = {}
+    variables: dict[str, list[Any]] = {}
     for call in calls:
         if isinstance(call.argument, (list, tuple)):
             argument = [value_of[id(tensor)] for tensor in call.argument]
@@ -174,11 +179,14 @@ def rebuild(model: Any, calls: Sequence[Call], source: ModuleType, target: Modul
             inner, outer = make(*_twin(call.layer, source, target))
             made[id(call.layer)] = outer
             _give_weights(call.layer, inner, argument)
+            if inner.weights:  # noted before a wrapper puts something else in a weight's place
+                variables[call.layer.name] = list(inner.weights)
         value_of[id(call.outputs[0])] = made[id(call.layer)](argument)
     outputs = [value_of[id(tensor)] for tensor in model.outputs]
-    return target.Model(
+    twin = target.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0], name=model.name
     )
+    return twin, variables
 
 
 def _give_weights(layer: Any, twin: Any, argument: Any) -> None:

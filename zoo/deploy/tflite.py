@@ -63,23 +63,32 @@ def convert(
     graph.require_flat(model)
     _check_weights(model)
     shape = _fixed_shape(model, input_shape)
-    images = (
-        list(itertools.islice(_images(calibration, shape), CALIBRATION_LIMIT))
-        if quantize in CALIBRATED_SCHEMES
-        else None
-    )
-    if images is not None and not images:
-        raise ConversionError(
-            f"quantize={quantize!r} measures the range of every tensor and needs calibration images, but there are "
-            f"none. Pass calibration=images of shape (n, {', '.join(map(str, shape))}), preprocessed as in training; a "
-            "hundred will do"
-        )
+    images = calibration_images(model, calibration, input_shape) if quantize in CALIBRATED_SCHEMES else None
     import tensorflow as tf
 
     with quiet():
         call = tf.function(lambda image: model(image, training=False), autograph=False)
         function = call.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32, name="image"))
     return from_function(function, quantize=quantize, calibration=images, model=model)
+
+
+def calibration_images(
+    model: keras.Model, calibration: np.ndarray | Iterable[Any] | None, input_shape: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Returns the first 512 images of what `convert` takes as `calibration`, as float32 arrays of the input's shape.
+
+    Raises:
+        ConversionError: there are none, or one has another shape or values that are not finite.
+    """
+    shape = _fixed_shape(model, input_shape)
+    images = list(itertools.islice(_images(calibration, shape), CALIBRATION_LIMIT))
+    if not images:
+        raise ConversionError(
+            "int8 needs the range of every tensor, measured on calibration images, but there are none. Pass "
+            f"calibration=images of shape (n, {', '.join(map(str, shape))}), preprocessed as in training; "
+            "a hundred will do"
+        )
+    return images
 
 
 def from_function(
@@ -124,7 +133,8 @@ def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.nd
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     elif quantize == "int8":
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if calibration is not None:  # the converter takes this setting as a demand for calibration
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8
     elif quantize == "int16x8":
         converter.target_spec.supported_ops = [

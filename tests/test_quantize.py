@@ -1,0 +1,239 @@
+"""Quantization-aware training: what is rounded, what the file computes, and what comes back."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from zoo.deploy import graph, int8_graph, measure, quantize, tf_keras_twin, tflite, tflite_file
+
+layers = keras.layers
+CLASSES = 4
+STEP = 1 / 256  # of an int8 softmax
+
+
+def conv_bn(x, filters: int, name: str, kernel: int = 1, strides: int = 1):
+    x = layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False, name=name)(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def squeeze_excite(x, name: str):
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
+    gate = layers.Conv2D(4, 1, activation="relu", name=f"{name}_reduce")(gate)
+    gate = layers.Conv2D(x.shape[-1], 1, activation="sigmoid", name=f"{name}_expand")(gate)
+    return layers.Multiply(name=f"{name}_scale")([x, gate])
+
+
+def mobile_block(x, name: str):
+    """An inverted residual with squeeze-excite and drop path."""
+    y = layers.ReLU(6.0, name=f"{name}_expand_relu")(conv_bn(x, 16, f"{name}_expand"))
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"{name}_dw")(y)
+    y = layers.ReLU(6.0, name=f"{name}_dw_relu")(layers.BatchNormalization(name=f"{name}_dw_bn")(y))
+    y = conv_bn(squeeze_excite(y, f"{name}_se"), x.shape[-1], f"{name}_project")
+    y = layers.Dropout(0.2, noise_shape=(None, 1, 1, 1), name=f"{name}_drop_path")(y)
+    return layers.Add(name=f"{name}_add")([x, y])
+
+
+def factorized_reduction(x, filters: int, name: str):
+    x = layers.ReLU(name=f"{name}_relu")(x)
+    shifted = layers.Cropping2D(((1, 0), (1, 0)), name=f"{name}_crop")(x)
+    shifted = layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(shifted)
+    halves = [
+        conv_bn(layers.AveragePooling2D(1, 2, name=f"{name}_every_second{half}")(path), filters // 2, f"{name}_{half}")
+        for half, path in enumerate((x, shifted))
+    ]
+    return layers.Concatenate(name=name)(halves)
+
+
+def concat_cell(x, name: str):
+    """Two nodes, one read by the other, both in the output; a pool with BatchNormalization behind, as in DARTS."""
+    pool = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
+    pool = layers.BatchNormalization(scale=False, center=False, name=f"{name}_pool_bn")(pool)
+    first = layers.Add(name=f"{name}_node0")([x, pool])
+    second = layers.Add(name=f"{name}_node1")([first, conv_bn(layers.ReLU()(first), x.shape[-1], f"{name}_conv")])
+    return layers.Concatenate(name=name)([first, second])
+
+
+def build() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3), name="image")
+    x = layers.Rescaling(0.5, offset=0.1, name="rescaling")(image)
+    x = layers.ReLU(6.0, name="stem_relu")(conv_bn(x, 8, "stem", kernel=3, strides=2))
+    x = mobile_block(x, "block")
+    x = factorized_reduction(x, 8, "reduction")
+    x = concat_cell(x, "cell")
+    x = layers.SeparableConv2D(8, 3, padding="same", activation="relu", name="separable")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, layers.Dense(CLASSES, activation="softmax", name="logits")(x), name="everything")
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """256 images, each its class's picture under noise."""
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(0, 0.5, (CLASSES, 16, 16, 3))
+    labels = np.arange(256) % CLASSES
+    return (pictures[labels] + rng.normal(0, 1, (256, 16, 16, 3))).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def model(data) -> keras.Model:
+    model = build()
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(*data, batch_size=64, epochs=6, verbose=0)
+    for layer in model.layers:  # statistics of so short a training lag behind; these are the settled ones
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(data[0], training=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tuned(model, data):
+    aware = quantize.prepare(model, data[0])
+    losses = quantize.fine_tune(aware, *data, epochs=3, learning_rate=1e-3)
+    return aware, losses, quantize.convert(aware)
+
+
+def test_rewritten_model_computes_the_same_with_int8_steps_only(model, data):
+    rewritten = int8_graph.rewrite(model)
+    np.testing.assert_allclose(measure.predict(rewritten.model, data[0]), measure.predict(model, data[0]), atol=1e-5)
+    kinds = {type(layer).__name__ for layer in rewritten.model.layers}
+    assert not kinds & {"Rescaling", "SeparableConv2D"}
+    assert rewritten.parts["separable"] == ("separable_dw", "separable")
+
+
+def test_only_what_is_an_operators_output_in_the_file_gets_a_range(model):
+    rounded = int8_graph.rounded_layers(int8_graph.rewrite(model).model)
+    assert {
+        "image_int8",
+        "stem_relu",
+        "block_se_scale",
+        "block_project_bn",
+        "cell_node0",
+        "cell",
+    } <= rounded
+    assert not rounded & {
+        "stem", "stem_bn",  # fused with the relu behind it
+        "cell_pool",  # keeps the scale of its input
+        "block_se_expand_activation",  # a sigmoid's scale is fixed at 1/256
+        "reduction_0_bn", "cell_node1",  # the concatenation's scale holds for what only it reads
+    }  # fmt: skip
+
+
+def test_training_lowers_the_loss_and_the_file_computes_what_was_trained(tuned, data):
+    aware, losses, file = tuned
+    assert losses[-1] < losses[0]
+    trained = aware.model.predict(data[0], verbose=0)
+    difference = np.abs(measure.predict(file, data[0]) - trained)
+    assert difference.mean() <= STEP
+    assert difference.max() <= 16 * STEP
+
+
+def test_int8_after_training_keeps_the_accuracy_of_the_float_model(tuned, model, data):
+    assert measure.accuracy(model, *data) > 0.9
+    assert measure.accuracy(tuned[2], *data) >= measure.accuracy(model, *data) - 0.02
+
+
+def test_file_is_int8_throughout_with_a_scale_for_each_channel_of_each_kernel(tuned):
+    tensors = measure.interpret(tuned[2], threads=1).get_tensor_details()
+    assert {tensor["dtype"] for tensor in tensors} <= {np.int8, np.int32}
+    scales = {tensor["name"]: len(tensor["quantization_parameters"]["scales"]) for tensor in tensors}
+    assert sorted(set(scales.values())) == [0, 1, 3, 4, 8, 16]
+
+
+def test_tflm_and_litert_agree(tuned, data):
+    litert, tflm = (run(tuned[2], data[0][:4]) for run in (measure.predict, measure.predict_tflm))
+    assert np.abs(litert - tflm).max() <= 6 * STEP  # one step of a logit is up to six of its probability
+
+
+def test_before_training_the_file_is_as_good_as_post_training_quantization(model, data):
+    aware = quantize.convert(quantize.prepare(model, data[0]))
+    after = tflite.convert(model, quantize="int8", calibration=data[0])
+    expected = measure.predict(model, data[0])
+    errors = [np.abs(measure.predict(file, data[0]) - expected).mean() for file in (aware, after)]
+    assert errors[0] <= 1.5 * errors[1]
+
+
+def test_weights_come_back_into_a_model_of_the_same_layers(tuned, data):
+    aware, _, file = tuned
+    again = build()
+    quantize.copy_back(aware, again)
+    assert measure.accuracy(again, *data) >= measure.accuracy(file, *data) - 0.02
+
+
+def test_weights_do_not_go_into_another_model(tuned):
+    image = keras.Input((16, 16, 3))
+    with pytest.raises(tf_keras_twin.TwinError, match=r"layer 'stem' was trained with .* 'other' has no such layer"):
+        quantize.copy_back(tuned[0], keras.Model(image, layers.Conv2D(2, 1)(image), name="other"))
+
+
+def test_batch_statistics_stay_what_they_were(tuned, model):
+    before = model.get_layer("stem_bn").moving_mean.numpy()
+    np.testing.assert_array_equal(tuned[0].variables["stem_bn"][2].numpy(), before)
+
+
+def test_epochs_are_reported(data):
+    seen = []
+    image = keras.Input((16, 16, 3))
+    small = keras.Model(image, layers.Dense(CLASSES)(layers.Flatten()(layers.MaxPooling2D(8)(image))))
+    aware = quantize.prepare(small, data[0][:32])
+    images, labels = data[0][:32], data[1][:32]
+    quantize.fine_tune(aware, images, labels, epochs=2, on_epoch=lambda epoch, logs: seen.append((epoch, sorted(logs))))
+    assert seen == [(0, ["accuracy", "loss"]), (1, ["accuracy", "loss"])]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros(3)}, "32 images and 3 labels"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+    ],
+)
+def test_training_options_that_cannot_work_are_refused(tuned, data, change, message):
+    options = {"images": data[0][:32], "labels": data[1][:32], **change}
+    with pytest.raises(ValueError, match=message):
+        quantize.fine_tune(tuned[0], **options)
+
+
+def test_empty_calibration_set_is_refused(model):
+    with pytest.raises(tflite.ConversionError, match="there are none"):
+        quantize.prepare(model, np.zeros((0, 16, 16, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: layers.ELU(name="odd")(x), "layer 'odd' (ELU) cannot be trained for int8. Use one of Add"),
+        (lambda x: layers.Conv2D(2, 1, activation="elu", name="odd")(x), "layer 'odd' has the activation 'elu'"),
+        (lambda x: layers.Rescaling([1.0, 2.0], name="odd")(layers.Conv2D(2, 1)(x)[:, 0, 0]), "layer "),
+    ],
+)
+def test_layer_that_cannot_be_trained_for_int8_is_named(make, message):
+    image = keras.Input((4, 4, 3))
+    with pytest.raises(int8_graph.Int8Error, match=re.escape(message)):
+        quantize.prepare(keras.Model(image, make(image)), np.zeros((1, 4, 4, 3)))
+
+
+def test_model_inside_a_model_is_refused(model, data):
+    nested = keras.Sequential([keras.Input((16, 16, 3)), model])
+    with pytest.raises(graph.GraphError, match=r"zoo\.deploy\.graph\.flatten"):
+        quantize.prepare(nested, data[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV2", "NASNetMobile"])
+def test_keras_applications_go_through_training_to_an_int8_file(name):
+    side = {"MobileNetV2": 96, "NASNetMobile": 224}[name]
+    model = getattr(keras.applications, name)((side, side, 3), weights=None, classes=10)
+    rng = np.random.default_rng(0)
+    images, labels = rng.uniform(-1, 1, (8, side, side, 3)).astype(np.float32), np.arange(8)
+    aware = quantize.prepare(model, images)
+    quantize.fine_tune(aware, images, labels, batch_size=4, epochs=1)
+    file = quantize.convert(aware)
+    types = {tensor.type for tensor in tflite_file.parse(file).subgraphs[0].tensors}
+    schema = tflite_file.load_schema().TensorType
+    assert types <= {schema.INT8, schema.INT32}
+    assert measure.predict(file, images[:1]).shape == (1, 10)

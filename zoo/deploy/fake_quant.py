@@ -1,0 +1,129 @@
+"""What TF-MOT needs to be told to train these graphs for int8: own quantizers, and which tensor of a layer gets one.
+
+TF-MOT's defaults do not do here: they give a depthwise convolution one scale for all its channels, start every range
+at [-6, 6] and move it by a thousandth a step (a fine-tuning of some hundred steps never gets away from it), and refuse
+Multiply.
+Imports tf_keras and TF-MOT; only `zoo.deploy.quantize` and `zoo.deploy.compress` import this module.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+RANGE_MOMENTUM = 0.99  # of the running range of an activation, by training step
+SMALLEST_RANGE = 1e-9  # of a channel that is all zeros, which has no scale of its own
+KERNELS = {"Conv2D": "kernel", "Dense": "kernel", "DepthwiseConv2D": "depthwise_kernel"}
+
+_EXPORTING = ContextVar("exporting", default=False)
+
+QuantizeWrapper = tfmot.quantization.keras.QuantizeWrapperV2
+
+
+class RunningRange(tfmot.quantization.keras.quantizers.Quantizer):
+    """Rounds a tensor to 8 bits between the running minimum and maximum of its batches."""
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Makes the two variables of the range; `zoo.deploy.quantize.prepare` sets them before the first step."""
+        return {end: layer.add_weight(f"{name}_{end}", initializer="zeros", trainable=False) for end in ("min", "max")}
+
+    def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+        """Moves the range in training, and rounds."""
+        low, high = weights["min"], weights["max"]
+        if training:
+            batch_low = tf.minimum(tf.reduce_min(inputs), 0.0)  # zero must have a code: padding is made of it
+            batch_high = tf.maximum(tf.reduce_max(inputs), 0.0)
+            low = low.assign(RANGE_MOMENTUM * low + (1 - RANGE_MOMENTUM) * batch_low)
+            high = high.assign(RANGE_MOMENTUM * high + (1 - RANGE_MOMENTUM) * batch_high)
+        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=8)
+
+    def get_config(self) -> dict[str, Any]:
+        """Nothing to configure."""
+        return {}
+
+
+class ChannelGrid(tfmot.quantization.keras.quantizers.Quantizer):
+    """Rounds a kernel to 8 bits, symmetric, with one scale for each output channel, from its values of the moment."""
+
+    def __init__(self, depthwise: bool) -> None:
+        self.depthwise = depthwise
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """There is no state: what the optimizer has just written is what is rounded."""
+        return {}
+
+    def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+        """Rounds a kernel (..., outputs), or one of a depthwise convolution (height, width, channels, multiplier)."""
+        if _EXPORTING.get():
+            return inputs
+        columns = tf.reshape(inputs, [-1, math.prod(inputs.shape[-2:]) if self.depthwise else inputs.shape[-1]])
+        high = tf.maximum(tf.reduce_max(tf.abs(columns), axis=0), SMALLEST_RANGE)
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            columns, -high, high, num_bits=8, narrow_range=True
+        )
+        return tf.reshape(rounded, inputs.shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of __init__."""
+        return {"depthwise": self.depthwise}
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Leaves kernels as they are in the block.
+
+    The converter puts them on the same grid itself, after it has folded the normalization in, which scales a channel
+    and its grid alike; and it fails on a kernel that is rounded already.
+    """
+    token = _EXPORTING.set(True)
+    try:
+        yield
+    finally:
+        _EXPORTING.reset(token)
+
+
+class LayerConfig(tfmot.quantization.keras.QuantizeConfig):
+    """Rounds the kernel of a layer where it has one, and its output where `output` says so."""
+
+    def __init__(self, kernel: str | None, output: bool) -> None:
+        self.kernel = kernel
+        self.output = output
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        """The kernel and how it is rounded."""
+        if self.kernel is None:
+            return []
+        return [(getattr(layer, self.kernel), ChannelGrid(depthwise=self.kernel == "depthwise_kernel"))]
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        """None: every activation is a layer of its own in the graphs that are made here."""
+        return []
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        """Puts the rounded kernel in the place of the variable for one call."""
+        if self.kernel is not None:
+            setattr(layer, self.kernel, quantize_weights[0])
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+        """Nothing to set."""
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        """How the output is rounded."""
+        return [RunningRange()] if self.output else []
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of __init__."""
+        return {"kernel": self.kernel, "output": self.output}
+
+
+class FrozenStatistics(tf_keras.layers.BatchNormalization):
+    """Normalizes by the stored statistics in training too, as the exported file will; gamma and beta still learn."""
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        """Ignores `training`."""
+        return super().call(inputs, training=False)

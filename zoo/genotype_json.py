@@ -25,6 +25,7 @@ from zoo.genotype import (
 )  # fmt: skip
 
 SCHEMA_VERSION = 1
+LINE_LENGTH = 110
 LARGEST_FILE = 2**20  # bytes; published genotypes have 2 to 6 thousand
 
 
@@ -122,14 +123,15 @@ def body_as_dict(body: Body) -> dict[str, Any]:
     """Returns the part of the file that holds the architecture itself."""
     if isinstance(body, Cells):
         graphs = {"normal": body.normal, "reduce": body.reduce}
-        return {"cells": {name: _graph_as_dict(graph) for name, graph in graphs.items() if graph is not None}}
+        return {"cells": {name: graph_as_dict(graph) for name, graph in graphs.items() if graph is not None}}
     if isinstance(body, Blocks):
         rows = [_without_defaults(row) for row in body.rows]
         return {"blocks": {"stem_filters": body.stem_filters, "head_filters": body.head_filters, "rows": rows}}
     return {"chain": [{"op": layer.op, "skips": list(layer.skips)} for layer in body.layers]}
 
 
-def _graph_as_dict(graph: CellGraph) -> dict[str, Any]:
+def graph_as_dict(graph: CellGraph) -> dict[str, Any]:
+    """Returns a cell as plain dictionaries and lists."""
     nodes = []
     for node in graph.nodes:
         combine = {} if node.combine == "add" else {"combine": node.combine}
@@ -147,13 +149,14 @@ def _read_cells(record: Any) -> Cells:
     graphs = {}
     for name, graph in record.items():
         try:
-            graphs[name] = _read_graph(graph)
+            graphs[name] = graph_from_dict(graph)
         except GenotypeError as error:
             raise GenotypeError(f"cell {name!r}: {error}") from error
     return Cells(**graphs)
 
 
-def _read_graph(record: Any) -> CellGraph:
+def graph_from_dict(record: Any) -> CellGraph:
+    """Returns the cell that `graph_as_dict` would turn into `record`."""
     _check_keys("a cell", record, required=("nodes", "concat"))
     nodes = []
     for number, node in enumerate(_list("nodes", record["nodes"]), start=INPUT_STATES):
@@ -212,15 +215,20 @@ def _list(what: str, value: Any) -> list[Any]:
 
 def _pretty(value: Any, indent: str = "") -> str:
     """Returns JSON in which whatever fits on a line stays on one, so that a cell reads as a table."""
-    line = json.dumps(value, ensure_ascii=False)
-    if len(indent) + len(line) <= 110 and (indent or not isinstance(value, dict)):
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not isinstance(value, (dict, list)) or (len(indent) + len(line) <= LINE_LENGTH and indent):
         return line
     deeper = indent + "  "
+    parts = value.values() if isinstance(value, dict) else value
+    items = [_pretty(item, deeper) for item in parts]
     if isinstance(value, dict):
-        items = [f"{json.dumps(name)}: {_pretty(item, deeper)}" for name, item in value.items()]
-    elif isinstance(value, list):
-        items = [_pretty(item, deeper) for item in value]
-    else:
-        return line
+        items = [f"{json.dumps(name, ensure_ascii=False)}: {item}" for name, item in zip(value, items, strict=True)]
+    lines = [""]
+    for item in items:
+        one_a_line = not indent or any(isinstance(part, dict) for part in parts)
+        if not one_a_line and len(deeper) + len(lines[-1]) + len(item) + 2 <= LINE_LENGTH:
+            lines[-1] += f", {item}" if lines[-1] else item
+        else:
+            lines.append(item)
     opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return f"{opening}\n" + ",\n".join(deeper + item for item in items) + f"\n{indent}{closing}"
+    return f"{opening}\n" + ",\n".join(deeper + line for line in lines if line) + f"\n{indent}{closing}"

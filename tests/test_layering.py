@@ -1,9 +1,9 @@
 """The import rules of the design, read from the source with ast: a new file is under them from its first line.
 
-    genotype <- registry <- blocks <- ops <- cell <- skeleton <- families <- build <- recipes
+    genotype <- registry <- blocks <- ops <- cell <- skeleton <- families <- builder <- recipes
 
 * zoo never imports recipes, keras_tuner or absl. What the line above names imports only what is left of it.
-* A file of zoo that the line does not name (weights, draw) may import any of it; of the line only `build` imports it.
+* A file of zoo that the line does not name (weights, draw) may import any of it; of the line only `builder` imports it.
 * `cost` and `deploy` take any keras.Model: of zoo they see each other and `atomic`, never a family or a genotype.
 * A recipe is a module of recipes/ that is a program (it has a `__main__` guard). No module there imports one, but for
   tour.py, which calls the recipes that it tours.
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
 ORDER = """atomic genotype genotype_json canonical formats registry
-    blocks mobile_blocks ops cell skeleton families build""".split()
+    blocks mobile_blocks ops cell skeleton families builder""".split()
 MODEL_ONLY = ("zoo.cost", "zoo.deploy")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -116,8 +116,8 @@ def test_zoo_imports_only_from_the_left_of_the_order(path: Path):
         other = rank(module)
         if not within(module, "zoo"):
             return True
-        if other is None:  # build offers weights= and the like
-            return name == "zoo.build" and module != "zoo"
+        if other is None:  # builder offers weights= and the like
+            return name == "zoo.builder" and module != "zoo"
         return own is not None and other < own
 
     assert not broken(path, allowed)

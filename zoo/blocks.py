@@ -103,9 +103,8 @@ def pool(x: Any, kind: Literal["avg", "max"], size: int, strides: int, style: St
 def factorized_reduce(x: Any, filters: int, style: Style, name: str) -> Any:
     """Halves height and width with two strided 1x1 convolutions, the second one pixel down and right of the first.
 
-    `x` should have passed a ReLU where the paper has one. Of an odd height or width the second path sees one more row
-    or column, of zeros; the padding changes nothing where a side is even. The reference normalises after the concatenation, which is the same function: normalisation is
-    by channel.
+    Of an odd height or width the second path sees one row or column of zeros more; the padding changes nothing where a
+    side is even. The reference normalises after the concatenation, which is the same function: it goes by channel.
     """
     first = conv_bn(x, filters // 2, 1, 2, style, f"{name}_path1")
     shifted = x

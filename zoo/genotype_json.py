@@ -16,7 +16,6 @@ from zoo.genotype import (
     CellGraph,
     Cells,
     Chain,
-    Edge,
     Genotype,
     GenotypeError,
     Layer,
@@ -42,7 +41,7 @@ def load(path: str | os.PathLike) -> Genotype:
     if len(data) > LARGEST_FILE:
         raise GenotypeError(f"{path} has more than {LARGEST_FILE} bytes; a genotype file has a few thousand")
     try:
-        return from_json(data.decode("utf-8"))
+        return from_json(data.decode("utf-8-sig"))  # some editors put a byte order mark in front
     except UnicodeDecodeError as error:
         raise GenotypeError(f"{path} is not a text file in UTF-8 ({error}); expected a genotype in JSON") from error
     except GenotypeError as error:
@@ -59,8 +58,18 @@ def save(genotype: Genotype, path: str | os.PathLike) -> None:
 
 
 def to_json(genotype: Genotype) -> str:
-    """Returns the text of a genotype file."""
-    return _pretty(as_dict(genotype)) + "\n"
+    """Returns the text of a genotype file.
+
+    Raises:
+        GenotypeError: source, presets or published hold a value that JSON has no form for.
+    """
+    try:
+        return _pretty(as_dict(genotype)) + "\n"
+    except (TypeError, ValueError) as error:
+        raise GenotypeError(
+            f"genotype {genotype.name!r} cannot be written as JSON: {error}. In source, presets and published, "
+            "use texts, finite numbers, true, false, lists and dictionaries; float(x) and int(x) turn NumPy's numbers"
+        ) from error
 
 
 def as_dict(genotype: Genotype) -> dict[str, Any]:
@@ -84,7 +93,7 @@ def from_json(text: str) -> Genotype:
         GenotypeError: with the line of malformed JSON, or the value that was not expected.
     """
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise GenotypeError(
             f"malformed JSON in line {error.lineno}, column {error.colno}: {error.msg}. Mend it, or write the file anew"
@@ -108,15 +117,8 @@ def from_dict(record: Any) -> Genotype:
     if len(present) != 1:
         raise GenotypeError(f"a genotype has {present or 'none'} of {', '.join(bodies)}; expected exactly one of them")
     read = {"cells": _read_cells, "blocks": _read_blocks, "chain": _read_chain}[present[0]]
-    fields = {name: record[name] for name in ("source", "presets", "published") if name in record}
-    notes, represents = record.get("notes", ""), record.get("represents_family", False)
-    if not isinstance(notes, str) or not isinstance(represents, bool):
-        raise GenotypeError(
-            f"notes is {notes!r} and represents_family {represents!r}; expected a text and true or false"
-        )
-    return Genotype(
-        record["name"], record["family"], read(record[present[0]]), notes=notes, represents_family=represents, **fields
-    )
+    fields = {name: record[name] for name in optional if name in record and name not in bodies}
+    return Genotype(record["name"], record["family"], read(record[present[0]]), **fields)
 
 
 def body_as_dict(body: Body) -> dict[str, Any]:
@@ -162,17 +164,10 @@ def graph_from_dict(record: Any) -> CellGraph:
     for number, node in enumerate(_list("nodes", record["nodes"]), start=INPUT_STATES):
         try:
             _check_keys("a node", node, required=("edges",), optional=("combine",))
-            edges = tuple(_read_edge(edge) for edge in _list("edges", node["edges"]))
-            nodes.append(Node(edges, node.get("combine", "add")))
+            nodes.append(Node(tuple(_list("edges", node["edges"])), node.get("combine", "add")))
         except GenotypeError as error:
             raise GenotypeError(f"node {number}: {error}") from error
     return CellGraph(tuple(nodes), tuple(_list("concat", record["concat"])))
-
-
-def _read_edge(record: Any) -> Edge:
-    if not isinstance(record, list) or len(record) != 2:
-        raise GenotypeError(f'an edge is {record!r}; expected [op, state], such as ["sep_conv_3x3", 0]')
-    return Edge(*record)
 
 
 def _read_blocks(record: Any) -> Blocks:
@@ -190,10 +185,26 @@ def _read_blocks(record: Any) -> Blocks:
 
 def _read_chain(record: Any) -> Chain:
     layers = []
-    for row in _list("chain", record):
-        _check_keys("a layer", row, required=("op",), optional=("skips",))
-        layers.append(Layer(row["op"], tuple(_list("skips", row.get("skips", [])))))
+    for number, row in enumerate(_list("chain", record), start=1):
+        try:
+            _check_keys("a layer", row, required=("op",), optional=("skips",))
+            layers.append(Layer(row["op"], tuple(_list("skips", row.get("skips", [])))))
+        except GenotypeError as error:
+            raise GenotypeError(f"layer {number}: {error}") from error
     return Chain(tuple(layers))
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise GenotypeError(f"the key {repeated!r} stands twice in one object; keep one of them")
+    return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise GenotypeError(f"{name} stands for a number; JSON has none such. Expected a finite number, or nothing at all")
 
 
 def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -201,7 +212,9 @@ def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Se
         raise GenotypeError(f"{what} is {record!r:.200}; expected an object with {', '.join(required)}")
     for name in record:
         if name not in required and name not in optional:
-            raise GenotypeError(f"{what} has the key {name!r}{near(name, [*required, *optional])}, which is not known")
+            raise GenotypeError(
+                f"{what} has the key {name!r}{near(str(name), [*required, *optional])}, which is not known"
+            )
     for name in required:
         if name not in record:
             raise GenotypeError(f"{what} has no {name!r}; expected {', '.join(required)}")

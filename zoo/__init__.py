@@ -1,0 +1,51 @@
+"""Searched architectures in Keras 3: NASNet, PNASNet, AmoebaNet, MnasNet, ENAS, DARTS, MCUNet.
+
+    model = zoo.build("darts", classes=10, input_shape=(32, 32, 3))
+    zoo.list_models("*nas*")
+    zoo.info("nasnet_a")["published"]
+
+`import zoo` is light; Keras is loaded when the first network is built.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from zoo.genotype import Genotype, GenotypeError
+from zoo.genotype_json import save
+from zoo.registry import info, list_models, load
+
+if TYPE_CHECKING:
+    from zoo import cost, weights
+    from zoo.builder import build
+    from zoo.cell import Cell
+    from zoo.drawing import draw
+
+__all__ = [
+    "Cell",
+    "Genotype",
+    "GenotypeError",
+    "build",
+    "cost",
+    "draw",
+    "info",
+    "list_models",
+    "load",
+    "save",
+    "weights",
+]
+
+_LAZY = {"build": "zoo.builder", "Cell": "zoo.cell", "draw": "zoo.drawing", "cost": None, "weights": None}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs Keras when it is asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    owner = _LAZY[name]
+    value = importlib.import_module(f"zoo.{name}") if owner is None else getattr(importlib.import_module(owner), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

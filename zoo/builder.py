@@ -1,0 +1,180 @@
+"""`zoo.build`: from a name, a file or a Genotype to a plain Keras model.
+
+The module is not called build, or importing it would put a module where `zoo.build` is a function.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from zoo import registry
+from zoo.genotype import Genotype, GenotypeError, near
+from zoo.skeleton import Options
+
+# What one family alone takes, beside the arguments of `build`.
+FAMILY_OPTIONS = {"mnasnet": ("width_multiplier",)}
+
+
+def build(
+    model: str | os.PathLike | Genotype,
+    preset: str | None = None,
+    *,
+    classes: int | None = None,
+    input_shape: tuple[int | None, int | None, int] | None = None,
+    include_top: bool = True,
+    pooling: Literal["avg", "max"] | None = None,
+    classifier_activation: str | None = "softmax",
+    weights: str | os.PathLike | None = None,
+    drop_path_rate: float = 0.0,
+    dropout_rate: float = 0.0,
+    auxiliary: bool = False,
+    features_only: bool = False,
+    width_multiplier: float | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Returns a flat functional model of standard Keras layers.
+
+    Args:
+        model: a name of `zoo.list_models()`, a family's name, the path of a genotype file, or a Genotype.
+        preset: how large: a name of `zoo.info(model)["presets"]`; the first one unless given. A genotype without
+            presets of its own takes those of its family.
+        classes: number of classes; the preset's unless given.
+        input_shape: (height, width, channels) of the images; the preset's unless given. Height and width may be None.
+        include_top: whether the classifier is there.
+        pooling: without the top: None for the last feature map, "avg" or "max" for its mean or maximum.
+        classifier_activation: of the top; None for logits.
+        weights: None for fresh ones, or the path of a .weights.h5 or .keras file of the same network.
+        drop_path_rate: the chance to lose an edge of a cell in training, at its largest.
+        dropout_rate: before the classifier, in training.
+        auxiliary: adds the paper's auxiliary classifier as a second output.
+        features_only: returns instead the last feature map of each stride, finest first.
+        width_multiplier: of all widths (MnasNet only).
+        name: of the model.
+
+    Raises:
+        GenotypeError: an unknown name or preset, or a genotype that cannot be built.
+        ValueError: an argument that is out of range, or weights that do not fit.
+        OSError: a file that cannot be read.
+    """
+    genotype = model if isinstance(model, Genotype) else registry.load(model)
+    family = _family(genotype.family)
+    preset_name, values = _preset(genotype, preset)
+    extra = {} if width_multiplier is None else {"width_multiplier": width_multiplier}
+    _check_extra(genotype.family, extra)
+    options = Options(
+        classes=_classes(values.get("classes") if classes is None else classes, include_top),
+        input_shape=_input_shape(values.get("input_shape") if input_shape is None else input_shape),
+        include_top=include_top,
+        pooling=_choice("pooling", pooling, (None, "avg", "max")),
+        classifier_activation=classifier_activation,
+        drop_path_rate=_rate("drop_path_rate", drop_path_rate),
+        dropout_rate=_rate("dropout_rate", dropout_rate),
+        auxiliary=auxiliary,
+        features_only=features_only,
+        name=name or f"{genotype.name}_{preset_name}".replace(".", "_"),
+        extra=extra,
+    )
+    try:
+        network = family.build(genotype, values, options)
+    except GenotypeError as error:
+        raise GenotypeError(f"{genotype.name}, preset {preset_name!r}: {error}") from error
+    if weights is not None:
+        _load_weights(network, weights)
+    return network
+
+
+def _family(name: str) -> Any:
+    module = f"zoo.families.{name}"
+    if importlib.util.find_spec(module) is None:
+        folder = Path(__file__).parent / "families"
+        known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+        raise GenotypeError(f"there is no family {name!r}{near(name, known)}; expected one of {', '.join(known)}")
+    return importlib.import_module(module)
+
+
+def _preset(genotype: Genotype, name: str | None) -> tuple[str, Mapping[str, Any]]:
+    """Returns the preset's name and values, from the genotype or from the one that represents its family."""
+    presets = dict(genotype.presets)
+    if not presets or (name is not None and name not in presets):
+        representative = registry.representative_of(genotype.family)
+        presets |= (
+            {} if representative is None else {n: p for n, p in representative.presets.items() if n not in presets}
+        )
+    if not presets:
+        raise GenotypeError(
+            f'{genotype.name} has no presets, nor has its family; give it one, as "presets" in its file'
+        )
+    if name is None:
+        name = next(iter(presets))
+    if name not in presets:
+        close = "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(name, presets, n=1))
+        raise GenotypeError(f"{genotype.name} has no preset {name!r}{close}; expected one of {', '.join(presets)}")
+    return name, presets[name]
+
+
+def _check_extra(family: str, extra: Mapping[str, Any]) -> None:
+    for option in extra:
+        takes = [name for name, options in FAMILY_OPTIONS.items() if option in options]
+        if family not in takes:
+            raise ValueError(f"{option} is not for the family {family!r}, only for {', '.join(takes)}; leave it out")
+
+
+def _classes(classes: Any, include_top: bool) -> int:
+    if not include_top and classes is None:
+        return 1
+    if classes is None:
+        raise ValueError("classes is not given, and the preset has none; say how many classes there are")
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"classes={classes!r}; expected a whole number from 1")
+    return classes
+
+
+def _input_shape(shape: Any) -> tuple[int | None, int | None, int]:
+    if shape is None:
+        raise ValueError("input_shape is not given, and the preset has none; give (height, width, channels)")
+    message = f"input_shape={shape!r}; expected (height, width, channels), such as (224, 224, 3) or (None, None, 3)"
+    try:
+        height, width, channels = shape
+    except (TypeError, ValueError):
+        raise ValueError(message) from None
+    for side in (height, width):
+        if side is not None and (not isinstance(side, int) or side < 1):
+            raise ValueError(message)
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(message)
+    return (height, width, channels)
+
+
+def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{what}={value!r}; expected one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def _rate(what: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{what}={value!r}; expected a number from 0 to less than 1")
+    return float(value)
+
+
+def _load_weights(network: keras.Model, path: str | os.PathLike) -> None:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights: there is no file {path}; expected None or the path of a .weights.h5 or .keras file"
+        )
+    if not path.name.endswith((".weights.h5", ".keras")):
+        raise ValueError(f"weights: {path} is neither a .weights.h5 nor a .keras file, which is what Keras 3 saves")
+    try:
+        network.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(
+            f"weights: {path} does not fit {network.name}: {error}. The file must be of the same network, with the "
+            "same classes, input channels and top; build without weights to see its layers"
+        ) from error

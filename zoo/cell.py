@@ -1,0 +1,184 @@
+"""A cell as layers: `expand` is the one place where that happens; `Cell` is the same wrapped as one layer."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from zoo import blocks
+from zoo.blocks import Style
+from zoo.genotype import INPUT_STATES, CellGraph, GenotypeError
+from zoo.genotype_json import graph_as_dict, graph_from_dict
+from zoo.ops import OPS, State
+
+
+def expand(
+    graph: CellGraph,
+    inputs: Sequence[Any],
+    filters: int,
+    *,
+    style: Style,
+    name: str,
+    strides: int = 1,
+    oldest_strides: int = 1,
+    drop_path_rate: float = 0.0,
+) -> Any:
+    """Adds the layers of one cell to a functional graph and returns its output.
+
+    Args:
+        graph: the cell.
+        inputs: h[c-2] and h[c-1]. Without an h[c-2] (None), state 0 is h[c-1] as it comes, unprojected.
+        filters: channels of each node.
+        style: the family's way.
+        name: prefix of the layers' names; an edge's are NAME_node2_edge0_...
+        strides: 2 for a reduction cell, of the operations that read states 0 and 1.
+        oldest_strides: 2 where h[c-2] is twice as high and wide as h[c-1].
+        drop_path_rate: the chance that an example loses an edge in training.
+
+    Raises:
+        GenotypeError: a node that the output needs has no edge but "none".
+    """
+    live = graph.live_states()
+    states: dict[int, State] = {}
+    if 0 in live:
+        states[0] = State(_oldest(inputs, filters, oldest_strides, style, f"{name}_input0"), f"{name}_input0")
+    if 1 in live:
+        newest = blocks.relu(inputs[1], f"{name}_input1_newest")
+        states[1] = State(blocks.conv_bn(newest, filters, 1, 1, style, f"{name}_input1"), f"{name}_input1")
+    for number, node in enumerate(graph.nodes, start=INPUT_STATES):
+        if number not in live:
+            continue
+        parts = []
+        for place, (op, source) in enumerate(node.edges):
+            if op != "none":
+                edge = f"{name}_node{number}_edge{place}"
+                step = strides if source < INPUT_STATES else 1
+                x = OPS[op](states[source], filters, step, style, edge)
+                parts.append(_drop_path(x, op, states[source], drop_path_rate, style, edge))
+        if not parts:
+            raise GenotypeError(
+                f'node {number} of {name} has only "none" edges, but the output needs it: put an operation on an edge, '
+                "or leave the node out of concat"
+            )
+        states[number] = State(
+            _combine(parts, node.combine, filters, style, f"{name}_node{number}"), f"{name}_node{number}"
+        )
+    outputs = [
+        _as_output(states[number], number, filters, strides, style, f"{name}_output{number}") for number in graph.concat
+    ]
+    return outputs[0] if len(outputs) == 1 else layers.Concatenate(name=f"{name}_concat")(outputs)
+
+
+def _oldest(inputs: Sequence[Any], filters: int, oldest_strides: int, style: Style, name: str) -> Any:
+    """Returns h[c-2] with the height, width and channels of the cell."""
+    oldest, newest = inputs
+    if oldest is None:
+        return newest
+    if oldest_strides > 1:
+        return blocks.factorized_reduce(blocks.relu(oldest, f"{name}_oldest"), filters, style, name)
+    if style.oldest_input == "always" or oldest.shape[-1] != filters:
+        return blocks.conv_bn(blocks.relu(oldest, f"{name}_oldest"), filters, 1, 1, style, name)
+    return oldest
+
+
+def _drop_path(x: Any, op: str, source: State, rate: float, style: Style, name: str) -> Any:
+    if rate <= 0 or (op == "skip_connect" and (x is source.tensor or not style.drop_path_on_skip)):
+        return x
+    return layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop_path")(x)
+
+
+def _combine(parts: list[Any], combine: str, filters: int, style: Style, name: str) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    if combine == "add":
+        return layers.Add(name=f"{name}_add")(parts)
+    # NASNet's paper has "1x1 convolutions inserted as necessary" to keep each state at the same number of filters.
+    x = layers.Concatenate(name=f"{name}_concat")(parts)
+    return blocks.conv_bn(blocks.relu(x, f"{name}_concat"), filters, 1, 1, style, name)
+
+
+def _as_output(state: State, number: int, filters: int, strides: int, style: Style, name: str) -> Any:
+    """Gives an input state that is part of the output the shape of the nodes (no ReLU: as TF-slim does)."""
+    if number >= INPUT_STATES:
+        return state.tensor
+    if strides > 1:
+        return blocks.factorized_reduce(state.tensor, filters, style, name)
+    if state.filters != filters:
+        return blocks.conv_bn(state.tensor, filters, 1, 1, style, name)
+    return state.tensor
+
+
+_DEFAULT_STYLE = Style()
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Cell(layers.Layer):
+    """One cell as a layer, for models of one's own: `y = zoo.Cell(zoo.load("darts").body.normal, 32)([h0, h1])`.
+
+    It computes what `expand` adds to a flat graph; `zoo.build` uses the flat form, which TFLite and TF-MOT need.
+
+    Input: a pair (h[c-2], h[c-1]) of shape (batch, height, width, channels); their channels may differ.
+    Output: (batch, height / strides rounded up, width / strides rounded up, filters x number of concatenated states).
+    """
+
+    def __init__(
+        self,
+        graph: CellGraph | Mapping[str, Any],
+        filters: int,
+        *,
+        strides: int = 1,
+        oldest_strides: int = 1,
+        drop_path_rate: float = 0.0,
+        style: Style | Mapping[str, Any] = _DEFAULT_STYLE,
+        **layer_options: Any,
+    ):
+        """Makes the layer; the arguments are those of `expand`, or what `get_config` makes of them."""
+        super().__init__(**layer_options)
+        if filters < 1 or strides not in (1, 2) or oldest_strides not in (1, 2) or not 0 <= drop_path_rate < 1:
+            raise ValueError(
+                f"filters={filters}, strides={strides}, oldest_strides={oldest_strides}, "
+                f"drop_path_rate={drop_path_rate}; "
+                "expected filters >= 1, strides of 1 or 2, and a rate from 0 to less than 1"
+            )
+        self.graph = graph if isinstance(graph, CellGraph) else graph_from_dict(graph)
+        self.filters = filters
+        self.strides = strides
+        self.oldest_strides = oldest_strides
+        self.drop_path_rate = drop_path_rate
+        self.style = style if isinstance(style, Style) else Style(**style)
+        self.network: Any = None
+
+    def build(self, input_shape: Sequence[Sequence[int | None]]) -> None:
+        """Makes the layers within; `input_shape` is the pair of shapes, batch first."""
+        if len(input_shape) != 2 or not all(isinstance(shape, Sequence) for shape in input_shape):
+            raise ValueError(f"a Cell is called on a pair [h0, h1]; got an input of shape {input_shape}")
+        inputs = [keras.Input(shape[1:]) for shape in input_shape]
+        output = expand(
+            self.graph, inputs, self.filters, style=self.style, name=self.name, strides=self.strides,
+            oldest_strides=self.oldest_strides, drop_path_rate=self.drop_path_rate,
+        )  # fmt: skip
+        self.network = keras.Model(inputs, output, name=f"{self.name}_network")
+        self.built = True
+
+    def call(self, inputs: Sequence[Any], training: bool | None = None) -> Any:
+        """Returns the cell's output for the pair (h[c-2], h[c-1])."""
+        return self.network(inputs, training=training)
+
+    def compute_output_shape(self, input_shape: Sequence[Sequence[int | None]]) -> tuple[int | None, ...]:
+        """Returns the output's shape for the pair of input shapes."""
+        sides = [side if side is None else -(-side // self.strides) for side in input_shape[1][1:3]]
+        return (input_shape[1][0], *sides, self.filters * len(self.graph.concat))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns plain values from which `from_config` makes the same layer."""
+        own = {
+            "graph": graph_as_dict(self.graph),
+            "filters": self.filters,
+            "strides": self.strides,
+            "oldest_strides": self.oldest_strides,
+            "drop_path_rate": self.drop_path_rate,
+            "style": dataclasses.asdict(self.style),
+        }
+        return super().get_config() | own

@@ -1,0 +1,23 @@
+"""AmoebaNet (Real et al., 2019, arXiv:1802.01548), as the authors' TPU code builds it (models/official/amoeba_net).
+
+The stack is NASNet's. What differs: bottlenecks around conv_3x3 and conv_1x7_7x1, a drop path rate that does not grow
+with depth, and an auxiliary head of 0.4 times the width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from zoo.blocks import Style
+from zoo.genotype import Cells, Genotype
+from zoo.skeleton import CellStack, Options, body_of, read_preset, stack_cells
+
+STYLE = Style(momentum=0.9, epsilon=1e-5, bottleneck=True, drop_path_by_depth=False)
+AUXILIARY_WIDTHS = (51, 307)  # int(128 x 0.4), int(768 x 0.4)
+
+
+def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
+    """Returns the network; `preset` is a `CellStack`."""
+    cells, scale = body_of(genotype, Cells), read_preset(CellStack, preset)
+    return stack_cells(cells.normal, cells.reduce, scale, STYLE, options, AUXILIARY_WIDTHS)

@@ -1,0 +1,142 @@
+"""The operations of all cell search spaces by name. Only cell.py calls them; a new operation is one more entry here.
+
+An operation takes a State, the number of output filters, the strides, the family's Style and the prefix of its layers'
+names. It starts with the ReLU of the papers' ReLU-conv-BN order, unless it is a pool or an identity.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from zoo import blocks
+from zoo.blocks import Style
+
+
+class State:
+    """A state of a cell: a tensor whose ReLU and pools are made once, however many edges read them.
+
+    Three edges in four of a published cell start with the ReLU of a state that another edge reads too; sharing it
+    changes no value and saves a third of NASNet's layers.
+    """
+
+    def __init__(self, tensor: Any, name: str):
+        self.tensor = tensor
+        self.name = name
+        self._made: dict[tuple[str, int, int], Any] = {}
+
+    @property
+    def filters(self) -> int:
+        """The number of channels."""
+        return self.tensor.shape[-1]
+
+    def relu(self) -> Any:
+        """Returns the state's ReLU."""
+        return self._once(("relu", 0, 1), lambda: blocks.relu(self.tensor, self.name))
+
+    def pool(self, kind: Literal["avg", "max"], size: int, strides: int, style: Style) -> Any:
+        """Returns the pooled state."""
+        name = f"{self.name}_{kind}_pool_{size}x{size}" + (f"_strides{strides}" if strides > 1 else "")
+        return self._once((kind, size, strides), lambda: blocks.pool(self.tensor, kind, size, strides, style, name))
+
+    def _once(self, key: tuple[str, int, int], make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+Operation = Callable[[State, int, int, Style, str], Any]
+
+
+def skip_connect(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+    """Returns the state itself where shapes agree; else what the style puts in its place."""
+    if strides == 1 and state.filters == filters:
+        return state.tensor
+    if strides > 1 and style.strided_skip == "factorized_reduce":
+        return blocks.factorized_reduce(state.relu(), filters, style, name)
+    return blocks.conv_bn(state.relu(), filters, 1, strides, style, name)
+
+
+def _pool(kind: Literal["avg", "max"], size: int) -> Operation:
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+        x = state.pool(kind, size, strides, style)
+        return x if state.filters == filters else blocks.conv_bn(x, filters, 1, 1, style, name)
+
+    return operation
+
+
+def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
+    """ReLU, depthwise, 1x1, BN; `repeats` times, the strides in the first."""
+
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+        x = state.relu()
+        for number in range(1, repeats + 1):
+            if number > 1:
+                x = blocks.relu(x, f"{name}_{number}")
+            x = blocks.depthwise(x, size, strides if number == 1 else 1, style, f"{name}_dw{number}", dilation)
+            x = blocks.conv(x, filters, 1, 1, style, f"{name}_pw{number}")
+            x = blocks.batch_norm(x, style, f"{name}_bn{number}")
+        return x
+
+    return operation
+
+
+def _conv(size: int, bottleneck: bool = True) -> Operation:
+    """ReLU, convolution, BN; between two 1x1 convolutions where the style says so and this operation allows it."""
+
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+        if not (bottleneck and style.bottleneck):
+            return blocks.conv_bn(state.relu(), filters, size, strides, style, name)
+        x = _narrow(state, filters, style, name)
+        x = blocks.conv_bn(x, filters // 4, size, strides, style, name)
+        return _widen(x, filters, style, name)
+
+    return operation
+
+
+def _conv_pair(size: int) -> Operation:
+    """A convolution along rows, then one along columns, with BN each and a ReLU between; bottlenecks as in `_conv`."""
+
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+        x = _narrow(state, filters, style, name) if style.bottleneck else state.relu()
+        width = filters // 4 if style.bottleneck else filters
+        x = blocks.conv_bn(x, width, (1, size), (1, strides), style, f"{name}_row")
+        x = blocks.relu(x, f"{name}_row")
+        x = blocks.conv_bn(x, width, (size, 1), (strides, 1), style, f"{name}_column")
+        return _widen(x, filters, style, name) if style.bottleneck else x
+
+    return operation
+
+
+def _narrow(state: State, filters: int, style: Style, name: str) -> Any:
+    return blocks.relu(blocks.conv_bn(state.relu(), filters // 4, 1, 1, style, f"{name}_narrow"), f"{name}_narrow")
+
+
+def _widen(x: Any, filters: int, style: Style, name: str) -> Any:
+    return blocks.conv_bn(blocks.relu(x, f"{name}_widen"), filters, 1, 1, style, f"{name}_widen")
+
+
+def conv_7x1_1x7(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+    """DARTS' form: ReLU, a row of seven, a column of seven, one BN."""
+    x = blocks.conv(state.relu(), filters, (1, 7), (1, strides), style, f"{name}_row_conv")
+    return blocks.conv_bn(x, filters, (7, 1), (strides, 1), style, f"{name}_column")
+
+
+# "none" has no entry: cell.py leaves such an edge out.
+OPS: dict[str, Operation] = {
+    "skip_connect": skip_connect,
+    "avg_pool_3x3": _pool("avg", 3),
+    "max_pool_2x2": _pool("max", 2),
+    "max_pool_3x3": _pool("max", 3),
+    "max_pool_5x5": _pool("max", 5),
+    "max_pool_7x7": _pool("max", 7),
+    "sep_conv_3x3": _sep_conv(3),
+    "sep_conv_5x5": _sep_conv(5),
+    "sep_conv_7x7": _sep_conv(7),
+    "dil_conv_3x3": _sep_conv(3, repeats=1, dilation=2),
+    "dil_conv_5x5": _sep_conv(5, repeats=1, dilation=2),
+    "conv_1x1": _conv(1, bottleneck=False),
+    "conv_3x3": _conv(3),
+    "conv_5x5": _conv(5),
+    "conv_1x3_3x1": _conv_pair(3),
+    "conv_1x7_7x1": _conv_pair(7),
+    "conv_7x1_1x7": conv_7x1_1x7,
+}

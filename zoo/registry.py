@@ -1,0 +1,85 @@
+"""The models that there are: the files of searched_genotypes/. Standard library only."""
+
+import fnmatch
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from zoo import genotype_json
+from zoo.genotype import Genotype, GenotypeError, near
+
+_SUFFIX = ".json"
+_NOT_GENOTYPES = ("schema.json",)
+
+
+class UnknownModelError(GenotypeError):
+    """There is no such model; the text suggests near names."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names of the models that `pattern` (with *, ? and [..]) matches, in alphabetical order."""
+    return fnmatch.filter(sorted(_files()), pattern.lower())
+
+
+def load(name: str | os.PathLike) -> Genotype:
+    """Returns the genotype of a model's name, of a family's name, or of a file.
+
+    Args:
+        name: what `list_models` returns; a family, which stands for its best-known network; or a path, told by its
+            ending in .json or a folder in it.
+
+    Raises:
+        UnknownModelError: no such name.
+        GenotypeError: the file is no genotype.
+        OSError: the file cannot be read.
+    """
+    if isinstance(name, os.PathLike) or name.endswith(_SUFFIX) or os.sep in name:
+        return genotype_json.load(name)
+    files = _files()
+    if name in files:
+        return genotype_json.load(files[name])
+    representative = representative_of(name)
+    if representative is None:
+        raise UnknownModelError(
+            f"there is no model {name!r}{near(name, [*files, *families()])}. "
+            "zoo.list_models() shows all; the path of a genotype file ends in .json"
+        )
+    return representative
+
+
+def families() -> list[str]:
+    """Returns the names of the families, in alphabetical order."""
+    return sorted({genotype_json.load(path).family for path in _files().values()})
+
+
+def representative_of(family: str) -> Genotype | None:
+    """Returns the genotype that the family's bare name stands for, or None for a family without one."""
+    for path in _files().values():
+        # text first: reading forty files as JSON would take longer than building a small network
+        if '"represents_family"' in path.read_text(encoding="utf-8"):
+            genotype = genotype_json.load(path)
+            if genotype.family == family and genotype.represents_family:
+                return genotype
+    return None
+
+
+def info(name: str | os.PathLike) -> dict[str, Any]:
+    """Returns what is known of a model: name, family, source, presets, published numbers and notes.
+
+    `name` and the errors are those of `load`.
+    """
+    genotype = load(name)
+    return {
+        "name": genotype.name,
+        "family": genotype.family,
+        "notes": genotype.notes,
+        "source": dict(genotype.source),
+        "presets": {preset: dict(values) for preset, values in genotype.presets.items()},
+        "published": {preset: dict(values) for preset, values in genotype.published.items()},
+    }
+
+
+def _files() -> dict[str, Path]:
+    folder = Path(str(resources.files("searched_genotypes")))
+    return {path.stem: path for path in sorted(folder.glob(f"*{_SUFFIX}")) if path.name not in _NOT_GENOTYPES}

@@ -1,0 +1,250 @@
+"""What surrounds the cells: input, stems, the stack of NASNet and its heirs, heads; and `Options` for all of it.
+
+Families differ in few places, which are arguments here. Nothing in this file knows a family.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import keras
+from keras import layers
+
+from zoo import blocks
+from zoo.blocks import Style
+from zoo.cell import expand
+from zoo.genotype import CellGraph, Genotype, GenotypeError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The arguments of `zoo.build`, checked, for the families.
+
+    `input_shape` is (height, width, channels), height and width None where any will do; `extra` holds what only some
+    families know, such as `width_multiplier`.
+    """
+
+    classes: int
+    input_shape: tuple[int | None, int | None, int]
+    include_top: bool = True
+    pooling: Literal["avg", "max"] | None = None
+    classifier_activation: str | None = "softmax"
+    drop_path_rate: float = 0.0
+    dropout_rate: float = 0.0
+    auxiliary: bool = False
+    features_only: bool = False
+    name: str = "model"
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Preset = TypeVar("Preset")
+
+
+def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
+    """Returns the family's preset dataclass made from a genotype file's preset; `input_shape` and `classes` stay out.
+
+    Raises:
+        GenotypeError: a key that the family does not know, one that is missing, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    given = {name: value for name, value in values.items() if name not in ("input_shape", "classes")}
+    for name, value in given.items():
+        if name not in fields:
+            near = "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(name, fields, n=1))
+            raise GenotypeError(f"the preset's key {name!r} is not known{near}; this family has {', '.join(fields)}")
+        whole = fields[name].type is int
+        if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise GenotypeError(f"the preset's {name} is {value!r}; expected a whole number from 1")
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in given]
+    if missing:
+        raise GenotypeError(f"the preset has no {', '.join(missing)}; this family needs {', '.join(fields)}")
+    return kind(**given)
+
+
+Body = TypeVar("Body")
+
+
+def body_of(genotype: Genotype, kind: type[Body]) -> Body:
+    """Returns the genotype's body.
+
+    Raises:
+        GenotypeError: it is of another kind than the family builds.
+    """
+    if not isinstance(genotype.body, kind):
+        raise GenotypeError(
+            f"{genotype.name} has {type(genotype.body).__name__}, but its family {genotype.family!r} builds "
+            f"{kind.__name__}; give the genotype the family that it was found in"
+        )
+    return genotype.body
+
+
+class Network:
+    """A network in the making: the image, and the last feature map of each stride."""
+
+    def __init__(self, options: Options, smallest: int):
+        """Starts with the input.
+
+        Args:
+            options: what the user asked for.
+            smallest: the least height and width that the strides leave something of.
+
+        Raises:
+            ValueError: the input is smaller.
+        """
+        for side, what in zip(options.input_shape, ("height", "width"), strict=False):
+            if side is not None and side < smallest:
+                raise ValueError(
+                    f"input_shape {options.input_shape} has a {what} of {side}; halvings would leave "
+                    f"nothing of it. Expected at least {smallest}: resize the images, or take a preset for small ones"
+                )
+        self.options = options
+        self.image = keras.Input(options.input_shape, name="image")
+        self.features: dict[int, Any] = {}
+        self._auxiliary: Any = None
+
+    def note(self, x: Any, stride: int) -> Any:
+        """Remembers `x` as the feature map of this stride, over an earlier one, and returns it."""
+        self.features[stride] = x
+        return x
+
+    def add_auxiliary(
+        self, x: Any, style: Style, widths: tuple[int, int], strides: int, normalised: bool = True
+    ) -> None:
+        """Adds the auxiliary classifier: relu, 5x5 mean, 1x1-bn-relu, convolution of the map's size-bn-relu, dense.
+
+        It does nothing where `auxiliary` was not asked for.
+
+        Args:
+            x: the feature map that it hangs on.
+            style: the family's way.
+            widths: the filters of the two convolutions.
+            strides: of the mean.
+            normalised: whether there is a bn behind the second convolution.
+
+        Raises:
+            ValueError: the feature map's size is not known, or less than 5 x 5.
+        """
+        if not (self.options.auxiliary and self.options.include_top):
+            return
+        if None in x.shape[1:3] or min(x.shape[1:3]) < 5:
+            raise ValueError(
+                f"auxiliary=True needs a feature map of at least 5 x 5 at the auxiliary head, and has {x.shape[1:3]}. "
+                f"Give a larger input_shape than {self.options.input_shape}, of known height and width"
+            )
+        x = layers.AveragePooling2D(5, strides, name="aux_pool")(blocks.relu(x, "aux_pool"))
+        x = blocks.relu(blocks.conv_bn(x, widths[0], 1, 1, style, "aux_narrow"), "aux_narrow")
+        kernel_size = tuple(x.shape[1:3])
+        x = layers.Conv2D(widths[1], kernel_size, use_bias=False, kernel_initializer="he_normal", name="aux_map_conv")(
+            x
+        )
+        if normalised:
+            x = blocks.batch_norm(x, style, "aux_map_bn")
+        x = layers.Flatten(name="aux_flatten")(blocks.relu(x, "aux_map"))
+        self._auxiliary = self._classifier(x, "aux_predictions")
+
+    def finish(self, x: Any) -> keras.Model:
+        """Puts the head, or what else was asked for, on `x` and returns the model."""
+        options = self.options
+        if options.features_only:
+            outputs = [self.features[stride] for stride in sorted(self.features)]
+        elif options.include_top:
+            x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+            if options.dropout_rate > 0:
+                x = layers.Dropout(options.dropout_rate, name="top_dropout")(x)
+            outputs = self._classifier(x, "predictions")
+            if self._auxiliary is not None:
+                outputs = [outputs, self._auxiliary]
+        elif options.pooling == "avg":
+            outputs = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        elif options.pooling == "max":
+            outputs = layers.GlobalMaxPooling2D(name="max_pool")(x)
+        else:
+            outputs = x
+        return keras.Model(self.image, outputs, name=options.name)
+
+    def _classifier(self, x: Any, name: str) -> Any:
+        return layers.Dense(self.options.classes, activation=self.options.classifier_activation, name=name)(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class CellStack:
+    """A preset of NASNet and its heirs: 3 x `repeats` normal cells, the first third with `filters` channels a node."""
+
+    repeats: int
+    filters: int
+    stem: Literal["cifar", "imagenet"]
+    stem_filters: int
+    skip_reduction: bool = False  # the normal cell behind a reduction reads the output of the cell before it as h[c-2]
+
+    def __post_init__(self):
+        if self.stem not in ("cifar", "imagenet"):
+            raise GenotypeError(f"the preset's stem is {self.stem!r}; expected cifar or imagenet")
+
+
+def stack_cells(
+    normal: CellGraph,
+    reduce: CellGraph | None,
+    scale: CellStack,
+    style: Style,
+    options: Options,
+    auxiliary_widths: tuple[int, int] = (128, 768),
+) -> keras.Model:
+    """Builds the network of NASNet, AmoebaNet and PNASNet (TF-slim's nasnet.py and pnasnet.py).
+
+    With a `reduce` cell, one is put before the normal cells N and 2N (N = `repeats`); without, those two run at
+    stride 2 themselves. The ImageNet stem is a strided convolution without padding or ReLU and two reductions with a
+    quarter and half of the filters. The auxiliary head hangs on the output of normal cell 2N-1.
+    """
+    network = Network(options, smallest=32 if scale.stem == "imagenet" else 4)
+    stem_cells = 2 if scale.stem == "imagenet" else 0
+    cells = 3 * scale.repeats + (2 if reduce else 0) + stem_cells
+    # the output of each cell, oldest first, and how many times its height has been halved
+    outputs: list[tuple[Any, int]] = [(None, 0), (_stem(network, scale, style), 1 if stem_cells else 0)]
+    made = 0
+
+    def add(graph: CellGraph, filters: int, strides: int, name: str, oldest: tuple[Any, int]) -> None:
+        nonlocal made
+        newest, level = outputs[-1]
+        depth = (made + 1) / cells if style.drop_path_by_depth else 1.0
+        x = expand(
+            graph,
+            (oldest[0], newest),
+            filters,
+            style=style,
+            name=name,
+            strides=strides,
+            oldest_strides=2 if oldest[0] is not None and oldest[1] < level else 1,
+            drop_path_rate=options.drop_path_rate * depth,
+        )
+        made += 1
+        level += strides - 1
+        outputs.append((network.note(x, 2**level), level))
+
+    reduction = reduce or normal
+    for number in range(stem_cells):
+        add(reduction, scale.filters // (4 if number == 0 else 2), 2, f"stem{number}", outputs[-2])
+    filters = scale.filters
+    for number in range(3 * scale.repeats):
+        oldest, reducing = outputs[-2], number in (scale.repeats, 2 * scale.repeats)
+        if reducing:
+            filters *= 2
+        if reducing and reduce:
+            add(reduce, filters, 2, f"cell{made - stem_cells:02d}_reduce", outputs[-2])
+            if not scale.skip_reduction:
+                oldest = outputs[-2]
+        strides = 2 if reducing and not reduce else 1
+        name = f"cell{made - stem_cells:02d}" + ("_reduce" if strides > 1 else "")
+        add(normal, filters, strides, name, oldest)
+        if number == 2 * scale.repeats - 1:
+            network.add_auxiliary(outputs[-1][0], style, auxiliary_widths, strides=3)
+    return network.finish(blocks.relu(outputs[-1][0], "top"))
+
+
+def _stem(network: Network, scale: CellStack, style: Style) -> Any:
+    if scale.stem == "cifar":
+        return network.note(blocks.conv_bn(network.image, scale.stem_filters, 3, 1, style, "stem"), 1)
+    x = layers.Conv2D(
+        scale.stem_filters, 3, 2, use_bias=False, kernel_initializer="he_normal", name="stem_conv"
+    )(network.image)  # fmt: skip
+    return network.note(blocks.batch_norm(x, style, "stem_bn"), 2)

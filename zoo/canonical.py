@@ -4,28 +4,30 @@ import hashlib
 import json
 from typing import Any
 
-from zoo.genotype import INPUT_STATES, Body, CellGraph, Cells, Chain, Edge, Genotype
-from zoo.genotype_json import body_as_dict
+from zoo.genotype import INPUT_STATES, Blocks, Body, CellGraph, Cells, Chain, Edge, Genotype
 
 _Nodes = dict[int, tuple[str, list[Edge]]]  # state -> combine, live edges
+_Colours = dict[int, int]  # state -> colour; a finer colouring keeps the order of the coarser one
 
 
 def canonical_hash(architecture: Genotype | Body | CellGraph) -> str:
     """Returns 32 hex digits, equal for architectures that differ only in how they are written down.
 
     Of a cell, the order of nodes, edges and concat does not count, nor do "none" edges and nodes that do not reach
-    the output. Names, presets and provenance never count.
+    the output. Of blocks, it does not count how they are gathered in rows. Names, presets and provenance never count.
     """
     body = architecture.body if isinstance(architecture, Genotype) else architecture
     if isinstance(body, CellGraph):
         form: Any = canonical_form(body)
     elif isinstance(body, Cells):
         form = ["cells", canonical_form(body.normal), body.reduce and canonical_form(body.reduce)]
+    elif isinstance(body, Blocks):
+        form = ["blocks", _blocks_form(body)]
+    elif isinstance(body, Chain):
+        form = ["chain", [[layer.op, sorted(layer.skips)] for layer in body.layers]]
     else:
-        form = body_as_dict(body)
-        if isinstance(body, Chain):
-            form = [[layer.op, sorted(layer.skips)] for layer in body.layers]
-    return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:32]
+        raise TypeError(f"canonical_hash of {architecture!r:.200}; expected a Genotype, a body or a CellGraph")
+    return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
 
 
 def canonical_form(graph: CellGraph) -> list[Any]:
@@ -42,23 +44,39 @@ def canonical_form(graph: CellGraph) -> list[Any]:
     return _least_form(nodes, frozenset(graph.concat), dict.fromkeys(live, 0))
 
 
-def _least_form(nodes: _Nodes, concat: frozenset[int], colours: dict[int, int]) -> list[Any]:
+def _least_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
     colours = _refined(nodes, concat, colours)
+    tied = _first_tie(colours)
+    if not tied:
+        return _form(nodes, concat, colours)
+    # Where one way down from two tied nodes ends in the same form, exchanging the two changes nothing: one is enough.
+    # Without this, ten alike branches would be tried in all their 3.6 million orders.
+    branches: dict[str, _Colours] = {}
+    for state in tied:
+        first = {**colours, state: -1}
+        branches.setdefault(json.dumps(_some_form(nodes, concat, first)), first)
+    return min(_least_form(nodes, concat, first) for first in branches.values())
+
+
+def _some_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
+    """Returns the form of one way to break all ties."""
+    while tied := _first_tie(colours := _refined(nodes, concat, colours)):
+        colours = {**colours, tied[0]: -1}
+    return _form(nodes, concat, colours)
+
+
+def _first_tie(colours: _Colours) -> list[int]:
+    """Returns the states of the least colour that several have, or none."""
     ties: dict[int, list[int]] = {}
     for state, colour in colours.items():
         ties.setdefault(colour, []).append(state)
-    tied = next((states for _, states in sorted(ties.items()) if len(states) > 1), None)
-    if tied is None:
-        return _form(nodes, concat, colours)
-    if _are_twins(nodes, concat, tied):  # exchanging them changes nothing: any one may go first
-        tied = tied[:1]
-    return min(_least_form(nodes, concat, {**colours, state: -1}) for state in tied)
+    return next((states for _, states in sorted(ties.items()) if len(states) > 1), [])
 
 
-def _refined(nodes: _Nodes, concat: frozenset[int], colours: dict[int, int]) -> dict[int, int]:
+def _refined(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> _Colours:
     """Returns colours 0, 1, .. in an order that does not depend on the numbers of the states."""
     while True:
-        readers: dict[int, list[Any]] = {state: [] for state in nodes}
+        readers: dict[int, list[tuple[str, int]]] = {state: [] for state in nodes}
         for state, (_, edges) in nodes.items():
             for op, source in edges:
                 if source in nodes:
@@ -67,36 +85,38 @@ def _refined(nodes: _Nodes, concat: frozenset[int], colours: dict[int, int]) -> 
             state: (
                 colours[state],
                 combine,
-                sorted((op, *_colour(source, colours)) for op, source in edges),
+                sorted((op, source >= INPUT_STATES, colours.get(source, source)) for op, source in edges),
                 sorted(readers[state]),
                 state in concat,
             )
             for state, (combine, edges) in nodes.items()
         }
-        ranks = {signature: rank for rank, signature in enumerate(sorted({repr(s): s for s in signatures.values()}))}
+        ranks = {repr(s): rank for rank, s in enumerate(sorted({repr(s): s for s in signatures.values()}.values()))}
         refined = {state: ranks[repr(signature)] for state, signature in signatures.items()}
         if len(set(refined.values())) == len(set(colours.values())):
             return refined
         colours = refined
 
 
-def _colour(state: int, colours: dict[int, int]) -> tuple[int, int]:
-    return (0, state) if state < INPUT_STATES else (1, colours[state])
-
-
-def _are_twins(nodes: _Nodes, concat: frozenset[int], tied: list[int]) -> bool:
-    def view(state: int) -> Any:
-        combine, edges = nodes[state]
-        readers = sorted((reader, op) for reader, (_, into) in nodes.items() for op, source in into if source == state)
-        return combine, sorted(edges), readers, state in concat
-
-    return all(view(state) == view(tied[0]) for state in tied)
-
-
-def _form(nodes: _Nodes, concat: frozenset[int], colours: dict[int, int]) -> list[Any]:
+def _form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
     number = {state: INPUT_STATES + colour for state, colour in colours.items()} | {0: 0, 1: 1}
     rows = sorted(
         [number[state], combine, sorted([op, number[source]] for op, source in edges)]
         for state, (combine, edges) in nodes.items()
     )
     return [rows, sorted(number[state] for state in concat)]
+
+
+def _blocks_form(body: Blocks) -> list[Any]:
+    """Returns the stem, each block by itself, and the head; what a block's shape settles is not left to its words."""
+    form: list[Any] = [body.stem_filters, body.head_filters]
+    inputs = body.stem_filters
+    for row in body.rows:
+        for repeat in range(row.repeats):
+            strides = row.strides if repeat == 0 else 1
+            middle = row.mid_filters or round(inputs * row.expansion)
+            op = "sep_conv" if row.op == "mb_conv" and middle == inputs else row.op
+            skip = "none" if row.skip == "identity" and (strides > 1 or inputs != row.filters) else row.skip
+            form.append([op, row.kernel_size, row.filters, strides, middle, float(row.se_ratio), skip])
+            inputs = row.filters
+    return form

@@ -8,16 +8,19 @@ A genotype has one of three bodies:
 
 States of a cell are numbered oldest input first: 0 is the output of the cell before the previous one, h[c-2]; 1 is
 that of the previous cell, h[c-1]; 2 and above are the cell's nodes in the order of the file.
+Sequences may be given as lists; the dataclasses keep tuples, so that genotypes are hashable and compare by value.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-INPUT_STATES = 2
+from zoo.genotype_checks import GenotypeError, check_choice, check_whole, is_whole, tuple_of
+from zoo.genotype_checks import near as near
 
+INPUT_STATES = 2
+MOST_NODES = 100  # of a cell, and layers of a chain; published ones have 4 to 7, and 24
 OP_NAMES = frozenset(
     """none skip_connect
     avg_pool_3x3 max_pool_2x2 max_pool_3x3 max_pool_5x5 max_pool_7x7
@@ -25,10 +28,8 @@ OP_NAMES = frozenset(
     conv_1x1 conv_3x3 conv_5x5 conv_1x3_3x1 conv_1x7_7x1 conv_7x1_1x7""".split()
 )
 COMBINERS = ("add", "concat")
-
-
-class GenotypeError(ValueError):
-    """A genotype that cannot be; the text gives the value, what was expected, and the remedy."""
+BLOCK_OPS = ("conv", "sep_conv", "mb_conv")
+SKIPS = ("identity", "pool", "none")
 
 
 class Edge(NamedTuple):
@@ -46,13 +47,14 @@ class Node:
     combine: Literal["add", "concat"] = "add"
 
     def __post_init__(self):
-        if not self.edges:
-            raise GenotypeError("a node has no edges; expected at least one [op, state]")
-        _check_choice("combine", self.combine, COMBINERS)
-        for op, state in self.edges:
-            _check_choice("op", op, OP_NAMES)
-            if not _is_int(state) or state < 0:
-                raise GenotypeError(f"an edge reads state {state!r}; expected a whole number from 0")
+        edges = tuple_of("a node's edges", self.edges, "[op, state]")
+        for edge in edges:
+            if not isinstance(edge, (list, tuple)) or len(edge) != 2:
+                raise GenotypeError(f'an edge is {edge!r:.200}; expected [op, state], such as ["sep_conv_3x3", 0]')
+            check_choice("op", edge[0], OP_NAMES)
+            check_whole("the state that an edge reads", edge[1], least=0)
+        object.__setattr__(self, "edges", tuple(Edge(*edge) for edge in edges))
+        check_choice("combine", self.combine, COMBINERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +65,25 @@ class CellGraph:
     concat: tuple[int, ...]
 
     def __post_init__(self):
-        if not self.nodes:
-            raise GenotypeError("a cell has no nodes; expected at least one")
-        for number, node in enumerate(self.nodes, start=INPUT_STATES):
+        nodes = tuple_of("a cell's nodes", self.nodes, "Node", MOST_NODES)
+        for number, node in enumerate(nodes, start=INPUT_STATES):
+            if not isinstance(node, Node):
+                raise GenotypeError(f"node {number} is {node!r:.200}; expected a Node")
             for op, state in node.edges:
                 if state >= number:
                     raise GenotypeError(
                         f"node {number} reads state {state} ({op}): a cycle, or a reading before the writing. "
                         f"Node {number} may read the states 0 to {number - 1}; put the nodes in an order that allows it"
                     )
-        states = INPUT_STATES + len(self.nodes)
-        if not self.concat:
-            raise GenotypeError(
-                "a cell's concat is empty; expected the states that are its output, such as [2, 3, 4, 5]"
-            )
-        for state in self.concat:
-            if not _is_int(state) or not 0 <= state < states:
-                raise GenotypeError(f"concat names state {state!r}; this cell has the states 0 to {states - 1}")
-        if len(set(self.concat)) < len(self.concat):
-            raise GenotypeError(f"concat {list(self.concat)} names a state twice; expected each at most once")
+        states = INPUT_STATES + len(nodes)
+        concat = tuple_of("a cell's concat", self.concat, "the number of a state that is its output", states)
+        for state in concat:
+            if not is_whole(state) or not 0 <= state < states:
+                raise GenotypeError(f"concat names state {state!r:.200}; this cell has the states 0 to {states - 1}")
+        if len(set(concat)) < len(concat):
+            raise GenotypeError(f"concat {list(concat)} names a state twice; expected each at most once")
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "concat", concat)
 
     def live_states(self) -> frozenset[int]:
         """Returns the states that the output depends on, through edges other than "none"."""
@@ -102,6 +104,11 @@ class Cells:
     normal: CellGraph
     reduce: CellGraph | None = None
 
+    def __post_init__(self):
+        for name, graph in (("normal", self.normal), ("reduce", self.reduce)):
+            if not isinstance(graph, CellGraph) and not (name == "reduce" and graph is None):
+                raise GenotypeError(f"the {name} cell is {graph!r:.200}; expected a CellGraph")
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -111,28 +118,32 @@ class Block:
     kernel_size: int
     filters: int
     strides: int = 1
-    expansion: float = 1  # of mb_conv: the width between is expansion x the input's
+    expansion: float = 1  # of mb_conv: the width between is expansion x the input's; 1 leaves the first 1x1 out
     repeats: int = 1
     se_ratio: float = 0  # squeeze-and-excite width over the block's input width; 0 leaves it out
-    skip: Literal["identity", "pool", "none"] = "identity"
-    mid_filters: int | None = None  # the width between, where it is not expansion x the input's
+    skip: Literal["identity", "pool", "none"] = "identity"  # identity only where input and output have one shape
+    mid_filters: int | None = None  # of mb_conv: the width between, where it is not expansion x the input's
 
     def __post_init__(self):
-        _check_choice("op", self.op, ("conv", "sep_conv", "mb_conv"))
-        _check_choice("skip", self.skip, ("identity", "pool", "none"))
+        check_choice("a block's op", self.op, BLOCK_OPS)
+        check_choice("a block's skip", self.skip, SKIPS)
         for name in ("kernel_size", "filters", "strides", "repeats"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
-                raise GenotypeError(f"a block's {name} is {getattr(self, name)!r}; expected a whole number from 1")
+            check_whole(f"a block's {name}", getattr(self, name))
+        if self.repeats > MOST_NODES:
+            raise GenotypeError(f"a block's repeats is {self.repeats}; expected 1 to {MOST_NODES}")
         if self.kernel_size % 2 == 0:
             raise GenotypeError(f"a block's kernel_size is {self.kernel_size}; expected an odd number")
-        if self.mid_filters is not None and (not _is_int(self.mid_filters) or self.mid_filters < 1):
-            raise GenotypeError(
-                f"a block's mid_filters is {self.mid_filters!r}; expected a whole number from 1, or none"
-            )
+        if self.mid_filters is not None:
+            check_whole("a block's mid_filters", self.mid_filters)
         for name, least in (("expansion", 0.01), ("se_ratio", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 100:
-                raise GenotypeError(f"a block's {name} is {value!r}; expected a number from {least} to 100")
+                raise GenotypeError(f"a block's {name} is {value!r:.200}; expected a number from {least} to 100")
+        if self.op != "mb_conv" and (self.expansion != 1 or self.mid_filters is not None):
+            raise GenotypeError(
+                f"a {self.op} block has expansion {self.expansion} and mid_filters {self.mid_filters}; only mb_conv "
+                "has a width between. Leave both out, or make it mb_conv"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,42 +155,49 @@ class Blocks:
     head_filters: int | None = None
 
     def __post_init__(self):
-        if not self.rows:
-            raise GenotypeError("blocks has no rows; expected at least one block")
-        for name in ("stem_filters", "head_filters"):
-            value = getattr(self, name)
-            if not (value is None and name == "head_filters") and (not _is_int(value) or value < 1):
-                raise GenotypeError(f"{name} is {value!r}; expected a whole number from 1")
+        rows = tuple_of("blocks' rows", self.rows, "Block")
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Block):
+                raise GenotypeError(f"row {number} of blocks is {row!r:.200}; expected a Block")
+        check_whole("stem_filters", self.stem_filters)
+        if self.head_filters is not None:
+            check_whole("head_filters", self.head_filters)
+        object.__setattr__(self, "rows", rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of a chain and the earlier states that are joined to its input: 0 the stem, k the k-th layer."""
+    """One layer of a chain: `op` on the state before it, joined with earlier states: 0 the stem, k the k-th layer."""
 
     op: str
     skips: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        check_choice("op", self.op, OP_NAMES - {"none"})
+        skips = self.skips
+        if not isinstance(skips, Iterable) or isinstance(skips, str):
+            raise GenotypeError(f"a layer's skips is {skips!r:.200}; expected a list of states, such as [0, 2]")
+        object.__setattr__(self, "skips", tuple(skips))
+
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Layers in a row; layer k (from 1) reads state k-1 and adds skips from states before that."""
+    """Layers in a row; layer k (from 1) reads state k-1, and its skips name states from 0 to k-2."""
 
     layers: tuple[Layer, ...]
 
     def __post_init__(self):
-        if not self.layers:
-            raise GenotypeError("a chain has no layers; expected at least one")
-        for number, layer in enumerate(self.layers, start=1):
-            _check_choice("op", layer.op, OP_NAMES - {"none"})
+        layers = tuple_of("a chain's layers", self.layers, "Layer", MOST_NODES)
+        for number, layer in enumerate(layers, start=1):
+            if not isinstance(layer, Layer):
+                raise GenotypeError(f"layer {number} is {layer!r:.200}; expected a Layer")
             for state in layer.skips:
-                if not _is_int(state) or not 0 <= state < number:
-                    raise GenotypeError(
-                        f"layer {number} has a skip from state {state!r}; expected one of 0 (the stem) to {number - 1}"
-                    )
+                if not is_whole(state) or not 0 <= state < number - 1:
+                    allowed = f"states from 0 (the stem) to {number - 2}" if number > 1 else "none"
+                    raise GenotypeError(f"layer {number} has a skip from state {state!r:.200}; expected {allowed}")
             if len(set(layer.skips)) < len(layer.skips):
-                raise GenotypeError(
-                    f"layer {number} names a skip twice: {list(layer.skips)}; expected each at most once"
-                )
+                raise GenotypeError(f"layer {number} names a skip twice: {list(layer.skips)}; expected each once")
+        object.__setattr__(self, "layers", layers)
 
 
 Body = Cells | Blocks | Chain
@@ -212,32 +230,25 @@ class Genotype:
     def __post_init__(self):
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,99}", self.name):
             raise GenotypeError(
-                f"name is {self.name!r}; expected up to 100 of a-z, 0-9, '_', '.', '-', such as 'my_cell'"
+                f"name is {self.name!r:.200}; expected up to 100 of a-z, 0-9, '_', '.', '-', such as 'my_cell'"
             )
         if not isinstance(self.family, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", self.family):
             raise GenotypeError(
-                f"family is {self.family!r}; expected the name of a module of zoo/families, such as 'darts'"
+                f"family is {self.family!r:.200}; expected the name of a module of zoo/families, such as 'darts'"
             )
+        if not isinstance(self.body, Body):
+            raise GenotypeError(f"body is {self.body!r:.200}; expected Cells, Blocks or Chain")
         for name in ("source", "presets", "published"):
             if not isinstance(getattr(self, name), Mapping):
-                raise GenotypeError(f"{name} is {getattr(self, name)!r}; expected an object of names and values")
-        for name, preset in self.presets.items():
-            if not isinstance(preset, Mapping):
-                raise GenotypeError(f'preset {name!r} is {preset!r}; expected an object such as {{"filters": 36}}')
-
-
-def _check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in (known := sorted(choices)):
-        raise GenotypeError(
-            f"{what} {value!r} is not known{near(str(value), known)}; expected one of {', '.join(known)}"
-        )
-
-
-def near(name: str, names: Iterable[str]) -> str:
-    """Returns " (did you mean ...?)" where one of `names` is like `name`, else nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+                raise GenotypeError(f"{name} is {getattr(self, name)!r:.200}; expected an object of names and values")
+        for kind in ("presets", "published"):
+            for name, values in getattr(self, kind).items():
+                if not isinstance(values, Mapping):
+                    raise GenotypeError(
+                        f'{kind}: {name!r} is {values!r:.200}; expected an object such as {{"filters": 36}}'
+                    )
+        if not isinstance(self.notes, str) or not isinstance(self.represents_family, bool):
+            raise GenotypeError(
+                f"notes is {self.notes!r:.200} and represents_family {self.represents_family!r:.200}; "
+                "expected a text, and true or false"
+            )

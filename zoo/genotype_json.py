@@ -98,8 +98,12 @@ def from_json(text: str) -> Genotype:
         raise GenotypeError(
             f"malformed JSON in line {error.lineno}, column {error.colno}: {error.msg}. Mend it, or write the file anew"
         ) from error
+    except GenotypeError:
+        raise
+    except ValueError as error:
+        raise GenotypeError(f"malformed JSON: {error}. Mend it, or write the file anew") from error
     except RecursionError:
-        raise GenotypeError("JSON nested too deeply; a genotype has four levels") from None
+        raise GenotypeError("JSON nested too deeply; a genotype has six levels") from None
     return from_dict(record)
 
 

@@ -1,0 +1,50 @@
+"""MCUNet (Lin et al., 2020, arXiv:2007.10319) and its baselines, by the configurations that its authors released.
+
+The networks pad as PyTorch does. The tflite files that were released with them have explicit paddings for it, too.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from zoo.blocks import Style
+from zoo.genotype import Blocks, Genotype, GenotypeError
+from zoo.mobile_blocks import expand_blocks
+from zoo.skeleton import Network, Options, body_of, read_preset
+
+STYLE = Style(padding="torch", momentum=0.9, epsilon=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What a genotype file's preset may say besides the input's shape and the classes."""
+
+    epsilon: float = STYLE.epsilon  # of batch normalisation; the MobileNetV2 and Proxyless baselines have 1e-3
+
+    def __post_init__(self):
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)) or not 0 < self.epsilon < 1:
+            raise GenotypeError(f"epsilon is {self.epsilon!r}; expected a number between 0 and 1, such as 1e-5")
+
+
+def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
+    """Returns the network; `preset`, over which `options.extra` goes, is a Preset.
+
+    Raises:
+        ValueError: an auxiliary head was asked for; MCUNet has none.
+        GenotypeError: a key of the preset that is not known.
+    """
+    if options.auxiliary:
+        raise ValueError("auxiliary=True: MCUNet has no auxiliary head; leave the argument out")
+    epsilon = read_preset(Preset, {**preset, **options.extra}).epsilon
+    network = Network(options, smallest=1)
+    x = expand_blocks(
+        body_of(genotype, Blocks),
+        network.image,
+        style=dataclasses.replace(STYLE, epsilon=epsilon),
+        activation="relu6",
+        drop_path_rate=options.drop_path_rate,
+        note=network.note,
+    )
+    return network.finish(x)

@@ -1,0 +1,172 @@
+"""Blocks of mobile networks as layers: inverted residuals with squeeze-and-excite, and the rows that MnasNet and MCUNet
+are made of.
+
+Inverted residual: Sandler et al., 2018, arXiv:1801.04381. Squeeze-and-excite: Hu et al., 2018, arXiv:1709.01507, placed
+as MnasNet does (arXiv:1807.11626, figure 7): behind the depthwise convolution, as wide as a share of the block's input.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from keras import layers
+
+from zoo import blocks
+from zoo.blocks import Style
+from zoo.genotype import Block, Blocks
+
+Activation = Literal["relu", "relu6"]
+Skip = Literal["identity", "pool", "none"]
+
+
+def expand_blocks(
+    body: Blocks,
+    image: Any,
+    *,
+    style: Style,
+    activation: Activation,
+    drop_path_rate: float = 0.0,
+    note: Callable[[Any, int], Any] = lambda x, stride: x,
+) -> Any:
+    """Adds the stem, all blocks and the last 1x1 convolution to a functional graph and returns the last output.
+
+    Args:
+        body: the rows; block `repeat` of row `row` gets the name block03_1, both counted from 0.
+        image: the input, (batch, height, width, channels).
+        style: the family's way.
+        activation: behind every convolution but the projections.
+        drop_path_rate: block k of n loses its residual in training with the chance drop_path_rate x k / n (k from 0),
+            as in EfficientNet's code. MnasNet and MCUNet were trained without.
+        note: called with the stem's and each block's output and how many pixels of the image one step there spans.
+    """
+    x = _conv_bn_act(image, body.stem_filters, 3, 2, style, activation, "stem")
+    stride, made = 2, 0
+    note(x, stride)
+    total = sum(row.repeats for row in body.rows)
+    for number, row in enumerate(body.rows):
+        for repeat in range(row.repeats):
+            strides = row.strides if repeat == 0 else 1
+            rate, name = drop_path_rate * made / total, f"block{number:02d}_{repeat}"
+            x = block(x, row, strides, style, name, activation=activation, drop_path_rate=rate)
+            stride, made = stride * strides, made + 1
+            note(x, stride)
+    if body.head_filters is None:
+        return x
+    return _conv_bn_act(x, body.head_filters, 1, 1, style, activation, "head")
+
+
+def block(
+    x: Any,
+    row: Block,
+    strides: int,
+    style: Style,
+    name: str,
+    *,
+    activation: Activation = "relu",
+    drop_path_rate: float = 0.0,
+) -> Any:
+    """Adds one block of a row: a plain convolution, a separable one, or an inverted residual."""
+    inputs = x.shape[-1]
+    options = {
+        "activation": activation,
+        "se_filters": max(1, int(inputs * row.se_ratio)) if row.se_ratio else 0,
+        "skip": row.skip,
+        "drop_path_rate": drop_path_rate,
+    }
+    if row.op == "conv":
+        return plain_conv(x, row.filters, row.kernel_size, strides, style, name, **options)
+    middle = row.mid_filters or round(inputs * row.expansion)  # a separable convolution's expansion is 1
+    return inverted_residual(x, row.filters, row.kernel_size, strides, middle, style, name, **options)
+
+
+def inverted_residual(
+    x: Any,
+    filters: int,
+    kernel_size: int,
+    strides: int,
+    mid_filters: int,
+    style: Style,
+    name: str,
+    *,
+    activation: Activation = "relu",
+    se_filters: int = 0,
+    skip: Skip = "identity",
+    drop_path_rate: float = 0.0,
+) -> Any:
+    """1x1 convolution to `mid_filters`, depthwise convolution, 1x1 convolution without activation; each with BN.
+
+    The first is left out where `x` has `mid_filters` channels already: with expansion 1, in a separable convolution.
+    `se_filters` above 0 puts a squeeze-and-excite of that width behind the depthwise convolution. `plain_conv` explains
+    `skip`.
+    """
+    shortcut = _shortcut(x, filters, strides, skip, style, name)
+    if mid_filters != x.shape[-1]:
+        x = _conv_bn_act(x, mid_filters, 1, 1, style, activation, f"{name}_expand")
+    x = blocks.depthwise(x, kernel_size, strides, style, f"{name}_depthwise")
+    x = _activate(blocks.batch_norm(x, style, f"{name}_depthwise_bn"), activation, f"{name}_depthwise")
+    if se_filters:
+        x = squeeze_excite(x, se_filters, f"{name}_se")
+    return _join(blocks.conv_bn(x, filters, 1, 1, style, f"{name}_project"), shortcut, drop_path_rate, name)
+
+
+def plain_conv(
+    x: Any,
+    filters: int,
+    kernel_size: int,
+    strides: int,
+    style: Style,
+    name: str,
+    *,
+    activation: Activation = "relu",
+    se_filters: int = 0,
+    skip: Skip = "identity",
+    drop_path_rate: float = 0.0,
+) -> Any:
+    """Convolution, BN, activation, squeeze-and-excite where `se_filters` is above 0.
+
+    What is added to the result depends on `skip`: "identity" adds `x` where its shape is the result's and nothing
+    elsewhere; "none" never adds anything; "pool" always adds the 3x3 mean of `x` at the block's stride, brought to
+    `filters` channels by a 1x1 convolution and BN where they differ. MnasNet's paper (section 4.1) names pooling as a
+    choice of its search space without saying more, and none of its published networks uses it, so this is our reading.
+    """
+    shortcut = _shortcut(x, filters, strides, skip, style, name)
+    x = _conv_bn_act(x, filters, kernel_size, strides, style, activation, name)
+    if se_filters:
+        x = squeeze_excite(x, se_filters, f"{name}_se")
+    return _join(x, shortcut, drop_path_rate, name)
+
+
+def squeeze_excite(x: Any, filters: int, name: str) -> Any:
+    """Scales each channel of `x` by a gate from 0 to 1, which two 1x1 convolutions compute from the channels' means."""
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean")(x)
+    gate = layers.Conv2D(filters, 1, kernel_initializer="he_normal", name=f"{name}_reduce")(gate)
+    gate = layers.ReLU(name=f"{name}_relu")(gate)
+    gate = layers.Conv2D(x.shape[-1], 1, name=f"{name}_expand")(gate)
+    # A layer of its own: TF-MOT and our int8 training quantize the output of a Conv2D before an unknown activation.
+    gate = layers.Activation("sigmoid", name=f"{name}_gate")(gate)
+    return layers.Multiply(name=f"{name}_scale")([x, gate])
+
+
+def _shortcut(x: Any, filters: int, strides: int, skip: Skip, style: Style, name: str) -> Any:
+    """Returns what is added to a block's result, or None."""
+    if skip == "pool":
+        x = blocks.pool(x, "avg", 3, strides, style, f"{name}_skip_pool")
+        return x if x.shape[-1] == filters else blocks.conv_bn(x, filters, 1, 1, style, f"{name}_skip")
+    return x if skip == "identity" and strides == 1 and x.shape[-1] == filters else None
+
+
+def _join(x: Any, shortcut: Any, drop_path_rate: float, name: str) -> Any:
+    if shortcut is None:
+        return x
+    if drop_path_rate > 0:
+        x = layers.Dropout(drop_path_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop_path")(x)
+    return layers.Add(name=f"{name}_add")([x, shortcut])
+
+
+def _conv_bn_act(
+    x: Any, filters: int, kernel_size: int, strides: int, style: Style, activation: Activation, name: str
+) -> Any:
+    return _activate(blocks.conv_bn(x, filters, kernel_size, strides, style, name), activation, name)
+
+
+def _activate(x: Any, activation: Activation, name: str) -> Any:
+    return layers.ReLU(6.0 if activation == "relu6" else None, name=f"{name}_{activation}")(x)

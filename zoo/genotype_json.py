@@ -24,7 +24,7 @@ from zoo.genotype import (
 )  # fmt: skip
 
 SCHEMA_VERSION = 1
-LINE_LENGTH = 110
+LINE_LENGTH = 120
 LARGEST_FILE = 2**20  # bytes; published genotypes have 2 to 6 thousand
 
 
@@ -133,7 +133,9 @@ def body_as_dict(body: Body) -> dict[str, Any]:
     if isinstance(body, Blocks):
         rows = [_without_defaults(row) for row in body.rows]
         return {"blocks": {"stem_filters": body.stem_filters, "head_filters": body.head_filters, "rows": rows}}
-    return {"chain": [{"op": layer.op, "skips": list(layer.skips)} for layer in body.layers]}
+    return {
+        "chain": [{"op": layer.op, **({"skips": list(layer.skips)} if layer.skips else {})} for layer in body.layers]
+    }
 
 
 def graph_as_dict(graph: CellGraph) -> dict[str, Any]:
@@ -240,10 +242,9 @@ def _pretty(value: Any, indent: str = "") -> str:
     items = [_pretty(item, deeper) for item in parts]
     if isinstance(value, dict):
         items = [f"{json.dumps(name, ensure_ascii=False)}: {item}" for name, item in zip(value, items, strict=True)]
-    lines = [""]
+    lines, table = [""], not indent or all(isinstance(part, dict) for part in parts)
     for item in items:
-        one_a_line = not indent or any(isinstance(part, dict) for part in parts)
-        if not one_a_line and len(deeper) + len(lines[-1]) + len(item) + 2 <= LINE_LENGTH:
+        if not table and len(deeper) + len(lines[-1]) + len(item) + 2 <= LINE_LENGTH:
             lines[-1] += f", {item}" if lines[-1] else item
         else:
             lines.append(item)

@@ -1,0 +1,234 @@
+"""The papers' augmentations and normalisations, as functions of a whole batch.
+
+A step maps `(images, seed)` to images: images (batch, height, width, channels) of values 0..255, uint8 or float32; seed
+an integer tensor of shape (2,). Every image of the batch draws its own numbers, and the same seed draws the same ones,
+so that a run resumed at an epoch sees what an uninterrupted one would have seen (`Part.dataset` makes the seeds).
+
+    policy = augment.cifar(padding=2, cutout_length=8)
+    batches = data.train.dataset(64, training=True, augment=policy, seed=1)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Step = Callable[[Any, Any], Any]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision make grayscale
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """(image / 255 - mean) / std for each channel, of arrays and of tensors; a single value serves every channel.
+
+    Hashable and made of plain numbers, so that `dataclasses.asdict` stores it beside a model, which needs it for good.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise ValueError(
+                f"mean={self.mean} and std={self.std}: expected one number a channel in each, std above zero"
+            )
+
+    @classmethod
+    def of(cls, images: np.ndarray) -> "Normalization":
+        """The mean and standard deviation of uint8 images (batch, height, width, channels), channel by channel.
+
+        A channel that never varies keeps std 1/255, a step of the brightness, so that nothing is divided by zero.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise ValueError(
+                f"images are {images.dtype} of shape {images.shape}: expected uint8 and four axes, not empty"
+            )
+        values = np.arange(256) / 255
+        counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+        shares = counts / counts.sum(axis=1, keepdims=True)  # a histogram a channel: exact, and no copy as floats
+        mean = shares @ values
+        std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
+        return cls(tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist()))
+
+    def __call__(self, images: Any) -> Any:
+        """Returns float32 images, a tensor for a tensor and an array for an array."""
+        channels = images.shape[-1]
+        if len(self.mean) not in (1, channels):
+            raise ValueError(
+                f"images have {channels} channels and the normalization {len(self.mean)}: load the data with "
+                f"channels={len(self.mean)}, or compute the normalization from these images"
+            )
+        scale = np.float32(1) / np.asarray(self.std, np.float32)
+        shift = -np.asarray(self.mean, np.float32) * scale
+        floats = tf.cast(images, tf.float32) if tf.is_tensor(images) else np.asarray(images, np.float32)
+        return floats * (scale / np.float32(255)) + shift
+
+
+UNIT = Normalization()  # 0..1
+CENTERED = Normalization((0.5,), (0.5,))  # -1..1: NASNet and MnasNet as published for TensorFlow
+CIFAR10 = Normalization((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))  # quark0/darts
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision, DARTS, MCUNet
+
+
+def chain(*steps: Step) -> Step:
+    """One step that does `steps` in order, each with a seed of its own derived from the chain's."""
+
+    def chained(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        for index, step in enumerate(steps):
+            images = step(images, tf.random.fold_in(seed, index))
+        return images
+
+    return chained
+
+
+def cifar(padding: int = 4, cutout_length: int = 16, fill: float | Sequence[float] = 0.0) -> Step:
+    """Pad and crop, flip, cutout: what NASNet, AmoebaNet, ENAS and DARTS train CIFAR-10 with (no cutout: length 0).
+
+    For 28 x 28 images about half of both sizes is in proportion. `fill`: see `cutout`.
+    """
+    steps: list[Step] = [functools.partial(pad_and_crop, padding=padding), flip_horizontally]
+    if cutout_length:
+        steps.append(functools.partial(cutout, length=cutout_length, fill=fill))
+    return chain(*steps)
+
+
+def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, hue: float = 0.2) -> Step:
+    """Inception's random crop, flip and colours, by default with the numbers of DARTS' train_imagenet.py.
+
+    Load the images somewhat larger, `load(..., size=256)` for 224, and evaluate with `central_crop`. Departure: the
+    crop is taken from the stored square, where the papers cut it from the picture as it was.
+    """
+    return chain(
+        functools.partial(random_resized_crop, size=size, area=(smallest_area, 1.0)),
+        flip_horizontally,
+        functools.partial(jitter_colors, brightness=jitter, contrast=jitter, saturation=jitter, hue=hue),
+    )
+
+
+def pad_and_crop(images: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:
+    """Pads every side with `padding` black pixels and crops back to the old size at a random place."""
+    count, height, width = _batch_shape(images)
+    padded = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
+    offsets = tf.random.stateless_uniform([2, count, 1], seed, 0, 2 * padding + 1, dtype=tf.int32)
+    rows, columns = offsets[0] + tf.range(height), offsets[1] + tf.range(width)
+    cropped = tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+    return tf.ensure_shape(cropped, images.shape)
+
+
+def flip_horizontally(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Mirrors left and right with probability one half."""
+    count, _, _ = _batch_shape(images)
+    flipped = tf.random.stateless_uniform([count, 1, 1, 1], seed) < 0.5
+    return tf.where(flipped, images[:, :, ::-1], images)
+
+
+def cutout(images: tf.Tensor, seed: tf.Tensor, length: int = 16, fill: float | Sequence[float] = 0.0) -> tf.Tensor:
+    """Overwrites a square of `length` pixels around a random pixel; what lies over the border is cut off.
+
+    Source: DeVries and Taylor 2017 as DARTS does it (utils.py, Cutout): the square starts length // 2 pixels before
+    the drawn pixel. DARTS sets it to zero after the normalisation, which is the mean before it: give the mean times
+    255 as `fill` (a number, or one a channel) for the same.
+    """
+    count, height, width = _batch_shape(images)
+    drawn = tf.random.stateless_uniform([2, count, 1], seed)
+    first_row = tf.cast(drawn[0] * tf.cast(height, tf.float32), tf.int32) - length // 2
+    first_column = tf.cast(drawn[1] * tf.cast(width, tf.float32), tf.int32) - length // 2
+    row, column = tf.range(height) - first_row, tf.range(width) - first_column  # (batch, height), (batch, width)
+    in_rows, in_columns = (row >= 0) & (row < length), (column >= 0) & (column < length)
+    square = (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
+    value = np.asarray(fill, np.float32)
+    value = tf.constant(np.round(value) if images.dtype == tf.uint8 else value)
+    return tf.where(square, tf.cast(value, images.dtype), images)
+
+
+def random_resized_crop(
+    images: tf.Tensor,
+    seed: tf.Tensor,
+    size: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
+    """Cuts a window of a random share of the area and a random width : height, and resizes it to size x size.
+
+    As torchvision's RandomResizedCrop: the area is uniform, the ratio log-uniform, ten draws until the window fits,
+    else the last one clipped to the image. Bilinear without antialiasing; returns float32.
+    """
+    count, height, width = _batch_shape(images)
+    full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    drawn = tf.random.stateless_uniform([4, count, 10], seed)
+    areas = (area[0] + (area[1] - area[0]) * drawn[0]) * full_height * full_width
+    low, high = np.log(ratio).astype(np.float32)
+    ratios = tf.exp(low + (high - low) * drawn[1])
+    heights, widths = tf.round(tf.sqrt(areas / ratios)), tf.round(tf.sqrt(areas * ratios))
+    fits = (heights <= full_height) & (widths <= full_width)
+    attempt = tf.where(tf.reduce_any(fits, 1), tf.argmax(tf.cast(fits, tf.int32), 1, tf.int32), 9)
+
+    def chosen(values: tf.Tensor) -> tf.Tensor:
+        return tf.gather(values, attempt, axis=1, batch_dims=1)
+
+    window_height = tf.clip_by_value(chosen(heights), 1.0, full_height)
+    window_width = tf.clip_by_value(chosen(widths), 1.0, full_width)
+    top = tf.floor(drawn[2, :, 0] * (full_height - window_height + 1))
+    left = tf.floor(drawn[3, :, 0] * (full_width - window_width + 1))
+    # The box's corners are the centres of its first and last pixel, in units of the image's own.
+    boxes = tf.stack([top, left, top + window_height - 1, left + window_width - 1], axis=1)
+    units = tf.maximum(tf.stack([full_height, full_width, full_height, full_width]) - 1, 1.0)
+    return tf.image.crop_and_resize(images, boxes / units, tf.range(count), [size, size])
+
+
+def jitter_colors(
+    images: tf.Tensor,
+    seed: tf.Tensor,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.0,
+) -> tf.Tensor:
+    """Changes brightness, contrast and saturation by factors of 1 - x to 1 + x, and turns the hue by up to `hue`.
+
+    As torchvision's ColorJitter, but always in this order; hue is a share of the full circle, at most 0.5. Takes RGB
+    and returns float32.
+    """
+    if images.shape[-1] != 3:
+        raise ValueError(f"images have {images.shape[-1]} channels: colours need RGB, load the data with channels=3")
+    count, _, _ = _batch_shape(images)
+    drawn = tf.random.stateless_uniform([4, count, 1, 1, 1], seed, -1.0, 1.0)
+    images = tf.cast(images, tf.float32)
+    if brightness:
+        images = _blend(images, tf.zeros([]), 1 + brightness * drawn[0])
+    if contrast:
+        images = _blend(images, tf.reduce_mean(_gray(images), [1, 2, 3], keepdims=True), 1 + contrast * drawn[1])
+    if saturation:
+        images = _blend(images, _gray(images), 1 + saturation * drawn[2])
+    if hue:
+        hue_saturation_value = tf.image.rgb_to_hsv(images / 255)
+        turned = tf.math.floormod(hue_saturation_value[..., :1] + hue * drawn[3], 1.0)
+        images = 255 * tf.image.hsv_to_rgb(tf.concat([turned, hue_saturation_value[..., 1:]], -1))
+    return images
+
+
+def central_crop(images: tf.Tensor, size: int) -> tf.Tensor:
+    """The middle size x size pixels: what the papers evaluate ImageNet on, 224 out of 256."""
+    sides: Any = images.shape
+    height, width = sides[1:3]
+    if height < size or width < size:
+        raise ValueError(f"cannot crop {size} x {size} out of {height} x {width}: load the data with a larger size=")
+    top, left = (height - size) // 2, (width - size) // 2
+    return images[:, top : top + size, left : left + size]
+
+
+def _batch_shape(images: tf.Tensor) -> tuple[Any, Any, Any]:
+    shape = tf.shape(images)  # dynamic: count, height and width may be unknown when the pipeline is traced
+    return shape[0], shape[1], shape[2]
+
+
+def _gray(images: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(images * _LUMA, axis=-1, keepdims=True)
+
+
+def _blend(images: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(other + share * (images - other), 0.0, 255.0)

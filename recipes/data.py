@@ -1,0 +1,214 @@
+"""Images by name: the embedded part of Fashion-MNIST, a set of TensorFlow Datasets, or a folder of your own.
+
+data = load("fashion_mnist_small")                   # 9,000 + 1,000 + 2,000 images, no network
+data = load("tfds:cifar10", download=True)
+data = load("path/to/flowers", size=96)              # flowers/rose/*.jpg, flowers/tulip/*.jpg, ...
+
+model.fit(data.train.dataset(64, training=True, seed=1), validation_data=data.validation.dataset(256))
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from recipes import image_folder, images, tfds_sets
+from recipes.parts import Arrays, Part
+
+EMBEDDED = "fashion_mnist_small"
+EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
+EMBEDDED_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+EMBEDDED_SIDE = 28  # pixels
+MOSAIC_COLUMNS = 100  # images side by side in a file of the embedded set; the classes follow one another downwards
+# Of the decoded pixels, so that another PNG encoder may write the files anew.
+EMBEDDED_SHA256 = {
+    "train": "a559e830f1ef9b7e4e79f76a57bf4814dded62e54a014e791ffc85f4c43ff094",
+    "test": "142b02526e9ce037aef4ce6cb2d78629b2dade896e65c5b1fe4f041c3c10ab2e",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set in three parts that share no image. Selection looks at `validation`; `test` is for the last number.
+
+    A part that was not asked for (fraction 0) is empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]  # the label is the place in it
+    train: Part
+    validation: Part
+    test: Part
+    skipped: tuple[Path, ...] = ()  # files of a folder that cannot be read
+
+    @property
+    def classes(self) -> int:
+        """How many classes."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.train.image_shape
+
+    def __str__(self) -> str:
+        sizes = f"{len(self.train):,} training, {len(self.validation):,} validation and {len(self.test):,} test images"
+        return f"{self.name}: {sizes} of {' x '.join(map(str, self.input_shape))}, {self.classes} classes"
+
+
+def load(
+    source: str | Path = EMBEDDED,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    on_unreadable: image_folder.OnUnreadable = "error",
+    memory_limit: int = 2**30,
+    download: bool = False,
+    data_dir: Path | None = None,
+) -> Data:
+    """Loads a data set.
+
+    Args:
+        source: "fashion_mnist_small" (or "embedded"); "tfds:NAME"; or a folder: of one folder a class, or of the
+            folders train, validation and test (val, valid and the like) with such folders in them. Where there
+            is one part besides training, it is the test part, whatever its name.
+        size: to crop (to that shape) and resize the images to, a number for a square or (height, width); None keeps
+            theirs, which must all be equal.
+        channels: 1 for grayscale, 3 for RGB; None keeps what the set has, RGB for a folder.
+        validation_fraction: of the training images, where the source has no validation part; class by class, drawn
+            by `seed`. (A set that streams is cut as it is stored, neither drawn nor class by class.)
+        test_fraction: of the training images, where the source has no test part. Not drawn by `seed`: the same images
+            are held out whatever a recipe's seed, so that no search has seen them.
+        limit: at most so many images in each part, classes in proportion: for trying things out.
+        on_unreadable: what to do about a folder's file that cannot be read: "error" names it, "skip" leaves it out,
+            logs how many, and lists them in `skipped`.
+        memory_limit: bytes of pixels; a larger set streams from the disk, shuffled through a buffer of 16,384 images.
+        download, data_dir: for TFDS: whether to fetch a set that is not prepared, and where it is.
+
+    Raises:
+        ValueError: the text says which argument, folder or file, and what to do.
+    """
+    _check(size, channels, validation_fraction, test_fraction, limit, on_unreadable)
+    name = str(source)
+    skipped: tuple[Path, ...] = ()
+    if name in (EMBEDDED, "embedded"):
+        name = EMBEDDED
+        class_names, parts = EMBEDDED_CLASSES, _embedded_parts(size, channels or 1)
+    elif name.startswith("tfds:"):
+        class_names, parts = tfds_sets.parts(
+            name.removeprefix("tfds:"),
+            size,
+            channels,
+            memory_limit=memory_limit,
+            download=download,
+            data_dir=data_dir,
+        )
+    else:
+        class_names, parts = image_folder.parts(_folder(name), size, channels or 3)
+    parts = _apart(parts, validation_fraction, test_fraction, seed, limit)
+    if isinstance(parts["train"], image_folder.FolderPart):
+        parts, skipped = image_folder.readable(parts, on_unreadable, memory_limit)
+    data = Data(name, class_names, parts["train"], parts["validation"], parts["test"], skipped)
+    _check_classes(data)
+    return data
+
+
+def _check(
+    size: int | tuple[int, int] | None,
+    channels: int | None,
+    validation_fraction: float,
+    test_fraction: float,
+    limit: int | None,
+    on_unreadable: str,
+) -> None:
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is not None and (len(sides) != 2 or min(sides) < 1):
+        raise ValueError(f"size={size}: expected a number of pixels of at least 1, or (height, width)")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}: expected 1 (grayscale), 3 (RGB) or None (as they are)")
+    for argument, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{argument}={fraction}: expected at least 0 and less than 1")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1, or None for all images")
+    if on_unreadable not in ("error", "skip"):
+        raise ValueError(f'on_unreadable={on_unreadable!r}: expected "error" or "skip"')
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "is not there"
+        raise ValueError(
+            f"{name!r} {what}: expected a folder of images, {EMBEDDED!r}, or tfds:NAME for a set of TensorFlow Datasets"
+        )
+    return folder
+
+
+def _apart(
+    parts: dict[str, Part], validation_fraction: float, test_fraction: float, seed: int, limit: int | None
+) -> dict[str, Part]:
+    """Cuts what is missing off the training part: first the test part, the same in every run, then validation."""
+    train, validation, test = parts["train"], parts.get("validation"), parts.get("test")
+    if test is None and validation is not None:
+        validation, test = None, validation
+    if test is None:
+        train, test = train.split(test_fraction, seed=None)
+    if validation is None:
+        train, validation = train.split(validation_fraction, seed=seed)
+    return {
+        "train": train.first(limit),
+        "validation": validation.first(limit),
+        "test": test.first(limit),
+    }
+
+
+def _check_classes(data: Data) -> None:
+    if not len(data.train):
+        raise ValueError(f"{data.name}: no training image is left; lower validation_fraction and test_fraction")
+    if isinstance(data.train, tfds_sets.TfdsPart):
+        return  # its labels are known only once it is read
+    missing = sorted(set(range(data.classes)) - set(data.train.labels.tolist()))
+    if missing:
+        raise ValueError(
+            f"{data.name}: no training image of {[data.class_names[label] for label in missing]} is left; raise "
+            "limit=, lower validation_fraction or test_fraction, or add images"
+        )
+
+
+def _embedded_parts(size: int | tuple[int, int] | None, channels: int) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    for part in EMBEDDED_SHA256:
+        pixels = read_mosaic(part)
+        labels = np.repeat(np.arange(len(EMBEDDED_CLASSES)), len(pixels) // len(EMBEDDED_CLASSES))
+        if size is not None and size not in (EMBEDDED_SIDE, (EMBEDDED_SIDE, EMBEDDED_SIDE)):
+            pixels = np.stack([images.fit(Image.fromarray(image[..., 0]), size) for image in pixels])
+        parts[part] = Arrays(np.repeat(pixels, channels, axis=-1), labels)
+    return parts
+
+
+def read_mosaic(part: str) -> np.ndarray:
+    """Returns the embedded images of "train" or "test", uint8 (count, 28, 28, 1), as many of each class, in its order.
+
+    Raises:
+        ValueError: the file is missing, damaged or not the one that was published.
+    """
+    path = EMBEDDED_FOLDER / f"{part}.png"
+    try:
+        with Image.open(path, formats=("PNG",)) as mosaic:
+            pixels = np.asarray(mosaic)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        raise ValueError(f"cannot read the embedded images {path}: {error}; install the package anew") from error
+    if hashlib.sha256(pixels.tobytes()).hexdigest() != EMBEDDED_SHA256[part]:
+        raise ValueError(f"{path} does not hold the embedded images (its SHA-256 differs): install the package anew")
+    rows = pixels.shape[0] // EMBEDDED_SIDE
+    tiles = pixels.reshape(rows, EMBEDDED_SIDE, MOSAIC_COLUMNS, EMBEDDED_SIDE)
+    return np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(-1, EMBEDDED_SIDE, EMBEDDED_SIDE, 1)

@@ -106,17 +106,13 @@ def latency(tflite: Source, *, threads: int = 1, runs: int = 50, warmup: int = 5
 
 
 def arena(tflite: Source) -> tflm.Arena:
-    """Returns the arena that TFLM takes to run the file once, as recorded by TFLM itself.
+    """Returns the arena that TFLM takes to run the file, as recorded by TFLM itself.
 
     Raises:
         tflm.TflmError: TFLM lacks an operator of the file, or stops.
         MissingPackageError: the package tflite-micro is not installed.
     """
-    model = parse(tflite)
-    tensor = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
-    details = {"shape": tensor.shape, "dtype": tflm.DTYPES.get(tensor.type, np.float32)}
-    _, recorded = tflm.run(tflite, np.zeros((1, *details["shape"][1:]), details["dtype"]))
-    return recorded
+    return tflm.run(tflite, np.zeros(0))[1]
 
 
 def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False) -> Any:

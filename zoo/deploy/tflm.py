@@ -36,8 +36,9 @@ class Arena:
 
 
 def run(tflite, inputs: np.ndarray) -> tuple[np.ndarray, Arena]:
-    """Runs each of `inputs` (n, ...), already in the input's own type, and returns the first outputs (n, ...) and the
-    arena.
+    """Runs each of `inputs` (n, ...), already in the input's own type; returns the first outputs and the arena.
+
+    With n = 0 nothing is run, and the arena is known all the same: TFLM plans it before the first image.
 
     Raises:
         TflmError: an operator is unknown to TFLM, it stopped, or took over 600 s.
@@ -110,7 +111,7 @@ def _main(folder: Path) -> None:
         interpreter.set_input(one[None], 0)
         interpreter.invoke()
         outputs.append(interpreter.get_output(0)[0].copy())
-    np.save(folder / "outputs.npy", np.stack(outputs))
+    np.save(folder / "outputs.npy", np.stack(outputs) if outputs else np.zeros(0))
     interpreter.print_allocations()
 
 

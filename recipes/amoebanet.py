@@ -1,0 +1,121 @@
+"""AmoebaNet: aging evolution over cells, and random search as its baseline.
+
+    python -m recipes.amoebanet                            # minutes on 2 cores, embedded images
+    python -m recipes.amoebanet --algorithm=random         # the baseline at the same budget
+    python -m recipes.amoebanet --preset=paper --dry_run   # what the paper's search would need on this machine
+
+The result is runs/amoebanet/genotype.json, which zoo.build and every other recipe take. Killed and started again with
+the same command, the search goes on where it was.
+
+Source: Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI 2019: population 100, sample
+25, 20,000 networks of N=3, F=24 for 25 epochs. Departures: cells equal to a known one are not trained again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import keras_tuner
+
+from recipes import _main, child_search, spaces, tuner
+from recipes.child_search import ChildConfig, Children
+from recipes.oracles import AgingEvolution, RandomSearch, SearchOracle
+from zoo.genotype import Genotype
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ChildConfig):
+    """Options of the search."""
+
+    algorithm: Literal["evolution", "random"] = "evolution"  # random is the baseline
+    space: Literal["amoebanet", "nasnet"] = "amoebanet"  # the 8 ops of AmoebaNet, or the 13 and two combiners of NASNet
+    nodes: int = 3  # of each cell; the paper has 5
+    population: int = 8  # cells that are alive at once
+    sample: int = 3  # cells of a tournament, drawn with replacement
+    identity: float = 0.05  # probability that a child is its parent
+    ageing: bool = True  # the oldest dies; without, the worst
+    repeats: int = 1  # N: normal cells before, between and behind the two reductions
+    filters: int = 8  # F: of each node before the first reduction
+    folder: Path = Path("runs/amoebanet")  # results, and the state to resume from
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("nodes", "population", "sample", "repeats", "filters"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        if not 0 <= self.identity < 1:
+            raise ValueError(f"identity is {self.identity}; expected a probability from 0 up to, not including, 1")
+
+
+PRESETS = {
+    "laptop": Config(),
+    "paper": Config(
+        trials=20_000,
+        data="tfds:cifar10",
+        image_size=None,
+        training_images=None,
+        validation_images=5000,
+        epochs=25,
+        batch_size=32,
+        learning_rate=0.025,
+        weight_decay=5e-4,
+        augment=True,
+        nodes=5,
+        population=100,
+        sample=25,
+        repeats=3,
+        filters=24,
+        folder=Path("runs/amoebanet-paper"),
+    ),
+    "smoke": Config(
+        trials=6,
+        image_size=8,
+        training_images=100,
+        validation_images=100,
+        epochs=2,
+        nodes=1,
+        population=3,
+        sample=2,
+        filters=4,
+        folder=Path("runs/amoebanet-smoke"),
+    ),
+}
+
+
+def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+    """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
+    space = spaces.amoebanet(config.nodes) if config.space == "amoebanet" else spaces.nasnet(config.nodes)
+    children = Children(
+        config,
+        space,
+        family="amoebanet" if config.space == "amoebanet" else "nasnet",
+        presets=child_search.cell_presets(config.repeats, config.filters),
+        images=child_search.load_images(config),
+    )
+    if config.dry_run:
+        return child_search.dry_run(children, spaces.uniform_cells(space))
+    return child_search.run(oracle(config, space, children), children, "amoebanet", observe)
+
+
+def oracle(config: Config, space: spaces.CellSpace, children: Children) -> SearchOracle:
+    """Returns the oracle that `config` asks for."""
+    objective = keras_tuner.Objective(child_search.OBJECTIVE, "max")
+    limits = {"seed": config.seed, "key": space.key, "check": children.check}
+    if config.algorithm == "random":
+        return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
+    return AgingEvolution(
+        objective,
+        config.trials,
+        space.hyperparameters(),
+        **limits,
+        population=config.population,
+        sample=config.sample,
+        identity=config.identity,
+        kinds=space.kinds,
+        ageing=config.ageing,
+    )
+
+
+if __name__ == "__main__":
+    _main.run(search, PRESETS)

@@ -1,0 +1,118 @@
+"""An append-only file of JSON lines that survives kill -9: what was appended is there, a torn last line is dropped."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not a Unix; two processes in one folder then go unnoticed
+    fcntl = None
+
+_VERSION = 1
+_LONGEST_UNSYNCED = 1.0  # s; a lost second of tabular trials is cheaper than a disk wait for each of them
+
+
+class Journal:
+    """Opens or makes the journal at `path` and locks it for this process.
+
+    Each record reaches the operating system before `append` returns, so a killed process loses none; the disk itself
+    is waited for at most once a second, so a power cut may lose the last second.
+
+    Args:
+        path: the file; parent folders are made.
+        header: what must be equal for the file to be continued; kept in its first line.
+
+    Raises:
+        ValueError: the file belongs to other settings or is damaged; the text says how to go on.
+        OSError: another process has it open, or it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, header: Mapping[str, Any]):
+        self.path = Path(path)
+        self._synced = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = open(self.path, "a+b")  # noqa: SIM115 - open as long as the search
+        try:
+            self._lock()
+            self.records = self._read(json.loads(json.dumps(dict(header))))
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one record."""
+        try:
+            self._stream.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self._stream.flush()
+            if time.monotonic() - self._synced > _LONGEST_UNSYNCED:
+                self.sync()
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"cannot write {self.path}: {error.strerror}. Free some space; the same command goes on"
+            ) from error
+
+    def sync(self) -> None:
+        """Waits until the disk has everything."""
+        os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Waits for the disk and lets another process have the file."""
+        if not self._stream.closed:
+            self.sync()
+            self._stream.close()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                error.errno, f"{self.path} is in use by another process; end that one, or choose another folder"
+            ) from None
+
+    def _read(self, header: dict[str, Any]) -> list[dict[str, Any]]:
+        self._stream.seek(0)
+        data = self._stream.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):  # the process died in the middle of a line
+            self._stream.truncate(whole)
+        lines = data[:whole].split(b"\n")[:-1]
+        if not lines:
+            self.append({"journal": _VERSION, **header})
+            return []
+        records = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+        self._check_header(records[0], header)
+        return records[1:]
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{self.path}, line {number} is damaged. Remove the lines from {number} on to go on from there, "
+                "or delete the folder to start anew"
+            )
+        return record
+
+    def _check_header(self, found: dict[str, Any], header: dict[str, Any]) -> None:
+        if found.get("journal") != _VERSION:
+            raise ValueError(f"{self.path} is no journal of this version; choose another folder, or delete this one")
+        found = {name: value for name, value in found.items() if name != "journal"}
+        differences = [
+            f"{name} {found.get(name)!r} then, {header.get(name)!r} now"
+            for name in sorted(found.keys() | header.keys())
+            if found.get(name) != header.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path} is of a search with other settings: {'; '.join(differences)}. "
+                "Use the settings of then to go on, another folder, or delete this one"
+            )

@@ -1,0 +1,10 @@
+"""The searches as KerasTuner oracles; each works with any `keras_tuner.Tuner`, and fastest with `recipes.tuner.Tuner`.
+
+oracle = recipes.oracles.AgingEvolution("val_accuracy", max_trials=200, hyperparameters=space, seed=0)
+keras_tuner.Tuner(oracle=oracle, hypermodel=build_model, directory="runs").search(...)
+"""
+
+from recipes.oracles.base import RandomSearch, SearchOracle
+from recipes.oracles.evolution import AgingEvolution
+
+__all__ = ["AgingEvolution", "RandomSearch", "SearchOracle"]

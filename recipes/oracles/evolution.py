@@ -1,0 +1,111 @@
+"""Aging evolution (Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI 2019)."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recipes.oracles.base import SearchOracle
+from recipes.oracles.choices import Genome
+
+
+class AgingEvolution(SearchOracle):
+    """Tournament selection and mutation in a population whose oldest member dies (Algorithm 1).
+
+    The first `population` trials are random. Then the best of `sample` members, drawn with replacement, gets a mutated
+    child. A child that equals a known architecture, the identity mutation's among them, enters the population with the
+    known score and without a trial; the paper trains it again.
+
+    Args:
+        objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
+        population: members that are alive at once (paper: 100).
+        sample: members drawn for one tournament (paper: 25).
+        identity: probability that a child is its parent unchanged (paper: 0.05).
+        kinds: kind of mutation -> names of the choices that it changes; a kind is drawn first, then one of its
+            choices, then another value of it, all uniformly. All choices are one kind unless given. The paper's are
+            hidden-state and op mutation.
+        ageing: False removes the worst member instead of the oldest (the paper's non-aging variant).
+    """
+
+    def __init__(
+        self,
+        objective: Any = "val_accuracy",
+        max_trials: int | None = None,
+        hyperparameters: Any = None,
+        *,
+        seed: int | None = None,
+        key: Any = None,
+        check: Any = None,
+        max_redraws: int = 1000,
+        population: int = 100,
+        sample: int = 25,
+        identity: float = 0.05,
+        kinds: Mapping[str, Sequence[str]] | None = None,
+        ageing: bool = True,
+    ):
+        super().__init__(
+            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
+        )
+        if population < 1 or sample < 1:
+            raise ValueError(f"population is {population} and sample {sample}; expected whole numbers from 1")
+        if not 0 <= identity < 1:
+            raise ValueError(f"identity is {identity}; expected a probability from 0 up to, not including, 1")
+        self.population, self.sample, self.identity, self.ageing = population, sample, identity, ageing
+        self.kinds = {kind: list(names) for kind, names in (kinds or {}).items()}
+        self.members: deque[tuple[Genome, float]] = deque()  # oldest first
+        self._filled = False
+
+    def propose(self) -> Genome:
+        """Returns a random genome until the population is full, then a child of a tournament's winner."""
+        if not self.members or (not self._filled and len(self.members) + self.running < self.population):
+            return self.random_genome()
+        drawn = self.rng.integers(len(self.members), size=self.sample)
+        parent, _ = max((self.members[i] for i in drawn), key=lambda member: member[1])
+        return self.mutated(parent)
+
+    def mutated(self, genome: Genome) -> Genome:
+        """Returns `genome` with one choice changed, or unchanged with the probability `identity`."""
+        if self.rng.random() < self.identity:
+            return genome
+        genome = self.choices.padded(genome)
+        positions = self._mutable()
+        position = positions[self.rng.integers(len(positions))]
+        count = self.choices.counts[position]
+        other = int(self.rng.integers(count - 1))
+        other += other >= genome[position]
+        return (*genome[:position], other, *genome[position + 1 :])
+
+    def _mutable(self) -> list[int]:
+        """Returns the choices of one kind, drawn uniformly, that have more than one value."""
+        names = self.choices.names
+        wanted = [set(members) for members in self.kinds.values()] or [set(names)]
+        if unknown := set().union(*wanted) - set(names):
+            raise ValueError(f"kinds names the choices {sorted(unknown)}; the search space has {names}")
+        groups = [
+            [i for i, name in enumerate(names) if name in group and self.choices.counts[i] > 1] for group in wanted
+        ]
+        groups = [group for group in groups if group]
+        if not groups:
+            raise ValueError(f"no choice of {names} has two values or more; there is nothing to mutate")
+        return groups[self.rng.integers(len(groups))] if len(groups) > 1 else groups[0]
+
+    def learn(self, genome: Genome, fitness: float | None) -> None:
+        """Lets the child in and the oldest (or worst) member out; a failed child never comes in."""
+        if fitness is None:
+            return
+        self.members.append((genome, fitness))
+        self._filled = self._filled or len(self.members) >= self.population
+        if len(self.members) > self.population:
+            if self.ageing:
+                self.members.popleft()
+            else:
+                worst = min(range(len(self.members)), key=lambda i: self.members[i][1])
+                del self.members[worst]
+
+    def learned(self) -> dict[str, Any]:
+        """Returns the population, oldest first."""
+        return {"members": [[list(genome), fitness] for genome, fitness in self.members], "filled": self._filled}
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Takes back what `learned` returned."""
+        self.members = deque((tuple(genome), fitness) for genome, fitness in learned["members"])
+        self._filled = learned["filled"]

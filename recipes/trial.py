@@ -1,0 +1,259 @@
+"""Trains one child network on images in memory, as a search does a hundred times: little is done before the first step.
+
+A plain `keras.Model.compile/fit` spends its time on small networks in what precedes training: TensorFlow's grappler
+rewrites a graph of ten thousand nodes, and Keras traces metrics, optimizer and a second graph for the evaluation.
+Here one step is traced, grappler's rewrites are off while it is, each weight is updated by one fused op, and a short
+evaluation runs eagerly (benchmarks/trial_cost.py measures both ways).
+"""
+
+import contextlib
+import dataclasses
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from recipes.augment import UNIT, Step
+from recipes.parts import Part
+from zoo import atomic
+
+_EVALUATION_BATCH = 500
+_EAGER_BATCHES = 4  # tracing a graph for the evaluation takes as long as this many eager calls
+_LARGEST_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a child takes in all
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a child is trained: SGD with momentum, one cosine period from `learning_rate` to 0, L2 on all weights.
+
+    Attributes:
+        epochs, batch_size: at least 1.
+        learning_rate: at the start, after `warmup` steps that grow linearly to it.
+        momentum: Nesterov's, as TF-slim's NASNet code has it.
+        weight_decay: the factor w of w/2 x |weights|^2 in the loss, normalisation's weights left out.
+        clip: largest global norm of the gradient; None does not clip.
+        warmup: steps; short trainings of deep cells diverge without.
+    """
+
+    epochs: int = 3
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip: float | None = 5.0
+    warmup: int = 10
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        if self.learning_rate <= 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(f"learning_rate is {self.learning_rate} and clip {self.clip}; expected numbers above 0")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Returns the learning rate of this step of `steps` in all."""
+        cosine = 0.5 * self.learning_rate * (1 + math.cos(math.pi * step / steps))
+        return cosine * min(1.0, (step + 1) / (self.warmup + 1))
+
+
+def train(
+    make_model: Callable[[], keras.Model],
+    training_part: Part,
+    validation_part: Part,
+    settings: Training,
+    *,
+    seed: int,
+    normalize: Callable[[Any], Any] = UNIT,
+    augment: Step | None = None,
+    folder: Path | None = None,
+    report: Callable[[float, str], None] | None = None,
+) -> dict[str, float]:
+    """Trains a new network and returns {"val_accuracy", "val_loss", "loss", "params"}.
+
+    The same arguments give the same result, also when the process was killed meanwhile and `folder` holds the state
+    of the last whole epoch. The weights of the end stay there, as model.weights.h5.
+
+    Args:
+        make_model: returns a network with logits as its one output.
+        training_part, validation_part: in memory; the latter is what a search selects on. Test data has no place here.
+        settings: how to train.
+        seed: of the weights, the order of the images and the augmentation.
+        normalize: images 0..255 -> what the network reads.
+        augment: a function of a batch; none unless given.
+        folder: for checkpoints; none are written unless given.
+        report: called with the share that is done, 0 to 1, and a few words.
+
+    Raises:
+        FloatingPointError: the loss is not a number any more.
+    """
+    with _no_rewrites():
+        keras.utils.set_random_seed(seed % 2**32)
+        model = make_model()
+        _shorten_moving_averages(model)
+        learner = _Learner(model, settings)
+        state = None if folder is None else _State(folder / "epoch.npz", learner)
+        epoch, loss = (0, math.nan) if state is None else state.restore()
+        while epoch < settings.epochs:
+            loss = _train_epoch(learner, training_part, epoch, seed, normalize, augment, report)
+            epoch += 1
+            if state is not None:
+                state.save(epoch, loss)
+        if report is not None:
+            report(1.0, "evaluating")
+        accuracy, validation_loss = evaluate(model, validation_part, normalize)
+    if folder is not None:
+        with atomic.replacing(folder / "model.weights.h5") as stream:
+            temporary = Path(stream.name).with_suffix(".weights.h5")
+            model.save_weights(temporary)
+            stream.write(temporary.read_bytes())
+            temporary.unlink()
+        (folder / "epoch.npz").unlink(missing_ok=True)
+    return {
+        "val_accuracy": accuracy,
+        "val_loss": validation_loss,
+        "loss": loss,
+        "params": float(model.count_params()),
+    }
+
+
+def evaluate(model: keras.Model, part: Part, normalize: Callable[[Any], Any] = UNIT) -> tuple[float, float]:
+    """Returns the accuracy (0 to 1) and the mean cross-entropy of a network with logits."""
+    starts = range(0, len(part), _EVALUATION_BATCH)
+
+    def predict(images: Any) -> Any:
+        return model(images, training=False)
+
+    function = (
+        predict if len(starts) <= _EAGER_BATCHES else tf.function(predict, autograph=False, reduce_retracing=True)
+    )
+    right, loss = 0, 0.0
+    for start in starts:
+        images = tf.constant(normalize(part.images[start : start + _EVALUATION_BATCH]), tf.float32)
+        labels = part.labels[start : start + _EVALUATION_BATCH]
+        logits = function(images).numpy().astype(np.float64)
+        right += int((logits.argmax(axis=1) == labels).sum())
+        largest = logits.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
+        loss += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
+    return right / len(part), loss / len(part)
+
+
+class _Learner:
+    """A network, its momenta, and one traced step."""
+
+    def __init__(self, model: keras.Model, settings: Training):
+        self.model, self.settings = model, settings
+        self.weights = [weight.value for weight in model.trainable_weights]
+        self.momenta = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self.weights]
+        self._decayed = [weight.shape.rank > 1 for weight in self.weights]
+        channels = [None, *model.input_shape[1:]]
+        signature = [tf.TensorSpec(channels), tf.TensorSpec([None], tf.int32), tf.TensorSpec([])]
+        self.step = tf.function(self._step, signature, autograph=False)
+
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        gradients: Any = tape.gradient(loss, self.weights)
+        settings = self.settings
+        decay = settings.weight_decay
+        gradients = [
+            tf.zeros_like(weight) if gradient is None else gradient + decay * weight if decayed and decay else gradient
+            for gradient, weight, decayed in zip(gradients, self.weights, self._decayed, strict=True)
+        ]
+        if settings.clip is not None:
+            norm = tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
+            factor = settings.clip / tf.maximum(norm, settings.clip)
+            gradients = [gradient * factor for gradient in gradients]
+        for weight, gradient, momentum in zip(self.weights, gradients, self.momenta, strict=True):
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=weight.handle,
+                accum=momentum.handle,
+                lr=rate,
+                grad=gradient,
+                momentum=settings.momentum,
+                use_nesterov=True,
+            )
+        return loss
+
+
+class _State:
+    """The file from which a killed training goes on: every variable after a whole epoch."""
+
+    def __init__(self, path: Path, learner: _Learner):
+        self._path = path
+        self._variables = [*(variable.value for variable in learner.model.variables), *learner.momenta]
+
+    def save(self, epoch: int, loss: float) -> None:
+        arrays = {f"variable{number}": variable.numpy() for number, variable in enumerate(self._variables)}
+        with atomic.replacing(self._path) as stream:
+            np.savez(stream, epoch=epoch, loss=loss, **arrays)
+
+    def restore(self) -> tuple[int, float]:
+        """Returns the epochs that are done and the last one's loss; (0, nan) where there is no fitting file."""
+        try:
+            with np.load(self._path) as found:
+                arrays = [found[f"variable{number}"] for number in range(len(self._variables))]
+                epoch, loss = int(found["epoch"]), float(found["loss"])
+        except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
+            return 0, math.nan
+        if [array.shape for array in arrays] != [tuple(variable.shape) for variable in self._variables]:
+            return 0, math.nan
+        for variable, array in zip(self._variables, arrays, strict=True):
+            variable.assign(array)
+        return epoch, loss
+
+
+def _train_epoch(
+    learner: _Learner,
+    part: Part,
+    epoch: int,
+    seed: int,
+    normalize: Callable[[Any], Any],
+    augment: Step | None,
+    report: Callable[[float, str], None] | None,
+) -> float:
+    """Returns the mean loss of one epoch over the images in an order of its own."""
+    settings = learner.settings
+    order = np.random.default_rng([seed, epoch]).permutation(len(part))
+    steps = math.ceil(len(part) / settings.batch_size)
+    losses = []
+    for number in range(steps):
+        if report is not None:
+            share = (epoch + number / steps) / settings.epochs
+            report(share, f"epoch {epoch + 1} of {settings.epochs}" if epoch or number else "tracing")
+        chosen = order[number * settings.batch_size : (number + 1) * settings.batch_size]
+        images = part.images[chosen]
+        done = epoch * steps + number
+        if augment is not None:
+            images = augment(tf.constant(images), tf.constant([seed % 2**31, done]))
+        rate = settings.rate(done, settings.epochs * steps)
+        images = tf.cast(normalize(images), tf.float32)
+        losses.append(learner.step(images, tf.constant(part.labels[chosen], tf.int32), tf.constant(rate, tf.float32)))
+    loss = float(np.mean(losses))
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: the training diverged")
+    return loss
+
+
+def _shorten_moving_averages(model: keras.Model) -> None:
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, _LARGEST_MOMENTUM)
+
+
+@contextlib.contextmanager
+def _no_rewrites() -> Iterator[None]:
+    """Turns grappler's rewrites off: they take longer than they save in a few hundred steps."""
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})

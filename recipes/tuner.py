@@ -1,0 +1,387 @@
+"""Runs the trials of a search so that nothing is lost: kill it at any moment, start it again, get the same result.
+
+    tuner = Tuner(oracle, evaluate, folder)   # evaluate(task) -> score, or a dict with the objective in it
+    tuner.search()
+    tuner.best.values
+
+It is a KerasTuner tuner whose state is an append-only journal: the cost of a trial does not grow with their number. A
+resumed search replays the journal through the oracle, whose draws depend on its seed and the results alone.
+"""
+
+import collections
+import dataclasses
+import gc
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras_tuner.engine import base_tuner
+from keras_tuner.engine import trial as trial_module
+
+from recipes.journal import Journal
+from recipes.oracles.base import SearchOracle
+from zoo import atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One trial as `evaluate` sees it.
+
+    Attributes:
+        number: from 0.
+        values: decision -> choice.
+        seed: of this trial alone; the same whenever the trial is run again.
+        folder: for its checkpoints; not made yet. A killed trial finds there what it had written.
+        report: to be called with the finished share of the trial (0 to 1) and a few words on what is running.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    seed: int
+    folder: Path
+    report: Callable[[float, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One trial that has ended; `score` is None and `message` the reason where it is INVALID."""
+
+    number: int
+    values: Mapping[str, Any]
+    status: str
+    score: float | None
+    metrics: Mapping[str, float]
+    seconds: float
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Where a search stands, for a progress display; `total` and `seconds_left` are None where nobody knows them."""
+
+    done: int
+    total: int | None
+    best: float | None
+    seconds_left: float | None
+    share: float  # of the running trial
+    text: str
+
+
+class Tuner(base_tuner.BaseTuner):
+    """Runs `evaluate` on what the oracle proposes.
+
+    A trial that raises an exception is INVALID, with the reason, and the search goes on; KeyboardInterrupt ends it
+    and keeps the state. A trial in which the process itself died `attempts` times without getting further is INVALID.
+
+    Args:
+        oracle: its hyperparameters must be complete; `recipes.spaces` makes them.
+        evaluate: task -> the objective, or name -> number with the objective among the names.
+        folder: of journal and checkpoints.
+        settings: what else must be equal for a journal to be continued, as JSON can hold it.
+        keep: checkpoints of this many best trials stay, and those of the last.
+        observe: called with a Status when something has changed.
+        snapshot_seconds: the oracle's state is saved this often, so that a resume has less to replay.
+        attempts: see above; out of memory kills a process without an exception.
+    """
+
+    def __init__(
+        self,
+        oracle: SearchOracle,
+        evaluate: Callable[[Task], float | Mapping[str, float]],
+        folder: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        keep: int = 3,
+        observe: Callable[[Status], None] | None = None,
+        snapshot_seconds: float = 30.0,
+        attempts: int = 5,
+    ):
+        if not oracle.hyperparameters.space:
+            raise ValueError("the oracle has no choices; give it hyperparameters=space.hyperparameters()")
+        self.folder = Path(folder)
+        self._evaluate, self._keep, self._observe = evaluate, keep, observe
+        self._snapshot_seconds, self._attempts = snapshot_seconds, attempts
+        self.history: list[Record] = []
+        self._started: dict[str, int] = {}  # trial id -> number
+        self._begun = self._snapshotted = time.monotonic()
+        self._kept: list[tuple[float, int, Record]] = []  # the best first
+        self._best: Record | None = None
+        self._recent: collections.deque[float] = collections.deque(maxlen=50)  # s a trial, of this process
+        oracle.persistent = False
+        self._own_check, oracle.check = oracle.check, self._recorded_check
+        self._checked: dict[tuple[int, ...], str | None] = {}
+        self._replaying = True
+        super().__init__(oracle, directory=str(self.folder.parent), project_name=self.folder.name)
+        self.journal = Journal(self.folder / "journal.jsonl", self._header(settings or {}))
+        self._resume()
+
+    @property
+    def best(self) -> Record:
+        """The best trial so far.
+
+        Raises:
+            ValueError: none has succeeded; the text gives the reasons.
+        """
+        if self._best is None:
+            reasons = collections.Counter(record.message for record in self.history).most_common(3)
+            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or self.oracle.message
+            raise ValueError(f"no trial has succeeded, {len(self.history)} failed: {listed}")
+        return self._best
+
+    def search(self, *fit_args: Any, **fit_kwargs: Any) -> None:
+        """Runs trials until the oracle has no more; what is left of an earlier process is finished first."""
+        try:
+            super().search(*fit_args, **fit_kwargs)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Saves the state and lets go of the folder; a search that was not run to its end may be closed too."""
+        self.journal.close()
+
+    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates one trial; called by KerasTuner."""
+        number = self._started[trial.trial_id]
+        self._begun = time.monotonic()
+        self._tell(0.0, "")
+        if self._died(number) >= self._attempts:
+            raise MemoryError(f"the process died {self._attempts} times in this trial, perhaps for want of memory")
+        seed = np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0]
+        task = Task(number, trial.hyperparameters.values, int(seed >> 1), self._trial_folder(number), self._tell)
+        results = self._evaluate(task)
+        if isinstance(results, Mapping):
+            return {name: float(value) for name, value in results.items()}
+        return {self.oracle.objective.name: float(results)}
+
+    def on_trial_begin(self, trial: Any) -> None:
+        """Journals the start; called by KerasTuner."""
+        if trial.trial_id in self._started:  # of an earlier process
+            number = self._started[trial.trial_id]
+            self.journal.append({"resume": number, "mark": self._mark(number)})
+            self.journal.records.append({"resume": number, "mark": self._mark(number)})
+            return
+        number = self._started[trial.trial_id] = len(self._started)
+        self.journal.append({"start": number, "genome": self.oracle.choices.genome(trial.hyperparameters.values)})
+
+    def on_trial_end(self, trial: Any) -> None:
+        """Lets the oracle learn, journals the result and removes checkpoints; called by KerasTuner."""
+        if trial.message:
+            trial.message = trial.message.strip().splitlines()[-1]  # the exception, without its traceback
+        seconds = time.monotonic() - self._begun
+        self.oracle.end_trial(trial)
+        record = self._record(self.oracle.trials[trial.trial_id], seconds)
+        self.journal.append(
+            {
+                "end": record.number,
+                "status": record.status,
+                "metrics": record.metrics,
+                "seconds": round(seconds, 3),
+                **({"message": record.message} if record.message else {}),
+            }
+        )
+        self._count(record)
+        self._recent.append(seconds)
+        self._remove_checkpoints(record)
+        self._tell(0.0, "")
+        if time.monotonic() - self._snapshotted > self._snapshot_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the oracle's state beside the journal; called by KerasTuner at other times too."""
+        if self._replaying or self.oracle.running:
+            return
+        self.journal.sync()
+        state = {"trials": len(self.history), "oracle": self.oracle.snapshot()}
+        atomic.write_atomically(self.folder / "snapshot.json", json.dumps(state))
+        self._snapshotted = time.monotonic()
+
+    def reload(self) -> None:
+        """Does nothing: the constructor has read the journal."""
+
+    def _header(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        choices = self.oracle.choices
+        return {
+            "oracle": type(self.oracle).__name__,
+            "objective": [self.oracle.objective.name, self.oracle.objective.direction],
+            "seed": self.oracle.seed,
+            "choices": dict(zip(choices.names, choices.counts.tolist(), strict=True)),
+            **settings,
+        }
+
+    def _resume(self) -> None:
+        """Takes the oracle to where the journal ends."""
+        records = self.journal.records
+        for record in records:
+            if "refused" in record:
+                self._checked[tuple(record["refused"])] = record["message"]
+            elif "start" in record:
+                self._checked[tuple(record["genome"])] = None
+        known = self._restore_snapshot(records)
+        for record in records:
+            if "start" in record and record["start"] >= known:
+                self._replay_start(record)
+            elif "end" in record and record["end"] >= known:
+                self._replay_end(record)
+        self._replaying = False
+        if records:
+            self._tell(0.0, f"resumed after {len(self.history)} trials")
+
+    def _restore_snapshot(self, records: Sequence[Mapping[str, Any]]) -> int:
+        """Returns how many trials the snapshot covers; 0 where there is none."""
+        path = self.folder / "snapshot.json"
+        if not records or not path.exists():
+            return 0
+        state = json.loads(path.read_text(encoding="utf-8"))
+        ends = {record["end"]: record for record in records if "end" in record}
+        for record in records:
+            number = record.get("start")
+            if number is None or number >= state["trials"]:
+                continue
+            hyperparameters = self.oracle.get_space()
+            hyperparameters.values = self.oracle.choices.values(tuple(record["genome"]))
+            trial = trial_module.Trial(hyperparameters, trial_id=self._trial_id(number))
+            self._fill(trial, ends[number])
+            if trial.status == trial_module.TrialStatus.COMPLETED:
+                self.oracle.score_trial(trial)
+            self._started[trial.trial_id] = number
+            self.oracle.adopt(trial)
+            self._count(self._record(trial, ends[number]["seconds"]))
+        self.oracle.restore_snapshot(state["oracle"])
+        return state["trials"]
+
+    def _replay_start(self, record: Mapping[str, Any]) -> None:
+        trial = self.oracle.create_trial(self.tuner_id)
+        genome = list(self.oracle.choices.genome(trial.hyperparameters.values)) if trial.hyperparameters.values else []
+        if trial.status != trial_module.TrialStatus.RUNNING or genome != record["genome"]:
+            raise ValueError(
+                f"{self.journal.path}: trial {record['start']} was {record['genome']}, and the oracle now proposes "
+                f"{genome or 'nothing'}. It is another version or has other settings; use those, or another folder"
+            )
+        self._started[trial.trial_id] = record["start"]
+
+    def _replay_end(self, record: Mapping[str, Any]) -> None:
+        trial = self.oracle.ongoing_trials[self.tuner_id]
+        self._fill(trial, record)
+        self.oracle.end_trial(trial)
+        self._count(self._record(trial, record["seconds"]))
+
+    def _fill(self, trial: Any, record: Mapping[str, Any]) -> None:
+        trial.status, trial.message = record["status"], record.get("message")
+        for name, value in record["metrics"].items():
+            direction = self.oracle.objective.direction if name == self.oracle.objective.name else None
+            trial.metrics.register(name, direction=direction or "min")
+            trial.metrics.update(name, math.nan if value is None else value, step=0)
+
+    def _trial_id(self, number: int) -> str:
+        """Returns the id that KerasTuner gives to its trial of this number."""
+        return f"{number:0{len(str(self.oracle.max_trials))}d}"
+
+    def _record(self, trial: Any, seconds: float) -> Record:
+        metrics = {}
+        for name, history in trial.metrics.metrics.items():
+            value = float(history.get_last_value())
+            metrics[name] = value if math.isfinite(value) else None
+        completed = trial.status == trial_module.TrialStatus.COMPLETED
+        return Record(
+            self._started[trial.trial_id],
+            trial.hyperparameters.values,
+            trial.status,
+            float(trial.score) if completed else None,
+            metrics,
+            seconds,
+            trial.message or "",
+        )
+
+    def _count(self, record: Record) -> None:
+        self.history.append(record)
+        if record.score is None:
+            return
+        maximize = self.oracle.objective.direction == "max"
+        self._kept.append((-record.score if maximize else record.score, record.number, record))
+        self._kept.sort(key=lambda kept: kept[:2])
+        self._best = self._kept[0][2]
+        del self._kept[max(1, self._keep) :]
+
+    def _remove_checkpoints(self, last: Record) -> None:
+        folder = self.folder / "checkpoints"
+        if not folder.exists():
+            return
+        numbers = [last.number, *(number for _, number, _ in self._kept[: self._keep])]
+        wanted = {self._trial_folder(number).name for number in numbers}
+        for path in folder.iterdir():
+            if path.name not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _trial_folder(self, number: int) -> Path:
+        return self.folder / "checkpoints" / f"trial_{number:05d}"
+
+    def _mark(self, number: int) -> int:
+        """Returns a number that changes when the trial has written a checkpoint."""
+        folder = self._trial_folder(number)
+        return max((path.stat().st_mtime_ns for path in folder.rglob("*")), default=0) if folder.exists() else 0
+
+    def _died(self, number: int) -> int:
+        """Returns how often the process died in this trial since its last checkpoint."""
+        marks = [record["mark"] for record in self.journal.records if record.get("resume") == number]
+        return sum(mark == marks[-1] for mark in marks) if marks else 0
+
+    def _recorded_check(self, values: dict[str, Any]) -> str | None:
+        """Asks the oracle's own check once in the life of a search; its answer may have cost building a network."""
+        if self._own_check is None:
+            return None
+        genome = self.oracle.choices.genome(values)
+        if genome in self._checked:
+            return self._checked[genome]
+        reason = self._checked[genome] = self._own_check(values)
+        if reason:
+            self.journal.append({"refused": genome, "message": reason})
+        return reason
+
+    def _tell(self, share: float, text: str) -> None:
+        if self._observe is None:
+            return
+        total = self.oracle.max_trials
+        left = None
+        if total is not None and self._recent:
+            left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._recent)))
+        best = None if self._best is None else self._best.score
+        self._observe(Status(len(self.history), total, best, left, share, text))
+
+
+def pareto_front(history: Sequence[Record], objectives: Mapping[str, str]) -> list[Record]:
+    """Returns the trials that no other beats in every objective, in the order of the first one, the best first.
+
+    Args:
+        history: `Tuner.history`.
+        objectives: name of a metric -> "max" or "min"; one or more.
+    """
+    for name, direction in objectives.items():
+        if direction not in ("max", "min"):
+            raise ValueError(f"the direction of {name!r} is {direction!r}; expected 'max' or 'min'")
+    signs = [1.0 if direction == "max" else -1.0 for direction in objectives.values()]
+    points = []
+    for record in history:
+        if record.score is not None:
+            missing = [name for name in objectives if record.metrics.get(name) is None]
+            if missing:
+                raise ValueError(f"trial {record.number} has no {missing[0]!r}; it has {sorted(record.metrics)}")
+            points.append((tuple(s * record.metrics[name] for s, name in zip(signs, objectives, strict=True)), record))
+    front = [
+        (point, record)
+        for point, record in points
+        if not any(other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other, _ in points)
+    ]
+    return [record for _, record in sorted(front, key=lambda entry: entry[0], reverse=True)]
+
+
+def forget_models() -> None:
+    """Frees what Keras and TensorFlow keep of the models of earlier trials."""
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()

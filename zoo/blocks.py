@@ -24,6 +24,8 @@ class Style:
         oldest_input: whether h[c-2] is projected by relu-1x1-bn always (DARTS), or only where its shape differs.
         drop_path_on_skip: whether a strided skip is dropped like any other edge (DARTS).
         drop_path_by_depth: whether the drop path rate grows linearly with the cell's place (NASNet).
+        border_average: what a strided mean does at the border: leave out what lies outside the image, or count it as
+            zeros (timm's and Keras' NASNet).
     """
 
     padding: Literal["same", "torch"] = "same"
@@ -34,6 +36,7 @@ class Style:
     oldest_input: Literal["always", "if_different"] = "if_different"
     drop_path_on_skip: bool = False
     drop_path_by_depth: bool = True
+    border_average: Literal["leave_out", "zeros"] = "leave_out"
 
 
 def relu(x: Any, name: str) -> Any:
@@ -92,8 +95,14 @@ def subsample(x: Any, strides: int, name: str) -> Any:
 
 
 def pool(x: Any, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Any:
-    """A pool that ignores what lies outside the image, in maximum and in mean alike."""
+    """A pool that ignores what lies outside the image, in maximum and, but for `Style.border_average`, in mean.
+
+    Of an unknown height or width the padding cannot be told beforehand; then nothing is counted as zeros.
+    """
     layer = layers.AveragePooling2D if kind == "avg" else layers.MaxPooling2D
+    if kind == "avg" and style.border_average == "zeros" and strides > 1 and None not in x.shape[1:3]:
+        x = layers.ZeroPadding2D([_same_padding(side, size, strides) for side in x.shape[1:3]], name=f"{name}_pad")(x)
+        return layer(size, strides, name=name)(x)
     if style.padding == "torch" and strides > 1 and not _odd(x):
         # PyTorch's windows lie around the pixels 0, 2, ..: one pixel further up and left than TensorFlow's here.
         return subsample(layer(size, 1, "same", name=name)(x), strides, f"{name}_subsample")
@@ -123,6 +132,12 @@ def _padded(x: Any, kernel_size: int | tuple[int, int], strides: int | tuple[int
     if size == (1, 1):
         return x, "valid"
     return layers.ZeroPadding2D((size[0] // 2, size[1] // 2), name=f"{name}_pad")(x), "valid"
+
+
+def _same_padding(side: int, size: int, strides: int) -> tuple[int, int]:
+    """Returns what TensorFlow's "same" puts before and behind a side."""
+    total = max((-(-side // strides) - 1) * strides + size - side, 0)
+    return total // 2, total - total // 2
 
 
 def _odd(x: Any) -> bool:

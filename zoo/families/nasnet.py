@@ -1,6 +1,8 @@
 """NASNet (Zoph et al., 2018, arXiv:1707.07012), as the authors' TF-slim code builds it (nets/nasnet).
 
-Drop path here has the rate that it reaches at the end of training; recipes/train.py lets it grow up to that.
+Strided means count zeros outside the image, as timm's and keras.applications' networks do, which run the published
+weights; TF-slim, where those were trained, leaves the border out. Maxima never see the border (keras.applications'
+do, as zeros). Drop path here has the rate that it reaches at the end of training; recipes/train.py lets it grow up to that.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ from zoo.blocks import Style
 from zoo.genotype import Cells, Genotype
 from zoo.skeleton import CellStack, Options, body_of, read_preset, stack_cells
 
-STYLE = Style(momentum=0.9997, epsilon=1e-3)
+STYLE = Style(momentum=0.9997, epsilon=1e-3, border_average="zeros")
 CIFAR_STYLE = dataclasses.replace(STYLE, momentum=0.9, epsilon=1e-5)
 
 

@@ -160,7 +160,7 @@ def measure_file(
     try:
         arena, note = measure.arena(data).total, ""
     except tflm.TflmError as error:
-        arena, note = None, str(error).split(". ")[0]
+        arena, note = None, f"none: {str(error).splitlines()[0]}"
     return Row(
         scheme,
         name,

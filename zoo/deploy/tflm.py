@@ -89,6 +89,12 @@ def _reason(done: subprocess.CompletedProcess) -> str:
     missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", "\n".join(lines))
     if missing:
         return f"TFLM has no operator {missing.group(1)}, which the file uses. zoo.deploy.planner names where"
+    failed = re.search(r"Node (\w+) \(number (\d+)\) failed to prepare", "\n".join(lines))
+    if failed:
+        return (
+            f"TFLM cannot run {failed.group(1)}, operator {failed.group(2)} of the file, as it is there\n"
+            f"{' | '.join(lines)[-600:]}"
+        )
     how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
     hint = (
         " It stops where a scale is out of its range, as those of an untrained network can be"

@@ -1,0 +1,119 @@
+"""What the deploying recipes start from: a model, and the images that calibrate and judge its files."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from rich.console import Console
+
+import zoo
+from recipes import augment, data
+
+PREPROCESSING = {
+    "unit": augment.UNIT,
+    "centered": augment.CENTERED,
+    "cifar10": augment.CIFAR10,
+    "imagenet": augment.IMAGENET,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAndData:
+    """The options that name a model and images."""
+
+    model: str = "runs/train/model.keras"  # a .keras file, a genotype file, or a name of zoo.list_models()
+    size: str | None = None  # the preset of a name or genotype, such as cifar10; none takes the first
+    weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
+    data: str = data.EMBEDDED  # as recipes.data.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
+    image_size: int | None = None  # pixels; none takes what the .keras file expects, else what the images have
+    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = (
+        "unit"  # as in training: 0..1, -1..1, or by channel
+    )
+    images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
+    calibration: int = 256  # training images that int8 ranges are measured on
+    threads: int = 1  # of LiteRT
+
+    def __post_init__(self):
+        for name in ("images", "calibration", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected a whole number from 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployable:
+    """A model with images of its input's shape, preprocessed; `data` has the whole parts, not preprocessed."""
+
+    model: keras.Model
+    calibration: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    data: data.Data
+
+
+def load(config: ModelAndData) -> Deployable:
+    """Loads what the options name.
+
+    Raises:
+        ValueError, OSError: the text says which option, and what to do.
+    """
+    path = Path(config.model).expanduser()
+    from_file = path.suffix == ".keras"
+    if from_file and (config.size is not None or config.weights is not None):
+        raise ValueError(f"model={config.model} holds its own size and weights; leave size= and weights= out")
+    if from_file and not path.is_file():
+        raise FileNotFoundError(
+            f"model: there is no file {path}. Train one (python -m recipes.train), or give a name of zoo.list_models()"
+        )
+    model = keras.saving.load_model(path, compile=False) if from_file else None
+    source = _data(config, model)
+    if model is None:
+        weights = None if config.weights is None else config.weights.expanduser()
+        model = zoo.build(
+            config.model, config.size, classes=source.classes, input_shape=source.input_shape, weights=weights
+        )
+        if weights is None:
+            print(
+                f"{config.model} is untrained: its accuracy says nothing. Give weights=, or a .keras file",
+                file=sys.stderr,
+            )
+    if model.output_shape[-1] != source.classes:
+        raise ValueError(
+            f"model {model.name!r} tells {model.output_shape[-1]} classes apart, and {source.name} has "
+            f"{source.classes}. Give the data that it was trained on"
+        )
+    normalize = PREPROCESSING[config.preprocess]
+    test = source.test.first(config.images)
+    images, labels = test.head(len(test))
+    calibration, _ = source.train.first(config.calibration).head(config.calibration)
+    return Deployable(model, _array(normalize(calibration)), _array(normalize(images)), labels, source)
+
+
+def _data(config: ModelAndData, model: keras.Model | None) -> data.Data:
+    if model is None:
+        return data.load(config.data, size=config.image_size)
+    *_, height, width, channels = model.input_shape
+    fixed = (height, width) if height is not None and width is not None else None
+    if fixed is not None and config.image_size is not None and fixed != (config.image_size, config.image_size):
+        raise ValueError(f"image_size={config.image_size}, but {config.model} takes {height} x {width}; leave it out")
+    return data.load(config.data, size=fixed or config.image_size, channels=channels)
+
+
+def _array(images: Any) -> np.ndarray:
+    return np.asarray(images, np.float32)
+
+
+@contextlib.contextmanager
+def steps(title: str) -> Iterator[Callable[[str], None]]:
+    """Gives a function that shows the step at work: a spinner on a terminal, a line each in a log (stderr)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{title}: {text}", highlight=False, soft_wrap=True)
+        return
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")

@@ -1,0 +1,161 @@
+"""`python -m recipes.deploy`: one page of numbers about the files, and what it says where it cannot make them."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from recipes import data, deploy, deployable
+from zoo.deploy import measure, report, tflite
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    """A small network, trained a little on the embedded images."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((28, 28, 1))
+    x = layers.MaxPooling2D(2)(layers.Conv2D(8, 5, activation="relu")(image))
+    x = layers.MaxPooling2D(2)(layers.Conv2D(16, 3, activation="relu")(x))
+    model = keras.Model(image, layers.Dense(10, activation="softmax")(layers.Flatten()(x)), name="small")
+    model.compile(keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
+    model.fit(data.load(limit=2000).train.dataset(32, training=True), epochs=2, shuffle=False, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def config(model, tmp_path_factory) -> deploy.Config:
+    folder = tmp_path_factory.mktemp("deploy")
+    model.save(folder / "small.keras")
+    return deploy.Config(
+        model=str(folder / "small.keras"), images=200, calibration=64, c_array=True, folder=folder / "out"
+    )
+
+
+@pytest.fixture(scope="module")
+def result(config) -> report.Report:
+    return deploy.deploy(config)
+
+
+def test_float_and_int8_are_judged_on_the_same_held_out_images(result, config, model):
+    held_out = data.load().test.first(200)
+    images = held_out.images.astype(np.float32) / 255
+    assert result.n == 200
+    assert result.accuracy == measure.accuracy(model, images, held_out.labels) > 0.6
+    for row in result.rows:
+        assert row.accuracy == measure.accuracy(config.folder / row.file, images, held_out.labels)
+    assert abs(result.drop("float32")) <= 0.005
+    assert abs(result.drop("int8")) <= 0.03
+
+
+def test_rows_hold_what_is_measured_on_the_written_files(result, config):
+    assert result.schemes == ("float32", "int8")
+    for row in result.rows:
+        assert row.size == (config.folder / row.file).stat().st_size
+        assert 0 < row.latency.median_ms <= row.latency.p90_ms
+        assert row.arena == measure.arena(config.folder / row.file).total
+    assert result.row("int8").size < result.row("float32").size / 2
+
+
+def test_page_and_json_say_the_same_and_name_n(result, config):
+    stored = json.loads((config.folder / "deploy.json").read_text())
+    assert stored == json.loads(json.dumps(dataclasses.asdict(result)))
+    page = (config.folder / "deploy.md").read_text()
+    assert "n = 200 held-out images" in page
+    assert f"| small_int8.tflite | int8 | {result.row('int8').accuracy:.4f} |" in page
+
+
+def test_c_source_of_the_int8_file_is_written_on_request(result, config):
+    assert f"model_len = {result.row('int8').size}u" in (config.folder / "model.c").read_text()
+
+
+def test_unknown_scheme_of_a_report_is_named(result):
+    with pytest.raises(KeyError, match="no file with scheme 'float16'"):
+        result.row("float16")
+
+
+def test_gate_ends_with_exit_code_1_and_says_by_how_much(result, config, monkeypatch, capsys):
+    monkeypatch.setattr(deploy, "deploy", lambda config: dataclasses.replace(result, accuracy=1.0))
+    deploy.main(config)
+    with pytest.raises(SystemExit) as exit_:
+        deploy.main(dataclasses.replace(config, gate=0.01))
+    assert exit_.value.code == 1
+    assert re.search(r"gate: int8 is 0\.\d+ less accurate .* n = 200 images; 0\.01 is allowed", capsys.readouterr().err)
+
+
+def test_file_that_tflm_cannot_run_gets_a_note_instead_of_an_arena(model):
+    images, labels = np.zeros((2, 28, 28, 1)), np.zeros(2)
+    row = report.measure_file(tflite.convert(model, quantize="float16"), "float16", "x.tflite", images, labels)
+    assert row.arena is None
+    assert "DEQUANTIZE" in row.note
+
+
+def test_failed_conversion_leaves_nothing_behind(model, tmp_path):
+    folder = tmp_path / "out"
+    with pytest.raises(tflite.ConversionError):
+        report.export(model, np.zeros((1, 28, 28, 1)), np.zeros(1), folder, calibration=np.zeros((0, 28, 28, 1)))
+    assert not folder.exists()
+
+
+def test_folder_that_is_a_file_is_named(model, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*out"):
+        report.assemble(model, {"x": tflite.convert(model)}, np.zeros((1, 28, 28, 1)), np.zeros(1), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "images is 0; expected a whole number from 1"),
+        ({"gate": 2.0}, "gate is 2.0; expected a share from 0 to 1"),
+        ({"schemes": ("int8", "int8")}, "schemes=int8,int8 names one twice"),
+        ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8 file"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        deploy.Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "nowhere.keras"}, FileNotFoundError, "there is no file nowhere.keras. Train one"),
+        ({"model": "nasnet_z"}, ValueError, "nasnet_a"),
+        ({"size": "mobile"}, ValueError, "holds its own size and weights"),
+        ({"image_size": 32}, ValueError, "takes 28 x 28; leave it out"),
+    ],
+)
+def test_model_that_cannot_be_had_is_refused(config, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        deployable.load(dataclasses.replace(config, **options))
+
+
+def test_data_of_other_classes_are_refused(config, tmp_path):
+    image = keras.Input((28, 28, 1))
+    other = keras.Model(image, layers.Dense(3)(layers.Flatten()(image)), name="other")
+    other.save(tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=r"'other' tells 3 classes apart, and fashion_mnist_small has 10"):
+        deployable.load(dataclasses.replace(config, model=str(tmp_path / "other.keras")))
+
+
+def test_name_without_weights_is_said_to_be_untrained(capsys):
+    subject = deployable.load(deploy.Config(model="mcunet_in0", images=2, calibration=3))
+    assert "mcunet_in0 is untrained" in capsys.readouterr().err
+    assert subject.model.input_shape == (None, 28, 28, 1)
+    assert (subject.images.shape, subject.calibration.shape) == ((2, 28, 28, 1), (3, 28, 28, 1))
+    assert subject.images.dtype == np.float32
+
+
+@pytest.mark.slow
+def test_command_line_makes_the_files(tmp_path, project):
+    command = [sys.executable, "-m", "recipes.deploy", "--preset=smoke", f"--folder={tmp_path}"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=True)
+    assert "n = 8 held-out images" in done.stdout
+    assert len(list(tmp_path.glob("*.tflite"))) == 2

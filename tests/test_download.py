@@ -1,0 +1,227 @@
+"""Downloads against a server on this machine: whole and unchanged, or nothing."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from zoo.manifest import Entry
+from zoo.weights import download
+from zoo.weights.download import DownloadError, fetch
+
+CONTENT = bytes(range(256)) * 20
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """A loopback server whose next answers are functions of the request's handler; it counts the requests."""
+
+    def __init__(self):
+        self.answer: Callable[[http.server.BaseHTTPRequestHandler], None] = whole
+        self.requests = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.requests += 1
+                outer.answer(self)
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/weights"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def whole(handler: http.server.BaseHTTPRequestHandler, content: bytes = CONTENT, announced: int | None = None) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(announced or len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def cut_short(handler: http.server.BaseHTTPRequestHandler) -> None:
+    whole(handler, CONTENT[:1000], announced=len(CONTENT))
+    handler.close_connection = True
+
+
+def changed(handler: http.server.BaseHTTPRequestHandler) -> None:
+    whole(handler, b"x" + CONTENT[1:])
+
+
+def missing(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_error(404)
+
+
+def web_page(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/html; charset=utf-8")
+    handler.end_headers()
+    handler.wfile.write(b"<html>please log in</html>")
+
+
+def redirect(to: str) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", to)
+        handler.end_headers()
+
+    return answer
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def entry(url: str, **digests: str) -> Entry:
+    return Entry(
+        "some_weights", "darts", "cifar10", "cifar10", "us", 10, url, "pth", "MIT", {"mean": [0], "std": [1]}, 0.0, "",
+        **digests,
+    )  # fmt: skip
+
+
+def files(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_file_is_fetched_once(server, cache):
+    first = fetch(entry(server.url))
+    assert first == cache / "some_weights.pth"
+    assert first.read_bytes() == CONTENT
+    assert fetch(entry(server.url)) == first
+    assert server.requests == 1
+    assert files(cache) == ["some_weights.pth", "some_weights.pth.sha256"]
+
+
+@pytest.mark.parametrize(
+    "digests",
+    [
+        {"sha256": DIGEST},
+        {"sha256_prefix": DIGEST[:8]},
+        {"md5": hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()},
+    ],
+    ids=lambda digests: next(iter(digests)),
+)
+def test_the_digest_of_the_manifest_is_checked(server, cache, digests):
+    server.answer = changed
+    with pytest.raises(DownloadError, match="damaged or changed"):
+        fetch(entry(server.url, **digests))
+    assert files(cache) == []
+    server.answer = whole
+    assert fetch(entry(server.url, **digests)).read_bytes() == CONTENT
+
+
+def test_without_a_digest_in_the_manifest_later_downloads_must_equal_the_first(server, cache):
+    fetch(entry(server.url)).unlink()
+    server.answer = changed
+    with pytest.raises(DownloadError, match=f"not {DIGEST}"):
+        fetch(entry(server.url))
+    assert files(cache) == ["some_weights.pth.sha256"]
+    server.answer = whole
+    assert fetch(entry(server.url)).read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_in_the_cache_is_refused_and_left_to_its_owner(server, cache):
+    path = fetch(entry(server.url))
+    path.write_bytes(b"something else")
+    with pytest.raises(DownloadError, match=r"delete .*some_weights\.pth and try again"):
+        fetch(entry(server.url))
+    assert path.read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (cut_short, f"cut short: 1000 of {len(CONTENT)} bytes"),
+        (missing, "404"),
+        (web_page, "web page"),
+        (redirect("http://example.com/weights"), "expected an https:// address"),
+        (redirect("ftp://127.0.0.1/weights"), "expected an https:// address"),
+        (redirect("file:///etc/hostname"), "not allowed"),
+    ],
+    ids=["cut short", "not found", "web page", "to http", "to ftp", "to a file"],
+)
+def test_what_is_not_the_file_is_an_error_and_leaves_nothing(server, cache, answer, message):
+    server.answer = answer
+    with pytest.raises(DownloadError, match=message):
+        fetch(entry(server.url))
+    assert files(cache) == []
+
+
+def test_a_redirect_within_the_rules_is_followed(server):
+    def answer(handler):
+        (whole if handler.path == "/there" else redirect(server.url.replace("weights", "there")))(handler)
+
+    server.answer = answer
+    assert fetch(entry(server.url)).read_bytes() == CONTENT
+
+
+def test_a_server_that_is_not_there_is_an_error_with_the_way_out(server, cache):
+    server.close()
+    with pytest.raises(DownloadError, match=r"bring the file by other means and put it at .*some_weights\.pth"):
+        fetch(entry(server.url))
+    assert files(cache) == []
+
+
+def test_a_server_that_falls_silent_is_an_error(server, cache, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    over = threading.Event()
+
+    def answer(handler):
+        whole(handler, CONTENT[:10], announced=len(CONTENT))
+        handler.wfile.flush()
+        over.wait(5)
+
+    server.answer = answer
+    with pytest.raises(DownloadError, match="timed out"):
+        fetch(entry(server.url))
+    over.set()
+    assert files(cache) == []
+
+
+def test_more_bytes_than_any_weights_have_are_refused(server, cache, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST_FILE", 1000)
+    with pytest.raises(DownloadError, match="more than 1000 bytes"):
+        fetch(entry(server.url))
+    assert files(cache) == []
+
+
+@pytest.mark.parametrize("url", ["http://example.com/a.pth", "ftp://example.com/a.pth", "a.pth", "data:,x"])
+def test_only_https_is_downloaded(url):
+    with pytest.raises(DownloadError, match="expected an https:// address"):
+        fetch(entry(url))
+
+
+def test_a_file_of_ones_own_can_stand_in_the_manifest(tmp_path):
+    own = tmp_path / "own.pth"
+    own.write_bytes(CONTENT)
+    assert fetch(entry(own.as_uri(), sha256=DIGEST)).read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_written_says_where_and_what_to_do(tmp_path, monkeypatch, server):
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "blocked"))
+    with pytest.raises(OSError, match="choose a folder"):
+        fetch(entry(server.url))
+
+
+def test_the_cache_is_below_the_home_folder_unless_said_otherwise(monkeypatch):
+    monkeypatch.delenv(download.CACHE_VARIABLE)
+    assert download.cache_folder().parts[-2:] == (".cache", "keras-searched-zoo")

@@ -1,0 +1,85 @@
+"""What timm and torchvision call the layers of their MnasNets.
+
+Both functions take the names of our layers that have weights and those of the tensors, which these two do not need.
+"""
+
+from collections.abc import Collection, Mapping
+
+# Of an inverted residual: our layer's ending -> theirs. A block without expansion has other names in timm.
+_TIMM = {
+    "expand_conv": "conv_pw",
+    "expand_bn": "bn1",
+    "depthwise": "conv_dw",
+    "depthwise_bn": "bn2",
+    "se_reduce": "se.conv_reduce",
+    "se_expand": "se.conv_expand",
+    "project_conv": "conv_pwl",
+    "project_bn": "bn3",
+}
+_TIMM_SEPARABLE = _TIMM | {"depthwise_bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}
+_TIMM_OUTSIDE = {
+    "stem_conv": "conv_stem",
+    "stem_bn": "bn1",
+    "head_conv": "conv_head",
+    "head_bn": "bn2",
+    "predictions": "classifier",
+}
+# Places in torchvision's nn.Sequential; activations take places, too.
+_TORCHVISION = {
+    "expand_conv": "layers.0",
+    "expand_bn": "layers.1",
+    "depthwise": "layers.3",
+    "depthwise_bn": "layers.4",
+    "project_conv": "layers.6",
+    "project_bn": "layers.7",
+}
+_TORCHVISION_FIRST_ROW = {"depthwise": "3", "depthwise_bn": "4", "project_conv": "6", "project_bn": "7"}
+
+
+def timm(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
+    """Returns our layer's name -> the name of timm's module (mnasnet_100, mnasnet_small, semnasnet_100).
+
+    Raises:
+        KeyError: a layer that timm's MnasNets do not have.
+    """
+    names = {}
+    for layer in layers:
+        block, row, repeat, part = _parts(layer)
+        if not block:
+            names[layer] = _TIMM_OUTSIDE[layer]
+        else:
+            parts = _TIMM if f"{block}_expand_conv" in layers else _TIMM_SEPARABLE
+            names[layer] = f"blocks.{row}.{repeat}.{parts[part]}"
+    return names
+
+
+def torchvision(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
+    """Returns our layer's name -> the name of torchvision's module (mnasnet0_5 to mnasnet1_3, all of them B1).
+
+    The first row's one block lies flat in torchvision's sequence, at 3 to 7; row r is at 7 + r, the last convolution
+    behind the last row.
+
+    Raises:
+        KeyError: a layer that torchvision's MnasNets do not have, such as a squeeze-and-excite.
+    """
+    rows = 1 + max(_parts(layer)[1] for layer in layers)
+    outside = {"stem_conv": "layers.0", "stem_bn": "layers.1", "predictions": "classifier.1"}
+    outside |= {"head_conv": f"layers.{7 + rows}", "head_bn": f"layers.{8 + rows}"}
+    names = {}
+    for layer in layers:
+        block, row, repeat, part = _parts(layer)
+        if not block:
+            names[layer] = outside[layer]
+        elif row == 0:
+            names[layer] = f"layers.{_TORCHVISION_FIRST_ROW[part]}"
+        else:
+            names[layer] = f"layers.{7 + row}.{repeat}.{_TORCHVISION[part]}"
+    return names
+
+
+def _parts(layer: str) -> tuple[str, int, int, str]:
+    """Splits "block03_1_expand_conv" into "block03_1", 3, 1 and "expand_conv"; elsewhere the first is empty."""
+    if not layer.startswith("block"):
+        return "", -1, -1, layer
+    row, repeat, part = layer.removeprefix("block").split("_", 2)
+    return f"block{row}_{repeat}", int(row), int(repeat), part

@@ -1,0 +1,116 @@
+"""Published weights into a built network, also where its classes or image channels are others than theirs."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from zoo.manifest import Entry
+from zoo.weights.download import fetch
+from zoo.weights.keras_import import from_keras_applications
+from zoo.weights.tensor_files import read_tensors
+from zoo.weights.torch_import import WeightsError, from_torch
+
+
+class WeightsWarning(UserWarning):
+    """Some layers did not take the published weights as they are; the text names them."""
+
+
+def load_published(network: keras.Model, entry: Entry, original: Callable[[], keras.Model]) -> None:
+    """Downloads the weights of `entry`, unless they are in the cache, and puts them into `network`.
+
+    Args:
+        network: what the user builds; it may have other classes, image channels or outputs than the trained one.
+        entry: of `zoo.manifest.find`.
+        original: builds the network that was trained; called only where `network` differs from it.
+
+    Raises:
+        WeightsError: the file did not arrive, is damaged, or is of another network. `network` is as it was.
+
+    Warns:
+        WeightsWarning: of layers that keep fresh weights or take adapted ones.
+    """
+    path = fetch(entry)
+    fill: Callable[[keras.Model, Any], Any] = from_keras_applications if entry.format == "h5" else from_torch
+    given = _keras_nasnet(entry, path) if entry.format == "h5" else read_tensors(path, entry.format)
+    try:
+        fill(network, given)
+    except WeightsError:
+        trained = original()
+        fill(trained, given)
+        for change in transfer(trained, network):
+            warnings.warn(f"{entry.name} in {network.name}: {change}", WeightsWarning, stacklevel=3)
+
+
+def _keras_nasnet(entry: Entry, path: Path) -> keras.Model:
+    """Returns the network of keras.applications with the file's weights, which lie there in the order of its layers."""
+    make = {"mobile": keras.applications.NASNetMobile, "large": keras.applications.NASNetLarge}[entry.preset]
+    network = make(weights=None, include_top=entry.include_top, classes=entry.classes)
+    try:
+        network.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} has no weights of {network.name}: {error}. Delete it and try again") from error
+    return network
+
+
+def transfer(source: keras.Model, target: keras.Model) -> list[str]:
+    """Copies weights by the names of the layers, and returns what could not be copied as it is.
+
+    * A classifier of other classes, and an auxiliary head that the source lacks, stay as they are.
+    * The convolution that reads an image of another number of channels takes `adapted_kernel`.
+
+    Raises:
+        WeightsError: another layer differs. `target` is as it was.
+    """
+    given = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+    channels = [model.inputs[0].shape[-1] for model in (source, target)]
+    values: dict[str, list[np.ndarray]] = {}
+    fresh, adapted, wrong = [], [], []
+    for layer in target.layers:
+        if not layer.weights:
+            continue
+        arrays, shapes = given.get(layer.name), [tuple(weight.shape) for weight in layer.weights]
+        if arrays is not None and [array.shape for array in arrays] == shapes:
+            values[layer.name] = arrays
+        elif layer.name == "predictions" or layer.name.startswith("aux_"):
+            fresh.append(layer.name)
+        elif arrays is not None and _reads_image(arrays[0].shape, shapes[0], channels):
+            values[layer.name] = [adapted_kernel(arrays[0], channels[1]), *arrays[1:]]
+            adapted.append(f"{layer.name} (from {channels[0]} channels to {channels[1]})")
+        else:
+            wrong.append(layer.name)
+    if wrong:
+        raise WeightsError(
+            f"{target.name} is another network than {source.name}, from which it should take weights: it differs in "
+            f"{', '.join(wrong[:4])}" + (f" and {len(wrong) - 4} more layers" if len(wrong) > 4 else "")
+        )
+    for name, arrays in values.items():
+        target.get_layer(name).set_weights(arrays)
+    changes = []
+    if fresh:
+        changes.append(f"left fresh, to be trained: {', '.join(fresh)}")
+    if adapted:
+        changes.append(f"first kernel adapted to the image: {', '.join(adapted)}")
+    return changes
+
+
+def adapted_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Returns a kernel (height, width, in, out) for another number of image channels.
+
+    One channel takes the sum, which computes what a grey image repeated in each channel would give. Other numbers take
+    the channels in turn, scaled down by as much as there are more of them.
+    """
+    given = kernel.shape[2]
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    return kernel[:, :, [channel % given for channel in range(channels)]] * (given / channels)
+
+
+def _reads_image(given: tuple[int, ...], wanted: tuple[int, ...], channels: list[int]) -> bool:
+    """Whether two kernels differ in nothing but the images' channels."""
+    if len(given) != 4 or len(wanted) != 4 or [given[2], wanted[2]] != channels:
+        return False
+    return (*given[:2], given[3]) == (*wanted[:2], wanted[3])

@@ -1,0 +1,81 @@
+"""Files of tensors as numpy arrays: safetensors and PyTorch's pth. Neither runs code from the file."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.weights.torch_import import WeightsError
+
+_LARGEST_HEADER = 10**8  # bytes; the format's own limit
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+
+
+def read_tensors(path: str | os.PathLike, file_format: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file under the names that they have in it, in its order.
+
+    Args:
+        path: the file.
+        file_format: "safetensors" or "pth" (a PyTorch state_dict).
+
+    Raises:
+        WeightsError: it is no such file, or what reads it is not installed.
+        OSError: it cannot be read.
+    """
+    readers = {"safetensors": _read_safetensors, "pth": _read_pth}
+    if file_format not in readers:
+        raise WeightsError(f"the format {file_format!r} is not known; expected one of {', '.join(readers)}")
+    return readers[file_format](Path(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads the format that github.com/huggingface/safetensors describes: 8 bytes of length, JSON, raw values."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_LARGEST_HEADER, len(data) - 8):
+        raise WeightsError(f"{path} is no safetensors file, or was cut short. Delete it and let it be downloaded anew")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        tensors = {name: record for name, record in header.items() if name != "__metadata__"}
+        return {name: _tensor(memoryview(data)[8 + length :], record) for name, record in tensors.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} is no safetensors file: {error}. Delete it and let it be downloaded anew"
+        ) from error
+
+
+def _tensor(values: memoryview, record: Mapping[str, Any]) -> np.ndarray:
+    kind, shape, (start, end) = record["dtype"], record["shape"], record["data_offsets"]
+    width = 2 if kind == "BF16" else np.dtype(_TYPES[kind]).itemsize
+    if not 0 <= start <= end <= len(values) or end - start != width * math.prod(shape):
+        raise ValueError(f"a tensor of shape {shape} and type {kind} has the bytes {start} to {end} of {len(values)}")
+    if kind == "BF16":  # the upper half of a float32
+        halves = np.frombuffer(values[start:end], "<u2").astype(np.uint32) << 16
+        return halves.view(np.float32).reshape(shape)
+    return np.frombuffer(values[start:end], _TYPES[kind]).reshape(shape)
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    """Reads a state_dict, also inside {"state_dict": ...}, and takes DataParallel's "module." off the names."""
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{path} is a file of PyTorch, which is not installed: pip install 'keras-searched-zoo[convert]'"
+        ) from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever its unpickler met
+        raise WeightsError(
+            f"{path} is no file of PyTorch weights ({type(error).__name__}: {error}). "
+            "Delete it and let it be downloaded anew"
+        ) from error
+    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds no state_dict (names and tensors); it is a {type(state).__name__}")
+    return {name.removeprefix("module."): value.detach().numpy() for name, value in state.items()}

@@ -1,10 +1,13 @@
 """Images by name: the embedded part of Fashion-MNIST, a set of TensorFlow Datasets, or a folder of your own.
 
-data = load("fashion_mnist_small")                   # 9,000 + 1,000 + 2,000 images, no network
-data = load("tfds:cifar10", download=True)
-data = load("path/to/flowers", size=96)              # flowers/rose/*.jpg, flowers/tulip/*.jpg, ...
+    data = load("fashion_mnist_small")                   # 9,000 + 1,000 + 2,000 images, no network
+    data = load("tfds:cifar10", download=True)
+    data = load("path/to/flowers", size=96)              # flowers/rose/*.jpg, flowers/tulip/*.jpg, ...
 
-model.fit(data.train.dataset(64, training=True, seed=1), validation_data=data.validation.dataset(256))
+Whatever the source, small sets are arrays (`data.train.images`) and all are batches:
+
+    batches = data.train.dataset(64, training=True, seed=1)
+    model.fit(batches, validation_data=data.validation.dataset(256), shuffle=False)
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -129,9 +129,8 @@ class FolderPart(Stream):
 
     def __init__(self, files: Files, size: Size, image_shape: tuple[int, int, int]):
         names = tf.constant([os.fsencode(path) for path in files.paths], tf.string)
-        columns: Any = {"path": names, "label": files.labels}
-        raw = tf.data.Dataset.from_tensor_slices(columns)
-        super().__init__(raw, len(files.paths), image_shape)
+        stored = tf.data.Dataset.from_tensor_slices((names, tf.constant(files.labels)))
+        super().__init__(stored, len(files.paths), image_shape, buffer=len(files.paths))
         self._files = files
         self._size = size
 
@@ -144,12 +143,12 @@ class FolderPart(Stream):
         """A part of these files, in this order."""
         return FolderPart(self._files.take(indices), self._size, self.image_shape)
 
-    def _decode(self, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def _decode(self, stored: tf.Tensor) -> tf.Tensor:
         def read(path: bytes) -> np.ndarray:
             return self._read(os.fsdecode(path))
 
-        image = tf.numpy_function(read, [example["path"]], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, self.image_shape), example["label"]
+        image = tf.numpy_function(read, [stored], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, self.image_shape)
 
     def _read(self, path: str | os.PathLike) -> np.ndarray:
         image = read_image(path, self._size, self.image_shape[-1])

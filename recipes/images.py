@@ -57,6 +57,11 @@ def fit(image: Image.Image, size: Size) -> np.ndarray:
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+            window_width = min(image.width, max(1, round(image.height * width / height)))
+            window_height = min(image.height, max(1, round(image.width * height / width)))
+            left, top = (image.width - window_width) // 2, (image.height - window_height) // 2
+            # Cropped first: resizing with a box would let the pixels around it shine in.
+            image = image.crop((left, top, left + window_width, top + window_height))
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -11,8 +11,6 @@ import tensorflow as tf
 
 from recipes import augment as augmentations
 
-_SHUFFLE_BUFFER = 16_384  # examples, of a stream whose order cannot be drawn at once
-
 
 class Part(abc.ABC):
     """Images and labels that are kept apart from those of the other parts.
@@ -97,8 +95,10 @@ class Part(abc.ABC):
 
             model.fit(
                 part.dataset(64, training=True, augment=policy, seed=1, epoch=k, epochs=None),
-                steps_per_epoch=part.steps(64, training=True), initial_epoch=k, epochs=50,
+                steps_per_epoch=part.steps(64, training=True), initial_epoch=k, epochs=50, shuffle=False,
             )
+
+        (Keras 3.15 warns of every Dataset that it is not told not to shuffle.)
 
         Args:
             training: shuffles, and leaves out the last batch if it is not full (its images come in other epochs).
@@ -194,13 +194,19 @@ class Arrays(Part):
 
 
 class Stream(Part):
-    """A part that is read anew in every epoch; an heir says how one raw example becomes an image.
+    """A part that is read anew in every epoch; an heir says how what is stored becomes an image.
 
-    Raw examples are shuffled, encoded as they are: 16,384 decoded photographs would not fit in memory.
+    Args:
+        stored: (string, int32 label) for each example, always in the same order; the string is an encoded image or
+            where it is, since a shuffle buffer full of decoded photographs would not fit in memory.
+        count: of the examples.
+        image_shape: height, width, channels of each decoded image.
+        buffer: how many examples the shuffle chooses from.
     """
 
-    def __init__(self, raw: tf.data.Dataset, count: int, image_shape: tuple[int, int, int]):
-        self._raw = raw  # always in the same order
+    def __init__(self, stored: tf.data.Dataset, count: int, image_shape: tuple[int, int, int], buffer: int):
+        self._stored = stored
+        self._buffer = buffer
         self._count = count
         self.image_shape = image_shape
 
@@ -217,16 +223,27 @@ class Stream(Part):
         )
 
     @abc.abstractmethod
-    def _decode(self, example: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """A raw example's image, uint8 of `image_shape`, and label, int32."""
+    def _decode(self, stored: tf.Tensor) -> tf.Tensor:
+        """The image, uint8 of `image_shape`."""
 
     def _batches(self, batch_size: int, shuffle: tf.Tensor | None, drop_remainder: bool) -> tf.data.Dataset:
-        raw = self._raw
-        if shuffle is not None:
-            seed: Any = tf.random.stateless_uniform([], shuffle, 0, tf.int64.max, dtype=tf.int64)
-            raw = raw.shuffle(min(self._count, _SHUFFLE_BUFFER), seed=seed)
-        examples = raw.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE)
+        stored = self._stored if shuffle is None else self._shuffled(shuffle)
+        examples = stored.map(lambda each, label: (self._decode(each), label), num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size, drop_remainder=drop_remainder)
+
+    def _shuffled(self, key: tf.Tensor) -> tf.data.Dataset:
+        """What `Dataset.shuffle` does, which takes no tensor as its seed and mixes the seed of the process into it."""
+        seeds = tf.random.stateless_uniform([2], key, 1, tf.int64.max, dtype=tf.int64)
+        shuffled = tf.raw_ops.ShuffleDataset(
+            input_dataset=tf.data.experimental.to_variant(self._stored),
+            buffer_size=max(1, min(self._count, self._buffer)),
+            seed=seeds[0],
+            seed2=seeds[1],
+            output_types=[tf.string, tf.int32],
+            output_shapes=[(), ()],
+            reshuffle_each_iteration=False,
+        )
+        return tf.data.experimental.from_variant(shuffled, self._stored.element_spec)
 
     def in_memory(self) -> Arrays:
         """Reads everything once."""

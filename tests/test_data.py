@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 
+import keras
 import numpy as np
 import pytest
 
@@ -168,6 +169,27 @@ def test_a_run_resumed_at_an_epoch_sees_the_same_batches(embedded: data.Data):
     resumed = [images.numpy() for images, _ in part.dataset(64, epoch=2, epochs=None, **arguments).take(3)]
     np.testing.assert_array_equal(np.concatenate(straight[6:]), np.concatenate(resumed))
     assert not np.array_equal(straight[0], straight[3])  # another order and other crops
+
+
+def test_fit_goes_on_at_an_epoch_with_the_weights_it_would_have_had(embedded: data.Data):
+    part = embedded.train.first(200)
+
+    def weights_after(*stretches: tuple[int, int]) -> np.ndarray:
+        model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+        model.layers[-1].kernel.assign(keras.ops.zeros((784, 10)))
+        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        for first, last in stretches:
+            model.fit(
+                part.dataset(64, training=True, augment=augment.cifar(2, 8), seed=1, epoch=first, epochs=None),
+                steps_per_epoch=part.steps(64, training=True),
+                initial_epoch=first,
+                epochs=last,
+                shuffle=False,
+                verbose=0,
+            )
+        return model.layers[-1].kernel.numpy()
+
+    np.testing.assert_array_equal(weights_after((0, 3)), weights_after((0, 1), (1, 3)))
 
 
 def test_batches_go_through_the_given_preprocessing():

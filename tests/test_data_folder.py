@@ -1,0 +1,304 @@
+"""Folders of images: layouts, kinds of files, and what is wrong with them."""
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes import data, image_folder, images
+
+
+def picture(number: int, height: int = 6, width: int = 8) -> Image.Image:
+    """An RGB picture that no other number has."""
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def save(path: Path, image: Image.Image, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def fill(folder: Path, counts: dict[str, int], first: int = 0) -> Path:
+    """Writes `counts` PNGs into class folders, each another picture, numbered from `first`."""
+    number = first
+    for name, count in counts.items():
+        for index in range(count):
+            save(folder / name / f"{index}.png", picture(number))
+            number += 1
+    return folder
+
+
+def numbers(part: image_folder.Part, among: int = 200) -> set[int]:
+    """Which pictures a part holds."""
+    known = {np.asarray(picture(number)).tobytes(): number for number in range(among)}
+    return {known[image.tobytes()] for image in part.images}
+
+
+def test_one_folder_a_class_is_cut_into_three_parts(tmp_path: Path):
+    loaded = data.load(fill(tmp_path, {"tulip": 20, "rose": 40}), test_fraction=0.25, validation_fraction=0.2)
+    assert loaded.class_names == ("rose", "tulip")
+    assert loaded.input_shape == (6, 8, 3)
+    assert [np.bincount(part.labels).tolist() for part in (loaded.train, loaded.validation, loaded.test)] == [
+        [24, 12],
+        [6, 3],
+        [10, 5],
+    ]
+    assert numbers(loaded.train) | numbers(loaded.validation) | numbers(loaded.test) == set(range(60))
+    assert loaded.train.images[0].tobytes() == np.asarray(picture(next(iter(numbers(loaded.train.first(1)))))).tobytes()
+
+
+def test_the_test_images_stay_the_same_when_the_seed_changes_and_others_when_files_are_added(tmp_path: Path):
+    fill(tmp_path, {"a": 20, "b": 20})
+    one, other = data.load(tmp_path, seed=1), data.load(tmp_path, seed=2)
+    assert numbers(one.test) == numbers(other.test)
+    assert numbers(one.validation) != numbers(other.validation)
+    save(tmp_path / "a" / "new.png", picture(100))
+    assert len(numbers(data.load(tmp_path).test) & numbers(one.test)) >= 3  # of 4: the new one may take a place
+
+
+def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path: Path):
+    fill(tmp_path / "train", {"a": 4, "b": 4})
+    fill(tmp_path / "val", {"a": 2, "b": 1}, first=50)
+    fill(tmp_path / "test", {"b": 3}, first=100)  # a class may be missing outside of training
+    loaded = data.load(tmp_path)
+    assert numbers(loaded.train) == set(range(8))
+    assert numbers(loaded.validation) == {50, 51, 52}
+    assert numbers(loaded.test) == {100, 101, 102}
+    assert loaded.test.labels.tolist() == [1, 1, 1]
+
+
+def test_a_single_held_out_folder_is_the_test_part_and_validation_comes_from_training(tmp_path: Path):
+    fill(tmp_path / "train", {"a": 10, "b": 10})
+    fill(tmp_path / "valid", {"a": 2, "b": 1}, first=50)
+    loaded = data.load(tmp_path)
+    assert numbers(loaded.test) == {50, 51, 52}
+    assert (len(loaded.train), len(loaded.validation)) == (18, 2)
+
+
+def test_deeper_folders_belong_to_their_class_and_other_files_are_passed_over(tmp_path: Path):
+    fill(tmp_path, {"a/monday": 3, "a/tuesday": 3, "b": 6})
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / ".cache").mkdir()
+    assert data.load(tmp_path, validation_fraction=0, test_fraction=0).train.labels.tolist() == [0, 1] * 6
+
+
+def test_unreadable_file_is_named_or_skipped_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    fill(tmp_path, {"a": 10, "b": 10})
+    (tmp_path / "a" / "3.png").write_bytes(b"this is text")
+    whole = (tmp_path / "b" / "5.png").read_bytes()
+    (tmp_path / "b" / "5.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r'[ab].[35]\.png: .*; mend or remove it, or load with on_unreadable="skip"'):
+        data.load(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        loaded = data.load(tmp_path, on_unreadable="skip")
+    assert {path.relative_to(tmp_path).as_posix() for path in loaded.skipped} == {"a/3.png", "b/5.png"}
+    assert "2 of 20 images cannot be read and are left out" in caplog.text
+    assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 18
+    assert numbers(loaded.train).isdisjoint({3, 15})
+
+
+def test_a_large_folder_streams_the_same_images(tmp_path: Path):
+    fill(tmp_path, {"a": 10, "b": 10})
+    (tmp_path / "a" / "3.png").write_bytes(b"this is text")
+    arrays = data.load(tmp_path, on_unreadable="skip")
+    stream = data.load(tmp_path, on_unreadable="skip", memory_limit=0)
+    assert stream.skipped == arrays.skipped
+    for streamed, held in ((stream.train, arrays.train), (stream.test, arrays.test)):
+        assert len(streamed) == len(held)
+        np.testing.assert_array_equal(streamed.labels, held.labels)
+        np.testing.assert_array_equal(streamed.head(5)[0], held.images[:5])
+    with pytest.raises(ValueError, match=r"15 images stream from the disk .* use dataset\(\) or head\(\)"):
+        _ = stream.train.images
+    batches = stream.train.dataset(5, training=True, seed=1, epochs=2)
+    epochs = [images.numpy() for images, _ in batches]
+    np.testing.assert_array_equal(epochs, [images.numpy() for images, _ in batches])
+    again = [images.numpy() for images, _ in stream.train.dataset(5, training=True, seed=1, epoch=1)]
+    np.testing.assert_array_equal(np.concatenate(epochs[3:]), np.concatenate(again))
+    assert not np.array_equal(epochs[0], epochs[3])
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path: Path):
+    fill(tmp_path, {"a": 3, "b": 3})
+    save(tmp_path / "b" / "large.png", picture(50, 9, 9))
+    with pytest.raises(ValueError, match=r"pixels and the first image .*: give the size= that all are to have"):
+        data.load(tmp_path, test_fraction=0)
+    assert data.load(tmp_path, size=5).input_shape == (5, 5, 3)
+
+
+def make_one_class(folder: Path) -> None:
+    fill(folder, {"a": 3})
+
+
+def make_too_deep(folder: Path) -> None:
+    fill(folder / "dataset", {"a": 3, "b": 3})
+
+
+def make_empty_class(folder: Path) -> None:
+    fill(folder, {"a": 3, "b": 3})
+    (folder / "c").mkdir()
+
+
+def make_empty_test(folder: Path) -> None:
+    fill(folder / "train", {"a": 3, "b": 3})
+    (folder / "test").mkdir()
+
+
+def make_misspelt_class(folder: Path) -> None:
+    fill(folder / "train", {"cat": 3, "dog": 3})
+    fill(folder / "test", {"cats": 3, "dog": 3})
+
+
+def make_stranger(folder: Path) -> None:
+    fill(folder / "train", {"a": 3, "b": 3})
+    fill(folder, {"extra": 1})
+
+
+def make_two_validations(folder: Path) -> None:
+    for part in ("train", "val", "validation"):
+        fill(folder / part, {"a": 3, "b": 3})
+
+
+def make_link_to_file(folder: Path) -> None:
+    fill(folder, {"a": 3, "b": 3})
+    secret = save(folder.parent / "secret.png", picture(0))
+    (folder / "a" / "link.png").symlink_to(secret)
+
+
+def make_link_to_folder(folder: Path) -> None:
+    fill(folder, {"a": 3, "b": 3})
+    (folder / "c").symlink_to(fill(folder.parent / "elsewhere", {"x": 3}))
+
+
+def make_loop(folder: Path) -> None:
+    fill(folder, {"a": 3, "b": 3})
+    (folder / "a" / "again").symlink_to(folder)
+
+
+def make_nothing_readable(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "1.jpg").write_bytes(b"")
+
+
+def make_one_image_a_class(folder: Path) -> None:
+    fill(folder, {"a": 30, "b": 1})
+    (folder / "b" / "0.png").write_bytes(b"not an image")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Path.exists, r"holds 0 class folders \[\]: expected at least two, one a class"),
+        (make_one_class, r"holds 1 class folders \['a'\]"),
+        (make_too_deep, r"dataset holds folders, did you mean that one\?"),
+        (make_empty_class, r"c holds no images \(.*\): fill it, or delete it"),
+        (make_empty_test, "the test part of .* holds no images"),
+        (make_misspelt_class, r"classes \['cats'\] of the test part are not in training's \['cat', 'dog'\]"),
+        (make_stranger, r"holds \['extra'\] beside its training folder"),
+        (make_two_validations, r"two folders for one part"),
+        (make_link_to_file, r"link\.png is a link: put the images themselves there"),
+        (make_link_to_folder, r"c is a link"),
+        (make_loop, r"again is a link"),
+        (make_nothing_readable, "none of the 2 training images can be read"),
+        (make_one_image_a_class, r"no training image of \['b'\] is left; .*or add images"),
+    ],
+)
+def test_folders_that_are_no_data_set_say_why(tmp_path: Path, make, message: str):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(ValueError, match=message):
+        data.load(folder, on_unreadable="skip")
+
+
+def test_a_pipe_with_the_name_of_an_image_does_not_hang(tmp_path: Path):
+    fill(tmp_path, {"a": 3, "b": 3})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: not a regular file"):
+        data.load(tmp_path)
+
+
+# How a single file becomes pixels.
+
+
+def left_red_right_blue(width: int = 8, height: int = 4) -> Image.Image:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    return Image.fromarray(pixels)
+
+
+def test_image_turned_by_its_exif_data_is_read_upright(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees clockwise to see it upright
+    path = save(tmp_path / "a.png", left_red_right_blue(), exif=exif)
+    pixels = images.read_image(path, None, 3)
+    assert pixels.shape == (8, 4, 3)
+    assert pixels[0, 0].tolist() == [255, 0, 0]  # the left becomes the top
+    assert pixels[7, 0].tolist() == [0, 0, 255]
+
+
+def test_palette_grayscale_and_cmyk_images_become_rgb(tmp_path: Path):
+    wanted = np.asarray(left_red_right_blue())
+    palette = save(tmp_path / "palette.gif", left_red_right_blue().convert("P", palette=Image.Palette.ADAPTIVE))
+    np.testing.assert_array_equal(images.read_image(palette, None, 3), wanted)
+    cmyk = save(tmp_path / "cmyk.tif", left_red_right_blue().convert("CMYK"))
+    np.testing.assert_array_equal(images.read_image(cmyk, None, 3), wanted)
+    gray = save(tmp_path / "gray.png", Image.new("L", (3, 2), 77))
+    assert images.read_image(gray, None, 3).tolist() == [[[77, 77, 77]] * 3] * 2
+    assert images.read_image(gray, None, 1).shape == (2, 3, 1)
+
+
+def test_rgb_becomes_gray_by_the_luma_of_its_colours(tmp_path: Path):
+    path = save(tmp_path / "a.png", left_red_right_blue())
+    assert np.unique(images.read_image(path, None, 1)).tolist() == [29, 76]  # 0.114 and 0.299 of 255
+
+
+def test_transparent_pixels_become_white_whatever_colour_they_hide(tmp_path: Path):
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 0] = 200  # red everywhere
+    pixels[0, :, 3] = [255, 0, 51]  # opaque, transparent, a fifth
+    path = save(tmp_path / "a.png", Image.fromarray(pixels))
+    assert images.read_image(path, None, 3)[0].tolist() == [[200, 0, 0], [255, 255, 255], [244, 204, 204]]
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path):
+    path = save(tmp_path / "a.png", Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)))
+    assert images.read_image(path, None, 1).ravel().tolist() == [0, 1, 128, 255]
+
+
+def test_size_cuts_the_longer_side_and_keeps_proportions(tmp_path: Path):
+    stripes = np.zeros((4, 12, 3), np.uint8)
+    stripes[:, 4:8] = 100  # only the middle third is not black
+    path = save(tmp_path / "a.png", Image.fromarray(stripes))
+    assert images.read_image(path, 2, 3).tolist() == [[[100] * 3] * 2] * 2
+    assert images.read_image(path, (4, 12), 3).shape == (4, 12, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_a_file_cut_short_is_unreadable_in_every_format(tmp_path: Path, kind: str):
+    stream = io.BytesIO()
+    picture(0, 60, 60).save(stream, kind)
+    path = tmp_path / "cut.img"
+    path.write_bytes(stream.getvalue())
+    assert images.read_image(path, 8, 3).shape == (8, 8, 3)
+    path.write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
+    with pytest.raises(images.UnreadableImageError, match=r"cannot read the image .*cut\.img: "):
+        images.read_image(path, 8, 3)
+
+
+def test_files_that_are_no_images_are_named(tmp_path: Path):
+    with pytest.raises(images.UnreadableImageError, match=r"gone\.png: No such file"):
+        images.read_image(tmp_path / "gone.png", None, 3)
+    (tmp_path / "text.png").write_text("%!PS-Adobe-3.0 EPSF-3.0")  # Pillow would start an interpreter for it
+    with pytest.raises(images.UnreadableImageError, match=r"text\.png: not an image"):
+        images.read_image(tmp_path / "text.png", None, 3)
+    floats = save(tmp_path / "floats.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
+    with pytest.raises(images.UnreadableImageError, match="floating-point"):
+        images.read_image(floats, None, 3)

@@ -184,6 +184,29 @@ def test_epochs_are_reported(data):
     assert seen == [(0, ["accuracy", "loss"]), (1, ["accuracy", "loss"])]
 
 
+def test_training_goes_on_at_the_epoch_where_it_was_killed(data, tmp_path):
+    image = keras.Input((16, 16, 3))
+    small = keras.Model(image, layers.Dense(CLASSES)(layers.Flatten()(layers.MaxPooling2D(4)(image))))
+
+    def train(on_epoch, state):
+        aware = quantize.prepare(small, data[0])
+        quantize.fine_tune(aware, *data, epochs=3, learning_rate=0.01, on_epoch=on_epoch, state=state)
+        return measure.predict(quantize.convert(aware), data[0])
+
+    def kill(epoch, logs):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        train(kill, tmp_path)
+    resumed = train(lambda epoch, logs: seen.append(epoch), tmp_path)
+    assert seen[-1] == 2
+    assert len(seen) < 3
+    whole = train(None, None)
+    assert np.abs(resumed - whole).mean() < 0.1 * np.abs(whole).mean()  # another order of the same images
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

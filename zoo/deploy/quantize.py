@@ -8,6 +8,7 @@ quantize.copy_back(aware, model)        # optional: the learnt weights in the Ke
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +81,17 @@ def fine_tune(
     batch_size: int = 64,
     seed: int = 0,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    state: str | os.PathLike | None = None,
 ) -> list[float]:
-    """Trains the float weights behind the rounding with Adam, the rate falling to zero by a cosine; returns the losses.
+    """Trains the float weights behind the rounding with Adam, the rate falling to zero by a cosine.
+
+    Returns the loss of each epoch that was run here.
 
     Args:
         labels: class numbers (n,).
         on_epoch: called after each epoch with its number from 0 and its `loss` and `accuracy`.
+        state: a folder that keeps the state after each epoch, and from which the same call goes on after a kill. Remove
+            it once the result is written.
 
     Raises:
         ValueError: images and labels that do not match, or a number that cannot be.
@@ -109,12 +115,16 @@ def fine_tune(
         loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not probabilities),
         metrics=["accuracy"],
     )
-    report = tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch) if on_epoch else tf_keras.callbacks.Callback()
+    callbacks = (
+        [] if state is None else [tf_keras.callbacks.BackupAndRestore(os.fspath(state), delete_checkpoint=False)]
+    )
+    if on_epoch is not None:
+        callbacks.append(tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch))
     with quiet() if on_epoch is None else contextlib.nullcontext():
         history = aware.model.fit(
-            images, np.asarray(labels), batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[report]
+            images, np.asarray(labels), batch_size=batch_size, epochs=epochs, verbose=0, callbacks=callbacks
         )
-    return [float(loss) for loss in history.history["loss"]]
+    return [float(loss) for loss in history.history.get("loss", [])]
 
 
 def convert(aware: Aware) -> bytes:

@@ -1,0 +1,80 @@
+"""`python -m recipes.quantize`: float, int8 after training and int8 trained for, on one page."""
+
+import dataclasses
+import re
+
+import keras
+import pytest
+
+from recipes import data, quantize
+from zoo.deploy import report
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> quantize.Config:
+    folder = tmp_path_factory.mktemp("quantize")
+    image = keras.Input((28, 28, 1))
+    x = layers.MaxPooling2D(2)(layers.Conv2D(8, 5, strides=2, activation="relu")(image))
+    model = keras.Model(image, layers.Dense(10, activation="softmax")(layers.Flatten()(x)), name="small")
+    model.compile(keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
+    model.fit(data.load(limit=2000).train.dataset(32, training=True), epochs=2, shuffle=False, verbose=0)
+    model.save(folder / "small.keras")
+    return quantize.Config(
+        model=str(folder / "small.keras"),
+        images=200,
+        calibration=64,
+        training_images=640,
+        epochs=1,
+        copy_back=True,
+        folder=folder / "out",
+    )
+
+
+@pytest.fixture(scope="module")
+def result(config) -> report.Report:
+    return quantize.train(config)
+
+
+def test_all_three_files_are_judged_on_the_same_images(result, config):
+    assert result.schemes == ("float32", "int8", "int8 QAT")
+    assert result.n == 200
+    assert result.accuracy > 0.6
+    assert abs(result.drop("int8 QAT")) <= 0.05
+    assert sorted(path.name for path in config.folder.iterdir()) == [
+        "deploy.json",
+        "deploy.md",
+        "model.keras",
+        "small_float32.tflite",
+        "small_int8.tflite",
+        "small_int8_qat.tflite",
+    ]
+
+
+def test_copied_back_weights_are_the_trained_ones(result, config):
+    before, after = (keras.saving.load_model(path) for path in (config.model, config.folder / "model.keras"))
+    moved = abs(before.layers[1].kernel.numpy() - after.layers[1].kernel.numpy())
+    assert 0 < moved.max() < 0.05
+
+
+def test_state_of_other_options_is_not_taken(config):
+    model = keras.saving.load_model(config.model)
+    folders = {
+        quantize._state(dataclasses.replace(config, **change), model)
+        for change in ({}, {"epochs": 2}, {"learning_rate": 1e-3}, {"training_images": None}, {"threads": 2})
+    }
+    assert len(folders) == 4  # the number of threads has no influence
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; expected a number above 0"),
+        ({"training_images": 0}, "training_images is 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quantize.Config(**options)

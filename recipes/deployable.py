@@ -31,9 +31,8 @@ class ModelAndData:
     weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
     data: str = data.EMBEDDED  # as recipes.data.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
     image_size: int | None = None  # pixels; none takes what the .keras file expects, else what the images have
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = (
-        "unit"  # as in training: 0..1, -1..1, or by channel
-    )
+    # as in training: pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
+    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"
     images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
     calibration: int = 256  # training images that int8 ranges are measured on
     threads: int = 1  # of LiteRT

@@ -33,7 +33,7 @@ class Config(ModelAndData):
 
     epochs: int = 2  # of quantization-aware training
     learning_rate: float = 1e-4  # of Adam at the start; a cosine brings it to zero
-    batch_size: int = 64
+    batch_size: int = 64  # images a step
     training_images: int | None = None  # how many of the training part; none takes all
     seed: int = 0  # of the order of the images
     copy_back: bool = False  # writes model.keras: the float model with the weights that were learnt

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import gc
 import json
+import logging
 import math
 import shutil
 import time
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras_tuner
 import numpy as np
 from keras_tuner.engine import base_tuner
 from keras_tuner.engine import trial as trial_module
@@ -26,6 +28,9 @@ from keras_tuner.engine import trial as trial_module
 from recipes.journal import Journal
 from recipes.oracles.base import SearchOracle
 from zoo import atomic
+
+_LONGEST_REASON = 300  # characters of an exception's text
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +159,24 @@ class Tuner(base_tuner.BaseTuner):
         seed = np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0]
         task = Task(number, trial.hyperparameters.values, int(seed >> 1), self._trial_folder(number), self._tell)
         results = self._evaluate(task)
-        if isinstance(results, Mapping):
-            return {name: float(value) for name, value in results.items()}
-        return {self.oracle.objective.name: float(results)}
+        name = self.oracle.objective.name
+        metrics = results if isinstance(results, Mapping) else {name: results}
+        if name in metrics and not math.isfinite(metrics[name]):
+            raise FloatingPointError(f"{name} is {float(metrics[name])}")
+        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+    def _try_run_and_update_trial(self, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """Turns a failure into a reason; KerasTuner's own prints every traceback, over the progress bar too."""
+        try:
+            self._run_and_update_trial(trial, *args, **kwargs)
+            trial.status = trial_module.TrialStatus.COMPLETED
+        except keras_tuner.errors.FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a network fails of, the next one may not
+            trial.status = trial_module.TrialStatus.INVALID
+            text = " ".join(str(error).split())
+            trial.message = f"{type(error).__name__}: {text[:_LONGEST_REASON]}" if text else type(error).__name__
+            _log.debug("trial %s failed", trial.trial_id, exc_info=True)
 
     def on_trial_begin(self, trial: Any) -> None:
         """Journals the start; called by KerasTuner."""
@@ -170,8 +190,6 @@ class Tuner(base_tuner.BaseTuner):
 
     def on_trial_end(self, trial: Any) -> None:
         """Lets the oracle learn, journals the result and removes checkpoints; called by KerasTuner."""
-        if trial.message:
-            trial.message = trial.message.strip().splitlines()[-1]  # the exception, without its traceback
         seconds = time.monotonic() - self._begun
         self.oracle.end_trial(trial)
         record = self._record(self.oracle.trials[trial.trial_id], seconds)
@@ -275,17 +293,14 @@ class Tuner(base_tuner.BaseTuner):
         for name, value in record["metrics"].items():
             direction = self.oracle.objective.direction if name == self.oracle.objective.name else None
             trial.metrics.register(name, direction=direction or "min")
-            trial.metrics.update(name, math.nan if value is None else value, step=0)
+            trial.metrics.update(name, value, step=0)
 
     def _trial_id(self, number: int) -> str:
         """Returns the id that KerasTuner gives to its trial of this number."""
         return f"{number:0{len(str(self.oracle.max_trials))}d}"
 
     def _record(self, trial: Any, seconds: float) -> Record:
-        metrics = {}
-        for name, history in trial.metrics.metrics.items():
-            value = float(history.get_last_value())
-            metrics[name] = value if math.isfinite(value) else None
+        metrics = {name: float(history.get_last_value()) for name, history in trial.metrics.metrics.items()}
         completed = trial.status == trial_module.TrialStatus.COMPLETED
         return Record(
             self._started[trial.trial_id],

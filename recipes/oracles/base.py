@@ -5,6 +5,7 @@ failed trials in a row end it too, and a new trial copies the search space choic
 """
 
 import math
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -164,16 +165,27 @@ class SearchOracle(keras_tuner.Oracle):
         return score if self.objective.direction == "max" else -score
 
     @keras_tuner.synchronized
+    def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:
+        """Takes in the metrics of a running trial; see keras_tuner.Oracle, which warns about those that are NaN."""
+        if all(value == value for value in metrics.values()):
+            return super().update_trial(trial_id, metrics, step)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            return super().update_trial(trial_id, metrics, step)
+
+    @keras_tuner.synchronized
     def end_trial(self, trial: Any) -> None:
         """Takes in a trial that has ended; unlike keras_tuner.Oracle it never ends the search for failed trials."""
         own = self.trials[trial.trial_id]
         own.hyperparameters, own.status, own.message = trial.hyperparameters, trial.status, trial.message
         self.update_space(own.hyperparameters)
         if own.status == trial_module.TrialStatus.COMPLETED:
-            self.score_trial(own)
-            if not np.isfinite(own.score):
+            scores = [observed.mean() for observed in own.metrics.get_history(self.objective.name)]
+            if np.isfinite(scores).any():
+                self.score_trial(own)
+            else:
                 own.status = trial_module.TrialStatus.INVALID
-                own.message = f"{self.objective.name} is {own.score}"
+                own.message = f"{self.objective.name} is {scores[-1]}"
         self._record_values(own)
         self.end_order.append(own.trial_id)
         genome, key = self._running.pop(own.trial_id)

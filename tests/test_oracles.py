@@ -1,0 +1,251 @@
+"""The oracles of recipes/oracles, as any KerasTuner user would use them."""
+
+import json
+
+import keras_tuner
+import numpy as np
+import pytest
+
+from recipes import spaces
+from recipes.oracles import AgingEvolution, RandomSearch
+from recipes.oracles.choices import Choices, SharedSpace
+
+OBJECTIVE = keras_tuner.Objective("score", "max")
+
+
+def two_choices(first: int = 4, second: int = 4) -> keras_tuner.HyperParameters:
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.Choice("a", list(range(first)))
+    hyperparameters.Choice("b", [f"b{i}" for i in range(second)])
+    return hyperparameters
+
+
+def answer(oracle, trial, score: float | None) -> None:
+    if score is not None:
+        oracle.update_trial(trial.trial_id, {oracle.objective.name: score})
+    trial.status = "INVALID" if score is None else "COMPLETED"
+    oracle.end_trial(trial)
+
+
+def run(oracle, score, trials: int) -> list[dict]:
+    oracle.persistent = False
+    seen = []
+    for _ in range(trials):
+        trial = oracle.create_trial("tuner")
+        if trial.status == "STOPPED":
+            break
+        seen.append(dict(trial.hyperparameters.values))
+        answer(oracle, trial, score(trial.hyperparameters.values))
+    return seen
+
+
+def sum_of(values: dict) -> float:
+    return values["a"] + int(values["b"][1:])
+
+
+def test_seed_zero_is_a_seed():
+    draws = [run(RandomSearch(OBJECTIVE, 5, two_choices(), seed=0), sum_of, 5) for _ in range(2)]
+    assert draws[0] == draws[1]
+    assert draws[0] != run(RandomSearch(OBJECTIVE, 5, two_choices(), seed=1), sum_of, 5)
+    assert RandomSearch(OBJECTIVE, 5, two_choices(), seed=0).seed == 0
+
+
+def test_random_search_visits_every_point_once_and_then_says_so():
+    oracle = RandomSearch(OBJECTIVE, 100, two_choices(3, 5), seed=0)
+    seen = run(oracle, sum_of, 100)
+    assert len(seen) == len({tuple(values.items()) for values in seen}) == 15
+    assert oracle.message == "exhausted: 15 of 15 points tried"
+
+
+def test_points_with_the_same_key_are_tried_once():
+    oracle = RandomSearch(OBJECTIVE, 100, two_choices(3, 5), seed=0, key=lambda values: values["a"])
+    assert sorted(values["a"] for values in run(oracle, sum_of, 100)) == [0, 1, 2]
+    assert oracle.message == "exhausted: 3 of 15 points tried, the other 12 are equal to one of these"
+
+
+def test_a_point_that_the_check_refuses_is_never_tried():
+    check = lambda values: "a is odd" if values["a"] % 2 else None  # noqa: E731
+    oracle = AgingEvolution(OBJECTIVE, 100, two_choices(), seed=0, check=check, population=3, sample=2)
+    assert {values["a"] for values in run(oracle, sum_of, 100)} == {0, 2}
+    assert oracle.message == "exhausted: 16 of 16 points tried (8 refused)"
+
+
+def test_failed_trials_never_end_the_search_and_are_not_repeated():
+    oracle = AgingEvolution(OBJECTIVE, 100, two_choices(), seed=0, population=3, sample=2)
+    seen = run(oracle, lambda values: None if values["a"] else 1.0, 100)
+    assert len({tuple(values.items()) for values in seen}) == len(seen) == 16
+    assert all(member[0][0] == 0 for member in oracle.members)
+
+
+def test_a_score_that_is_not_a_number_is_a_failure():
+    oracle = RandomSearch(OBJECTIVE, 3, two_choices(), seed=0)
+    run(oracle, lambda values: float("nan"), 1)
+    (trial,) = oracle.trials.values()
+    assert (trial.status, trial.message) == ("INVALID", "score is nan")
+
+
+def test_the_oldest_member_dies_with_ageing_and_the_worst_without():
+    def members(ageing: bool) -> list[float]:
+        oracle = AgingEvolution(OBJECTIVE, hyperparameters=two_choices(), seed=0, population=3, sample=2, ageing=ageing)
+        for score in (5.0, 1.0, 3.0, 4.0):
+            oracle.learn((0, 0), score)
+        return [score for _, score in oracle.members]
+
+    assert members(True) == [1.0, 3.0, 4.0]
+    assert members(False) == [5.0, 3.0, 4.0]
+
+
+def test_a_smaller_score_is_fitter_where_the_objective_is_to_minimise():
+    objective = keras_tuner.Objective("score", "min")
+    oracle = AgingEvolution(objective, 60, two_choices(8, 8), seed=0, population=10, sample=5)
+    run(oracle, sum_of, 40)
+    assert oracle.get_best_trials()[0].score == min(trial.score for trial in oracle.trials.values()) == 0
+
+
+def test_the_best_of_a_sample_is_the_parent():
+    # With as many draws as this the best of four members is missing with a probability of 0.75^64 = 1e-8.
+    oracle = AgingEvolution(OBJECTIVE, hyperparameters=two_choices(), seed=0, population=4, sample=64, identity=0.0)
+    for genome, score in (((0, 0), 1.0), ((1, 1), 9.0), ((2, 2), 3.0), ((3, 3), 2.0)):
+        oracle.learn(genome, score)
+    for _ in range(20):
+        child = oracle.propose()
+        assert sum(a != b for a, b in zip(child, (1, 1), strict=True)) == 1
+
+
+def test_kinds_of_mutation_are_equally_likely_whatever_their_number_of_choices():
+    space = spaces.amoebanet(nodes=5)
+    oracle = AgingEvolution(OBJECTIVE, hyperparameters=space.hyperparameters(), seed=0, kinds=space.kinds)
+    names, parent = oracle.choices.names, oracle.random_genome()
+    counts = {"state": 0, "op": 0, "identity": 0}
+    for _ in range(4000):
+        child = oracle.mutated(parent)
+        changed = [name for name, a, b in zip(names, parent, child, strict=True) if a != b]
+        assert len(changed) <= 1
+        counts["identity" if not changed else "op" if "/op" in changed[0] else "state"] += 1
+    assert counts["identity"] / 4000 == pytest.approx(0.05, abs=0.015)
+    assert counts["state"] / 4000 == pytest.approx(0.475, abs=0.035)
+
+
+def test_an_identity_mutation_costs_no_trial():
+    oracle = AgingEvolution(OBJECTIVE, 16, two_choices(), seed=0, population=2, sample=1, identity=0.9)
+    seen = run(oracle, sum_of, 16)
+    assert len({tuple(values.items()) for values in seen}) == 16
+    assert oracle.duplicates > 16
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 17])
+def test_an_oracle_goes_on_from_its_state_as_if_nothing_had_happened(after: int):
+    space = spaces.amoebanet(nodes=2)
+
+    def oracle():
+        return AgingEvolution(
+            OBJECTIVE, 40, space.hyperparameters(), seed=3, population=5, sample=2, kinds=space.kinds, key=space.key
+        )
+
+    def score(values: dict) -> float:
+        return sum(len(str(value)) for value in values.values())
+
+    whole = run(oracle(), score, 30)
+    first, second = oracle(), oracle()
+    start = run(first, score, after)
+    running = first.create_trial("tuner")
+    state = json.loads(json.dumps(first.get_state()))
+    second.trials = dict(first.trials)
+    second.set_state(state)
+    second.persistent = False
+    answer(second, running, score(running.hyperparameters.values))
+    assert [*start, running.hyperparameters.values, *run(second, score, 29 - after)] == whole
+
+
+def test_a_keras_tuner_takes_the_oracle_and_resumes_it_from_its_folder(tmp_path):
+    class Sum(keras_tuner.Tuner):
+        def run_trial(self, trial):
+            hyperparameters = trial.hyperparameters
+            return {"score": float(hyperparameters.Choice("x", [1, 2, 3]) + hyperparameters.Choice("y", [10, 20, 30]))}
+
+    def tuner(trials: int):
+        oracle = AgingEvolution(OBJECTIVE, trials, seed=0, population=3, sample=2, hyperparameters=xy())
+        return Sum(oracle=oracle, directory=tmp_path, project_name="sum")
+
+    def xy():
+        hyperparameters = keras_tuner.HyperParameters()
+        hyperparameters.Choice("x", [1, 2, 3])
+        hyperparameters.Choice("y", [10, 20, 30])
+        return hyperparameters
+
+    tuner(4).search()
+    resumed = tuner(9)
+    resumed.search()
+    scores = [trial.score for trial in resumed.oracle.trials.values()]
+    assert sorted(scores) == [11, 12, 13, 21, 22, 23, 31, 32, 33]
+    assert resumed.get_best_hyperparameters()[0].values == {"x": 3, "y": 30}
+
+
+def test_choices_that_a_hypermodel_declares_while_it_builds_join_the_search():
+    oracle = AgingEvolution(OBJECTIVE, 30, two_choices(), seed=0, population=3, sample=2)
+    oracle.persistent = False
+    for _ in range(30):
+        trial = oracle.create_trial("tuner")
+        trial.hyperparameters.Choice("late", [7, 8, 9])
+        answer(oracle, trial, trial.hyperparameters.get("late"))
+    assert oracle.get_best_trials()[0].hyperparameters.get("late") == 9
+
+
+def test_a_choice_under_a_condition_has_a_value_only_where_it_is_active():
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.Choice("kind", ["plain", "deep"])
+    with hyperparameters.conditional_scope("kind", ["deep"]):
+        hyperparameters.Choice("layers", [2, 3, 4])
+    seen = run(RandomSearch(OBJECTIVE, 20, hyperparameters, seed=0), lambda values: 1.0, 20)
+    assert sorted(seen, key=str) == [
+        {"kind": "deep", "layers": 2},
+        {"kind": "deep", "layers": 3},
+        {"kind": "deep", "layers": 4},
+        {"kind": "plain"},
+    ]
+
+
+def test_numbers_with_a_step_are_choices_and_ranges_are_refused():
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.Int("i", 1, 7, step=3)
+    hyperparameters.Boolean("b")
+    hyperparameters.Float("f", 0.0, 1.0, step=0.5)
+    hyperparameters.Fixed("x", 5)
+    assert Choices(hyperparameters).counts.tolist() == [3, 2, 3, 1]
+    assert Choices(hyperparameters).values((2, 1, 1, 0)) == {"i": 7, "b": True, "f": 0.5, "x": 5}
+    hyperparameters.Float("rate", 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"'rate'.*need choices"):
+        Choices(hyperparameters)
+
+
+def test_copies_of_a_shared_space_part_when_one_gets_a_new_choice():
+    one = SharedSpace.of(two_choices())
+    other = one.copy()
+    other.Choice("c", [1, 2])
+    assert [len(one.space), len(other.space)] == [2, 3]
+    assert "c" not in one.values
+
+
+def test_two_workers_never_run_the_same_point():
+    oracle = RandomSearch(OBJECTIVE, 9, two_choices(3, 3), seed=0)
+    oracle.persistent = False
+    trials = [oracle.create_trial(f"worker{i}") for i in range(9)]
+    assert len({tuple(trial.hyperparameters.values.items()) for trial in trials}) == 9
+
+
+def test_wrong_arguments_say_what_was_expected():
+    with pytest.raises(ValueError, match="expected one"):
+        RandomSearch([OBJECTIVE, keras_tuner.Objective("latency", "min")], hyperparameters=two_choices())
+    with pytest.raises(ValueError, match="population is 0"):
+        AgingEvolution(OBJECTIVE, hyperparameters=two_choices(), population=0)
+    with pytest.raises(ValueError, match="identity is 1"):
+        AgingEvolution(OBJECTIVE, hyperparameters=two_choices(), identity=1)
+    oracle = AgingEvolution(OBJECTIVE, hyperparameters=two_choices(), kinds={"op": ["nothing"]}, identity=0.0)
+    with pytest.raises(ValueError, match="nothing"):
+        oracle.mutated((0, 0))
+
+
+def test_draws_do_not_touch_the_global_random_state():
+    before = np.random.get_state()[1].copy()
+    run(AgingEvolution(OBJECTIVE, 10, two_choices(), seed=0, population=3, sample=2), sum_of, 10)
+    assert (np.random.get_state()[1] == before).all()

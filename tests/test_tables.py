@@ -1,0 +1,121 @@
+"""Tables of trained networks: read right, and searched in seconds."""
+
+import itertools
+import json
+
+import keras_tuner
+import numpy as np
+import pytest
+
+from recipes import tables
+from recipes.oracles import AgingEvolution, RandomSearch
+
+OBJECTIVE = keras_tuner.Objective("accuracy", "max")
+FILES = ("nas-bench-201_cifar10_12epochs.csv", "nas-bench-macro_cifar10.json")
+
+
+@pytest.fixture(scope="module", params=FILES)
+def table(request, reference) -> tables.Table:
+    return tables.load(reference / "tables" / request.param)
+
+
+def search(oracle, table: tables.Table, budgets: tuple[int, ...]) -> list[float]:
+    """The test accuracy of the best on validation, at each budget."""
+    oracle.persistent = False
+    best, found = (-1.0, 0.0), []
+    for evaluation in range(1, max(budgets) + 1):
+        trial = oracle.create_trial("tuner")
+        result = table.evaluate(trial.hyperparameters.values)
+        oracle.update_trial(trial.trial_id, {"accuracy": result.validation})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+        best = max(best, tuple(result))
+        if evaluation in budgets:
+            found.append(best[1])
+    return found
+
+
+def searches(make_oracle, table: tables.Table, budgets: tuple[int, ...], seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean test accuracy and its standard error at each budget."""
+    found = np.array([search(make_oracle(seed), table, budgets) for seed in range(seeds)])
+    return found.mean(axis=0), found.std(axis=0, ddof=1) / np.sqrt(seeds)
+
+
+def evolution(table: tables.Table, population: int, sample: int, identity: float = 0.05):
+    hyperparameters = table.hyperparameters()
+    return lambda seed: AgingEvolution(
+        OBJECTIVE, None, hyperparameters, seed=seed, population=population, sample=sample, identity=identity
+    )
+
+
+def test_a_table_of_nas_bench_201_holds_what_its_lines_say(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "cellstr,cifar10-val,cifar10-test\n"
+        "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|none~0|nor_conv_3x3~1|skip_connect~2|,63.5,69.25\n"
+    )
+    table = tables.load(path)
+    names = ["node1/from0", "node2/from0", "node2/from1", "node3/from0", "node3/from1", "node3/from2"]
+    ops = ["avg_pool_3x3", "nor_conv_1x1", "skip_connect", "none", "nor_conv_3x3", "skip_connect"]
+    assert table.size == 1
+    assert table.levels == (tuple(names[:1]), tuple(names[1:3]), tuple(names[3:]))
+    assert table.evaluate(dict(zip(names, ops, strict=True))) == (63.5, 69.25)
+    with pytest.raises(ValueError, match="has no network"):
+        table.evaluate(dict.fromkeys(names, "none"))
+
+
+def test_a_table_of_nas_bench_macro_selects_on_the_first_run_and_reports_the_others(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"02": {"test_acc": [90.0, 91.0, 93.0]}, "11": {"test_acc": [80.0, 81.0, 81.0]}}))
+    table = tables.load(path)
+    assert table.evaluate({"layer0": "identity", "layer1": "mb_conv_k5_e6"}) == (90.0, 92.0)
+    assert table.size == 2
+    assert table.levels == (("layer0",), ("layer1",))
+
+
+def test_random_search_has_the_expectation_that_counting_gives(tmp_path):
+    accuracies = {"00": (3, 30), "01": (1, 10), "02": (4, 25), "10": (2, 50)}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({key: {"test_acc": [v, t, t]} for key, (v, t) in accuracies.items()}))
+    table = tables.load(path)
+    pairs = list(itertools.combinations(accuracies.values(), 2))
+    assert table.random_search(2) == pytest.approx(sum(max(pair)[1] for pair in pairs) / len(pairs))
+    assert table.random_search(1) == pytest.approx((30 + 10 + 25 + 50) / 4)
+    assert table.random_search(4) == 25
+    with pytest.raises(ValueError, match="expected 1 to 4"):
+        table.random_search(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "a,b\n1,2\n", r"columns \['a', 'b'\]"),
+        ("t.csv", "cellstr,cifar10-val,cifar10-test\n|none~0|,1,2\n", "line 2.*no cell"),
+        ("t.json", "[1]", "holds no object"),
+        ("t.json", '{"03": {"test_acc": [1, 2, 3]}}', "network '03'"),
+        ("t.json", "{", "no JSON"),
+        ("t.txt", "", "expected a name that ends in .csv or .json"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_with_the_place(tmp_path, name: str, text: str, message: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        tables.load(tmp_path / name)
+
+
+def test_the_reference_tables_are_complete(table):
+    assert table.size == {"NAS-Bench-201": 15_625, "NAS-Bench-Macro": 6_561}[table.name]
+    with pytest.raises(ValueError, match="expected one of"):
+        table.evaluate(dict.fromkeys([decision.name for decision in table.decisions], "conv_9x9"))
+
+
+def test_drawing_at_random_agrees_with_the_exact_expectation(table):
+    means, errors = searches(
+        lambda seed: RandomSearch(OBJECTIVE, None, table.hyperparameters(), seed=seed), table, (50,), 60
+    )
+    assert abs(means[0] - table.random_search(50)) < 3.5 * errors[0]
+
+
+def test_aging_evolution_beats_random_search_at_200_evaluations(table):
+    means, errors = searches(evolution(table, 10, 3), table, (200,), 12)
+    assert means[0] - 2 * errors[0] > table.random_search(200)

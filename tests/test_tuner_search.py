@@ -1,0 +1,289 @@
+"""The runner: nothing lost, nothing doubled, whatever ends the process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import keras_tuner
+import pytest
+
+from recipes import spaces, tuner
+from recipes.journal import Journal
+from recipes.oracles import AgingEvolution, RandomSearch
+
+OBJECTIVE = keras_tuner.Objective("score", "max")
+SPACE = spaces.CellSpace("small", ("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2, cells=("normal",))
+
+
+def oracle(trials: int = 30, **options):
+    return AgingEvolution(
+        OBJECTIVE, trials, SPACE.hyperparameters(), seed=0, population=6, sample=3, kinds=SPACE.kinds, **options
+    )
+
+
+def score(task: tuner.Task) -> float:
+    return sum(len(str(value)) * (place + 1) for place, value in enumerate(task.values.values())) + task.seed % 7 / 10
+
+
+def outcome(history) -> list[tuple]:
+    return [(record.number, tuple(record.values.items()), record.status, record.score) for record in history]
+
+
+def search(folder, evaluate=score, make_oracle=oracle, **options) -> tuner.Tuner:
+    runner = tuner.Tuner(make_oracle(), evaluate, folder, **options)
+    runner.search()
+    return runner
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[tuple]:
+    """What a search gives that nobody interrupts."""
+    return outcome(search(tmp_path_factory.mktemp("whole")).history)
+
+
+class Killed(BaseException):
+    """Ends a search as Ctrl-C does: no `except Exception` sees it."""
+
+
+@pytest.mark.parametrize("snapshot_seconds", [0.0, 1e9], ids=["snapshots", "replay"])
+@pytest.mark.parametrize("last", [0, 1, 7, 29])
+def test_a_search_that_was_ended_in_a_trial_goes_on_as_if_it_had_not(tmp_path, whole, last, snapshot_seconds):
+    def until(task: tuner.Task) -> float:
+        if task.number == last:
+            raise Killed
+        return score(task)
+
+    with pytest.raises(Killed):
+        search(tmp_path, until, snapshot_seconds=snapshot_seconds)
+    assert (tmp_path / "snapshot.json").exists() == (snapshot_seconds == 0 and last > 0)
+    assert outcome(search(tmp_path, snapshot_seconds=snapshot_seconds).history) == whole
+
+
+def test_a_journal_cut_off_at_any_byte_gives_the_same_search(tmp_path, whole):
+    search(tmp_path / "whole")
+    data = (tmp_path / "whole" / "journal.jsonl").read_bytes()
+    header = data.index(b"\n") + 1
+    for number, cut in enumerate([1, header - 1, header, header + 9, len(data) // 2, len(data) - 20, len(data) - 1]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "journal.jsonl").write_bytes(data[:cut])
+        assert outcome(search(folder).history) == whole
+
+
+def test_a_finished_search_started_again_runs_no_trial(tmp_path, whole):
+    search(tmp_path)
+    assert outcome(search(tmp_path, evaluate=lambda task: pytest.fail("ran a trial")).history) == whole
+
+
+def test_a_finished_search_can_be_made_longer(tmp_path, whole):
+    search(tmp_path, make_oracle=lambda: oracle(trials=9))
+    assert outcome(search(tmp_path).history) == whole
+
+
+def test_a_failed_trial_is_invalid_with_its_reason_and_the_search_goes_on(tmp_path):
+    def evaluate(task: tuner.Task) -> float:
+        if task.number % 2:
+            raise MemoryError("no room for 3 GB")
+        return score(task)
+
+    history = search(tmp_path, evaluate, lambda: oracle(trials=12)).history
+    assert [record.status for record in history] == ["COMPLETED", "INVALID"] * 6
+    assert history[1].message == "MemoryError: no room for 3 GB"
+    again = search(tmp_path, evaluate, lambda: oracle(trials=12)).history
+    assert outcome(again) == outcome(history)
+
+
+def test_a_search_of_failures_only_says_why(tmp_path):
+    def evaluate(task: tuner.Task) -> float:
+        raise ValueError("bad shape")
+
+    runner = search(tmp_path, evaluate, lambda: oracle(trials=5))
+    with pytest.raises(ValueError, match="no trial has succeeded, 5 failed: 5 x ValueError: bad shape"):
+        _ = runner.best
+
+
+def test_a_trial_in_which_the_process_dies_again_and_again_is_given_up(tmp_path):
+    def evaluate(task: tuner.Task) -> float:
+        if task.number == 3:
+            raise Killed
+        return score(task)
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            search(tmp_path, evaluate, lambda: oracle(trials=6), attempts=3)
+    history = search(tmp_path, evaluate, lambda: oracle(trials=6), attempts=3).history
+    assert history[3].status == "INVALID"
+    assert "died 3 times" in history[3].message
+    assert len(history) == 6
+
+
+def test_what_the_check_refuses_is_asked_once_in_the_life_of_a_search(tmp_path):
+    asked = []
+
+    def check(values: dict) -> str | None:
+        asked.append(tuple(values.values()))
+        return "too large" if values["normal/node0/op0"] == "sep_conv_3x3" else None
+
+    def make() -> AgingEvolution:
+        return oracle(trials=20, check=check)
+
+    first = search(tmp_path, make_oracle=make).history
+    count = len(asked)
+    assert all(record.values["normal/node0/op0"] != "sep_conv_3x3" for record in first)
+    assert outcome(search(tmp_path, make_oracle=make).history) == outcome(first)
+    assert len(asked) == len(set(asked)) == count
+
+
+def test_a_space_that_is_used_up_ends_the_search_with_a_count(tmp_path):
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.Choice("a", [1, 2, 3])
+    runner = search(
+        tmp_path, lambda task: task.values["a"], lambda: RandomSearch(OBJECTIVE, 9, hyperparameters, seed=0)
+    )
+    assert len(runner.history) == 3
+    assert runner.oracle.message == "exhausted: 3 of 3 points tried"
+    assert runner.best.values == {"a": 3}
+
+
+def test_only_the_best_and_the_last_checkpoints_are_kept(tmp_path):
+    def evaluate(task: tuner.Task) -> float:
+        task.folder.mkdir(parents=True)
+        (task.folder / "weights").write_text(str(task.number))
+        return [5, 9, 1, 8, 2, 7, 0][task.number]
+
+    search(tmp_path, evaluate, lambda: oracle(trials=7), keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "trial_00001",
+        "trial_00003",
+        "trial_00006",
+    ]
+
+
+def test_trial_seeds_differ_and_are_the_same_in_every_run(tmp_path):
+    def seeds(folder) -> list[int]:
+        found = []
+        search(folder, lambda task: found.append(task.seed) or 1.0)
+        return found
+
+    first = seeds(tmp_path / "1")
+    assert len(set(first)) == 30
+    assert seeds(tmp_path / "2") == first
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    search(tmp_path, settings={"epochs": 2})
+    with pytest.raises(ValueError, match=r"epochs 2 then, 3 now.*another folder"):
+        search(tmp_path, settings={"epochs": 3})
+    with pytest.raises(ValueError, match="oracle 'AgingEvolution' then, 'RandomSearch' now"):
+        search(tmp_path, make_oracle=lambda: RandomSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0))
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    search(tmp_path)
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:4], b"{oops\n", *lines[5:]]))
+    with pytest.raises(ValueError, match="line 5 is damaged"):
+        search(tmp_path)
+
+
+def test_two_processes_cannot_run_one_search(tmp_path):
+    first = tuner.Tuner(oracle(), score, tmp_path)
+    with pytest.raises(OSError, match="in use by another process"):
+        tuner.Tuner(oracle(), score, tmp_path)
+    first.close()
+    search(tmp_path)
+
+
+def test_an_oracle_without_choices_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no choices"):
+        tuner.Tuner(AgingEvolution(OBJECTIVE, 3), score, tmp_path)
+
+
+def test_the_status_counts_trials_and_knows_the_best(tmp_path):
+    seen = []
+    runner = search(tmp_path, observe=seen.append)
+    assert [status.done for status in seen] == sorted(status.done for status in seen)
+    assert seen[-1].done == seen[-1].total == 30
+    assert seen[-1].best == runner.best.score == max(record.score for record in runner.history)
+    assert seen[-1].seconds_left == 0
+
+
+def test_the_pareto_front_keeps_what_nothing_beats_in_every_objective():
+    def record(number: int, accuracy: float, latency: float) -> tuner.Record:
+        metrics = {"accuracy": accuracy, "latency": latency}
+        return tuner.Record(number, {}, "COMPLETED", accuracy, metrics, 1.0)
+
+    history = [record(0, 0.9, 5.0), record(1, 0.8, 2.0), record(2, 0.7, 3.0), record(3, 0.95, 9.0)]
+    history.append(tuner.Record(4, {}, "INVALID", None, {}, 1.0, "failed"))
+    front = tuner.pareto_front(history, {"accuracy": "max", "latency": "min"})
+    assert [entry.number for entry in front] == [3, 0, 1]
+    with pytest.raises(ValueError, match="expected 'max' or 'min'"):
+        tuner.pareto_front(history, {"accuracy": "up"})
+    with pytest.raises(ValueError, match="trial 0 has no 'flash'"):
+        tuner.pareto_front(history, {"flash": "min"})
+
+
+def test_a_journal_survives_a_torn_line_and_keeps_what_is_whole(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl", {"seed": 0})
+    journal.append({"a": 1})
+    journal.close()
+    with (tmp_path / "j.jsonl").open("ab") as stream:
+        stream.write(b'{"b": 2')
+    journal = Journal(tmp_path / "j.jsonl", {"seed": 0})
+    journal.append({"c": 3})
+    assert journal.records == [{"a": 1}]
+    journal.close()
+    assert [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()[1:]] == [{"a": 1}, {"c": 3}]
+
+
+PROGRAM = """
+    import sys, time
+    sys.path.insert(0, sys.argv[2])
+    from pathlib import Path
+    from recipes import tuner
+    import test_tuner_search as t
+
+    def slow(task):
+        time.sleep(0.02)
+        return t.score(task)
+
+    print("ready", flush=True)
+    t.search(Path(sys.argv[1]), slow, snapshot_seconds=0.1)
+    print("done", flush=True)
+"""
+
+
+def start(folder, project) -> subprocess.Popen:
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), str(project / "tests")]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill_and_resume(folder, project, moments: list[float]) -> None:
+    for moment in moments:
+        process = start(folder, project)
+        time.sleep(moment)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = start(folder, project)
+    output, _ = process.communicate(timeout=120)
+    assert output == "done\n"
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, project, whole):
+    import random
+
+    for number in range(4):
+        folder = tmp_path / str(number)
+        kill_and_resume(folder, project, [random.uniform(0.0, 0.25) for _ in range(5)])
+        assert outcome(search(folder, evaluate=lambda task: pytest.fail("a trial was missing")).history) == whole
+        ends = [json.loads(line).get("end") for line in (folder / "journal.jsonl").read_text().splitlines()]
+        assert sorted(end for end in ends if end is not None) == list(range(30))

@@ -1,7 +1,8 @@
 """Augmented images a second: this project's batched steps beside tf.image image by image and Keras' layers.
 
-Takes half a minute. All pad by 4, crop, flip and scale to 0..1; the other two draw from a sequence, so that a resumed run
-sees other images; Keras' RandomCrop cuts the same window out of the whole batch, and Keras has no cutout of fixed size.
+Takes half a minute. All pad by 4, crop, flip and scale to 0..1. The other two draw from a sequence, so that a resumed
+run sees other images; Keras' RandomCrop cuts the same window out of the whole batch, and Keras has no cutout of fixed
+size.
 """
 
 import datetime

@@ -175,6 +175,10 @@ class Arrays(Part):
         """A copy of these examples, in this order."""
         return Arrays(self._images[indices], self._labels[indices])
 
+    def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images and labels."""
+        return self._images[:count], self._labels[:count]
+
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
         # Outside of the graph that first asks for them; on the CPU, where tf.data works wherever the model is trained.

@@ -234,7 +234,7 @@ def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]], console
     settings = dataclasses.replace(children.training(), epochs=1)
     start = time.perf_counter()
     marks: list[float] = []
-    part = images.train.first(2 * settings.batch_size)
+    part = images.train.take(np.resize(np.arange(len(images.train)), 2 * settings.batch_size))
     trial.train(
         lambda: children.build(largest),
         part,

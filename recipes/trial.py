@@ -198,7 +198,8 @@ class _State:
     def restore(self) -> tuple[int, float]:
         """Returns the epochs that are done and the last one's loss; (0, nan) where there is no fitting file."""
         try:
-            with np.load(self._path) as found:
+            # Opened here: numpy leaves a file open that it finds to be no archive.
+            with self._path.open("rb") as stream, np.load(stream) as found:
                 arrays = [found[f"variable{number}"] for number in range(len(self._variables))]
                 epoch, loss = int(found["epoch"]), float(found["loss"])
         except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):

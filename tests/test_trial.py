@@ -1,0 +1,164 @@
+"""One child network: trained the same whenever it is trained, and cheaply."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recipes import trial
+from recipes.parts import Arrays
+
+
+def images(count: int, seed: int = 0) -> Arrays:
+    """Two classes: bright above, or bright below."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    pixels = rng.integers(0, 60, (count, 8, 8, 1))
+    for number, label in enumerate(labels):
+        pixels[number, 4 * label : 4 * label + 4] += 150
+    return Arrays(pixels.astype(np.uint8), labels)
+
+
+def network() -> keras.Model:
+    x = inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(x)
+    x = keras.layers.BatchNormalization(momentum=0.9997, name="bn")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    return keras.Model(inputs, keras.layers.Dense(2, name="top")(x))
+
+
+def train(epochs: int = 3, seed: int = 1, make_model=network, part: Arrays | None = None, **options) -> dict:
+    settings = trial.Training(epochs=epochs, batch_size=16, learning_rate=options.pop("learning_rate", 0.1))
+    part = images(64) if part is None else part
+    return trial.train(make_model, part, images(40, seed=9), settings, seed=seed, **options)
+
+
+def test_a_network_learns_what_can_be_learned():
+    result = train()
+    assert result["val_accuracy"] == 1.0
+    # 3x3x4 and 2x4 of the normalisation (and as many statistics), 4x2+2 of the classifier
+    assert result["params"] == 36 + 16 + 10
+
+
+def test_the_same_seed_gives_the_same_result_and_another_one_another():
+    assert train(seed=5) == train(seed=5)
+    assert train(seed=5)["val_loss"] != train(seed=6)["val_loss"]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_training_killed_between_epochs_goes_on_to_the_same_result(tmp_path, epoch: int):
+    class Killed(BaseException):
+        pass
+
+    def kill(share: float, text: str) -> None:
+        if share > epoch / 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(folder=tmp_path, report=kill)
+    with np.load(tmp_path / "epoch.npz") as state:
+        assert state["epoch"] == epoch
+    seen = []
+    resumed = train(folder=tmp_path, report=lambda share, text: seen.append(share))
+    assert seen[0] == epoch / 3
+    assert resumed == train()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.weights.h5"]
+
+
+def test_a_state_of_another_network_or_half_a_file_is_left_alone(tmp_path):
+    (tmp_path / "epoch.npz").write_bytes(b"PK\x03\x04 half a file")
+    assert train(folder=tmp_path) == train()
+
+
+def test_one_step_is_nesterov_momentum_with_decay_and_clipping():
+    keras.utils.set_random_seed(0)
+    settings = trial.Training(learning_rate=0.5, momentum=0.5, weight_decay=0.1, clip=0.2)
+    inputs = keras.Input((1, 1, 1))
+    model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(keras.layers.Flatten()(inputs)))
+    model.set_weights([np.array([[1.0, -1.0]], np.float32)])
+    learner = trial._Learner(model, settings)
+    image, label = tf.ones((1, 1, 1, 1)), tf.constant([0])
+    loss = learner.step(image, label, tf.constant(0.5))
+    # softmax(1, -1) = (0.8808, 0.1192): gradient (-0.1192, 0.1192), with decay (-0.0192, 0.0192): norm 0.0272 < 0.2
+    probability = np.exp(1) / (np.exp(1) + np.exp(-1))
+    gradient = np.array([probability - 1 + 0.1, 1 - probability - 0.1])
+    assert float(loss) == pytest.approx(-np.log(probability), rel=1e-5)
+    velocity = -0.5 * gradient
+    expected = np.array([1.0, -1.0]) + 0.5 * velocity - 0.5 * gradient
+    assert model.get_weights()[0][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_large_gradient_is_scaled_to_the_clip():
+    settings = trial.Training(momentum=0.0, weight_decay=0.0, clip=0.25)
+    inputs = keras.Input((1, 1, 1))
+    model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(keras.layers.Flatten()(inputs)))
+    model.set_weights([np.array([[0.0, 0.0]], np.float32)])
+    trial._Learner(model, settings).step(tf.ones((1, 1, 1, 1)) * 100, tf.constant([0]), tf.constant(1.0))
+    # the gradient is (-50, 50), of length 70.7
+    assert model.get_weights()[0][0] == pytest.approx([0.25 / 2**0.5, -0.25 / 2**0.5], rel=1e-4)
+
+
+def test_the_rate_falls_along_a_cosine_after_its_warmup():
+    settings = trial.Training(learning_rate=0.4, warmup=0)
+    assert [settings.rate(step, 100) for step in (0, 50)] == pytest.approx([0.4, 0.2])
+    assert settings.rate(100, 100) == pytest.approx(0.0)
+    assert trial.Training(learning_rate=0.4, warmup=3).rate(0, 10**6) == pytest.approx(0.1)
+
+
+def test_short_trainings_shorten_the_moving_averages():
+    models = []
+
+    def make() -> keras.Model:
+        models.append(network())
+        return models[0]
+
+    train(epochs=1, make_model=make)
+    assert models[0].get_layer("bn").momentum == 0.9
+
+
+def test_a_loss_that_is_not_a_number_is_an_error():
+    def broken() -> keras.Model:
+        model = network()
+        model.get_layer("top").set_weights([np.full((4, 2), np.nan, np.float32), np.zeros(2, np.float32)])
+        return model
+
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1"):
+        train(make_model=broken)
+
+
+def test_augmentation_sees_every_batch_with_its_own_seed():
+    seeds = []
+
+    def augment(batch: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        seeds.append(tuple(seed.numpy().tolist()))
+        return batch
+
+    assert train(epochs=2, augment=augment) == train(epochs=2)
+    assert len(set(seeds)) == len(seeds) == 2 * 64 / 16
+
+
+def test_evaluation_in_one_graph_equals_the_eager_one(monkeypatch):
+    keras.utils.set_random_seed(0)
+    model, part = network(), images(90)
+    whole = trial.evaluate(model, part)
+    monkeypatch.setattr(trial, "_EVALUATION_BATCH", 8)  # twelve batches: more than eager ones may be
+    assert trial.evaluate(model, part) == pytest.approx(whole, rel=1e-6)
+    logits = model.predict(part.images / np.float32(255), verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(part.labels, logits)
+    assert whole == pytest.approx((np.mean(logits.argmax(axis=1) == part.labels), float(loss)), rel=1e-5)
+
+
+def test_grappler_is_as_it_was_afterwards():
+    before = tf.config.optimizer.get_experimental_options()
+    train(epochs=1)
+    after = tf.config.optimizer.get_experimental_options()
+    assert before.get("disable_meta_optimizer", False) == after.get("disable_meta_optimizer", False) is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": 0}, "epochs is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"clip": 0.0}, "clip 0.0")],
+)
+def test_settings_out_of_range_are_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        trial.Training(**options)

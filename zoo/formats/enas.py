@@ -1,0 +1,144 @@
+"""The arcs of melodyguan/enas: whole numbers, as in its scripts cifar10_micro_final.sh and cifar10_macro_final.sh.
+
+Micro: four numbers a node, state, op, state, op; states as here (0 is h[c-2]); the output is what no node reads.
+Macro: layer i (from 0) is an op and i bits. Bit 0 skips from the stem, bit j from layer j of a count that starts with
+1, as the code reads them (general_child.py keeps the stem first in its list; its README counts otherwise).
+"""
+
+from collections.abc import Sequence
+
+from zoo.genotype import (
+    INPUT_STATES,
+    MOST_NODES,
+    CellGraph,
+    Cells,
+    Chain,
+    Edge,
+    Genotype,
+    GenotypeError,
+    Layer,
+    Node,
+)  # fmt: skip
+
+MICRO_OPS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
+MACRO_OPS = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
+
+Arc = str | Sequence[int] | Sequence[str]  # "0 2 0 0", [0, 2, 0, 0], or lines of text
+
+
+def from_enas_micro(normal: Arc, reduce: Arc, name: str = "enas_cell") -> Genotype:
+    """Returns the genotype of the family "enas" with these two cells.
+
+    Raises:
+        GenotypeError: an arc that is none.
+    """
+    graphs = []
+    for cell, arc in (("normal", normal), ("reduce", reduce)):
+        try:
+            graphs.append(_graph(_numbers(arc)))
+        except GenotypeError as error:
+            raise GenotypeError(f"ENAS arc, cell {cell!r}: {error}") from error
+    return Genotype(name, "enas", Cells(*graphs), source={"notation": "ENAS micro"})
+
+
+def to_enas_micro(genotype: Genotype | Cells) -> tuple[list[int], list[int]]:
+    """Returns the arcs of the normal and the reduction cell; the order of concat is not kept, as they have none.
+
+    Raises:
+        GenotypeError: a cell that the notation has no words for.
+    """
+    body = genotype.body if isinstance(genotype, Genotype) else genotype
+    if not isinstance(body, Cells):
+        raise GenotypeError(f"ENAS' micro notation is for Cells, not for {type(body).__name__}")
+    return _micro_arc(body.normal), _micro_arc(body.reduce or body.normal)
+
+
+def from_enas_macro(arc: Arc, name: str = "enas_chain") -> Genotype:
+    """Returns the genotype of the family "enas" with this chain of layers.
+
+    Raises:
+        GenotypeError: an arc that is none.
+    """
+    numbers, layers, place = _numbers(arc), [], 0
+    while place < len(numbers) and len(layers) < MOST_NODES:
+        op, bits = numbers[place], numbers[place + 1 : place + 1 + len(layers)]
+        place += 1 + len(layers)
+        if place > len(numbers):
+            raise GenotypeError(
+                f"an ENAS macro arc has {len(numbers)} numbers; expected 1, 3, 6, 10, ...: "
+                f"for layer {len(layers)} (from 0) its op and {len(layers)} bits"
+            )
+        if set(bits) - {0, 1}:
+            raise GenotypeError(f"layer {len(layers)} (from 0) of an ENAS macro arc has the bits {bits}; expected 0, 1")
+        layers.append(Layer(_op(op, MACRO_OPS), tuple(state for state, bit in enumerate(bits) if bit)))
+    if place < len(numbers):
+        raise GenotypeError(f"an ENAS macro arc has more than {MOST_NODES} layers; expected 1 to {MOST_NODES}")
+    return Genotype(name, "enas", Chain(tuple(layers)), source={"notation": "ENAS macro"})
+
+
+def to_enas_macro(genotype: Genotype | Chain) -> list[int]:
+    """Returns the arc of a chain of layers.
+
+    Raises:
+        GenotypeError: an operation that the notation has no number for.
+    """
+    body = genotype.body if isinstance(genotype, Genotype) else genotype
+    if not isinstance(body, Chain):
+        raise GenotypeError(f"ENAS' macro notation is for Chain, not for {type(body).__name__}")
+    arc = []
+    for number, layer in enumerate(body.layers):
+        arc += [_number(layer.op, MACRO_OPS), *(int(state in layer.skips) for state in range(number))]
+    return arc
+
+
+def _graph(numbers: list[int]) -> CellGraph:
+    if len(numbers) % 4:
+        raise GenotypeError(f"it has {len(numbers)} numbers; expected four a node: state, op, state, op")
+    nodes = []
+    for place in range(0, len(numbers), 4):
+        first, first_op, second, second_op = numbers[place : place + 4]
+        nodes.append(Node((Edge(_op(first_op, MICRO_OPS), first), Edge(_op(second_op, MICRO_OPS), second))))
+    return CellGraph(tuple(nodes), _loose_ends(nodes))
+
+
+def _micro_arc(graph: CellGraph) -> list[int]:
+    if set(graph.concat) != set(loose := _loose_ends(graph.nodes)):
+        raise GenotypeError(
+            f"the cell's concat is {list(graph.concat)}; ENAS' notation is for cells whose output is what no node "
+            f"reads, here {list(loose)}"
+        )
+    arc = []
+    for number, node in enumerate(graph.nodes, start=INPUT_STATES):
+        if len(node.edges) != 2 or node.combine != "add":
+            raise GenotypeError(
+                f"node {number} has {len(node.edges)} edges and combines by {node.combine!r}; "
+                "ENAS' notation is for two edges that are added"
+            )
+        for op, state in node.edges:
+            arc += [state, _number(op, MICRO_OPS)]
+    return arc
+
+
+def _loose_ends(nodes: Sequence[Node]) -> tuple[int, ...]:
+    read = {edge.state for node in nodes for edge in node.edges}
+    return tuple(state for state in range(INPUT_STATES + len(nodes)) if state not in read)
+
+
+def _numbers(arc: Arc) -> list[int]:
+    words = arc.split() if isinstance(arc, str) else [word for item in arc for word in str(item).split()]
+    if not words or not all(word.isascii() and word.isdigit() and len(word) < 5 for word in words):
+        raise GenotypeError(f'an ENAS arc is {arc!r:.200}; expected whole numbers, such as "0 2 0 0 0 4 0 1"')
+    return [int(word) for word in words]
+
+
+def _op(number: int, ops: tuple[str, ...]) -> str:
+    if number >= len(ops):
+        named = ", ".join(f"{place} {op}" for place, op in enumerate(ops))
+        raise GenotypeError(f"ENAS op {number} is not known; expected one of {named}")
+    return ops[number]
+
+
+def _number(op: str, ops: tuple[str, ...]) -> int:
+    if op not in ops:
+        raise GenotypeError(f"ENAS' notation has no op {op!r}; it has {', '.join(ops)}")
+    return ops.index(op)

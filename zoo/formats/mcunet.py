@@ -1,0 +1,180 @@
+"""The JSON configurations of mit-han-lab/mcunet and its forerunners (ProxylessNASNets), as dictionaries.
+
+A block of expansion 1 has no first 1x1 convolution there: it is a sep_conv here. Blocks that the search took out stand
+as ZeroLayer beside an identity shortcut, and are left out here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.genotype import Block, Blocks, Genotype, GenotypeError
+
+EPSILON = 1e-5  # of batch normalisation, where a configuration and a preset do not tell
+_PLAIN_CONV = {
+    "name": "ConvLayer",
+    "dilation": 1,
+    "groups": 1,
+    "bias": False,
+    "has_shuffle": False,
+    "use_bn": True,
+    "act_func": "relu6",
+    "dropout_rate": 0,
+    "ops_order": "weight_bn_act",
+}
+
+
+def from_mcunet(config: Mapping[str, Any], name: str = "mcunet_blocks") -> Genotype:
+    """Returns the genotype of the family "mcunet"; its preset "configured" has the resolution, classes and epsilon.
+
+    Raises:
+        GenotypeError: a configuration that is none, or that holds what the family does not build.
+    """
+    stem = _part(config, "first_conv", kernel_size=3, stride=2, **_PLAIN_CONV)
+    rows, width = [], _whole(stem, "out_channels")
+    for number, block in enumerate(_blocks(config)):
+        try:
+            row = _row(block, width)
+        except GenotypeError as error:
+            raise GenotypeError(f"block {number} (from 0) of an MCUNet configuration: {error}") from error
+        if row is not None:
+            rows.append(row)
+            width = row.filters
+    head_filters = None
+    if config.get("feature_mix_layer") is not None:
+        head = _part(config, "feature_mix_layer", kernel_size=1, stride=1, in_channels=width, **_PLAIN_CONV)
+        head_filters = width = _whole(head, "out_channels")
+    classifier = _part(config, "classifier", name="LinearLayer", in_features=width, use_bn=False, act_func=None)
+    body = Blocks(tuple(rows), stem["out_channels"], head_filters)
+    size = _whole(config, "resolution")
+    preset = {"input_shape": [size, size, 3], "classes": _whole(classifier, "out_features")}
+    norm = config.get("bn") or {}
+    epsilon = norm.get("eps", EPSILON) if isinstance(norm, Mapping) else None
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise GenotypeError(f"bn of an MCUNet configuration is {norm!r:.200}; expected eps, a number such as 1e-5")
+    if epsilon != EPSILON:
+        preset["epsilon"] = epsilon
+    return Genotype(name, "mcunet", body, source={"notation": "MCUNet"}, presets={"configured": preset})
+
+
+def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
+    """Returns the configuration of a genotype at a preset, the first unless given.
+
+    Raises:
+        GenotypeError: no such preset, or a block that the notation has no words for.
+    """
+    body, presets = genotype.body, dict(genotype.presets)
+    if not isinstance(body, Blocks):
+        raise GenotypeError(f"MCUNet's notation is for Blocks, not for {type(body).__name__}")
+    if not presets or (preset is not None and preset not in presets):
+        known = ", ".join(presets) or "none"
+        raise GenotypeError(f"{genotype.name} has no preset {preset or 'at all'}; expected one of {known}")
+    scale = presets[next(iter(presets)) if preset is None else preset]
+    blocks, width = [], body.stem_filters
+    for row in body.rows:
+        for repeat in range(row.repeats):
+            blocks.append(_block(row, row.strides if repeat == 0 else 1, width))
+            width = row.filters
+    mixed = body.head_filters
+    return {
+        "name": "ProxylessNASNets",
+        "bn": {"momentum": 0.1, "eps": scale.get("epsilon", EPSILON), "ws_eps": None},
+        "first_conv": _PLAIN_CONV | _shape(3, 2, scale["input_shape"][2], body.stem_filters),
+        "blocks": blocks,
+        "feature_mix_layer": None if mixed is None else _PLAIN_CONV | _shape(1, 1, width, mixed),
+        "classifier": {
+            "name": "LinearLayer",
+            "in_features": mixed or width,
+            "out_features": scale["classes"],
+            "bias": True,
+            "use_bn": False,
+            "act_func": None,
+            "dropout_rate": 0,
+            "ops_order": "weight_bn_act",
+        },
+        "resolution": scale["input_shape"][0],
+    }
+
+
+def _blocks(config: Mapping[str, Any]) -> list[Any]:
+    blocks = config.get("blocks")
+    if not isinstance(blocks, list) or not blocks:
+        raise GenotypeError(f"blocks of an MCUNet configuration is {blocks!r:.200}; expected a list of blocks")
+    return blocks
+
+
+def _part(config: Any, key: str, **expected: Any) -> Mapping[str, Any]:
+    """Returns a layer of the configuration; where it names a property, that must be the one that we build."""
+    layer = config.get(key) if isinstance(config, Mapping) else None
+    if not isinstance(layer, Mapping):
+        raise GenotypeError(f"an MCUNet configuration's {key} is {layer!r:.200}; expected an object")
+    for name, value in expected.items():
+        if name != "dropout_rate" and name in layer and layer[name] != value:
+            raise GenotypeError(f"{key}: {name} is {layer[name]!r:.200}; this family builds {value!r}")
+    return layer
+
+
+def _row(block: Any, width: int) -> Block | None:
+    if not isinstance(block, Mapping) or not isinstance(block.get("mobile_inverted_conv"), Mapping):
+        raise GenotypeError(f"it is {block!r:.200}; expected an object with mobile_inverted_conv")
+    shortcut = block.get("shortcut")
+    if shortcut is not None:
+        _part(block, "shortcut", name="IdentityLayer")
+    if block["mobile_inverted_conv"].get("name") == "ZeroLayer":
+        if shortcut is None:
+            raise GenotypeError("it is a ZeroLayer without shortcut, so its output is zero; expected a shortcut")
+        return None
+    layer = _part(block, "mobile_inverted_conv", name="MBInvertedConvLayer", in_channels=width, use_se=False)
+    if layer.get("act_func", "relu6") != "relu6":
+        raise GenotypeError(f"act_func is {layer['act_func']!r:.200}; this family builds 'relu6'")
+    filters, strides, expansion = _whole(layer, "out_channels"), _whole(layer, "stride"), layer.get("expand_ratio", 0)
+    if isinstance(expansion, bool) or not isinstance(expansion, (int, float)):
+        raise GenotypeError(f"expand_ratio is {expansion!r:.200}; expected a number")
+    same = strides == 1 and filters == width
+    if shortcut is not None and not same:
+        raise GenotypeError(f"it has a shortcut from {width} to {filters} channels at stride {strides}; shapes differ")
+    separable = expansion == 1
+    middle = layer.get("mid_channels")
+    if middle is not None and (separable or middle == round(width * expansion)):
+        middle = None
+    return Block(
+        "sep_conv" if separable else "mb_conv",
+        kernel_size=_whole(layer, "kernel_size"),
+        filters=filters,
+        strides=strides,
+        expansion=expansion,
+        skip="none" if same and shortcut is None else "identity",
+        mid_filters=middle,
+    )
+
+
+def _block(row: Block, strides: int, width: int) -> dict[str, Any]:
+    if row.op == "conv" or row.se_ratio or row.skip == "pool":
+        raise GenotypeError(f"{row} has no form in MCUNet's notation: expected sep_conv or mb_conv, no se, no pool")
+    same = strides == 1 and row.filters == width and row.skip == "identity"
+    middle = row.mid_filters or round(width * row.expansion)
+    layer = {
+        "name": "MBInvertedConvLayer",
+        **_shape(row.kernel_size, strides, width, row.filters),
+        "expand_ratio": row.expansion,
+        "mid_channels": None if row.op == "sep_conv" else middle,
+        "act_func": "relu6",
+        "use_se": False,
+    }
+    shortcut = {"name": "IdentityLayer", "in_channels": [width], "out_channels": [width], "use_bn": False}
+    shortcut |= {"act_func": None, "dropout_rate": 0, "ops_order": "weight_bn_act"}
+    return {
+        "name": "MobileInvertedResidualBlock",
+        "mobile_inverted_conv": layer,
+        "shortcut": shortcut if same else None,
+    }
+
+
+def _shape(kernel_size: int, strides: int, inputs: int, outputs: int) -> dict[str, int]:
+    return {"kernel_size": kernel_size, "stride": strides, "in_channels": inputs, "out_channels": outputs}
+
+
+def _whole(record: Mapping[str, Any], name: str) -> int:
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise GenotypeError(f"{name} is {value!r:.200}; expected a whole number from 1")
+    return value

@@ -1,0 +1,84 @@
+"""Cell strings of NAS-Bench-201 (Dong and Yang, 2020, arXiv:2001.00326) and NATS-Bench.
+
+"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|": a group for each node behind the input, an edge in it for each earlier node.
+That benchmark's node 0, the cell's one input, is state 1 here (h[c-1]); node k is state k+1; state 0 is not read. The
+last node is the output. Nothing says what a reduction is: there it is a residual block of its own, here, where such a
+cell is built in the DARTS skeleton, the cell at stride 2. So accuracies of its tables are not those of what we build.
+"""
+
+import re
+
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, GenotypeError, Node, near
+
+OPS = {
+    "none": "none",
+    "skip_connect": "skip_connect",
+    "nor_conv_1x1": "conv_1x1",
+    "nor_conv_3x3": "conv_3x3",
+    "avg_pool_3x3": "avg_pool_3x3",
+}
+_NAMES = {ours: theirs for theirs, ours in OPS.items()}
+
+
+def from_nasbench201(text: str, name: str = "nasbench201_cell") -> Genotype:
+    """Returns the cell as a genotype of the family "darts", "none" edges included.
+
+    Raises:
+        GenotypeError: it is no such string.
+    """
+    nodes = []
+    for number, group in enumerate(text.strip().split("+"), start=1):
+        edges = group.strip("|").split("|")
+        if len(edges) != number or f"|{'|'.join(edges)}|" != group:
+            raise GenotypeError(
+                f"node {number} of a NAS-Bench-201 cell is {group!r:.200}; expected {number} edges, such as "
+                f"'|{'|'.join(f'nor_conv_3x3~{source}' for source in range(min(number, 5)))}|'"
+            )
+        nodes.append(Node(tuple(_edge(edge, source, number) for source, edge in enumerate(edges))))
+    graph = CellGraph(tuple(nodes), (INPUT_STATES + len(nodes) - 1,))
+    return Genotype(name, "darts", Cells(graph), source={"notation": "NAS-Bench-201"})
+
+
+def to_nasbench201(genotype: Genotype | Cells | CellGraph) -> str:
+    """Returns the string of a normal cell; an edge that is missing is written as "none".
+
+    Raises:
+        GenotypeError: a cell that the notation has no words for: it reads h[c-2], reads a state twice in one node,
+            has another output than its last node, has a reduction cell of its own, or an operation that is not there.
+    """
+    body = genotype.body if isinstance(genotype, Genotype) else genotype
+    graph = body.normal if isinstance(body, Cells) else body
+    if not isinstance(graph, CellGraph):
+        raise GenotypeError(f"NAS-Bench-201's notation is for Cells, not for {type(body).__name__}")
+    if isinstance(body, Cells) and body.reduce is not None and body.reduce != body.normal:
+        raise GenotypeError("NAS-Bench-201's notation has no reduction cell; give the normal cell alone")
+    last = INPUT_STATES + len(graph.nodes) - 1
+    if graph.concat != (last,):
+        raise GenotypeError(f"the cell's concat is {list(graph.concat)}; expected its last node alone, [{last}]")
+    groups = [_group(number, node) for number, node in enumerate(graph.nodes, start=1)]
+    return "+".join(groups)
+
+
+def _edge(text: str, source: int, number: int) -> Edge:
+    match = re.fullmatch(r"([a-z0-9_]+)~([0-9]{1,3})", text)
+    if match is None or int(match[2]) != source:
+        raise GenotypeError(f"edge {text!r:.200} of node {number} of a NAS-Bench-201 cell; expected OP~{source}")
+    if match[1] not in OPS:
+        raise GenotypeError(f"NAS-Bench-201 has no op {match[1]!r}{near(match[1], OPS)}; it has {', '.join(OPS)}")
+    return Edge(OPS[match[1]], source + 1)
+
+
+def _group(number: int, node: Node) -> str:
+    ops: dict[int, str] = {}
+    for op, state in node.edges:
+        if state == 0 or state in ops:
+            raise GenotypeError(
+                f"node {number + 1} reads state {state}{' twice' if state else ', which is h[c-2]'}; "
+                "NAS-Bench-201's notation has one edge from each earlier node, and one input"
+            )
+        if op not in _NAMES:
+            raise GenotypeError(f"NAS-Bench-201 has no op {op!r}; it has {', '.join(_NAMES)}")
+        ops[state] = _NAMES[op]
+    if node.combine != "add" and len(node.edges) > 1:
+        raise GenotypeError(f"node {number + 1} combines by {node.combine!r}; NAS-Bench-201's notation adds")
+    return "|" + "".join(f"{ops.get(source + 1, 'none')}~{source}|" for source in range(number))

@@ -1,0 +1,116 @@
+"""Where buffers with known lifetimes go in one block of memory: as TFLM's greedy planner puts them, and better."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+ALIGNMENT = 16  # bytes; TFLM's kBufferAlignment
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """`size` bytes, alive from the step `first` to the step `last`, both included.
+
+    `tensor` is the number of the tensor that it holds, or None for an operator's scratch memory. `offset` is set where
+    a plan inside the file fixes the place.
+    """
+
+    name: str
+    size: int
+    first: int
+    last: int
+    tensor: int | None = None
+    offset: int | None = None
+
+    def overlaps(self, other: "Buffer") -> bool:
+        """Whether there is a step at which both are alive."""
+        return self.first <= other.last and other.first <= self.last
+
+
+def aligned(size: int) -> int:
+    """Returns the size rounded up to whole alignment units."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def end_of(buffers: Sequence[Buffer], offsets: Sequence[int]) -> int:
+    """Returns the bytes that the placed buffers take."""
+    return max((offset + aligned(buffer.size) for buffer, offset in zip(buffers, offsets, strict=True)), default=0)
+
+
+def live_bytes(buffers: Sequence[Buffer]) -> list[int]:
+    """Returns the bytes alive at each step; their maximum is what no plan can go below."""
+    totals = [0] * (1 + max((buffer.last for buffer in buffers), default=-1))
+    for buffer in buffers:
+        for step in range(buffer.first, buffer.last + 1):
+            totals[step] += aligned(buffer.size)
+    return totals
+
+
+def greedy(buffers: Sequence[Buffer]) -> list[int]:
+    """Returns the offsets that TFLM's GreedyMemoryPlanner gives (greedy_memory_planner.cc).
+
+    Buffers with an offset of their own first; then the largest first, each into the lowest gap that it fits into. Among
+    equal sizes the later buffer goes first.
+    """
+    fixed = [number for number, buffer in enumerate(buffers) if buffer.offset is not None]
+    free = [number for number in reversed(range(len(buffers))) if buffers[number].offset is None]
+    return first_fit(buffers, fixed + sorted(free, key=lambda number: -aligned(buffers[number].size)))
+
+
+def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
+    """Returns the offsets that come of putting the buffers, in this order, each into the lowest gap."""
+    offsets = [0] * len(buffers)
+    placed: list[int] = []
+    for number in order:
+        buffer = buffers[number]
+        if buffer.offset is not None:
+            offsets[number] = buffer.offset
+        else:
+            size, candidate = aligned(buffer.size), 0
+            for other in sorted(
+                (other for other in placed if buffer.overlaps(buffers[other])), key=offsets.__getitem__
+            ):
+                if offsets[other] - candidate >= size:
+                    break
+                candidate = max(candidate, offsets[other] + aligned(buffers[other].size))
+            offsets[number] = candidate
+        placed.append(number)
+    return offsets
+
+
+def best(buffers: Sequence[Buffer], tries: int = 2000, seed: int = 0) -> list[int]:
+    """Returns the best offsets that a local search over orders of `first_fit` finds.
+
+    It ends early where the bytes alive at once are reached, below which nothing goes. Buffers' own offsets are not
+    heeded. Never worse than `greedy`.
+    """
+    free = [dataclasses.replace(buffer, offset=None) for buffer in buffers]
+    bound = max(live_bytes(free), default=0)
+    live = live_bytes(free)
+    tightest = [max(live[buffer.first : buffer.last + 1]) for buffer in free]
+    as_tflm = sorted(range(len(free)), key=lambda number: (-aligned(free[number].size), -number))
+    orders = [
+        as_tflm,
+        sorted(range(len(free)), key=lambda number: (-tightest[number], free[number].first, -free[number].size)),
+        sorted(range(len(free)), key=lambda number: (free[number].first, -free[number].size)),
+    ]
+    found = min((_placed(free, order) for order in orders), key=lambda result: result[0])
+    draw = random.Random(seed)
+    for _ in range(tries):
+        if found[0] <= bound:
+            break
+        order = list(found[2])
+        for _ in range(draw.randint(1, 3)):  # bring what stands highest, or any other, further to the front
+            top = [number for number in order if found[1][number] + aligned(free[number].size) == found[0]]
+            number = draw.choice(top if draw.random() < 0.5 else order)
+            place = order.index(number)
+            order.insert(draw.randint(0, place), order.pop(place))
+        changed = _placed(free, order)
+        if changed[0] <= found[0]:
+            found = changed
+    return found[1]
+
+
+def _placed(buffers: Sequence[Buffer], order: list[int]) -> tuple[int, list[int], list[int]]:
+    offsets = first_fit(buffers, order)
+    return end_of(buffers, offsets), offsets, order

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo import atomic
+from zoo import atomic, json_layout
 from zoo.genotype import (
     INPUT_STATES,
     Block,
@@ -24,7 +24,6 @@ from zoo.genotype import (
 )  # fmt: skip
 
 SCHEMA_VERSION = 1
-LINE_LENGTH = 120
 LARGEST_FILE = 2**20  # bytes; published genotypes have 2 to 6 thousand
 
 
@@ -64,7 +63,7 @@ def to_json(genotype: Genotype) -> str:
         GenotypeError: source, presets or published hold a value that JSON has no form for.
     """
     try:
-        return _pretty(as_dict(genotype)) + "\n"
+        return json_layout.laid_out(as_dict(genotype)) + "\n"
     except (TypeError, ValueError) as error:
         raise GenotypeError(
             f"genotype {genotype.name!r} cannot be written as JSON: {error}. In source, presets and published, "
@@ -216,10 +215,11 @@ def _refuse_constant(name: str) -> None:
 def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
     if not isinstance(record, dict):
         raise GenotypeError(f"{what} is {record!r:.200}; expected an object with {', '.join(required)}")
+    known = [*required, *optional]
     for name in record:
-        if name not in required and name not in optional:
+        if name not in known:
             raise GenotypeError(
-                f"{what} has the key {name!r}{near(str(name), [*required, *optional])}, which is not known"
+                f"{what} has the unknown key {name!r:.200}{near(str(name), known)}; expected {', '.join(known)}"
             )
     for name in required:
         if name not in record:
@@ -230,23 +230,3 @@ def _list(what: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise GenotypeError(f"{what} is {value!r:.200}; expected a list")
     return value
-
-
-def _pretty(value: Any, indent: str = "") -> str:
-    """Returns JSON in which whatever fits on a line stays on one, so that a cell reads as a table."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if not isinstance(value, (dict, list)) or (len(indent) + len(line) <= LINE_LENGTH and indent):
-        return line
-    deeper = indent + "  "
-    parts = value.values() if isinstance(value, dict) else value
-    items = [_pretty(item, deeper) for item in parts]
-    if isinstance(value, dict):
-        items = [f"{json.dumps(name, ensure_ascii=False)}: {item}" for name, item in zip(value, items, strict=True)]
-    lines, table = [""], not indent or all(isinstance(part, dict) for part in parts)
-    for item in items:
-        if not table and len(deeper) + len(lines[-1]) + len(item) + 2 <= LINE_LENGTH:
-            lines[-1] += f", {item}" if lines[-1] else item
-        else:
-            lines.append(item)
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return f"{opening}\n" + ",\n".join(deeper + line for line in lines if line) + f"\n{indent}{closing}"

@@ -20,7 +20,8 @@ def laid_out(value: Any, indent: str = "") -> str:
     parts = value.values() if isinstance(value, dict) else value
     items = [laid_out(item, deeper) for item in parts]
     if isinstance(value, dict):
-        items = [f"{json.dumps(str(name), ensure_ascii=False)}: {item}" for name, item in zip(value, items, strict=True)]
+        names = [json.dumps(str(name), ensure_ascii=False) for name in value]
+        items = [f"{name}: {item}" for name, item in zip(names, items, strict=True)]
     lines, table = [""], not indent or all(isinstance(part, dict) for part in parts)
     for item in items:
         if not table and len(deeper) + len(lines[-1]) + len(item) + 2 <= LINE_LENGTH:

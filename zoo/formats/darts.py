@@ -102,12 +102,12 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
-        numbers = range(*map(ast.literal_eval, node.args))
-        if len(numbers) > MOST_NODES + INPUT_STATES:
-            raise GenotypeError(f"{numbers} has {len(numbers)} states; a cell has at most {MOST_NODES} nodes")
-        return list(numbers)
     try:
-        return ast.literal_eval(node)
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
+            return ast.literal_eval(node)
+        numbers = range(*map(ast.literal_eval, node.args))
     except ValueError as error:
         raise GenotypeError(f"{ast.unparse(node)[:200]} is no literal; expected lists, pairs and range(...)") from error
+    if len(numbers) > MOST_NODES + INPUT_STATES:
+        raise GenotypeError(f"{numbers} has {len(numbers)} states; a cell has at most {MOST_NODES} nodes")
+    return list(numbers)

@@ -1,0 +1,482 @@
+"""Foreign notations: published examples, round trips of random architectures, and what is refused."""
+
+import collections
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zoo
+from tests.genotype_strategies import blocks, cell_graphs, chains
+from zoo import formats
+from zoo.canonical import canonical_hash
+from zoo.formats import darts, enas, nasbench201
+from zoo.genotype import (
+    Block,
+    Blocks,
+    CellGraph,
+    Cells,
+    Chain,
+    Genotype,
+    GenotypeError,
+    Layer,
+    Node,
+)  # fmt: skip
+
+DARTS_V2 = """Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
+('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5],
+reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0),
+('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"""
+ENAS_MICRO = ("0 2 0 0 0 4 0 1 0 4 1 1 1 0 0 1 0 2 1 1", "1 0 1 0 0 3 0 2 1 1 3 1 1 0 0 4 0 3 1 1")
+MNASNET_A1 = """r1_k3_s11_e1_i32_o16_noskip r2_k3_s22_e6_i16_o24 r3_k5_s22_e3_i24_o40_se0.25 r4_k3_s22_e6_i40_o80
+    r2_k3_s11_e6_i80_o112_se0.25 r3_k5_s22_e6_i112_o160_se0.25 r1_k3_s11_e6_i160_o320""".split()
+NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+CELL = CellGraph([Node([("sep_conv_3x3", 0), ("skip_connect", 1)])], [2])
+random_tests = settings(max_examples=60, deadline=None)
+darts_cells = cell_graphs(ops=tuple(sorted(darts.OPS)), edges=(2, 2), combine=("add",))
+
+
+def refused(message: str):
+    return pytest.raises(GenotypeError, match="(?s)" + ".*".join(re.escape(part) for part in message.split("...")))
+
+
+def test_darts_text_is_the_shipped_cell():
+    genotype = formats.from_darts(DARTS_V2)
+    assert genotype.body == zoo.load("darts").body
+    assert (genotype.name, genotype.family) == ("darts_cell", "darts")
+
+
+def test_darts_is_read_from_mapping_named_tuple_and_plain_tuple_too():
+    named = formats.to_darts(zoo.load("darts"))
+    own_tuple = collections.namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
+    for given_form in (named, own_tuple(*named), tuple(named), list(named), named._asdict(), repr(named)):
+        assert formats.from_darts(given_form).body == zoo.load("darts").body
+    assert repr(named) == re.sub(r",\n", ", ", DARTS_V2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PC = Genotype([('none', 0), ('none', 1)], range(2, 3), [('none', 0), ('none', 1)], range(2, 3))",
+        "genotypes.Genotype(normal=(('none', 0), ('none', 1)), normal_concat=range(2, 3), "
+        "reduce=[('none', 0), ('none', 1)], reduce_concat=(2,))",
+    ],
+)
+def test_darts_text_may_be_an_assignment_and_hold_ranges_and_tuples(text):
+    cell = CellGraph([Node([("none", 0), ("none", 1)])], [2])
+    assert formats.from_darts(text).body == Cells(cell, cell)
+
+
+@random_tests
+@given(darts_cells, darts_cells)
+def test_darts_round_trip(normal, reduce):
+    body = Cells(normal, reduce)
+    assert formats.from_darts(formats.to_darts(body)).body == body
+    assert formats.from_darts(repr(formats.to_darts(body))).body == body
+
+
+def test_darts_without_a_reduction_cell_repeats_the_normal_one():
+    assert formats.from_darts(formats.to_darts(Cells(CELL))).body == Cells(CELL, CELL)
+
+
+@pytest.mark.parametrize(
+    ("genotype", "message"),
+    [
+        ("__import__('os').system('true')", "expected the fields normal"),
+        ("Genotype(__import__('os').system('true'), [2], [], [2])", "__import__('os').system('true') is no literal"),
+        ("Genotype(normal=open('/etc/passwd'))", "open('/etc/passwd') is no literal"),
+        ("Genotype(normal=[], normal_concat=range(10**9), reduce=[], reduce_concat=[])", "is no literal"),
+        ("Genotype([], range(1000000000), [], [])", "has 1000000000 states; a cell has at most 100 nodes"),
+        ("Genotype(", "a DARTS genotype's text is 'Genotype('"),
+        ("Genotype([], range('a'), [], [])", "expected Genotype(normal=[...]"),
+        ("a; b", "a DARTS genotype's text is 'a; b'; expected Genotype(normal=[...]"),
+        ("", "a DARTS genotype's text is ''"),
+        ("(" * 5000, "a DARTS genotype's text is"),
+        ("x" * 30_000, "text has 30000 characters"),
+        ("Genotype(normal=[])", "expected the fields normal, normal_concat, reduce, reduce_concat"),
+        ({"normal": []}, "a DARTS genotype is {'normal': []}; expected the fields normal"),
+        (3, "a DARTS genotype is 3"),
+        (([("sep_conv_3x3", 0)], [2], [], [2]), "cell 'normal': it is [('sep_conv_3x3', 0)]; expected two (op, state)"),
+        (([("sep_conv3x3", 0)] * 2, [2], [], [2]), "cell 'normal': op 'sep_conv3x3' is not known (did you mean"),
+        (([("none", 0)] * 2, [2], [("none", 2)] * 2, [2]), "cell 'reduce': node 2 reads state 2 (none): a cycle"),
+    ],
+)
+def test_what_is_no_darts_genotype_is_refused_and_never_run(genotype, message):
+    with refused(message):
+        formats.from_darts(genotype)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (Cells(CellGraph([Node([("none", 0)])], [2])), "node 2 has 1 edges and combines by 'add'"),
+        (Cells(CellGraph([Node([("none", 0)] * 2, "concat")], [2])), "node 2 has 2 edges and combines by 'concat'"),
+        (Cells(CellGraph([Node([("max_pool_7x7", 0)] * 2)], [2])), "quark0/darts has no op 'max_pool_7x7' (node 2)"),
+        (Chain([Layer("conv_3x3")]), "for Cells, not for Chain"),
+    ],
+)
+def test_what_darts_has_no_words_for_is_refused(body, message):
+    with refused(message):
+        formats.to_darts(body)
+
+
+def test_enas_micro_arcs_are_the_shipped_cells():
+    genotype = formats.from_enas_micro(*ENAS_MICRO)
+    assert genotype.body == zoo.load("enas_micro").body
+    arcs = formats.to_enas_micro(genotype)
+    assert tuple(" ".join(map(str, arc)) for arc in arcs) == ENAS_MICRO
+    assert formats.from_enas_micro(*arcs) == genotype
+
+
+def test_enas_micro_by_hand():
+    # node 2: sep_conv_3x3 of h[c-2] + max_pool_3x3 of h[c-1]; node 3: skip of node 2 + sep_conv_5x5 of h[c-2]
+    graph = formats.from_enas_micro([0, 0, 1, 3, 2, 4, 0, 1], "0 0 0 0").body.normal
+    assert graph.nodes[0].edges == (("sep_conv_3x3", 0), ("max_pool_3x3", 1))
+    assert graph.nodes[1].edges == (("skip_connect", 2), ("sep_conv_5x5", 0))
+    assert graph.concat == (3,)
+
+
+def test_an_input_that_no_enas_node_reads_is_output():
+    assert formats.from_enas_micro("0 0 0 0", "0 0 0 0").body.normal.concat == (1, 2)
+
+
+@random_tests
+@given(cell_graphs(ops=enas.MICRO_OPS, edges=(2, 2), combine=("add",)))
+def test_enas_micro_round_trip(graph):
+    read = {edge.state for node in graph.nodes for edge in node.edges}
+    loose = [state for state in range(2 + len(graph.nodes)) if state not in read]
+    body = Cells(CellGraph(graph.nodes, loose), CellGraph(graph.nodes, loose))
+    assert formats.from_enas_micro(*formats.to_enas_micro(body)).body == body
+
+
+def test_enas_macro_by_hand():
+    # bit 0 is the stem, bit 1 the first layer
+    arc = ["0", "3 1", "5 0 1"]
+    layers = (Layer("conv_3x3"), Layer("sep_conv_5x5", (0,)), Layer("max_pool_3x3", (1,)))
+    assert formats.from_enas_macro(arc).body == Chain(layers)
+    assert formats.to_enas_macro(Chain(layers)) == [0, 3, 1, 5, 0, 1]
+
+
+@random_tests
+@given(chains(ops=enas.MACRO_OPS, most_layers=8))
+def test_enas_macro_round_trip(chain):
+    arc = formats.to_enas_macro(chain)
+    assert formats.from_enas_macro(arc).body == chain
+    assert formats.from_enas_macro(" ".join(map(str, arc))).body == chain
+
+
+@pytest.mark.parametrize(
+    ("read", "arc", "message"),
+    [
+        ("micro", "0 2 0", "cell 'normal': it has 3 numbers; expected four a node"),
+        ("micro", "0 9 0 0", "ENAS op 9 is not known; expected one of 0 sep_conv_3x3, 1 sep_conv_5x5"),
+        ("micro", "0 0 2 0", "node 2 reads state 2"),
+        ("micro", "", "an ENAS arc is ''; expected whole numbers"),
+        ("micro", "0 -1 0 0", "an ENAS arc is '0 -1 0 0'; expected whole numbers"),
+        ("micro", [0, 1.5, 0, 0], "expected whole numbers"),
+        ("macro", "0 1", "has 2 numbers; expected 1, 3, 6, 10, ...: for layer 1 (from 0) its op and 1 bits"),
+        ("macro", "0 0 2", "layer 1 (from 0) of an ENAS macro arc has the bits [2]; expected 0, 1"),
+        ("macro", "7", "ENAS op 7 is not known"),
+        ("macro", [0] * (101 * 102 // 2), "more than 100 layers"),
+    ],
+)
+def test_what_is_no_enas_arc_is_refused(read, arc, message):
+    with refused(message):
+        formats.from_enas_micro(arc, "0 0 0 0") if read == "micro" else formats.from_enas_macro(arc)
+
+
+@pytest.mark.parametrize(
+    ("write", "body", "message"),
+    [
+        (formats.to_enas_micro, Cells(CellGraph(CELL.nodes, [1, 2])), "concat is [1, 2]; ENAS' notation...here [2]"),
+        (formats.to_enas_micro, Cells(CellGraph([Node([("none", 0)] * 2)], [1, 2])), "has no op 'none'"),
+        (formats.to_enas_micro, Cells(CellGraph([Node([("skip_connect", 0)])], [1, 2])), "node 2 has 1 edges"),
+        (formats.to_enas_micro, Chain([Layer("conv_3x3")]), "micro notation is for Cells, not for Chain"),
+        (formats.to_enas_macro, Cells(CELL), "macro notation is for Chain, not for Cells"),
+        (formats.to_enas_macro, Chain([Layer("conv_1x1")]), "has no op 'conv_1x1'"),
+    ],
+)
+def test_what_enas_has_no_words_for_is_refused(write, body, message):
+    with refused(message):
+        write(body)
+
+
+def test_nasbench201_by_hand():
+    graph = formats.from_nasbench201(NB201).body.normal
+    assert graph.nodes[0].edges == (("conv_3x3", 1),)
+    assert graph.nodes[1].edges == (("none", 1), ("skip_connect", 2))
+    assert graph.nodes[2].edges == (("avg_pool_3x3", 1), ("conv_1x1", 2), ("none", 3))
+    assert graph.concat == (4,)
+    assert graph.live_states() == {1, 2, 4}  # h[c-2] is never read
+
+
+def test_nasbench201_all_cells_of_three_operations_round_trip():
+    ops = ("none", "skip_connect", "nor_conv_3x3")
+    for a, b, c, d, e, f in itertools.product(ops, repeat=6):
+        text = f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+        assert formats.to_nasbench201(formats.from_nasbench201(text)) == text
+
+
+@random_tests
+@given(cell_graphs(ops=tuple(nasbench201.OPS.values()), oldest=1, combine=("add",), most_nodes=3), st.data())
+def test_nasbench201_round_trip_of_cells_with_edges_missing(graph, data):
+    nodes = [Node({edge.state: edge for edge in node.edges}.values()) for node in graph.nodes]
+    graph = CellGraph(nodes, [1 + len(nodes)])
+    again = formats.from_nasbench201(formats.to_nasbench201(graph)).body
+    assert canonical_hash(again) == canonical_hash(Cells(graph))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "node 1 of a NAS-Bench-201 cell is ''; expected 1 edges, such as '|nor_conv_3x3~0|'"),
+        ("|nor_conv_3x3~0|+|none~0|", "node 2 of a NAS-Bench-201 cell is '|none~0|'; expected 2 edges"),
+        ("|nor_conv_3x3~1|", "edge 'nor_conv_3x3~1' of node 1 of a NAS-Bench-201 cell; expected OP~0"),
+        ("|nor_conv_3x3~0", "node 1 of a NAS-Bench-201 cell is '|nor_conv_3x3~0'"),
+        ("|nor_conv3x3~0|", "NAS-Bench-201 has no op 'nor_conv3x3' (did you mean 'nor_conv_3x3'?); it has none"),
+    ],
+)
+def test_what_is_no_nasbench201_cell_is_refused(text, message):
+    with refused(message):
+        formats.from_nasbench201(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (CELL, "node 2 reads state 0, which is h[c-2]"),
+        (
+            CellGraph([Node([("conv_1x1", 1)])], [1, 2]),
+            "the cell's concat is [1, 2]; expected its last node alone, [2]",
+        ),
+        (CellGraph([Node([("conv_1x1", 1)] * 2)], [2]), "node 2 reads state 1 twice"),
+        (CellGraph([Node([("conv_5x5", 1)])], [2]), "NAS-Bench-201 has no op 'conv_5x5'"),
+        (CellGraph([Node([("conv_1x1", 1)]), Node([("none", 1), ("none", 2)], "concat")], [3]), "combines by 'concat'"),
+        (zoo.load("darts"), "no reduction cell"),
+        (Chain([Layer("conv_3x3")]), "not for Chain"),
+    ],
+)
+def test_what_nasbench201_has_no_words_for_is_refused(body, message):
+    with refused(message):
+        formats.to_nasbench201(body)
+
+
+def test_mnasnet_strings_are_the_shipped_network():
+    genotype = formats.from_mnasnet(MNASNET_A1)
+    assert genotype.body == zoo.load("mnasnet_a1").body
+    assert formats.to_mnasnet(genotype) == MNASNET_A1
+    timm = formats.to_mnasnet(genotype, "timm")
+    assert timm[0] == "ds_r1_k3_s1_e1_c16_noskip"
+    assert timm[2] == "ir_r3_k5_s2_e3_c40_se0.25"
+    assert formats.from_mnasnet(timm).body == genotype.body
+
+
+@random_tests
+@given(blocks(ops=("sep_conv", "mb_conv"), skips=("identity", "none"), middle=False), st.sampled_from(("tpu", "timm")))
+def test_mnasnet_round_trip(body, dialect):
+    strings = formats.to_mnasnet(body, dialect)
+    assert formats.from_mnasnet(strings, body.stem_filters, body.head_filters).body == body
+
+
+@pytest.mark.parametrize(
+    ("strings", "message"),
+    [
+        ("r1_k3_s11_e1_i32_o16", "block strings are 'r1_k3_s11_e1_i32_o16'; expected a list of them"),
+        (["r1_k3_s11_e1_i32"], "row 1, 'r1_k3_s11_e1_i32': it lacks ['o']"),
+        (["ds_r1_k3_s1_c16", "ir_r1_k3_s1_o16"], "row 2, 'ir_r1_k3_s1_o16': it lacks ['c']"),
+        (["ir_r1_k3_s1_i32_c16"], "mixes two dialects"),
+        (["r1_k3_s12_e6_i32_o16"], "s12: expected the same strides down and across"),
+        (["r1_k3_s22_e6_i16_o24"], "it reads 16 filters, but those before it give 32"),
+        (["r1_k3_s22_e6_o24_x3"], "'x3' is unknown or stands twice"),
+        (["r1_r2_k3_s22_e6_o24"], "'r2' is unknown or stands twice"),
+        (["ds_r1_k3_s1_e6_c16"], "a ds block has the expansion 6"),
+        (["ir_r1_k4_s1_e6_c16"], "kernel_size is 4; expected an odd number"),
+        (["ir_r1.5_k3_s1_e6_c16"], "1.5 is no whole number"),
+        (["cn_r1_k3_s1_c16"], "'cn' is unknown"),
+        ([3], "it lacks ['r', 'k', 's', 'o']"),
+        ([], "blocks' rows has 0 entries"),
+    ],
+)
+def test_what_is_no_block_string_is_refused(strings, message):
+    with refused(message):
+        formats.from_mnasnet(strings)
+
+
+@pytest.mark.parametrize(
+    ("body", "dialect", "message"),
+    [
+        (Blocks([Block("conv", 3, 8)], 8), "tpu", "row 1...has no block string"),
+        (Blocks([Block("sep_conv", 3, 8, skip="pool")], 8), "timm", "row 1...has no block string"),
+        (Blocks([Block("mb_conv", 3, 8, mid_filters=20)], 8), "tpu", "row 1...has no block string"),
+        (Blocks([Block("mb_conv", 3, 8, expansion=2.5)], 8), "tpu", "the TPU code wants a whole expansion"),
+        (Blocks([Block("sep_conv", 3, 8)], 8), "torch", "dialect is 'torch'; expected 'tpu' or 'timm'"),
+        (Cells(CELL), "tpu", "block strings are for Blocks, not for Cells"),
+    ],
+)
+def test_what_block_strings_have_no_words_for_is_refused(body, dialect, message):
+    with refused(message):
+        formats.to_mnasnet(body, dialect)
+
+
+def small_config() -> dict:
+    rows = [Block("sep_conv", 3, 8), Block("mb_conv", 5, 8, expansion=3), Block("mb_conv", 7, 16, 2, 4)]
+    preset = {"input_shape": [48, 48, 3], "classes": 10, "epsilon": 1e-3}
+    return formats.to_mcunet(Genotype("mine", "mcunet", Blocks(rows, 16, 32), presets={"small": preset}))
+
+
+def test_mcunet_configuration_by_hand():
+    config = small_config()
+    assert config["resolution"] == 48
+    assert config["bn"]["eps"] == 1e-3
+    assert config["first_conv"]["out_channels"] == 16
+    assert [block["shortcut"] is not None for block in config["blocks"]] == [False, True, False]
+    assert config["blocks"][2]["mobile_inverted_conv"] == {
+        "name": "MBInvertedConvLayer",
+        "kernel_size": 7,
+        "stride": 2,
+        "in_channels": 8,
+        "out_channels": 16,
+        "expand_ratio": 4,
+        "mid_channels": 32,
+        "act_func": "relu6",
+        "use_se": False,
+    }
+    assert config["feature_mix_layer"]["in_channels"] == 16
+    assert config["classifier"]["in_features"] == 32
+    assert formats.from_mcunet(config).presets["configured"] == {
+        "input_shape": [48, 48, 3],
+        "classes": 10,
+        "epsilon": 1e-3,
+    }
+
+
+@random_tests
+@given(blocks(ops=("sep_conv", "mb_conv"), skips=("identity", "none"), se=False))
+def test_mcunet_round_trip(body):
+    genotype = Genotype("mine", "mcunet", body, presets={"small": {"input_shape": [32, 32, 3], "classes": 2}})
+    again = formats.from_mcunet(json.loads(json.dumps(formats.to_mcunet(genotype))))
+    assert canonical_hash(again) == canonical_hash(genotype)
+    assert again.presets["configured"] == genotype.presets["small"]
+    assert formats.from_mcunet(formats.to_mcunet(again)) == again
+
+
+def test_mcunet_zero_layers_are_left_out():
+    config = small_config()
+    config["blocks"].insert(2, {"mobile_inverted_conv": {"name": "ZeroLayer", "stride": 1}, "shortcut": {}})
+    assert formats.from_mcunet(config) == formats.from_mcunet(small_config())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["first_conv"], None, "an MCUNet configuration's first_conv is None; expected an object"),
+        (["first_conv", "kernel_size"], 5, "first_conv: kernel_size is 5; this family builds 3"),
+        (["first_conv", "out_channels"], 16.0, "out_channels is 16.0; expected a whole number from 1"),
+        (["blocks"], [], "blocks of an MCUNet configuration is []; expected a list of blocks"),
+        (["blocks", 1], 3, "block 1 (from 0) of an MCUNet configuration: it is 3"),
+        (["blocks", 1, "mobile_inverted_conv", "name"], "Conv", "mobile_inverted_conv: name is 'Conv'; this family"),
+        (["blocks", 1, "mobile_inverted_conv", "in_channels"], 9, "in_channels is 9; this family builds 8"),
+        (["blocks", 1, "mobile_inverted_conv", "use_se"], True, "use_se is True; this family builds False"),
+        (["blocks", 1, "mobile_inverted_conv", "act_func"], "swish", "act_func is 'swish'; this family builds 'relu6'"),
+        (["blocks", 1, "mobile_inverted_conv", "expand_ratio"], "3", "expand_ratio is '3'; expected a number"),
+        (["blocks", 1, "mobile_inverted_conv"], {"name": "ZeroLayer"}, "block 2 (from 0)"),
+        (["blocks", 2, "shortcut"], {}, "a shortcut from 8 to 16 channels at stride 2; shapes differ"),
+        (["blocks", 1, "shortcut", "name"], "ConvLayer", "shortcut: name is 'ConvLayer'; this family builds"),
+        (["feature_mix_layer", "in_channels"], 9, "feature_mix_layer: in_channels is 9; this family builds 16"),
+        (["classifier", "in_features"], 9, "classifier: in_features is 9; this family builds 32"),
+        (["bn"], {"eps": 2.0}, "bn of an MCUNet configuration is {'eps': 2.0}"),
+        (["resolution"], None, "resolution is None"),
+    ],
+)
+def test_what_is_no_mcunet_configuration_is_refused(path, value, message):
+    config = small_config()
+    if path[-1] == "mobile_inverted_conv":
+        config["blocks"][2]["mobile_inverted_conv"]["in_channels"] = 16  # so that the next block does not fit
+    part = config
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with refused(message):
+        formats.from_mcunet(config)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (Block("conv", 3, 8), "has no form in MCUNet's notation"),
+        (Block("mb_conv", 3, 8, expansion=3, se_ratio=0.25), "has no form in MCUNet's notation"),
+        (Block("mb_conv", 3, 8, expansion=3, skip="pool"), "has no form in MCUNet's notation"),
+    ],
+)
+def test_what_mcunet_has_no_words_for_is_refused(row, message):
+    presets = {"small": {"input_shape": [32, 32, 3], "classes": 2}}
+    with refused(message):
+        formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8), presets=presets))
+    with refused("mine has no preset large; expected one of small"):
+        formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8), presets=presets), "large")
+    with refused("mine has no preset at all; expected one of none"):
+        formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8)))
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_all_released_mcunet_configurations_round_trip(reference):
+    paths = sorted((reference / "mcunet").glob("*.json"))
+    assert len(paths) == 13
+    for path in paths:
+        config = read_json(path)
+        genotype = formats.from_mcunet(config)
+        written = formats.to_mcunet(genotype)
+        assert formats.from_mcunet(written) == genotype
+        if not path.name.startswith(("mbv2", "proxyless")):  # those leave out keys, name dropout or have zero layers
+            assert written == config
+
+
+def test_all_released_block_strings_round_trip(reference):
+    genotypes = read_json(reference / "models" / "reference_genotypes.json")["genotypes"]
+    names = [name for name, record in genotypes.items() if "tpu_blocks" in record]
+    assert len(names) == 5
+    for name in names:
+        record = genotypes[name]
+        genotype = formats.from_mnasnet(record["tpu_blocks"], record["stem"], record["head_conv"])
+        written = formats.to_mnasnet(genotype)
+        if name == "MnasNet-small":  # which names 16 input filters behind its stem of 8
+            written[0] = written[0].replace("_i8_", "_i16_")
+        assert written == [
+            text.replace("_noskip", "") + "_noskip" * ("noskip" in text) for text in record["tpu_blocks"]
+        ]
+        if "timm_arch_def" in record:
+            timm = formats.from_mnasnet(record["timm_arch_def"], record["stem"], record["head_conv"])
+            assert timm.body == genotype.body
+
+
+def test_released_arcs_and_tuples_are_read_as_the_reference_reads_them(reference):
+    genotypes = read_json(reference / "models" / "reference_genotypes.json")["genotypes"]
+    for name, shipped in (("DARTS_V1", "darts_v1"), ("DARTS_V2", "darts")):
+        raw = {cell: genotypes[name][cell]["raw"] for cell in ("normal", "reduce")}
+        mapping = {
+            "normal": raw["normal"]["genotype"],
+            "normal_concat": raw["normal"]["concat"],
+            "reduce": raw["reduce"]["genotype"],
+            "reduce_concat": raw["reduce"]["concat"],
+        }
+        assert formats.from_darts(mapping).body == zoo.load(shipped).body
+    assert formats.from_enas_micro(*genotypes["ENAS-micro"]["arc_strings"]).body == zoo.load("enas_micro").body
+    arc = genotypes["ENAS-macro"]["arc_strings"]
+    macro = formats.from_enas_macro(arc)
+    assert macro.body == zoo.load("enas_macro").body
+    assert formats.to_enas_macro(macro) == [int(number) for line in arc for number in line.split()]
+
+
+def test_every_cell_of_the_nasbench201_table_round_trips(reference):
+    path = reference / "tables" / "nas-bench-201_cifar10_12epochs.csv"
+    texts = re.findall(r"\|[^,\s\"]+\|", path.read_text(encoding="utf-8"))
+    assert len(texts) == 15_625
+    for text in texts:
+        assert formats.to_nasbench201(formats.from_nasbench201(text)) == text

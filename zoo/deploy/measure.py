@@ -50,7 +50,7 @@ def predict(model: keras.Model | Source, images: np.ndarray, *, threads: int = 1
         return np.asarray(outputs[0] if isinstance(outputs, (list, tuple)) else outputs, np.float32)
     interpreter = interpret(model, threads=threads)
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    _check_shape(images, source)
+    check_shape(images, source)
     outputs = []
     for image in quantize(images, source):
         interpreter.set_tensor(source["index"], image[None])
@@ -64,7 +64,7 @@ def predict_tflm(tflite: Source, images: np.ndarray) -> np.ndarray:
     interpreter = interpret(tflite, threads=1)
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     images = _checked_images(images)
-    _check_shape(images, source)
+    check_shape(images, source)
     outputs, _ = tflm.run(tflite, quantize(images, source))
     return dequantize(outputs, target)
 
@@ -120,10 +120,15 @@ def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False) -> An
     parse(tflite)  # LiteRT reads past the end of a file that is cut off
     litert = require("ai_edge_litert.interpreter", "ai-edge-litert")
     data = read(tflite)
+    resolvers = litert.OpResolverType  # the default delegate computes inside and leaves the tensors unwritten
+    resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else resolvers.AUTO
     with quiet() as printed:
         try:
             interpreter = litert.Interpreter(
-                model_content=data, num_threads=threads, experimental_preserve_all_tensors=keep_tensors
+                model_content=data,
+                num_threads=threads,
+                experimental_preserve_all_tensors=keep_tensors,
+                experimental_op_resolver_type=resolver,
             )
             interpreter.allocate_tensors()
             return interpreter
@@ -157,7 +162,8 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _check_shape(images: np.ndarray, details: dict) -> None:
+def check_shape(images: np.ndarray, details: dict) -> None:
+    """Raises MeasureError unless each image has the shape of the input (LiteRT's tensor details)."""
     expected = tuple(int(length) for length in details["shape"][1:])
     if images.shape[1:] != expected:
         raise MeasureError(f"images have the shape {images.shape[1:]} each; the file takes {expected}. Resize them")

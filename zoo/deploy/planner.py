@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.deploy import memory_plan, tflm_costs
+from zoo.deploy import float_twin, memory_plan, tflm_costs
 from zoo.deploy.memory_plan import Buffer
 from zoo.deploy.tflite_file import Source, load_schema, pack, parse, read
 
@@ -31,7 +31,7 @@ class Operator:
     output: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number} ({self.output})"
+        return f"{self.kind} {self.number} ({self.output})" if self.number >= 0 else f"{self.kind} ({self.output})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,30 +154,28 @@ def metadata(model: Any, name: str) -> bytes | None:
 
 def _plan(model: Any, flash: int) -> Plan:
     buffers = _buffers(model)
-    return Plan(tuple(buffers), tuple(memory_plan.greedy(buffers)), tuple(_operators(model)), _tail(model), flash)
+    return Plan(tuple(buffers), tuple(memory_plan.greedy(buffers)), tuple(operators(model)), _tail(model), flash)
 
 
-def _operators(model: Any) -> list[Operator]:
+def operators(model: Any) -> list[Operator]:
+    """Returns the operators of a parsed file, in running order."""
     if len(model.subgraphs) != 1:
         raise PlannerError(f"the file has {len(model.subgraphs)} subgraphs (control flow); one was expected")
-    builtin = load_schema().BuiltinOperator
-    kinds = {code: name for name, code in vars(builtin).items() if not name.startswith("_")}
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     graph = model.subgraphs[0]
     return [
-        Operator(number, kinds[codes[operator.opcodeIndex]], short_name(_text(graph.tensors[operator.outputs[0]].name)))
-        for number, operator in enumerate(graph.operators)
+        Operator(number, kind, short_name(_text(graph.tensors[operator.outputs[0]].name)))
+        for number, (operator, kind) in enumerate(zip(graph.operators, float_twin.kinds(model), strict=True))
     ]
 
 
 def _buffers(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
     """Returns what TFLM's AllocationInfoBuilder finds, in its order; `skip` leaves operators out."""
-    graph, operators = model.subgraphs[0], _operators(model)
+    graph, named = model.subgraphs[0], operators(model)
     first: dict[int, int] = dict.fromkeys(map(int, graph.inputs), 0)
     last: dict[int, int] = dict(first)
     same: dict[int, int] = {}  # the output of a left-out operator is its input
     scratch = []
-    for step, (operator, what) in enumerate(zip(graph.operators, operators, strict=True), start=1):
+    for step, (operator, what) in enumerate(zip(graph.operators, named, strict=True), start=1):
         inputs = [same.get(int(number), int(number)) for number in operator.inputs if number >= 0]
         outputs = [int(number) for number in operator.outputs]
         if step - 1 in skip:
@@ -189,7 +187,7 @@ def _buffers(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
         scratch += [
             Buffer(f"scratch of {what.output}", size, step, step) for size in _scratch(model, operator, what.kind)
         ]
-    last.update({same.get(int(number), int(number)): len(operators) for number in graph.outputs})
+    last.update({same.get(int(number), int(number)): len(named) for number in graph.outputs})
     planned = _planned_offsets(model)
     tensors = [
         Buffer(short_name(_text(tensor.name)), _size(tensor), first[number], last[number], number, planned.get(number))
@@ -218,7 +216,7 @@ def _tail(model: Any) -> int:
     types = load_schema().TensorType
     if graph.tensors[graph.inputs[0]].type != types.FLOAT32:
         total += tflm_costs.QUANTIZED
-    for operator, what in zip(graph.operators, _operators(model), strict=True):
+    for operator, what in zip(graph.operators, operators(model), strict=True):
         total += tflm_costs.OPERATOR_NODE + tflm_costs.OPERATOR_DATA.get(what.kind, tflm_costs.OTHER_OPERATOR)
         output = graph.tensors[operator.outputs[0]]
         convolution = what.kind in ("CONV_2D", "DEPTHWISE_CONV_2D")

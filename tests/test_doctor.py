@@ -1,0 +1,132 @@
+"""Where an int8 file loses accuracy."""
+
+import keras
+import numpy as np
+import pytest
+
+from zoo.deploy import doctor, float_twin, measure, noise_chart, tflite, tflite_file
+
+layers = keras.layers
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (24, 16, 16, 3)).astype(np.float32)
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(image)
+    y = layers.Conv2D(8, 1, name="middle")(x)
+    y = layers.DepthwiseConv2D(3, padding="same", activation="relu6", name="depthwise")(y)
+    x = layers.Concatenate(name="concat")([x, layers.Add(name="add")([x, y])])
+    x = layers.MaxPooling2D(2, name="pool")(x)
+    x = layers.GlobalAveragePooling2D(name="mean")(layers.Conv2D(16, 3, activation="relu", name="last")(x))
+    return keras.Model(image, layers.Dense(5, activation="softmax", name="logits")(x))
+
+
+def int8(model: keras.Model, calibration: np.ndarray = IMAGES) -> bytes:
+    return tflite.convert(model, quantize="int8", calibration=calibration)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> bytes:
+    return int8(network())
+
+
+def found(diagnosis: doctor.Diagnosis, name: str) -> doctor.Finding:
+    return next(finding for finding in diagnosis.findings if name in finding.operator.output)
+
+
+def test_decibels_of_a_hundredth_of_noise_are_forty():
+    signal = np.full(1000, 2.0)
+    assert doctor.decibels(signal, signal * 1.01) == pytest.approx(40)
+    assert doctor.decibels(signal, signal) == doctor.EXACT_DB
+
+
+def test_float_twin_computes_what_the_file_means(healthy):
+    twin, kept = float_twin.of(tflite_file.parse(healthy))
+    assert measure.interpret(twin, threads=1).get_input_details()[0]["dtype"] == np.float32
+    np.testing.assert_allclose(measure.predict(twin, IMAGES), measure.predict(healthy, IMAGES), atol=0.02)
+    np.testing.assert_allclose(measure.predict(twin, IMAGES), measure.predict(network(), IMAGES), atol=0.01)
+    assert len(kept) == len(float_twin.kinds(tflite_file.parse(twin)))
+
+
+def test_healthy_file_has_its_eight_bits_in_every_operator(healthy):
+    diagnosis = doctor.diagnose(healthy, IMAGES)
+    assert diagnosis.n == len(IMAGES)
+    assert min(finding.own_db for finding in diagnosis.findings) > 30
+    assert found(diagnosis, "pool").own_db == doctor.EXACT_DB  # a maximum of rounded numbers is one of them
+    assert diagnosis.output_db == diagnosis.findings[-1].total_db
+
+
+def test_channel_that_dwarfs_the_others_is_found_with_the_remedy():
+    model = network()
+    kernel, bias = model.get_layer("middle").get_weights()
+    kernel[..., 0] *= 200
+    model.get_layer("middle").set_weights([kernel, bias])
+    diagnosis = doctor.diagnose(int8(model), IMAGES)
+    finding = found(diagnosis, "middle")
+    assert any(remedy.startswith("channels of very different range") for remedy in finding.remedies)
+    assert found(diagnosis, "depthwise").own_db > 25  # the noise is not of its making
+    assert found(diagnosis, "depthwise").total_db < 25
+
+
+def test_branch_that_fills_little_of_a_shared_range_is_found():
+    model = network()
+    kernel, bias = model.get_layer("stem").get_weights()
+    model.get_layer("stem").set_weights([kernel * 100, bias])
+    finding = found(doctor.diagnose(int8(model), IMAGES), "depthwise")  # at most 6, beside values of some 150
+    assert finding.own_db < 32
+    assert any("fills little of its range" in remedy for remedy in finding.remedies)
+
+
+def test_operands_of_very_different_scale_are_found():
+    image = keras.Input((16, 16, 3))
+    large = layers.Rescaling(50.0)(layers.ReLU()(image))
+    model = keras.Model(image, layers.Add(name="add")([image, layers.Conv2D(3, 1)(large)]))
+    model.layers[-2].set_weights([np.eye(3).reshape(1, 1, 3, 3), np.zeros(3)])
+    finding = found(doctor.diagnose(int8(model), IMAGES), "PartitionedCall")
+    assert any("scales differ" in remedy for remedy in finding.remedies)
+
+
+def test_calibration_images_that_miss_the_range_are_found(healthy):
+    finding = doctor.diagnose(int8(network(), calibration=0.1 * IMAGES), IMAGES).findings[0]
+    assert str(finding.operator) == "INPUT (image)"
+    assert finding.own_db < 3
+    assert any("calibrate on more" in remedy for remedy in finding.remedies)
+
+
+def test_float_file_as_reference_shows_the_noise_of_the_weights_too(healthy):
+    with_weights = doctor.diagnose(healthy, IMAGES, reference=tflite.convert(network()))
+    without = doctor.diagnose(healthy, IMAGES)
+    assert found(with_weights, "stem").own_db < found(without, "stem").own_db
+    image = keras.Input((16, 16, 3))
+    other = tflite.convert(keras.Model(image, layers.ReLU()(image)))
+    with pytest.raises(doctor.DoctorError, match=r"does not run the same operators: .* Leave it out"):
+        doctor.diagnose(healthy, IMAGES, reference=other)
+
+
+def test_int16_activations_are_diagnosed_and_have_more_bits(healthy):
+    file = tflite.convert(network(), quantize="int16x8", calibration=IMAGES)
+    assert doctor.diagnose(file, IMAGES).findings[0].own_db > doctor.diagnose(healthy, IMAGES).findings[0].own_db + 20
+
+
+def test_float_file_and_odd_images_are_refused(healthy):
+    with pytest.raises(doctor.DoctorError, match="give the int8 file"):
+        doctor.diagnose(tflite.convert(network()), IMAGES)
+    with pytest.raises(measure.MeasureError, match="Resize them"):
+        doctor.diagnose(healthy, IMAGES[:, :8])
+    with pytest.raises(tflite_file.TfliteFileError, match="damaged or cut off"):
+        doctor.diagnose(healthy[:-500], IMAGES)
+
+
+def test_page_lists_the_worst_first_with_n_and_remedies(healthy):
+    diagnosis = doctor.diagnose(healthy, IMAGES)
+    page = diagnosis.to_markdown(count=2).splitlines()
+    assert "n = 24 images" in page[0]
+    assert page[4].startswith(f"| {diagnosis.worst(1)[0].operator} |")
+    assert len(page) == 6
+    assert all(finding.remedies for finding in diagnosis.findings)
+
+
+def test_worst_operators_are_drawn(healthy, tmp_path):
+    noise_chart.draw(doctor.diagnose(healthy, IMAGES), tmp_path / "noise.png", "network")
+    assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")

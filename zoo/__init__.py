@@ -15,7 +15,7 @@ from zoo.genotype_json import save
 from zoo.registry import info, list_models, load
 
 if TYPE_CHECKING:
-    from zoo import cost, weights
+    from zoo import cost, formats, weights
     from zoo.builder import build
     from zoo.cell import Cell
     from zoo.drawing import draw
@@ -27,6 +27,7 @@ __all__ = [
     "build",
     "cost",
     "draw",
+    "formats",
     "info",
     "list_models",
     "load",
@@ -34,7 +35,14 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = {"build": "zoo.builder", "Cell": "zoo.cell", "draw": "zoo.drawing", "cost": None, "weights": None}
+_LAZY = {
+    "build": "zoo.builder",
+    "Cell": "zoo.cell",
+    "draw": "zoo.drawing",
+    "cost": None,
+    "formats": None,
+    "weights": None,
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,12 @@
     python -m recipes.deploy --model=runs/train/model.keras              # float32 and int8; a minute on 2 cores
     python -m recipes.deploy --model=nasnet_a --weights=my.weights.h5 --schemes=int8,int16x8,dynamic,float16
     python -m recipes.deploy --model=model.keras --gate=0.01             # exit code 1 if int8 loses more than that
+    python -m recipes.deploy --model=model.keras --board=stm32f746       # does it fit, and by how much
+    python -m recipes.deploy --model=any.tflite --diagnose               # which operators lose the accuracy, and why
 
-Writes into runs/deploy: the files, deploy.json, deploy.md, each as a whole. Float and int8 are judged on the same
-held-out images; ranges are measured on training images. A trained network should keep its accuracy in int8 to about
-0.01.
+Writes into runs/deploy: the files, deploy.json, deploy.md, each as a whole; with --board memory.png, with --diagnose
+noise.png. Float and int8 are judged on the same held-out images; ranges are measured on training images. A trained
+network should keep its accuracy in int8 to about 0.01.
 """
 
 import dataclasses
@@ -14,9 +16,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
-from zoo.deploy import c_array
+from zoo.atomic import write_atomically
+from zoo.deploy import boards, c_array, doctor, memory_chart, noise_chart, planner, report, tflite_file
 from zoo.deploy.report import Report, export
 
 
@@ -24,9 +29,17 @@ from zoo.deploy.report import Report, export
 class Config(ModelAndData):
     """Options of the export."""
 
+    # a .keras file, a genotype file, a name of zoo.list_models(), or a .tflite file to judge as it is
+    model: str = "runs/train/model.keras"
+    reference: Path | None = None  # for a quantized .tflite file: the float .tflite file of the same model
     schemes: tuple[Literal["int8", "int16x8", "dynamic", "float16"], ...] = ("int8",)  # besides float32
     gate: float | None = None  # largest loss of accuracy, as a share, that any scheme may have; exit code 1 beyond
-    c_array: bool = False  # writes the int8 file as C source too
+    diagnose: bool = False  # shows the operators of the int8 (or int16x8) file that lose the most
+    # says whether the int8 file, else the smallest, fits, and draws the lifetimes of its tensors
+    board: (
+        Literal["stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3"] | None
+    ) = None
+    c_array: bool = False  # writes the int8 file as C source too, model.c and model.h
     folder: Path = Path("runs/deploy")  # the files and the report
 
     def __post_init__(self):
@@ -35,8 +48,19 @@ class Config(ModelAndData):
             raise ValueError(f"schemes={','.join(self.schemes)} names one twice; name each once")
         if self.gate is not None and not 0 <= self.gate <= 1:
             raise ValueError(f"gate is {self.gate}; expected a share from 0 to 1, such as 0.01, or none")
-        if self.c_array and "int8" not in self.schemes:
+        if self.is_file and self.gate is not None and self.reference is None:
+            raise ValueError("gate compares a .tflite file with its float one; give that as reference=, too")
+        if not self.is_file and self.reference is not None:
+            raise ValueError(f"reference goes with a .tflite file, and model={self.model} is none; leave it out")
+        if self.diagnose and not self.is_file and not {"int8", "int16x8"} & set(self.schemes):
+            raise ValueError("diagnose looks into the int8 or int16x8 file, and schemes has neither; add one")
+        if self.c_array and not self.is_file and "int8" not in self.schemes:
             raise ValueError("c_array writes the int8 file, and schemes leaves int8 out; add it")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the model is a .tflite file already."""
+        return Path(self.model).suffix == ".tflite"
 
 
 PRESETS = {
@@ -48,31 +72,82 @@ PRESETS = {
 
 def deploy(config: Config) -> Report:
     """Exports what the config names, prints the page and returns its numbers."""
-    subject = deployable.load(config)
     with deployable.steps("deploy") as tell:
-        result = export(
-            subject.model,
-            subject.images,
-            subject.labels,
-            config.folder,
-            calibration=subject.calibration,
-            schemes=config.schemes,
-            threads=config.threads,
-            progress=tell,
-        )
-    if config.c_array:
-        c_array.write(Path(config.folder, result.row("int8").file), config.folder, "model")
-    print(result.to_markdown())
+        if config.is_file:
+            result, files, images = _judge(config)
+        else:
+            subject = deployable.load(config)
+            images = subject.images
+            result = export(
+                subject.model,
+                images,
+                subject.labels,
+                config.folder,
+                calibration=subject.calibration,
+                schemes=config.schemes,
+                threads=config.threads,
+                progress=tell,
+            )
+            files = {row.scheme: tflite_file.read(config.folder / row.file) for row in result.rows}
+        page = result.to_markdown()
+        if config.diagnose:
+            tell("signal to noise of each operator")
+            page += _diagnosed(config, result.model, files, images)
+        if config.board is not None:
+            tell("memory")
+            page += _planned(config, result, files)
+        write_atomically(config.folder / "deploy.md", page)
+        if config.c_array:
+            c_array.write(files["int8"], config.folder, "model")
+    print(page)
     return result
+
+
+def _judge(config: Config) -> tuple[Report, dict[str, bytes], np.ndarray]:
+    """Measures a .tflite file, and the float one where it is given, as they are."""
+    path = Path(config.model).expanduser()
+    files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
+    given = tflite_file.read(path)
+    files[planner.scheme(given)] = given
+    source = deployable.load_data(config, planner.input_shape(given))
+    images, labels = deployable.held_out(config, source)
+    names = {"float32": str(config.reference or path)}
+    rows = [
+        report.measure_file(data, scheme, names.get(scheme, str(path)), images, labels, threads=config.threads)
+        for scheme, data in files.items()
+    ]
+    float_accuracy = next((row.accuracy for row in rows if row.scheme == "float32"), None)
+    result = Report(path.stem, None, len(images), float_accuracy, tuple(rows))
+    result.save(config.folder)
+    return result, files, images
+
+
+def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.ndarray) -> str:
+    scheme = "int8" if "int8" in files else "int16x8"
+    if scheme not in files:
+        raise ValueError(f"diagnose looks into an int8 or int16x8 file, and {config.model} is neither")
+    diagnosis = doctor.diagnose(files[scheme], images, files.get("float32"))
+    noise_chart.draw(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
+    return f"\n## Rounding noise of {scheme}\n\n{diagnosis.to_markdown()}"
+
+
+def _planned(config: Config, result: Report, files: dict[str, bytes]) -> str:
+    scheme = "int8" if "int8" in files else min(files, key=lambda name: len(files[name]))
+    plan = planner.plan(files[scheme])
+    memory_chart.draw(plan, config.folder / "memory.png", f"{result.model}, {scheme}")
+    fit = boards.fit(plan, config.board or "")
+    text = plan.to_markdown(planner.padding_savings(files[scheme])).replace("\n", "\n\n")
+    return f"\n## Memory of {scheme}: {fit}\n\n{text}"
 
 
 def main(config: Config) -> None:
     """`deploy`, with exit code 1 where a scheme loses more accuracy than the gate allows."""
     result = deploy(config)
-    failed = [scheme for scheme in config.schemes if config.gate is not None and result.drop(scheme) > config.gate]
+    schemes = [scheme for scheme in result.schemes if scheme != "float32"]
+    failed = [scheme for scheme in schemes if config.gate is not None and result.drop(scheme) > config.gate]
     for scheme in failed:
         print(
-            f"gate: {scheme} is {result.drop(scheme):.4f} less accurate than the Keras model on n = {result.n} images; "
+            f"gate: {scheme} is {result.drop(scheme):.4f} less accurate than the float model on n = {result.n} images; "
             f"{config.gate} is allowed. The files are in {config.folder}",
             file=sys.stderr,
         )

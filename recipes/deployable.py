@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ def load(config: ModelAndData) -> Deployable:
             f"model: there is no file {path}. Train one (python -m recipes.train), or give a name of zoo.list_models()"
         )
     model = keras.saving.load_model(path, compile=False) if from_file else None
-    source = _data(config, model)
+    source = load_data(config, None if model is None else model.input_shape)
     if model is None:
         weights = None if config.weights is None else config.weights.expanduser()
         model = zoo.build(
@@ -87,16 +87,27 @@ def load(config: ModelAndData) -> Deployable:
             f"{source.classes}. Give the data that it was trained on"
         )
     normalize = PREPROCESSING[config.preprocess]
+    calibration, _ = source.train.first(config.calibration).head(config.calibration)
+    images, labels = held_out(config, source)
+    return Deployable(model, _array(normalize(calibration)), images, labels, source)
+
+
+def held_out(config: ModelAndData, source: data.Data) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the held-out images, preprocessed, and their labels."""
     test = source.test.first(config.images)
     images, labels = test.head(len(test))
-    calibration, _ = source.train.first(config.calibration).head(config.calibration)
-    return Deployable(model, _array(normalize(calibration)), _array(normalize(images)), labels, source)
+    return _array(PREPROCESSING[config.preprocess](images)), labels
 
 
-def _data(config: ModelAndData, model: keras.Model | None) -> data.Data:
-    if model is None:
+def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None) -> data.Data:
+    """Loads the images at the size that a model takes, (..., height, width, channels); None keeps their own.
+
+    Raises:
+        ValueError: the options ask for another size, or the data cannot be had.
+    """
+    if input_shape is None:
         return data.load(config.data, size=config.image_size)
-    *_, height, width, channels = model.input_shape
+    *_, height, width, channels = input_shape
     fixed = (height, width) if height is not None and width is not None else None
     if fixed is not None and config.image_size is not None and fixed != (config.image_size, config.image_size):
         raise ValueError(f"image_size={config.image_size}, but {config.model} takes {height} x {width}; leave it out")

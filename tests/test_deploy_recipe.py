@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -89,6 +90,37 @@ def test_gate_ends_with_exit_code_1_and_says_by_how_much(result, config, monkeyp
     assert re.search(r"gate: int8 is 0\.\d+ less accurate .* n = 200 images; 0\.01 is allowed", capsys.readouterr().err)
 
 
+def test_int8_file_is_judged_as_it_is_beside_its_float_file(result, config, tmp_path):
+    files = [config.folder / row.file for row in result.rows]
+    judged = deploy.deploy(
+        dataclasses.replace(
+            config, model=str(files[1]), reference=files[0], folder=tmp_path, diagnose=True, board="stm32f746"
+        )
+    )
+    assert judged.schemes == ("float32", "int8")
+    assert judged.row("int8").accuracy == result.row("int8").accuracy
+    assert judged.accuracy == result.row("float32").accuracy
+    page = (tmp_path / "deploy.md").read_text()
+    assert "## Rounding noise of int8" in page
+    assert "## Memory of int8: fits on STM32F746" in page
+    for name in ("noise.png", "memory.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_int8_file_alone_has_nothing_to_be_compared_with(result, config, tmp_path):
+    path = config.folder / result.row("int8").file
+    alone = dataclasses.replace(config, model=str(path), folder=tmp_path, c_array=False, images=20)
+    judged = deploy.deploy(alone)
+    assert (judged.accuracy, judged.schemes, judged.n) == (None, ("int8",), 20)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        judged.drop("int8")
+
+
+def test_arena_is_told_before_it_is_recorded(result):
+    for row in result.rows:
+        assert row.planned == pytest.approx(row.arena, rel=0.05)
+
+
 def test_file_that_tflm_cannot_run_gets_a_note_instead_of_an_arena(model):
     images, labels = np.zeros((2, 28, 28, 1)), np.zeros(2)
     row = report.measure_file(tflite.convert(model, quantize="float16"), "float16", "x.tflite", images, labels)
@@ -116,6 +148,9 @@ def test_folder_that_is_a_file_is_named(model, tmp_path):
         ({"gate": 2.0}, "gate is 2.0; expected a share from 0 to 1"),
         ({"schemes": ("int8", "int8")}, "schemes=int8,int8 names one twice"),
         ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8 file"),
+        ({"schemes": ("float16",), "diagnose": True}, "diagnose looks into the int8 or int16x8 file"),
+        ({"model": "x.tflite", "gate": 0.01}, "give that as reference="),
+        ({"reference": Path("x.tflite")}, "reference goes with a .tflite file"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

@@ -75,6 +75,30 @@ class Plan:
         """The kinds of operator that TFLM lacks."""
         return tuple(sorted({operator.kind for operator in self.operators} - tflm_costs.OPERATORS))
 
+    def to_markdown(self, savings: Sequence["Saving"] = ()) -> str:
+        """Returns a paragraph about the memory; `savings` are those of `padding_savings`."""
+        alive = ", ".join(f"{buffer.name} {buffer.size / 1000:,.1f} kB" for buffer in self.alive_at_peak())
+        lines = [
+            f"Arena {self.arena / 1000:,.1f} kB: {self.head / 1000:,.1f} kB of activations as TFLM places them, and "
+            f"{self.tail / 1000:,.1f} kB that it keeps for good (on a 64-bit machine; less on a board). Flash "
+            f"{self.flash / 1000:,.1f} kB and TFLM's own code.",
+            f"The most that lives at once is {self.bound / 1000:,.1f} kB, at {self.peak or 'the input'}: {alive}.",
+        ]
+        if self.head > self.bound:
+            lines.append(
+                f"Its placement wastes {(self.head - self.bound) / 1000:,.1f} kB; zoo.deploy.planner.with_best_plan "
+                "puts a better one into the file."
+            )
+        if savings and savings[0].bytes > 0:
+            dearest = savings[0]
+            lines.append(
+                f"The explicit padding that costs most is {dearest.operator}: {dearest.bytes / 1000:,.1f} kB. A "
+                'padding of "same" costs nothing.'
+            )
+        if self.unsupported:
+            lines.append(f"TFLM has no {', '.join(self.unsupported)}: it will not run the file.")
+        return "\n".join(lines) + "\n"
+
     def alive_at_peak(self) -> list[Buffer]:
         """Returns the buffers alive at the peak, largest first."""
         live = memory_plan.live_bytes(self.buffers)
@@ -131,6 +155,21 @@ def with_best_plan(tflite: Source, tries: int = 2000) -> bytes:
             table[buffer.tensor] = offset
     set_metadata(model, OFFLINE_PLAN, np.array([1, 0, len(table), *table], "<i4").tobytes())
     return pack(model)
+
+
+def scheme(tflite: Source) -> str:
+    """Returns "int8", "int16x8" or "float32", by the types that its operators compute."""
+    graph, types = parse(tflite).subgraphs[0], load_schema().TensorType
+    computed = {graph.tensors[operator.outputs[0]].type for operator in graph.operators}
+    if types.INT16 in computed:
+        return "int16x8"
+    return "int8" if types.INT8 in computed else "float32"
+
+
+def input_shape(tflite: Source) -> tuple[int, ...]:
+    """Returns the shape of the file's first input, batch included."""
+    graph = parse(tflite).subgraphs[0]
+    return tuple(int(length) for length in graph.tensors[graph.inputs[0]].shape)
 
 
 def set_metadata(model: Any, name: str, content: bytes) -> None:

@@ -10,12 +10,15 @@ import keras
 import numpy as np
 
 from zoo.atomic import write_atomically
-from zoo.deploy import measure, tflite, tflm
+from zoo.deploy import measure, planner, tflite, tflm
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One file. `arena` is what TFLM recorded, in bytes, or None where TFLM cannot run the file (`note` says why)."""
+    """One file. `arena` is what TFLM recorded, in bytes, or None where TFLM cannot run the file (`note` says why).
+
+    `planned` is what the planner predicted for it, None for a file with control flow.
+    """
 
     scheme: str  # "float32", "int8", ...; "int8 QAT" after quantization-aware training
     file: str
@@ -23,17 +26,22 @@ class Row:
     accuracy: float
     latency: measure.Latency
     arena: int | None
+    planned: int | None
     note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of one model. `accuracy` is that of the Keras model on the same `n` images as the rows'."""
+    """What became of one model.
+
+    `accuracy` is that of the float model on the same `n` images as the rows'; None where only a quantized file
+    is known.
+    """
 
     model: str
-    params: int
+    params: int | None  # None for a file without its Keras model
     n: int
-    accuracy: float
+    accuracy: float | None
     rows: tuple[Row, ...]
 
     def row(self, scheme: str) -> Row:
@@ -53,7 +61,13 @@ class Report:
         return tuple(row.scheme for row in self.rows)
 
     def drop(self, scheme: str) -> float:
-        """Returns by how much the Keras model is more accurate than the file, as a share of the n images."""
+        """Returns by how much the float model is more accurate than the file, as a share of the n images.
+
+        Raises:
+            ValueError: the float model's accuracy is unknown.
+        """
+        if self.accuracy is None:
+            raise ValueError(f"nothing to compare {self.model} with; give its float file or Keras model too")
         return self.accuracy - self.row(scheme).accuracy
 
     def to_json(self) -> str:
@@ -65,23 +79,26 @@ class Report:
         lines = [
             f"# {self.model}",
             "",
-            f"{self.params:,} parameters. Accuracy on the same n = {self.n} held-out images everywhere; the "
-            f"Keras model has {self.accuracy:.4f}.",
+            ("" if self.params is None else f"{self.params:,} parameters. ")
+            + f"Accuracy on the same n = {self.n} held-out images everywhere"
+            + ("." if self.accuracy is None else f"; the float model has {self.accuracy:.4f}."),
             "",
-            "| file | scheme | accuracy | against Keras | size kB | latency ms (median, p90) | TFLM arena kB |",
+            "| file | scheme | accuracy | against float | size kB | latency ms (median, p90) | arena kB: told, found |",
             "|---|---|---|---|---|---|---|",
         ]
         for row in self.rows:
-            arena = f"{row.arena / 1000:,.1f}" if row.arena is not None else row.note
+            told = "" if row.planned is None else f"{row.planned / 1000:,.1f}, "
+            arena = row.note if row.arena is None else f"{row.arena / 1000:,.1f}"
+            against = "" if self.accuracy is None else f"{row.accuracy - self.accuracy:+.4f}"
             lines.append(
-                f"| {row.file} | {row.scheme} | {row.accuracy:.4f} | {row.accuracy - self.accuracy:+.4f} | "
-                f"{row.size / 1000:,.1f} | {row.latency.median_ms:.3f}, {row.latency.p90_ms:.3f} | {arena} |"
+                f"| {row.file} | {row.scheme} | {row.accuracy:.4f} | {against} | {row.size / 1000:,.1f} | "
+                f"{row.latency.median_ms:.3f}, {row.latency.p90_ms:.3f} | {told}{arena} |"
             )
         threads = sorted({row.latency.threads for row in self.rows})
         lines += [
             "",
             f"Latency: LiteRT on this machine, {', '.join(map(str, threads))} thread(s), one image at a time. "
-            "Arena: recorded by TensorFlow Lite for Microcontrollers on a 64-bit machine.",
+            "Arena: told from the file, and recorded by TensorFlow Lite for Microcontrollers on a 64-bit machine.",
         ]
         return "\n".join(lines) + "\n"
 
@@ -161,6 +178,10 @@ def measure_file(
         arena, note = measure.arena(data).total, ""
     except tflm.TflmError as error:
         arena, note = None, f"none: {str(error).splitlines()[0]}"
+    try:
+        planned = planner.plan(data).arena
+    except planner.PlannerError:
+        planned = None
     return Row(
         scheme,
         name,
@@ -168,5 +189,6 @@ def measure_file(
         measure.accuracy(data, images, labels, threads=threads),
         measure.latency(data, threads=threads),
         arena,
+        planned,
         note,
     )

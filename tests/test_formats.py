@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -480,3 +481,27 @@ def test_every_cell_of_the_nasbench201_table_round_trips(reference):
     assert len(texts) == 15_625
     for text in texts:
         assert formats.to_nasbench201(formats.from_nasbench201(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("genotype", "preset", "shipped"),
+    [
+        (formats.from_darts(DARTS_V2), "imagenet", "darts"),
+        (formats.from_mnasnet(MNASNET_A1), "imagenet_w050", "mnasnet_a1"),
+        (formats.from_mcunet(formats.to_mcunet(zoo.load("mcunet_in0"))), "configured", "mcunet_in0"),
+        (formats.from_mcunet(small_config()), "configured", None),
+        (formats.from_nasbench201(NB201), "cifar10", None),
+    ],
+    ids=["darts", "mnasnet", "mcunet", "mcunet_small", "nasbench201"],
+)
+def test_what_is_read_builds_in_a_preset_of_its_family(genotype, preset, shipped):
+    import keras
+
+    with keras.StatelessScope():  # graph and shapes, without the weights
+        model = zoo.build(genotype, preset)
+    count = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    if shipped is None:
+        assert model.output_shape == (None, 10)
+    else:
+        published = zoo.load(shipped).published
+        assert count == published[preset if preset in published else "imagenet"]["trainable_params"]

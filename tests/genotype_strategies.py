@@ -1,6 +1,9 @@
-"""Random genotypes for Hypothesis: cells, blocks and chains that every check lets through."""
+"""Random genotypes for Hypothesis: cells, blocks and chains that every check lets through; and damage to JSON."""
 
-from hypothesis import strategies
+import copy
+import random
+
+from hypothesis import HealthCheck, settings, strategies
 
 from zoo.genotype import (
     INPUT_STATES,
@@ -19,6 +22,12 @@ from zoo.genotype import (
 OPS = tuple(sorted(OP_NAMES))
 LAYER_OPS = tuple(sorted(OP_NAMES - {"none"}))
 TEXT = strategies.text(strategies.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def examples(number: int) -> settings:
+    """Settings for this many examples: the same ones on each run, however busy the machine is."""
+    slow = [HealthCheck.too_slow]
+    return settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=slow)
 
 
 @strategies.composite
@@ -93,3 +102,25 @@ def genotypes():
         notes=TEXT,
         represents_family=strategies.booleans(),
     )
+
+
+_JUNK = (None, True, False, 0, -1, 10**30, 1.5, 1e308, "", "none", [], {}, [[]], [1], {"a": 1}, ["sep_conv_3x3", 0])
+
+
+def damaged(record, choose: random.Random):
+    """A copy of a JSON value with one to three of its parts taken out or replaced by junk."""
+    record = copy.deepcopy(record)
+    for _ in range(choose.randint(1, 3)):
+        part, key = choose.choice(list(_places(record)) or [({}, None)])
+        if choose.random() < 0.2 and key is not None:
+            del part[key]
+        else:
+            part[key] = copy.deepcopy(choose.choice(_JUNK))
+    return record
+
+
+def _places(value):
+    """All (container, key) pairs in a JSON value."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from _places(value[key])

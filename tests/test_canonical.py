@@ -5,10 +5,10 @@ import random
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.genotype_strategies import blocks, cell_graphs, chains
+from tests.genotype_strategies import blocks, cell_graphs, chains, examples
 from zoo.canonical import canonical_form, canonical_hash
 from zoo.genotype import (
     INPUT_STATES,
@@ -43,7 +43,7 @@ def renumbered(graph: CellGraph, choose: random.Random) -> CellGraph:
     return CellGraph(nodes, concat)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(cell_graphs(ops=FEW_OPS, most_nodes=7), st.randoms(use_true_random=False))
 def test_the_order_of_nodes_edges_and_concat_does_not_count(graph, choose):
     other = renumbered(graph, choose)
@@ -51,7 +51,7 @@ def test_the_order_of_nodes_edges_and_concat_does_not_count(graph, choose):
     assert canonical_hash(graph) == canonical_hash(other)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(cell_graphs(ops=FEW_OPS), st.integers(0, 6), st.data())
 def test_a_node_that_nobody_reads_does_not_count(graph, place, data):
     place = min(place, len(graph.nodes))
@@ -65,7 +65,7 @@ def test_a_node_that_nobody_reads_does_not_count(graph, place, data):
     assert canonical_hash(CellGraph(nodes, map(moved, graph.concat))) == canonical_hash(graph)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(cell_graphs(ops=FEW_OPS), st.data())
 def test_an_edge_none_does_not_count(graph, data):
     place = data.draw(st.integers(0, len(graph.nodes) - 1))
@@ -93,7 +93,7 @@ def brute_force_form(graph: CellGraph):
     return min(forms)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     cell_graphs(ops=("conv_1x1",), most_nodes=4, edges=(1, 2), combine=("add",)),
     cell_graphs(ops=("conv_1x1",), most_nodes=4, edges=(1, 2), combine=("add",)),
@@ -174,7 +174,7 @@ def test_a_reduction_cell_of_its_own_counts():
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(blocks())
 def test_how_blocks_are_gathered_in_rows_does_not_count(body):
     rows = []
@@ -197,7 +197,7 @@ def test_words_that_change_no_block_do_not_count():
     assert canonical_hash(Blocks([Block("conv", 3, 8)], 8, 64)) != canonical_hash(Blocks([Block("conv", 3, 8)], 8))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(chains(), st.randoms(use_true_random=False))
 def test_the_order_of_skips_does_not_count_and_that_of_layers_does(chain, choose):
     layers = [Layer(layer.op, choose.sample(layer.skips, len(layer.skips))) for layer in chain.layers]

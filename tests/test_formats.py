@@ -4,15 +4,16 @@ import collections
 import itertools
 import json
 import math
+import random
 import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from tests.genotype_strategies import blocks, cell_graphs, chains
+from tests.genotype_strategies import blocks, cell_graphs, chains, damaged, examples
 from zoo import formats
 from zoo.canonical import canonical_hash
 from zoo.formats import darts, enas, nasbench201
@@ -37,7 +38,7 @@ MNASNET_A1 = """r1_k3_s11_e1_i32_o16_noskip r2_k3_s22_e6_i16_o24 r3_k5_s22_e3_i2
     r2_k3_s11_e6_i80_o112_se0.25 r3_k5_s22_e6_i112_o160_se0.25 r1_k3_s11_e6_i160_o320""".split()
 NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
 CELL = CellGraph([Node([("sep_conv_3x3", 0), ("skip_connect", 1)])], [2])
-random_tests = settings(max_examples=60, deadline=None)
+random_tests = examples(60)
 darts_cells = cell_graphs(ops=tuple(sorted(darts.OPS)), edges=(2, 2), combine=("add",))
 
 
@@ -421,6 +422,42 @@ def test_what_mcunet_has_no_words_for_is_refused(row, message):
         formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8), presets=presets), "large")
     with refused("mine has no preset at all; expected one of none"):
         formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8)))
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ({"classes": 2}, "the preset's input_shape is None; MCUNet's notation has one resolution for both"),
+        ({"input_shape": [32, 64, 3], "classes": 2}, "input_shape is [32, 64, 3]"),
+        ({"input_shape": [None, None, 3], "classes": 2}, "input_shape is [None, None, 3]"),
+        ({"input_shape": [32, 32, 3]}, "classes is None; expected a whole number from 1"),
+        ({"input_shape": [32, 32, 3], "classes": 2, "epsilon": "small"}, "epsilon is 'small'; expected a number"),
+    ],
+)
+def test_a_preset_without_one_resolution_has_no_mcunet_configuration(preset, message):
+    genotype = Genotype("mine", "mcunet", Blocks([Block("sep_conv", 3, 8)], 8), presets={"small": preset})
+    with refused(message):
+        formats.to_mcunet(genotype)
+
+
+@pytest.mark.parametrize(
+    ("read", "record"),
+    [
+        (formats.from_mcunet, formats.to_mcunet(zoo.load("mcunet_in0"))),
+        (formats.from_darts, json.loads(json.dumps(formats.to_darts(zoo.load("darts"))._asdict()))),
+        (formats.from_mnasnet, MNASNET_A1),
+        (formats.from_enas_macro, formats.to_enas_macro(zoo.load("enas_macro"))),
+    ],
+    ids=["mcunet", "darts", "mnasnet", "enas"],
+)
+def test_a_damaged_notation_is_read_or_refused_but_never_fails_otherwise(read, record):
+    choose, refusals = random.Random(0), 0
+    for _ in range(300):
+        try:
+            read(damaged(record, choose))
+        except GenotypeError:
+            refusals += 1
+    assert refusals > 50
 
 
 def read_json(path: Path):

@@ -4,12 +4,13 @@ import dataclasses
 import errno
 import json
 import os
+import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
-from tests.genotype_strategies import genotypes
+from tests.genotype_strategies import damaged, examples, genotypes
 from zoo import genotype_json
 from zoo.genotype import (
     BLOCK_OPS,
@@ -41,7 +42,7 @@ def cell(**fields) -> dict:
     return {"normal": {"nodes": [{"edges": [["conv_1x1", 0]]}], "concat": [2]} | fields}
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(genotypes())
 def test_writing_and_reading_gives_the_genotype_back(genotype):
     text = genotype_json.to_json(genotype)
@@ -133,6 +134,20 @@ def test_a_bad_file_is_refused_with_its_path_and_place(text, message, tmp_path):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(GenotypeError, match="(?s)bad.json: .*" + message):
         genotype_json.load(path)
+
+
+@pytest.mark.parametrize("name", ["darts", "mnasnet_a1", "enas_macro"])
+def test_a_damaged_file_is_read_or_refused_but_never_fails_otherwise(name, project):
+    record = json.loads((project / "searched_genotypes" / f"{name}.json").read_text(encoding="utf-8"))
+    choose, refusals = random.Random(0), 0
+    for _ in range(500):
+        try:
+            genotype = genotype_json.from_dict(damaged(record, choose))
+        except GenotypeError:
+            refusals += 1
+        else:
+            assert genotype_json.from_json(genotype_json.to_json(genotype)) == genotype
+    assert 100 < refusals < 500
 
 
 def test_a_file_that_is_too_big_is_not_read_to_its_end(tmp_path):

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 
 class GenotypeError(ValueError):
@@ -29,7 +29,7 @@ def check_whole(what: str, value: Any, least: int = 1) -> None:
         raise GenotypeError(f"{what} is {value!r:.200}; expected a whole number from {least}")
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Returns whether `value` is an int; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -4,10 +4,11 @@ A block of expansion 1 has no first 1x1 convolution there: it is a sep_conv here
 as ZeroLayer beside an identity shortcut, and are left out here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.genotype import Block, Blocks, Genotype, GenotypeError
+from zoo.genotype_checks import is_whole
 
 EPSILON = 1e-5  # of batch normalisation, where a configuration and a preset do not tell
 _PLAIN_CONV = {
@@ -68,7 +69,7 @@ def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
     if not presets or (preset is not None and preset not in presets):
         known = ", ".join(presets) or "none"
         raise GenotypeError(f"{genotype.name} has no preset {preset or 'at all'}; expected one of {known}")
-    scale = presets[next(iter(presets)) if preset is None else preset]
+    size, channels, classes, epsilon = _scale(presets[next(iter(presets)) if preset is None else preset])
     blocks, width = [], body.stem_filters
     for row in body.rows:
         for repeat in range(row.repeats):
@@ -77,22 +78,39 @@ def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
     mixed = body.head_filters
     return {
         "name": "ProxylessNASNets",
-        "bn": {"momentum": 0.1, "eps": scale.get("epsilon", EPSILON), "ws_eps": None},
-        "first_conv": _PLAIN_CONV | _shape(3, 2, scale["input_shape"][2], body.stem_filters),
+        "bn": {"momentum": 0.1, "eps": epsilon, "ws_eps": None},
+        "first_conv": _PLAIN_CONV | _shape(3, 2, channels, body.stem_filters),
         "blocks": blocks,
         "feature_mix_layer": None if mixed is None else _PLAIN_CONV | _shape(1, 1, width, mixed),
         "classifier": {
             "name": "LinearLayer",
             "in_features": mixed or width,
-            "out_features": scale["classes"],
+            "out_features": classes,
             "bias": True,
             "use_bn": False,
             "act_func": None,
             "dropout_rate": 0,
             "ops_order": "weight_bn_act",
         },
-        "resolution": scale["input_shape"][0],
+        "resolution": size,
     }
+
+
+def _scale(preset: Mapping[str, Any]) -> tuple[int, int, int, float]:
+    """Returns the images' height, which is their width, their channels, the classes and epsilon."""
+    shape, epsilon = preset.get("input_shape"), preset.get("epsilon", EPSILON)
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) != 3
+        or not all(is_whole(side) and side > 0 for side in shape)
+        or shape[0] != shape[1]
+    ):
+        raise GenotypeError(
+            f"the preset's input_shape is {shape!r:.200}; MCUNet's notation has one resolution for both"
+        )
+    if not isinstance(epsilon, float):
+        raise GenotypeError(f"the preset's epsilon is {epsilon!r:.200}; expected a number such as 1e-5")
+    return shape[0], shape[2], _whole(preset, "classes"), epsilon
 
 
 def _blocks(config: Mapping[str, Any]) -> list[Any]:
@@ -127,8 +145,8 @@ def _row(block: Any, width: int) -> Block | None:
     if layer.get("act_func", "relu6") != "relu6":
         raise GenotypeError(f"act_func is {layer['act_func']!r:.200}; this family builds 'relu6'")
     filters, strides, expansion = _whole(layer, "out_channels"), _whole(layer, "stride"), layer.get("expand_ratio", 0)
-    if isinstance(expansion, bool) or not isinstance(expansion, (int, float)):
-        raise GenotypeError(f"expand_ratio is {expansion!r:.200}; expected a number")
+    if isinstance(expansion, bool) or not isinstance(expansion, (int, float)) or not 0.01 <= expansion <= 100:
+        raise GenotypeError(f"expand_ratio is {expansion!r:.200}; expected a number from 0.01 to 100")
     same = strides == 1 and filters == width
     if shortcut is not None and not same:
         raise GenotypeError(f"it has a shortcut from {width} to {filters} channels at stride {strides}; shapes differ")
@@ -175,6 +193,6 @@ def _shape(kernel_size: int, strides: int, inputs: int, outputs: int) -> dict[st
 
 def _whole(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise GenotypeError(f"{name} is {value!r:.200}; expected a whole number from 1")
     return value

@@ -61,7 +61,7 @@ def to_nasbench201(genotype: Genotype | Cells | CellGraph) -> str:
 
 def _edge(text: str, source: int, number: int) -> Edge:
     match = re.fullmatch(r"([a-z0-9_]+)~([0-9]{1,3})", text)
-    if match is None or int(match[2]) != source:
+    if match is None or match[2] != str(source):
         raise GenotypeError(f"edge {text!r:.200} of node {number} of a NAS-Bench-201 cell; expected OP~{source}")
     if match[1] not in OPS:
         raise GenotypeError(f"NAS-Bench-201 has no op {match[1]!r}{near(match[1], OPS)}; it has {', '.join(OPS)}")

@@ -49,6 +49,8 @@ def _least_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> lis
     tied = _first_tie(colours)
     if not tied:
         return _form(nodes, concat, colours)
+    if len({_view(nodes, concat, state) for state in tied}) == 1:
+        return _least_form(nodes, concat, {**colours, tied[0]: -1})  # twins: exchanging them changes nothing
     # Where one way down from two tied nodes ends in the same form, exchanging the two changes nothing: one is enough.
     # Without this, ten alike branches would be tried in all their 3.6 million orders.
     branches: dict[str, _Colours] = {}
@@ -56,6 +58,13 @@ def _least_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> lis
         first = {**colours, state: -1}
         branches.setdefault(json.dumps(_some_form(nodes, concat, first)), first)
     return min(_least_form(nodes, concat, first) for first in branches.values())
+
+
+def _view(nodes: _Nodes, concat: frozenset[int], state: int) -> str:
+    """Returns what a node reads and who reads it, by number: twins have the same."""
+    combine, edges = nodes[state]
+    readers = sorted((reader, op) for reader, (_, into) in nodes.items() for op, source in into if source == state)
+    return repr((combine, sorted(edges), readers, state in concat))
 
 
 def _some_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:

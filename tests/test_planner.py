@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import boards, measure, memory_chart, memory_plan, planner, tflite, tflite_file
+from zoo.deploy import boards, compact, measure, memory_chart, memory_plan, planner, tflite, tflite_file
 from zoo.deploy.memory_plan import Buffer
 
 layers = keras.layers
@@ -124,17 +124,17 @@ def test_no_two_live_buffers_share_a_byte_in_any_plan():
 
 
 def test_plan_in_the_file_is_followed_by_tflm_and_changes_no_output(residual):
-    planned = planner.with_best_plan(residual)
+    planned = compact.with_best_plan(residual)
     plan = planner.plan(planned)
     assert plan.head == measure.arena(planned).head == plan.bound
     np.testing.assert_array_equal(measure.predict_tflm(planned, IMAGES), measure.predict_tflm(residual, IMAGES))
     np.testing.assert_array_equal(measure.predict(planned, IMAGES), measure.predict(residual, IMAGES))
-    assert len(tflite_file.parse(planner.with_best_plan(planned)).metadata) == len(tflite_file.parse(planned).metadata)
+    assert len(tflite_file.parse(compact.with_best_plan(planned)).metadata) == len(tflite_file.parse(planned).metadata)
 
 
 def test_damaged_plan_is_refused(residual):
     model = tflite_file.parse(residual)
-    planner.set_metadata(model, planner.OFFLINE_PLAN, np.array([1, 0, 99], "<i4").tobytes())
+    tflite_file.set_metadata(model, planner.OFFLINE_PLAN, np.array([1, 0, 99], "<i4").tobytes())
     with pytest.raises(planner.PlannerError, match=r"have 3 numbers; expected version.*with_best_plan"):
         planner.plan(tflite_file.pack(model))
 

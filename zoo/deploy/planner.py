@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.deploy import float_twin, memory_plan, tflm_costs
 from zoo.deploy.memory_plan import Buffer
-from zoo.deploy.tflite_file import Source, load_schema, pack, parse, read
+from zoo.deploy.tflite_file import Source, load_schema, metadata, parse, read, text
 
 OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry in which a file brings a plan along
 
@@ -86,7 +86,7 @@ class Plan:
         ]
         if self.head > self.bound:
             lines.append(
-                f"Its placement wastes {(self.head - self.bound) / 1000:,.1f} kB; zoo.deploy.planner.with_best_plan "
+                f"Its placement wastes {(self.head - self.bound) / 1000:,.1f} kB; zoo.deploy.compact.with_best_plan "
                 "puts a better one into the file."
             )
         if savings and savings[0].bytes > 0:
@@ -135,26 +135,10 @@ def padding_savings(tflite: Source) -> list[Saving]:
     savings = []
     for number, operator in enumerate(whole.operators):
         if operator.kind in ("PAD", "PADV2"):
-            shorter = _buffers(model, skip=frozenset([number]))
+            shorter = buffers_of(model, skip=frozenset([number]))
             rest = memory_plan.end_of(shorter, memory_plan.greedy(shorter))
             savings.append(Saving(operator, whole.head - rest))
     return sorted(savings, key=lambda saving: -saving.bytes)
-
-
-def with_best_plan(tflite: Source, tries: int = 2000) -> bytes:
-    """Returns the file with the best plan that `memory_plan.best` finds as its metadata; its outputs stay the same.
-
-    TFLM puts each tensor where the plan says; operators' scratch memory finds its own place. LiteRT does not read it.
-    """
-    model = parse(tflite)
-    buffers = _buffers(model)
-    offsets = memory_plan.best(buffers, tries)
-    table = [-1] * len(model.subgraphs[0].tensors)
-    for buffer, offset in zip(buffers, offsets, strict=True):
-        if buffer.tensor is not None:
-            table[buffer.tensor] = offset
-    set_metadata(model, OFFLINE_PLAN, np.array([1, 0, len(table), *table], "<i4").tobytes())
-    return pack(model)
 
 
 def scheme(tflite: Source) -> str:
@@ -172,27 +156,8 @@ def input_shape(tflite: Source) -> tuple[int, ...]:
     return tuple(int(length) for length in graph.tensors[graph.inputs[0]].shape)
 
 
-def set_metadata(model: Any, name: str, content: bytes) -> None:
-    """Puts `content` into a parsed model's metadata, in the place of an entry of the same name."""
-    schema = load_schema()
-    model.metadata = [entry for entry in model.metadata or [] if _text(entry.name) != name]
-    entry, buffer = schema.MetadataT(), schema.BufferT()
-    entry.name, entry.buffer = name, len(model.buffers)
-    buffer.data = np.frombuffer(content, np.uint8)
-    model.buffers.append(buffer)
-    model.metadata.append(entry)
-
-
-def metadata(model: Any, name: str) -> bytes | None:
-    """Returns the content of a parsed model's metadata entry, or None."""
-    for entry in model.metadata or []:
-        if _text(entry.name) == name:
-            return bytes(np.asarray(model.buffers[entry.buffer].data, np.uint8))
-    return None
-
-
 def _plan(model: Any, flash: int) -> Plan:
-    buffers = _buffers(model)
+    buffers = buffers_of(model)
     return Plan(tuple(buffers), tuple(memory_plan.greedy(buffers)), tuple(operators(model)), _tail(model), flash)
 
 
@@ -202,13 +167,13 @@ def operators(model: Any) -> list[Operator]:
         raise PlannerError(f"the file has {len(model.subgraphs)} subgraphs (control flow); one was expected")
     graph = model.subgraphs[0]
     return [
-        Operator(number, kind, short_name(_text(graph.tensors[operator.outputs[0]].name)))
+        Operator(number, kind, short_name(text(graph.tensors[operator.outputs[0]].name)))
         for number, (operator, kind) in enumerate(zip(graph.operators, float_twin.kinds(model), strict=True))
     ]
 
 
-def _buffers(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
-    """Returns what TFLM's AllocationInfoBuilder finds, in its order; `skip` leaves operators out."""
+def buffers_of(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
+    """Returns of a parsed file what TFLM's AllocationInfoBuilder finds, in its order; `skip` leaves operators out."""
     graph, named = model.subgraphs[0], operators(model)
     first: dict[int, int] = dict.fromkeys(map(int, graph.inputs), 0)
     last: dict[int, int] = dict(first)
@@ -229,7 +194,7 @@ def _buffers(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
     last.update({same.get(int(number), int(number)): len(named) for number in graph.outputs})
     planned = _planned_offsets(model)
     tensors = [
-        Buffer(short_name(_text(tensor.name)), _size(tensor), first[number], last[number], number, planned.get(number))
+        Buffer(short_name(text(tensor.name)), _size(tensor), first[number], last[number], number, planned.get(number))
         for number, tensor in enumerate(graph.tensors)
         if number in first and number in last and not _is_constant(model, tensor)
     ]
@@ -272,7 +237,7 @@ def _planned_offsets(model: Any) -> dict[int, int]:
     if len(numbers) < 3 or len(numbers) != 3 + numbers[2]:
         raise PlannerError(
             f"the metadata {OFFLINE_PLAN} have {len(numbers)} numbers; expected version, subgraph, n and n offsets. "
-            "Write them anew with zoo.deploy.planner.with_best_plan"
+            "Write them anew with zoo.deploy.compact.with_best_plan"
         )
     return {number: int(offset) for number, offset in enumerate(numbers[3:]) if offset >= 0}
 
@@ -291,7 +256,7 @@ def _size(tensor: Any) -> int:
     shape = [] if tensor.shape is None else [int(length) for length in tensor.shape]
     if tensor.type not in widths or min(shape, default=1) < 0:
         raise PlannerError(
-            f"tensor {_text(tensor.name)!r} has the shape {shape} and the type {tensor.type}; a fixed shape of "
+            f"tensor {text(tensor.name)!r} has the shape {shape} and the type {tensor.type}; a fixed shape of "
             "numbers was expected. Convert with zoo.deploy.tflite.convert, which fixes the shape"
         )
     return widths[tensor.type] * math.prod(shape)
@@ -301,7 +266,3 @@ def short_name(name: str) -> str:
     """Returns the layer's part of a converter's tensor name, `model_1/cell0_conv_1/convolution;...`."""
     parts = name.split(";")[0].split("/")
     return parts[-2] if len(parts) > 1 else parts[0]
-
-
-def _text(name: bytes | str | None) -> str:
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 IDENTIFIER = b"TFL3"
 
 Source = bytes | str | os.PathLike  # a .tflite file: its bytes, or its path
@@ -75,6 +77,30 @@ def pack(model: Any) -> bytes:
 def load_schema() -> ModuleType:
     """Returns the module generated from TensorFlow Lite's schema.fbs."""
     return require("ai_edge_litert.schema_py_generated", "ai-edge-litert")
+
+
+def set_metadata(model: Any, name: str, content: bytes) -> None:
+    """Puts `content` into a parsed model's metadata, in the place of an entry of the same name."""
+    schema = load_schema()
+    model.metadata = [entry for entry in model.metadata or [] if text(entry.name) != name]
+    entry, buffer = schema.MetadataT(), schema.BufferT()
+    entry.name, entry.buffer = name, len(model.buffers)
+    buffer.data = np.frombuffer(content, np.uint8)
+    model.buffers.append(buffer)
+    model.metadata.append(entry)
+
+
+def metadata(model: Any, name: str) -> bytes | None:
+    """Returns the content of a parsed model's metadata entry, or None."""
+    for entry in model.metadata or []:
+        if text(entry.name) == name:
+            return bytes(np.asarray(model.buffers[entry.buffer].data, np.uint8))
+    return None
+
+
+def text(name: bytes | str | None) -> str:
+    """Returns a name as the object form of a file holds it, as text."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
 
 
 def _label(tflite: Source) -> str:

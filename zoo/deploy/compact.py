@@ -1,0 +1,99 @@
+"""An int8 file that needs the least arena: turned, in strips, operators well ordered, tensors well placed.
+
+Each step leaves the outputs what they were: the float network's to the last digits, the file's to the bit.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from zoo.deploy import memory_plan, planner, strips, tflite, turn
+from zoo.deploy.tflite_file import Source, metadata, pack, parse, set_metadata
+
+
+def convert(
+    model: keras.Model,
+    calibration: np.ndarray | Iterable[Any],
+    *,
+    turned: bool = True,
+    regions: Sequence[strips.Region] = (),
+) -> bytes:
+    """Returns the int8 file with the least arena that these steps give.
+
+    Args:
+        calibration: images as `tflite.convert` takes them, not turned.
+        turned: the file takes images turned by 180 degrees (`turn.images`), which its metadata say; see `is_turned`.
+        regions: what to run strip by strip.
+
+    Raises:
+        ConversionError, TurnError, StripsError, GraphError: as the steps.
+    """
+    images = np.stack(tflite.calibration_images(model, calibration))
+    if turned:
+        model, images = turn.turn(model), turn.images(images)
+    data = tflite.convert(strips.split(model, regions), quantize="int8", calibration=images)
+    parsed = parse(data)
+    if turned:
+        set_metadata(parsed, turn.METADATA, turn.TURNED)
+    depth_first(parsed)
+    share_constants(parsed)
+    return with_best_plan(pack(parsed))
+
+
+def is_turned(tflite_file: Source) -> bool:
+    """Whether the file says that it takes images turned by 180 degrees."""
+    return metadata(parse(tflite_file), turn.METADATA) == turn.TURNED
+
+
+def with_best_plan(tflite_file: Source, tries: int = 2000) -> bytes:
+    """Returns the file with the best plan that `memory_plan.best` finds as its metadata; its outputs stay the same.
+
+    TFLM puts each tensor where the plan says; operators' scratch memory finds its own place. LiteRT does not read it.
+    """
+    model = parse(tflite_file)
+    buffers = planner.buffers_of(model)
+    offsets = memory_plan.best(buffers, tries)
+    table = [-1] * len(model.subgraphs[0].tensors)
+    for buffer, offset in zip(buffers, offsets, strict=True):
+        if buffer.tensor is not None:
+            table[buffer.tensor] = offset
+    set_metadata(model, planner.OFFLINE_PLAN, np.array([1, 0, len(table), *table], "<i4").tobytes())
+    return pack(model)
+
+
+def depth_first(model: Any) -> None:
+    """Puts a parsed file's operators into the order in which each branch is finished before the next begins.
+
+    The converter brings forward whatever is ready, all cuts of all strips for one.
+    """
+    graph = model.subgraphs[0]
+    made = {int(output): number for number, operator in enumerate(graph.operators) for output in operator.outputs}
+    order: list[int] = []
+    seen: set[int] = set()
+    stack = [(made[int(output)], False) for output in reversed(graph.outputs)]
+    while stack:
+        number, inputs_are_done = stack.pop()
+        if inputs_are_done:
+            order.append(number)
+        elif number not in seen:
+            seen.add(number)
+            stack.append((number, True))
+            inputs = [int(one) for one in graph.operators[number].inputs if int(one) in made]
+            stack.extend((made[one], False) for one in reversed(inputs))
+    graph.operators = [graph.operators[number] for number in order]
+
+
+def share_constants(model: Any) -> None:
+    """Gives equal constants of a parsed file one buffer: strips bring every weight along again."""
+    first: dict[bytes, int] = {}
+    graph = model.subgraphs[0]
+    for tensor in graph.tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data):
+            tensor.buffer = first.setdefault(np.asarray(data, np.uint8).tobytes(), tensor.buffer)
+    used = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or []}
+    for number, buffer in enumerate(model.buffers):
+        if number not in used:
+            buffer.data = None

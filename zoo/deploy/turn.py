@@ -1,0 +1,178 @@
+"""A network rewritten for images turned by 180 degrees, which can rid it of explicit paddings.
+
+PyTorch pads a stride-2 convolution by the same number on both sides, TensorFlow's "same" on even sizes at the bottom
+and the right only. Where the size is even, PyTorch's last row is never read, so that its padding is "same" upside down.
+Turn the image and every kernel, and the padding happens inside the convolution: no padded copy of a large tensor lies
+in RAM.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from zoo.deploy import graph
+
+METADATA = "ImageOrientation"  # the entry of a .tflite file's metadata, with the text below
+TURNED = b"turned by 180 degrees"
+
+_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D")
+_POOLS = ("AveragePooling2D", "MaxPooling2D")
+_ANYWHERE = frozenset(  # compute the same whatever is where
+    ["Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dropout", "ELU", "GlobalAveragePooling2D",
+     "GlobalMaxPooling2D", "LeakyReLU", "Maximum", "Minimum", "Multiply", "Normalization", "ReLU", "Rescaling",
+     "Softmax", "SpatialDropout2D", "Subtract", "UpSampling2D"]
+)  # fmt: skip
+
+
+class TurnError(ValueError):
+    """A layer that cannot be turned."""
+
+
+class Padding(NamedTuple):
+    """Rows and columns of zeros around a tensor; less than zero cuts off."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def images(images: np.ndarray) -> np.ndarray:
+    """Returns images (n, height, width, channels) as a turned network takes them."""
+    return images[:, ::-1, ::-1]
+
+
+def turn(model: keras.Model) -> keras.Model:
+    """Returns the network that computes of a turned image what `model` computes of the image; copies of the weights.
+
+    Explicit paddings right before a convolution become part of it where "same" pads as they do. Feature maps among the
+    outputs come turned.
+
+    Raises:
+        TurnError: a layer depends on places in a way that is not known here, or a size is open.
+        GraphError: the model is subclassed, or has a model among its layers.
+    """
+    graph.require_flat(model)
+    calls = graph.calls(model)
+    source = {id(call.outputs[0]): call for call in calls}
+    readers: dict[int, int] = {}
+    for call in calls:
+        for tensor in call.inputs:
+            readers[id(tensor)] = readers.get(id(tensor), 0) + 1
+    inputs = [keras.Input(tensor.shape[1:], name=tensor._keras_history.operation.name) for tensor in model.inputs]
+    value_of = dict(zip(map(id, model.inputs), inputs, strict=True))
+    copies: dict[str, Any] = {}
+    swallowed = set()
+    for call in calls:  # a padding that only one convolution reads becomes its own
+        if type(call.layer).__name__ in _CONVOLUTIONS and call.layer.padding == "valid":
+            before = source.get(id(call.inputs[0]))
+            if before is not None and _is_padding(before.layer) and readers[id(call.inputs[0])] == 1:
+                swallowed.add(id(before.outputs[0]))
+    for call in calls:
+        value_of[id(call.outputs[0])] = _turned(call, value_of, source, swallowed, copies)
+    outputs = [value_of[id(tensor)] for tensor in model.outputs]
+    return keras.Model(
+        inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0], name=model.name
+    )
+
+
+def _turned(
+    call: graph.Call,
+    value_of: dict[int, Any],
+    source: dict[int, graph.Call],
+    swallowed: set[int],
+    copies: dict[str, Any],
+) -> Any:
+    layer, kind = call.layer, type(call.layer).__name__
+    values = [value_of[id(tensor)] for tensor in call.inputs]
+    if id(call.outputs[0]) in swallowed:
+        return values[0]
+    if _is_padding(layer):
+        padding = _sides(layer)
+        return _pad(values[0], Padding(padding.bottom, padding.top, padding.right, padding.left), layer.name)
+    if kind in (*_CONVOLUTIONS, *_POOLS):
+        explicit = Padding(0, 0, 0, 0)
+        if id(call.inputs[0]) in swallowed:
+            explicit = _sides(source[id(call.inputs[0])].layer)
+        return _window(layer, values[0], explicit, copies)
+    if kind in ("Dense", "Flatten", "Reshape", "Permute") and not _is_spatial(call.inputs[0]):
+        return _copy(layer, {}, values[0], copies)
+    if kind in _ANYWHERE:
+        return _copy(layer, {}, values if isinstance(call.node.arguments.args[0], list) else values[0], copies)
+    raise TurnError(
+        f"layer {layer.name!r} ({kind}) has no turned form. Use convolutions, pooling, padding and what treats all "
+        "places alike; flatten only what is 1 x 1"
+    )
+
+
+def _window(layer: Any, x: Any, explicit: Padding, copies: dict[str, Any]) -> Any:
+    """Turns a convolution or pooling whose input was padded by `explicit`."""
+    kind = type(layer).__name__
+    size = layer.kernel_size if kind in _CONVOLUTIONS else layer.pool_size
+    dilation = layer.dilation_rate if kind in _CONVOLUTIONS else (1, 1)
+    height, width = x.shape[1:3]
+    if height is None or width is None:
+        raise TurnError(f"layer {layer.name!r} has an input of open size {x.shape}; build the model at a fixed size")
+    wanted, offered = [], []
+    for axis, length in enumerate((height, width)):
+        extent = (size[axis] - 1) * dilation[axis] + 1
+        before, after = explicit[2 * axis : 2 * axis + 2]
+        same = same_padding(length, extent, layer.strides[axis])
+        if layer.padding == "same":
+            before, after = same
+        unread = (length + before + after - extent) % layer.strides[axis]
+        wanted += [after - unread, before]
+        offered += list(same)
+    if kind in _POOLS and layer.padding == "same" and wanted != offered:
+        raise TurnError(
+            f"layer {layer.name!r} pools {height} x {width} with padding that is not symmetric, and zeros would take "
+            "part in it. Use a size that the strides divide with an odd rest"
+        )
+    if wanted == offered:
+        return _copy(layer, {"padding": "same"}, x, copies)
+    padded = _pad(x, Padding(*wanted), f"{layer.name}_turned_pad")
+    return _copy(layer, {"padding": "valid"}, padded, copies)
+
+
+def same_padding(length: int, extent: int, stride: int) -> tuple[int, int]:
+    """Returns how many zeros TensorFlow's "same" puts before and behind `length` places."""
+    total = max((-(-length // stride) - 1) * stride + extent - length, 0)
+    return total // 2, total - total // 2
+
+
+def _pad(x: Any, padding: Padding, name: str) -> Any:
+    more = [max(0, side) for side in padding]
+    less = [max(0, -side) for side in padding]
+    if any(less):
+        x = keras.layers.Cropping2D((less[:2], less[2:]), name=f"{name}_crop")(x)
+    return keras.layers.ZeroPadding2D((more[:2], more[2:]), name=name)(x) if any(more) else x
+
+
+def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -> Any:
+    if layer.name in copies:
+        return copies[layer.name](x)
+    copy = type(layer).from_config({**layer.get_config(), **changes})
+    output = copy(x)
+    weights = [weight.numpy() for weight in layer.weights]
+    if type(layer).__name__ in _CONVOLUTIONS:
+        weights[0] = weights[0][::-1, ::-1]
+    copy.set_weights(weights)
+    copy.trainable = layer.trainable
+    copies[layer.name] = copy
+    return output
+
+
+def _is_padding(layer: Any) -> bool:
+    return type(layer).__name__ in ("ZeroPadding2D", "Cropping2D")
+
+
+def _sides(layer: Any) -> Padding:
+    kind = type(layer).__name__
+    (top, bottom), (left, right) = layer.padding if kind == "ZeroPadding2D" else layer.cropping
+    sign = 1 if kind == "ZeroPadding2D" else -1
+    return Padding(sign * top, sign * bottom, sign * left, sign * right)
+
+
+def _is_spatial(tensor: Any) -> bool:
+    return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) != (1, 1)

@@ -1,0 +1,213 @@
+"""A DARTS search step here, and of a plain Keras 3 supernet with one layer an operation: time, start, memory.
+
+A few minutes for the default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does.
+Each side runs in a process of its own, one after the other. First order: a step of the alphas, then one of the weights.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from recipes import supernet_darts
+from recipes.supernet import EPSILON
+
+STEPS = 5
+
+
+class WeightedSum(layers.Layer):
+    """The sum of operations, weighted by one row of the softmaxed alphas."""
+
+    def call(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Takes (strengths (ops,), outputs of the operations but "none")."""
+        strengths, *outputs = inputs
+        return sum(strengths[number] * x for number, x in enumerate(outputs, start=1))
+
+
+class PlainSupernet:
+    """The same supernet as anyone would write it: quark0/darts' modules as Keras layers."""
+
+    def __init__(self, like: supernet_darts.Supernet, input_shape: tuple[int, int, int]):
+        self.like = like
+        self.layers: dict[str, layers.Layer] = {}
+        image = keras.Input(input_shape)
+        tables = [keras.Input(batch_shape=(like.edges, len(supernet_darts.OPS))) for _ in range(2)]
+        stem = like.places[0].widths[0]
+        x: Any = self._named("stem", layers.Conv2D(stem, 3, padding="same", use_bias=False))(image)
+        x = self._named("stem_bn", layers.BatchNormalization(epsilon=EPSILON))(x)
+        states = [x, x]
+        for number, place in enumerate(like.places):
+            output = self._cell(f"cell{number}", place, tables[int(place.reducing)], *states)
+            states = [states[1], output]
+        x = layers.GlobalAveragePooling2D()(states[1])
+        self.model = keras.Model([image, *tables], self._named("classifier", layers.Dense(like.classes))(x))
+
+    def _named(self, name, layer):
+        self.layers[name] = layer
+        return layer
+
+    def _conv(self, name, filters, strides=1):
+        return self._named(name, layers.Conv2D(filters, 1, strides, use_bias=False))
+
+    def _norm(self, x):
+        return layers.BatchNormalization(epsilon=EPSILON, center=False, scale=False)(x)
+
+    def _reduce(self, name, x, filters):
+        x = layers.ReLU()(x)
+        shifted = layers.Cropping2D(((1, 0), (1, 0)))(x)
+        paths = [self._conv(f"{name}/0", filters // 2, 2)(x), self._conv(f"{name}/1", filters // 2, 2)(shifted)]
+        return self._norm(layers.Concatenate()(paths))
+
+    def _cell(self, name, place, table, oldest, newest):
+        filters = place.filters
+        if place.after_reduction:
+            states = [self._reduce(f"{name}/input0", oldest, filters)]
+        else:
+            states = [self._norm(self._conv(f"{name}/input0", filters)(layers.ReLU()(oldest)))]
+        states.append(self._norm(self._conv(f"{name}/input1", filters)(layers.ReLU()(newest))))
+        row = 0
+        for node in range(self.like.nodes):
+            sums = []
+            for source, state in enumerate(states):
+                strides = 2 if place.reducing and source < 2 else 1
+                outputs = self._operations(f"{name}/node{node}/state{source}", state, filters, strides)
+                sums.append(WeightedSum()([table[row], *outputs]))
+                row += 1
+            states.append(layers.Add()(sums))
+        return layers.Concatenate()(states[2:])
+
+    def _operations(self, name, x, filters, strides):
+        found = []
+        for pool in (layers.MaxPooling2D, layers.AveragePooling2D):
+            y = pool(3, 1, "same")(x)
+            found.append(self._norm(layers.MaxPooling2D(1, strides)(y) if strides > 1 else y))
+        found.append(self._reduce(f"{name}/skip", x, filters) if strides > 1 else x)
+        for op, (size, repeats, dilation) in supernet_darts.CONVOLUTIONS.items():
+            y, step = x, strides
+            for repeat in range(repeats):
+                y = layers.ReLU()(y)
+                if step > 1 and dilation > 1:
+                    y, step, rate = layers.MaxPooling2D(1, 2)(y), 1, 1
+                else:
+                    rate = dilation
+                y = layers.ZeroPadding2D(size // 2)(y) if step > 1 else y
+                padding = "valid" if step > 1 else "same"
+                depthwise = layers.DepthwiseConv2D(size, step, padding, use_bias=False, dilation_rate=rate)
+                y = self._named(f"{name}/{op}/depthwise{repeat}", depthwise)(y)
+                y = self._norm(self._conv(f"{name}/{op}/pointwise{repeat}", filters)(y))
+                step = 1
+            found.append(y)
+        return found
+
+    def set_weights(self, vector: np.ndarray) -> None:
+        """Gives the layers the weights of the flat vector."""
+        ours = self.like.packing.unpack(vector)
+        for name, layer in self.layers.items():
+            layer.set_weights(self._weights(name, layer, ours))
+
+    def _weights(self, name: str, layer: Any, ours: Any) -> list:
+        if name == "stem_bn":
+            return [ours["stem_scale"], ours["stem_shift"], *layer.get_weights()[2:]]
+        if name == "classifier":
+            return [ours[name], ours["classifier_bias"]]
+        if name.endswith(("/0", "/1")):
+            return [ours[name[:-2]][int(name[-1])][None, None]]
+        if "/pointwise" in name:
+            edge, op, place = name.rsplit("/", 2)
+            if op.startswith("sep") and place == "pointwise0":
+                return [ours[f"{edge}/{op}/pointwise"][None, None]]
+            node, source = edge.rsplit("/state", 1)
+            index = 4 * int(source) + list(supernet_darts.CONVOLUTIONS).index(op)
+            return [ours[f"{node}/last"][index][None, None]]
+        weight = ours[name]
+        return [weight[None, None] if weight.ndim == 2 else weight]
+
+    def logits(self, alphas, images):
+        """Returns logits in batch-statistics mode."""
+        return self.model([images, *tf.unstack(tf.nn.softmax(alphas))], training=True)
+
+
+def measure(kind: str, cells: int, batch: int, start: float) -> None:
+    """Takes steps of one side in this process, which was started at `start`, and prints a line."""
+    if kind == "ours":  # what the recipe does
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    net = supernet_darts.Supernet(cells, 16, 10, 3)
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=(batch, 32, 32, 3)), tf.float32)
+    labels = tf.constant(rng.integers(0, 10, batch), tf.int32)
+    keras_alphas = keras.Variable(np.zeros((2, net.edges, 8), "float32"))
+    alphas: Any = keras_alphas.value
+    if kind == "ours":
+        keras_weights: Any = [keras.Variable(net.packing.initial(0))]
+
+        def logits() -> Any:
+            return net.logits(weights[0], alphas, images)
+    else:
+        plain = PlainSupernet(net, (32, 32, 3))
+        plain.set_weights(net.packing.initial(0))
+        keras_weights = plain.model.trainable_weights
+
+        def logits() -> Any:
+            return plain.logits(alphas, images)
+
+    weights = [variable.value for variable in keras_weights]
+    optimizers: Any = keras.optimizers.SGD(0.025, 0.9, global_clipnorm=5.0), keras.optimizers.Adam(3e-4, 0.5)
+
+    def gradients(variables: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits()))
+        return tape.gradient(loss, variables)
+
+    def update() -> None:
+        optimizers[1].apply_gradients([(gradients([alphas])[0], keras_alphas)])
+        optimizers[0].apply_gradients(zip(gradients(weights), keras_weights, strict=True))
+
+    optimizers[0].build(keras_weights)
+    optimizers[1].build([keras_alphas])
+    step = tf.function(update, autograph=False)
+    step()
+    first = time.time() - start
+    seconds = []
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(first, statistics.median(seconds), memory)
+
+
+def main() -> None:
+    """Runs both sides and prints the ratios."""
+    full = "--full" in sys.argv
+    cells, batch = (8, 64) if full else (4, 32)
+    print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
+    print(f"{cells} cells, 16 channels, batch {batch}, {STEPS} steps, seed 0")
+    results = {}
+    for kind in ("ours", "plain"):
+        command = [sys.executable, "-m", "benchmarks.darts_step", kind, str(cells), str(batch), str(time.time())]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        results[kind] = [float(value) for value in output.split()[-3:]]
+        first, step, memory = results[kind]
+        print(
+            f"{kind:6} first step after {first:.1f} s, then {step:.3f} s a step, {memory:.2f} GiB at most", flush=True
+        )
+    ratios = [a / b for a, b in zip(results["ours"], results["plain"], strict=True)]
+    print("ratios: start {:.2f}, step {:.2f}, memory {:.2f}".format(*ratios))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    else:
+        main()

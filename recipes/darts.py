@@ -1,0 +1,314 @@
+"""DARTS: cells by gradient. Several searches with a seed each; what they find is trained briefly, the best one wins.
+
+    python -m recipes.darts                              # embedded images, on 2 cores
+    python -m recipes.darts --algorithm=random           # the baseline: random cells of the space, trained alike
+    python -m recipes.darts --order=2                    # second order
+    python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
+
+The result is runs/darts/genotype.json; runs/darts/seeds holds, for each seed, the strengths of all operations and the
+history of losses, skip connections and the largest eigenvalue. Killed and started again with the same command, it goes
+on where it was.
+
+Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
+Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections). Departures: the halves are
+drawn by the seed, and validation batches come in shuffled epochs where quark0/darts draws them with replacement.
+"""
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import keras_tuner
+import numpy as np
+import tensorflow as tf
+
+from recipes import _main, augment, child_search, spaces, supernet, tuner
+from recipes import data as image_data
+from recipes.child_search import ChildConfig, Children
+from recipes.oracles import RandomSearch
+from recipes.spaces import Decision
+from recipes.supernet_bilevel import Bilevel, Rates
+from recipes.supernet_darts import OPS, Supernet
+from zoo import atomic
+from zoo.canonical import canonical_hash
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node
+from zoo.genotype_json import graph_as_dict, graph_from_dict
+
+_SEEDS = 1000  # that the outer search chooses from
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ChildConfig):
+    """Options of the search; `epochs` and what else a child has are those of the final, brief trainings."""
+
+    trials: int = 2  # searches, each with a seed of its own; random cells where the algorithm is random
+    algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
+    order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights, at four times the cost of the alphas
+    search_epochs: int = 6  # of a supernet
+    search_batch_size: int = 32  # images in a step of the supernet
+    search_cells: int = 3  # of the supernet; the paper has 8
+    search_filters: int = 4  # of its nodes before the first reduction; the paper has 16
+    nodes: int = 3  # of each cell; the paper has 4
+    alpha_rate: float = 3e-3  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
+    stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
+    eigenvalue: bool = True  # log the largest eigenvalue of the Hessian in alpha after each epoch
+    save_seconds: float = 60.0  # between two saved states inside an epoch
+    cells: int = 3  # of the networks that are trained to compare results
+    filters: int = 8  # of their nodes before the first reduction
+    folder: Path = Path("runs/darts")  # results, and the state to resume from
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
+        least |= {"search_filters": 2, "stop_at_skips": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
+        if self.search_filters % 2 or self.filters % 2:
+            raise ValueError(
+                f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
+                "for a factorized reduction halves them"
+            )
+        if self.trials > _SEEDS:
+            raise ValueError(f"trials is {self.trials}; expected at most {_SEEDS}")
+        if self.alpha_rate <= 0 or self.save_seconds < 0:
+            raise ValueError(
+                f"alpha_rate is {self.alpha_rate} and save_seconds {self.save_seconds}; expected a rate above 0 and "
+                "0 seconds or more"
+            )
+
+
+PRESETS = {
+    "laptop": Config(),
+    "paper": Config(
+        trials=4, data="tfds:cifar10", image_size=None, training_images=None, validation_images=None, epochs=100,
+        batch_size=96, learning_rate=0.025, weight_decay=3e-4, augment=True, search_epochs=50, search_batch_size=64,
+        search_cells=8, search_filters=16, nodes=4, alpha_rate=3e-4, cells=20, filters=36,
+        folder=Path("runs/darts-paper"),
+    ),
+    "smoke": Config(
+        trials=1, image_size=8, training_images=60, validation_images=50, epochs=1, search_epochs=2,
+        search_batch_size=10, search_filters=2, nodes=1, filters=2, folder=Path("runs/darts-smoke"),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundCells:
+    """The space of the outer search: a seed, and the cells that the search with this seed has left in `folder`."""
+
+    folder: Path
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """One: the seed."""
+        return (Decision("seed", tuple(range(_SEEDS)), "seed"),)
+
+    def path(self, values: Mapping[str, Any]) -> Path:
+        """Returns the file of this seed's result."""
+        return self.folder / f"seed{values['seed']}.json"
+
+    def body(self, values: Mapping[str, Any]) -> Cells:
+        """Returns the cells that were found with this seed."""
+        found = json.loads(self.path(values).read_text())
+        return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))
+
+    def key(self, values: Mapping[str, Any]) -> str:
+        """Returns the seed: what a search finds is not known before."""
+        return str(values["seed"])
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCells:
+    """All cells that DARTS can end with: each node reads two different states, by operations other than "none"."""
+
+    nodes: int
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """For each node the pair of states, and two operations."""
+        found = []
+        for cell in ("normal", "reduce"):
+            for node in range(self.nodes):
+                states = range(INPUT_STATES + node)
+                pairs = tuple(f"{a},{b}" for b in states for a in states if a < b)
+                found.append(Decision(f"{cell}/node{node}/states", pairs, "state"))
+                found += [Decision(f"{cell}/node{node}/op{edge}", OPS[1:], "op") for edge in (0, 1)]
+        return tuple(found)
+
+    def body(self, values: Mapping[str, Any]) -> Cells:
+        """Returns the cells that the values stand for."""
+        graphs = []
+        for cell in ("normal", "reduce"):
+            nodes = []
+            for node in range(self.nodes):
+                at = f"{cell}/node{node}"
+                states = [int(state) for state in values[f"{at}/states"].split(",")]
+                nodes.append(Node([Edge(values[f"{at}/op{edge}"], state) for edge, state in enumerate(states)]))  # pyright: ignore[reportArgumentType]
+            graphs.append(CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes))))
+        return Cells(*graphs)
+
+    def key(self, values: Mapping[str, Any]) -> str:
+        """Returns a hash that equal cells share."""
+        return canonical_hash(self.body(values))
+
+
+class SearchedChildren(Children):
+    """Children whose cells a supernet finds first."""
+
+    def score(self, task: tuner.Task) -> dict[str, float]:
+        """Searches with the task's seed, unless that is done, then trains the network briefly."""
+        config, space = self.config, self.space
+        assert isinstance(config, Config)
+        assert isinstance(space, FoundCells)
+        if not space.path(task.values).exists():
+            result = find_cells(config, self.images, task.values["seed"], space.folder, task.report)
+            atomic.write_atomically(space.path(task.values), json.dumps(result))
+        return super().score(task)
+
+
+def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+    """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
+    images = child_search.load_images(config)
+    scale = {"cells": config.cells, "stem": "cifar"}
+    presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
+    if config.algorithm == "random":
+        space = RandomCells(config.nodes)
+        children = Children(config, space, "darts", presets, images)
+    else:
+        space = FoundCells(config.folder / "seeds")
+        children = SearchedChildren(config, space, "darts", presets, images)
+    if config.dry_run:
+        return dry_run(config, images, presets)
+    oracle = RandomSearch(
+        keras_tuner.Objective(child_search.OBJECTIVE, "max"),
+        config.trials,
+        spaces.hyperparameters_of(space.decisions),
+        seed=config.seed,
+        key=space.key,
+        check=children.check if config.algorithm == "random" else None,
+    )
+    return child_search.run(oracle, children, "darts", observe)
+
+
+def find_cells(
+    config: Config, images: image_data.Data, seed: int, folder: Path, report: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Trains a supernet and returns its cells, strengths and history, as JSON holds them.
+
+    Raises:
+        FloatingPointError: the loss is not a number any more.
+    """
+    batches = Batches(config, images, seed)
+    with supernet.without_rewrites():
+        state = make(config, images, seed)
+        path = folder / f"seed{seed}.state.npz"
+        state.restore(path)
+        saved, losses = time.monotonic(), []
+        while state.step < config.search_epochs * batches.steps:
+            epoch, number = divmod(state.step, batches.steps)
+            report(0.9 * state.step / (config.search_epochs * batches.steps), f"supernet, epoch {epoch + 1}")
+            rate = state.rates.at(epoch, config.search_epochs)
+            losses.append(state.learn(batches.of(0, epoch, number), batches.of(1, epoch, number), rate))
+            if number + 1 == batches.steps:
+                state.history.append(_record(config, state, losses, batches.of(1, epoch, 0)))
+                losses = []
+                state.save(path)
+                skips = state.history[-1]["normal_skips"]
+                if config.stop_at_skips is not None and skips >= config.stop_at_skips:
+                    break
+            elif time.monotonic() - saved > config.save_seconds:
+                state.save(path)
+                saved = time.monotonic()
+    cells = state.cells()
+    tuner.forget_models()
+    return {
+        "normal": graph_as_dict(cells.normal),
+        "reduce": graph_as_dict(cells.reduce),
+        "strengths": np.round(state.strengths(), 6).tolist(),
+        "history": state.history,
+    }
+
+
+def make(config: Config, images: image_data.Data, seed: int) -> Bilevel:
+    """Returns the supernet of `config` with its first state."""
+    net = Supernet(config.search_cells, config.search_filters, images.classes, images.input_shape[2], config.nodes)
+    return Bilevel(net, Rates(order=config.order, alpha_rate=config.alpha_rate), seed)
+
+
+def _record(config: Config, state: Bilevel, losses: list, validation: tuple[Any, Any]) -> dict[str, Any]:
+    """Returns what is known after an epoch; losses are those since the process was started."""
+    loss, validation_loss = np.mean(losses, axis=0)
+    if not np.isfinite(loss) or not np.isfinite(validation_loss):
+        raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
+    cells = state.cells()
+    return {
+        "step": state.step,
+        "loss": round(float(loss), 5),
+        "validation_loss": round(float(validation_loss), 5),
+        "normal_skips": _skips(cells.normal),
+        "reduce_skips": _skips(cells.reduce),
+        "eigenvalue": round(state.eigenvalue(validation), 6) if config.eigenvalue else None,
+    }
+
+
+def _skips(graph: CellGraph) -> int:
+    return sum(edge.op == "skip_connect" for node in graph.nodes for edge in node.edges)
+
+
+class Batches:
+    """Training images in two halves drawn by the seed: 0 for the weights, 1 for the alphas."""
+
+    def __init__(self, config: Config, images: image_data.Data, seed: int):
+        self._config, self._seed = config, seed
+        self._halves = images.train.split(0.5, seed)
+        self._normalize = augment.Normalization.of(images.train.images)
+        side = images.input_shape[0]
+        self._augment = augment.cifar(side // 8, cutout_length=0) if config.augment else None
+        self.steps = min(map(len, self._halves)) // config.search_batch_size
+        if self.steps == 0:
+            raise ValueError(
+                f"{len(images.train)} training images make no two batches of {config.search_batch_size}; "
+                "lower search_batch_size or take more training_images"
+            )
+
+    def of(self, half: int, epoch: int, number: int) -> tuple[Any, Any]:
+        """Returns batch `number` of an epoch; it depends on nothing that came before."""
+        part, size = self._halves[half], self._config.search_batch_size
+        order = np.random.default_rng([self._seed, half, epoch]).permutation(len(part))
+        chosen = order[number * size : (number + 1) * size]
+        images = part.images[chosen]
+        if self._augment is not None:
+            step = 2 * (epoch * self.steps + number) + half
+            images = self._augment(tf.constant(images), tf.constant([self._seed, step]))
+        return self._normalize(images), part.labels[chosen]
+
+
+def dry_run(config: Config, images: image_data.Data, presets: Mapping[str, Any]) -> Genotype:
+    """Takes two steps of the supernet, prints what the search would need, and returns the cells of that moment."""
+    batches = Batches(config, images, config.seed)
+    begin = time.perf_counter()
+    with supernet.without_rewrites():
+        state = make(config, images, config.seed)
+        marks = []
+        for _ in range(2):
+            state.learn(batches.of(0, 0, 0), batches.of(1, 0, 0), state.rates.learning_rate)
+            marks.append(time.perf_counter())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    step, steps = marks[1] - marks[0], batches.steps * config.search_epochs
+    print(
+        f"dry run: {state.weights.size:,} weights, first step after {marks[0] - begin:.1f} s, then {step:.2f} s a step "
+        f"of 2 x {config.search_batch_size} images, {memory:.2f} GiB at most\n"
+        f"predicted: {steps:,} steps a search, {config.trials} x {steps * step / 3600:.2f} h on this machine, "
+        "and the trainings that compare the results"
+    )
+    return Genotype("darts_dry_run", "darts", state.cells(), {}, presets)
+
+
+if __name__ == "__main__":
+    _main.run(search, PRESETS)

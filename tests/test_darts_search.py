@@ -1,0 +1,85 @@
+"""The DARTS recipe: its gradients, its guard, and that it goes on as if it had never been stopped."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import zoo
+from recipes import child_search, darts, supernet
+from recipes.supernet_bilevel import Bilevel, Rates, largest_eigenvalue
+from recipes.supernet_darts import Supernet
+
+SMOKE = darts.PRESETS["smoke"]
+
+
+class Quadratic:
+    """A stand-in for a supernet: loss = sum(weights^2) x alpha / 2 on every batch, with one weight and one alpha."""
+
+    def __init__(self, bilevel: Bilevel):
+        bilevel.weights = bilevel.velocity = np.zeros(1, np.float32)
+        bilevel.weights, bilevel.alphas = np.array([2.0], np.float32), np.array([3.0], np.float32)
+        bilevel._gradient = {"both": self.both}
+
+    def both(self, weights: Any, alphas: Any, batch: Any) -> list:
+        return [float(weights[0] ** 2 * alphas[0] / 2), weights**2 / 2, weights * alphas]
+
+
+def test_second_order_gradient_is_that_of_the_unrolled_loss():
+    state = Bilevel(Supernet(3, 2, 2, 1, nodes=1), Rates(order=2, weight_decay=0.0), seed=0)
+    Quadratic(state)
+    # w' = w - 0.1 a w = w (1 - 0.1 a); L = a w'^2 / 2; dL/da = w'^2 / 2 - 0.1 a w w'
+    _, gradient = state.alpha_gradient((0, 0), (0, 0), 0.1)
+    unrolled = 2.0 * 0.7
+    assert gradient[0] == pytest.approx(unrolled**2 / 2 - 0.1 * 3 * 2 * unrolled, rel=1e-3)
+
+
+def test_largest_eigenvalue_of_a_quadratic_is_found():
+    matrix = np.diag([5.0, 1.0, -2.0]).astype(np.float32)
+    found = largest_eigenvalue(lambda x: matrix @ x, np.ones(3, np.float32), 20, np.random.default_rng(0))
+    assert found == pytest.approx(5.0, rel=1e-3)
+
+
+def test_learning_rate_falls_along_a_cosine_to_its_least():
+    rates = Rates()
+    assert rates.at(0, 50) == pytest.approx(0.025)
+    assert rates.at(25, 50) == pytest.approx(0.013)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_alphas(order, tmp_path):
+    config = dataclasses.replace(SMOKE, order=order)
+    images = child_search.load_images(config)
+    whole = darts.find_cells(config, images, 3, tmp_path / "whole", lambda share, text: None)
+    batches = darts.Batches(config, images, 3)
+    with supernet.without_rewrites():
+        state = darts.make(config, images, 3)
+        state.learn(batches.of(0, 0, 0), batches.of(1, 0, 0), state.rates.at(0, config.search_epochs))
+    state.save(tmp_path / "again" / "seed3.state.npz")
+    again = darts.find_cells(config, images, 3, tmp_path / "again", lambda share, text: None)
+    assert again["strengths"] == whole["strengths"]
+    assert again["normal"] == whole["normal"]
+    assert again["history"][-1]["eigenvalue"] == whole["history"][-1]["eigenvalue"]
+
+
+@pytest.mark.slow
+def test_the_result_is_a_genotype_file_that_builds(tmp_path):
+    genotype = darts.search(dataclasses.replace(SMOKE, folder=tmp_path), observe=lambda status: None)
+    assert zoo.load(tmp_path / "genotype.json") == genotype
+    assert zoo.build(genotype, "search", classes=10, input_shape=(8, 8, 1)).output_shape == (None, 10)
+    (found,) = (tmp_path / "seeds").glob("seed*.json")
+    assert len(json.loads(found.read_text())["history"]) == SMOKE.search_epochs
+
+
+def test_random_cells_read_two_different_states():
+    space = darts.RandomCells(2)
+    values = {decision.name: decision.choices[-1] for decision in space.decisions}
+    assert space.body(values).normal.nodes[1].edges == (("dil_conv_5x5", 1), ("dil_conv_5x5", 2))
+
+
+def test_odd_filters_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match="even"):
+        dataclasses.replace(SMOKE, search_filters=3)

@@ -123,7 +123,9 @@ class _State:
         pools = [tf.nn.max_pool2d(tensor, 3, 1, "SAME"), tf.nn.avg_pool2d(tensor, 3, 1, "SAME")]
         # PyTorch's strided windows lie around the pixels 0, 2, ..
         pools = [pool[:, ::step, ::step] for pool in pools] if reducing else pools
-        self.shared = tf.concat([*pools, supernet.halves(self.relu) if reducing else tensor], -1)
+        both = supernet.halves(self.relu) if reducing else tensor
+        self.subsampled = both[..., : tensor.shape[-1]]  # what strided dilated convolutions read
+        self.shared = tf.concat([*pools, both], -1)
         flat = supernet.rows(self.shared)
         self.mean, self.covariance = supernet.moments([flat])
         filters = tensor.shape[-1]
@@ -171,7 +173,11 @@ def _node(name: str, weights: Any, strengths: Any, states: list[_State]) -> Any:
 def _last_input(name: str, op: str, weights: Any, state: _State) -> Any:
     """Returns what the last 1x1 convolution of an operation reads."""
     _, repeats, dilation = CONVOLUTIONS[op]
-    x = supernet.depthwise(state.relu, weights[f"{name}/depthwise0"], state.strides, dilation)
+    kernel = weights[f"{name}/depthwise0"]
+    if dilation > 1 and state.strides > 1:
+        x = supernet.depthwise(state.subsampled, kernel)
+    else:
+        x = supernet.depthwise(state.relu, kernel, state.strides, dilation)
     if repeats == 1:
         return x
     x = tf.nn.relu(supernet.normalize(supernet.pointwise(x, weights[f"{name}/pointwise"])))

@@ -5,6 +5,7 @@ keras_tuner.Tuner(oracle=oracle, hypermodel=build_model, directory="runs").searc
 """
 
 from recipes.oracles.base import RandomSearch, SearchOracle
+from recipes.oracles.controller import ControllerOracle
 from recipes.oracles.evolution import AgingEvolution
 
-__all__ = ["AgingEvolution", "RandomSearch", "SearchOracle"]
+__all__ = ["AgingEvolution", "ControllerOracle", "RandomSearch", "SearchOracle"]

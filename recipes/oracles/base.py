@@ -27,7 +27,7 @@ class SearchOracle(keras_tuner.Oracle):
     """An oracle over categorical choices; a subclass says what to try next and what to learn from a result.
 
     A subclass implements `propose`, `learn`, `learned` and `restore`, and draws only from `self.rng`. A proposal whose
-    key is known is no trial: the oracle learns the known score at once and proposes again.
+    key is known is no trial: the oracle learns the known score at once (where `relearns`) and proposes again.
 
     Args:
         objective: name or keras_tuner.Objective of the one score; see keras_tuner.Oracle.
@@ -39,6 +39,8 @@ class SearchOracle(keras_tuner.Oracle):
         check: values -> why they must not be trained, or None; asked once a key, before a trial starts.
         max_redraws: proposals in a row that are known or refused before an unseen point is taken at random instead.
     """
+
+    relearns = True  # whether a known score is learned again each time that its point is proposed
 
     def __init__(
         self,
@@ -81,7 +83,10 @@ class SearchOracle(keras_tuner.Oracle):
         raise NotImplementedError
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
-        """Takes in a result; `fitness` is better when larger, whatever the objective, and None for a failed trial."""
+        """Takes in a result: `fitness` is better when larger, whatever the objective.
+
+        It is None where the trial failed.
+        """
 
     def learned(self) -> dict[str, Any]:
         """Returns what `learn` and `propose` have changed, except `self.rng`, as JSON can hold it."""
@@ -127,12 +132,12 @@ class SearchOracle(keras_tuner.Oracle):
         key = self.key(values)
         if key in self._known:
             self.duplicates += 1
-            self.learn(genome, self._fitness(self._known[key]))
+            if self.relearns:
+                self.learn(genome, self._fitness(self._known[key]))
             return None, key
         if key in self.refused or any(key == other for _, other in self._running.values()):
             return None, key
-        reason = self.check(values) if self.check is not None else None
-        if reason:
+        if self.check is not None and (reason := self.check(values)):
             self.refused[key] = reason
             return None, key
         return values, key

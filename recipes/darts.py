@@ -209,15 +209,15 @@ def find_cells(
         state = make(config, images, seed)
         path = folder / f"seed{seed}.state.npz"
         state.restore(path)
-        saved, losses = time.monotonic(), []
+        saved = time.monotonic()
         while state.step < config.search_epochs * batches.steps:
             epoch, number = divmod(state.step, batches.steps)
             report(0.9 * state.step / (config.search_epochs * batches.steps), f"supernet, epoch {epoch + 1}")
             rate = state.rates.at(epoch, config.search_epochs)
-            losses.append(state.learn(batches.of(0, epoch, number), batches.of(1, epoch, number), rate))
+            state.learn(batches.of(0, epoch, number), batches.of(1, epoch, number), rate)
             if number + 1 == batches.steps:
-                state.history.append(_record(config, state, losses, batches.of(1, epoch, 0)))
-                losses = []
+                state.history.append(_record(config, state, batches.of(1, epoch, 0)))
+                state.losses = []
                 state.save(path)
                 skips = state.history[-1]["normal_skips"]
                 if config.stop_at_skips is not None and skips >= config.stop_at_skips:
@@ -241,9 +241,9 @@ def make(config: Config, images: image_data.Data, seed: int) -> Bilevel:
     return Bilevel(net, Rates(order=config.order, alpha_rate=config.alpha_rate), seed)
 
 
-def _record(config: Config, state: Bilevel, losses: list, validation: tuple[Any, Any]) -> dict[str, Any]:
-    """Returns what is known after an epoch; losses are those since the process was started."""
-    loss, validation_loss = np.mean(losses, axis=0)
+def _record(config: Config, state: Bilevel, validation: tuple[Any, Any]) -> dict[str, Any]:
+    """Returns what is known after an epoch."""
+    loss, validation_loss = np.mean(state.losses, axis=0)
     if not np.isfinite(loss) or not np.isfinite(validation_loss):
         raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
     cells = state.cells()

@@ -50,6 +50,7 @@ class Bilevel:
         self.net, self.rates = net, rates
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.losses: list[tuple[float, float]] = []  # of the steps of this epoch: training, validation
         rng = np.random.default_rng([seed, 1])
         self.weights = net.packing.initial(seed)
         self.velocity = np.zeros_like(self.weights)
@@ -75,8 +76,8 @@ class Bilevel:
 
         return call
 
-    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float) -> tuple[float, float]:
-        """Takes one step of the alphas and one of the weights, on batches (images, labels); returns both losses."""
+    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float) -> None:
+        """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both losses."""
         validation_loss, gradient = self.alpha_gradient(training, validation, rate)
         self._adam(gradient)
         loss, gradient = self._gradient["weights"](self.weights, self.alphas, training)
@@ -85,7 +86,7 @@ class Bilevel:
         self.velocity = self.rates.momentum * self.velocity + gradient + self.rates.weight_decay * self.weights
         self.weights = self.weights - np.float32(rate) * self.velocity
         self.step += 1
-        return float(loss), float(validation_loss)
+        self.losses.append((float(loss), float(validation_loss)))
 
     def alpha_gradient(
         self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float
@@ -136,21 +137,21 @@ class Bilevel:
         """Writes the state, whole or not at all."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with atomic.replacing(path) as stream:
-            np.savez(stream, step=self.step, history=json.dumps(self.history), **arrays)
+            np.savez(stream, step=self.step, history=json.dumps([self.history, self.losses]), **arrays)
 
     def restore(self, path: Path) -> None:
         """Takes over the state of the file; does nothing where there is none that fits."""
         try:
             with path.open("rb") as stream, np.load(stream) as found:
                 arrays = {name: found[name] for name in _ARRAYS}
-                step, history = int(found["step"]), json.loads(str(found["history"]))
+                step, (history, losses) = int(found["step"]), json.loads(str(found["history"]))
         except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
             return
         if any(array.shape != getattr(self, name).shape for name, array in arrays.items()):
             return
         for name, array in arrays.items():
             setattr(self, name, array)
-        self.step, self.history = step, history
+        self.step, self.history, self.losses = step, history, losses
 
 
 _ARRAYS = ("weights", "velocity", "alphas", "alpha_mean", "alpha_square")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import keras
 
-from zoo import registry
+from zoo import manifest, registry
 from zoo.genotype import Genotype, GenotypeError, near
 from zoo.skeleton import Options
 
@@ -49,7 +49,8 @@ def build(
         include_top: whether the classifier is there.
         pooling: without the top: None for the last feature map, "avg" or "max" for its mean or maximum.
         classifier_activation: of the top; None for logits.
-        weights: None for fresh ones, or the path of a .weights.h5 or .keras file of the same network.
+        weights: None for fresh ones; published ones, downloaded once: a data set ("imagenet"), an origin ("timm") or a
+            name of `zoo.manifest.entries()`; or the path of a .weights.h5 or .keras file of the same network.
         drop_path_rate: the chance to lose an edge of a cell in training, at its largest.
         dropout_rate: before the classifier, in training.
         auxiliary: adds the paper's auxiliary classifier as a second output.
@@ -84,9 +85,29 @@ def build(
         network = family.build(genotype, values, options)
     except GenotypeError as error:
         raise GenotypeError(f"{genotype.name}, preset {preset_name!r}: {error}") from error
-    if weights is not None:
+    if weights is None:
+        return network
+    if isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith((".h5", ".keras")):
         _load_weights(network, weights)
+        return network
+    presets = [other for other, scale in genotype.presets.items() if _scale(scale) == _scale({**values, **extra})]
+    entry = manifest.find(genotype.name, weights, presets, include_top=include_top)
+    from zoo.weights.published import load_published  # what downloads and converts is loaded where it is asked for
+
+    def trained() -> keras.Model:
+        with_auxiliary = auxiliary and entry.auxiliary
+        return build(genotype, entry.preset, include_top=entry.include_top, auxiliary=with_auxiliary)
+
+    load_published(network, entry, trained)
     return network
+
+
+def _scale(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of a preset says how large the network is."""
+    scale = {name: value for name, value in preset.items() if name not in ("input_shape", "classes")}
+    if scale.get("width_multiplier") == 1:
+        del scale["width_multiplier"]
+    return scale
 
 
 def _family(name: str) -> Any:

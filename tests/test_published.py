@@ -1,0 +1,129 @@
+"""Published weights in networks of `zoo.build`, from a file that stands in for the download."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from zoo import manifest
+from zoo.weights import mcunet_names
+from zoo.weights.download import CACHE_VARIABLE
+from zoo.weights.preprocessing import preprocess
+from zoo.weights.published import WeightsWarning, adapted_kernel, transfer
+from zoo.weights.torch_import import WeightsError
+
+MODEL = "mcunet_vww0"
+_ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"} | {
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def as_torch(network: keras.Model) -> dict[str, np.ndarray]:
+    """The network's weights as the released code would name and lay them out."""
+    layers = {layer.name: layer for layer in network.layers if layer.weights}
+    blocks = {"_".join(name.split("_")[:2]) for name in layers if name.startswith("block")}
+    names = mcunet_names.once_for_all(list(layers), [f"blocks.{number}.x" for number in range(len(blocks))])
+    tensors = {}
+    for name, layer in layers.items():
+        for weight in layer.weights:
+            value = np.array(weight)
+            if value.ndim == 4:
+                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+                value = value.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
+            tensors[f"{names[name]}.{_ENDINGS[weight.name]}"] = value.T if value.ndim == 2 else value
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    keras.utils.set_random_seed(7)
+    network = zoo.build(MODEL)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([np.random.default_rng(1).uniform(0.5, 1.5, w.shape) for w in layer.weights])
+    return network
+
+
+@pytest.fixture
+def published(trained, tmp_path, monkeypatch):
+    """Puts a file of the trained network's weights in the place of the published one."""
+    header, values, at = {}, [], 0
+    for name, value in as_torch(trained).items():
+        data = np.ascontiguousarray(value, "<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [at, at + len(data)]}
+        values.append(data)
+        at += len(data)
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(values))
+    entry = dataclasses.replace(manifest.find(MODEL, "vww"), url=path.as_uri(), format="safetensors")
+    monkeypatch.setattr(manifest, "entries", lambda: (entry,))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return entry
+
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+
+
+def test_build_takes_published_weights(published, trained):
+    network = zoo.build(MODEL, weights="vww")
+    np.testing.assert_allclose(network(IMAGES), trained(IMAGES), rtol=1e-5, atol=1e-7)
+
+
+def test_another_number_of_classes_leaves_the_classifier_fresh_and_says_so(published, trained):
+    with pytest.warns(WeightsWarning, match="left fresh, to be trained: predictions"):
+        network = zoo.build(MODEL, weights="vww", classes=5)
+    for name in ("stem_conv", "block03_0_project_bn"):
+        np.testing.assert_array_equal(network.get_layer(name).weights[0], trained.get_layer(name).weights[0])
+
+
+def test_one_channel_sums_the_first_kernel_and_says_so(published, trained):
+    with pytest.warns(WeightsWarning, match=r"stem_conv \(from 3 channels to 1\)"):
+        network = zoo.build(MODEL, weights="vww", input_shape=(64, 64, 1))
+    grey = IMAGES[..., :1]
+    np.testing.assert_allclose(network(grey), trained(np.repeat(grey, 3, axis=-1)), rtol=1e-4, atol=1e-6)
+
+
+def test_features_take_the_weights_without_a_word(published, trained):
+    network = zoo.build(MODEL, weights="vww", features_only=True)
+    last = keras.Model(trained.inputs[0], trained.get_layer("avg_pool").input)
+    np.testing.assert_allclose(network(IMAGES)[-1], last(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_published_weights_says_which_have_some(published):
+    with pytest.raises(manifest.NoWeightsError, match=f"take one of {MODEL}"):
+        zoo.build("mcunet_in0", weights="imagenet")
+
+
+def test_more_channels_repeat_the_kernel_at_the_same_scale():
+    kernel = np.arange(3.0).reshape(1, 1, 3, 1)
+    np.testing.assert_array_equal(adapted_kernel(kernel, 6)[0, 0, :, 0], [0, 0.5, 1, 0, 0.5, 1])
+    np.testing.assert_array_equal(adapted_kernel(kernel, 1)[0, 0, :, 0], [3])
+
+
+def test_another_network_is_refused_and_stays_as_it_was(trained):
+    other = zoo.build("mcunet_vww1")
+    before = np.array(other.get_layer("stem_conv").kernel)
+    with pytest.raises(WeightsError, match="is another network"):
+        transfer(trained, other)
+    np.testing.assert_array_equal(other.get_layer("stem_conv").kernel, before)
+
+
+def test_preprocessing_gives_what_the_weights_were_trained_with():
+    pixels = np.array([[[[0, 127.5, 255]]]], np.float32)
+    np.testing.assert_allclose(preprocess("mcunet_in3")(pixels)[0, 0, 0], [-1, 0, 1], atol=1e-6)
+    expected = [
+        (value / 255 - mean) / std
+        for value, mean, std in ((0, 0.485, 0.229), (127.5, 0.456, 0.224), (255, 0.406, 0.225))
+    ]
+    np.testing.assert_allclose(preprocess("mnasnet_a1")(pixels)[0, 0, 0], expected, rtol=1e-5)
+    assert preprocess("mcunet_in3", channels=1)(pixels[..., :1]).shape == (1, 1, 1, 1)
+
+
+def test_a_model_without_weights_has_no_preprocessing():
+    with pytest.raises(manifest.NoWeightsError):
+        preprocess("enas_micro")

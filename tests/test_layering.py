@@ -22,7 +22,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 
 FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
-ORDER = """atomic json_layout genotype_checks genotype genotype_json canonical formats registry
+ORDER = """atomic json_layout genotype_checks genotype genotype_json canonical formats manifest registry
     blocks mobile_blocks ops cell skeleton families builder""".split()
 MODEL_ONLY = ("zoo.cost", "zoo.deploy")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}

@@ -72,3 +72,10 @@ def test_weights_are_found_by_data_set_origin_or_name(model, weights, presets, i
 def test_weights_that_are_not_there_list_those_that_are(model, weights, presets, message):
     with pytest.raises(NoWeightsError, match=message):
         manifest.find(model, weights, presets)
+
+
+def test_info_tells_a_model_with_weights_from_one_without():
+    assert zoo.info("mcunet_vww0")["weights"] == {
+        "mcunet_vww0_mit": {"preset": "vww", "dataset": "vww", "origin": "mit", "top1": 87.4, "license": "MIT"}
+    }
+    assert zoo.info("enas_micro")["weights"] == {}

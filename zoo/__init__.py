@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.builder import build
     from zoo.cell import Cell
     from zoo.drawing import draw
+    from zoo.weights.preprocessing import preprocess
 
 __all__ = [
     "Cell",
@@ -31,6 +32,7 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "preprocess",
     "save",
     "weights",
 ]
@@ -41,6 +43,7 @@ _LAZY = {
     "draw": "zoo.drawing",
     "cost": None,
     "formats": None,
+    "preprocess": "zoo.weights.preprocessing",
     "weights": None,
 }
 

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from zoo import genotype_json
+from zoo import genotype_json, manifest
 from zoo.genotype import Genotype, GenotypeError, near
 
 _SUFFIX = ".json"
@@ -65,7 +65,7 @@ def representative_of(family: str) -> Genotype | None:
 
 
 def info(name: str | os.PathLike) -> dict[str, Any]:
-    """Returns what is known of a model: name, family, source, presets, published numbers and notes.
+    """Returns what is known of a model: name, family, source, presets, published numbers, published weights and notes.
 
     `name` and the errors are those of `load`.
     """
@@ -77,6 +77,16 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
         "source": dict(genotype.source),
         "presets": {preset: dict(values) for preset, values in genotype.presets.items()},
         "published": {preset: dict(values) for preset, values in genotype.published.items()},
+        "weights": {
+            entry.name: {
+                "preset": entry.preset,
+                "dataset": entry.dataset,
+                "origin": entry.origin,
+                "top1": entry.top1,
+                "license": entry.license,
+            }
+            for entry in manifest.of_model(genotype.name)
+        },
     }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -127,3 +128,18 @@ def test_preprocessing_gives_what_the_weights_were_trained_with():
 def test_a_model_without_weights_has_no_preprocessing():
     with pytest.raises(manifest.NoWeightsError):
         preprocess("enas_micro")
+
+
+@pytest.mark.slow
+def test_a_file_of_keras_applications_fills_a_nasnet(tmp_path, monkeypatch):
+    reference = keras.applications.NASNetMobile(weights=None, classes=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that h5 is the old format is the point
+        reference.save(tmp_path / "nasnet.h5")
+    entry = manifest.find("nasnet_a", "imagenet", ["mobile"])
+    entry = dataclasses.replace(entry, url=(tmp_path / "nasnet.h5").as_uri(), md5=None)
+    monkeypatch.setattr(manifest, "entries", lambda: (entry,))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    network = zoo.build("nasnet_a", weights="imagenet")
+    np.testing.assert_array_equal(network.get_layer("stem_conv").kernel, reference.get_layer("stem_conv1").kernel)
+    np.testing.assert_array_equal(network.get_layer("predictions").kernel, reference.get_layer("predictions").kernel)

@@ -3,7 +3,7 @@
 A plain `keras.Model.compile/fit` spends its time on small networks in what precedes training: TensorFlow's grappler
 rewrites a graph of ten thousand nodes, and Keras traces metrics, optimizer and a second graph for the evaluation.
 Here one step is traced, grappler's rewrites are off while it is, each weight is updated by one fused op, and a short
-evaluation runs eagerly (benchmarks/trial_cost.py measures both ways).
+evaluation runs eagerly.
 """
 
 import contextlib

@@ -2,7 +2,9 @@
 
 Strided means count zeros outside the image, as timm's and keras.applications' networks do, which run the published
 weights; TF-slim, where those were trained, leaves the border out. Maxima never see the border (keras.applications'
-do, as zeros). Drop path here has the rate that it reaches at the end of training; recipes/train.py lets it grow up to that.
+do, as zeros).
+
+Drop path here has the rate that it reaches at the end of training; recipes/train.py lets it grow up to that.
 """
 
 import dataclasses

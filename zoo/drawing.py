@@ -48,12 +48,12 @@ def _figure(title: str, body: Cells | Blocks | Chain | CellGraph) -> Any:
         _draw_rows(figure, title, body)
     elif isinstance(body, Chain):
         _draw_chain(figure, title, body)
+    elif isinstance(body, CellGraph):
+        _draw_cells(figure, title, {"": body})
     else:
-        graphs = {"": body}
-        if isinstance(body, Cells):
-            graphs = {"normal cell": body.normal}
-            if body.reduce is not None:
-                graphs["reduction cell"] = body.reduce
+        graphs = {"normal cell": body.normal}
+        if body.reduce is not None:
+            graphs["reduction cell"] = body.reduce
         _draw_cells(figure, title, graphs)
     return figure
 

@@ -62,7 +62,7 @@ def _tensor(values: memoryview, record: Mapping[str, Any]) -> np.ndarray:
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
     """Reads a state_dict, also inside {"state_dict": ...}, and takes DataParallel's "module." off the names."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise WeightsError(
             f"{path} is a file of PyTorch, which is not installed: pip install 'keras-searched-zoo[convert]'"

@@ -71,7 +71,7 @@ PRESETS = {
 
 
 def deploy(config: Config) -> Report:
-    """Exports what the config names, prints the page and returns its numbers."""
+    """Exports what the config names, writes the page and returns its numbers."""
     with deployable.steps("deploy") as tell:
         if config.is_file:
             result, files, images = _judge(config)
@@ -99,7 +99,6 @@ def deploy(config: Config) -> Report:
         write_atomically(config.folder / "deploy.md", page)
         if config.c_array:
             c_array.write(files["int8"], config.folder, "model")
-    print(page)
     return result
 
 
@@ -141,8 +140,9 @@ def _planned(config: Config, result: Report, files: dict[str, bytes]) -> str:
 
 
 def main(config: Config) -> None:
-    """`deploy`, with exit code 1 where a scheme loses more accuracy than the gate allows."""
+    """`deploy`, with the page on stdout, and exit code 1 where a scheme loses more accuracy than the gate allows."""
     result = deploy(config)
+    print((config.folder / "deploy.md").read_text(encoding="utf-8"))
     schemes = [scheme for scheme in result.schemes if scheme != "float32"]
     failed = [scheme for scheme in schemes if config.gate is not None and result.drop(scheme) > config.gate]
     for scheme in failed:

@@ -1,0 +1,149 @@
+"""The whole way once, on real images: search a cell, draw it, train its network, and make the int8 file of a phone.
+
+    python -m recipes.tour                   # `make tour`: about 6 minutes on 2 cores
+    python -m recipes.tour --preset=smoke    # half a minute, of which no accuracy is to be expected
+
+Each step is a recipe of its own, called with its own Config; this file only passes one's result to the next. Writes
+tour.md (the page that it prints), cell.png, search/genotype.json, train/model.keras and deploy/*.tflite into the
+folder. Stopped and started again with the same command, it goes on where it was.
+
+Expected on the embedded part of Fashion-MNIST: at least 0.85 of the 2,000 held-out images, and int8 within 0.01 of it.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+import zoo
+from recipes import _main, amoebanet, deploy, train
+from recipes.progress import duration
+from zoo.atomic import write_atomically
+from zoo.deploy.report import Report
+from zoo.genotype import Genotype
+
+EXPECTED_ACCURACY = 0.85  # of the float network on the held-out images
+EXPECTED_DROP = 0.01  # at most, from float to int8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the tour; what the steps do besides is in the files of their recipes."""
+
+    trials: int = 12  # networks that the search trains
+    epochs: int = 6  # of the training of the best one
+    seed: int = 0  # of search and training
+    steps: str = "laptop"  # the preset of each step's recipe: laptop or smoke
+    folder: Path = Path("runs/tour")  # results, and the state to go on from
+
+    def __post_init__(self):
+        for name in ("trials", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        if self.steps not in ("laptop", "smoke"):
+            raise ValueError(f"steps is {self.steps!r}; expected laptop or smoke")
+
+
+PRESETS = {
+    "laptop": Config(),
+    "smoke": Config(trials=2, epochs=1, steps="smoke", folder=Path("runs/tour-smoke")),
+}
+
+
+class Tour(NamedTuple):
+    """What the steps found."""
+
+    genotype: Genotype
+    training: dict[str, Any]  # results.json of recipes.train
+    report: Report
+
+
+def tour(config: Config) -> Tour:
+    """Walks the whole way, prints and writes the page, and returns the steps' results."""
+    console = Console(stderr=True, highlight=False)
+    start = time.monotonic()
+
+    def announce(number: int, text: str) -> None:
+        console.print(f"\n[bold]Step {number} of 4: {text}[/bold]")
+
+    announce(1, f"search, {config.trials} small networks of evolving cells")
+    genotype = amoebanet.search(
+        dataclasses.replace(
+            amoebanet.PRESETS[config.steps], trials=config.trials, seed=config.seed, folder=config.folder / "search"
+        )
+    )
+    announce(2, "draw the best cells")
+    zoo.draw(genotype, config.folder / "cell.png")
+    announce(3, f"build their network and train it for {config.epochs} epochs")
+    train.train(_training(config))
+    announce(4, "export it as float32 and int8, and judge both files on the same held-out images")
+    report = deploy.deploy(
+        deploy.Config(
+            model=str(config.folder / "train" / "model.keras"), board="stm32f746", folder=config.folder / "deploy"
+        )
+    )
+    training = json.loads((config.folder / "train" / "results.json").read_text(encoding="utf-8"))
+    result = Tour(genotype, training, report)
+    page = to_markdown(result, config.folder, time.monotonic() - start)
+    write_atomically(config.folder / "tour.md", page)
+    print(f"\n{page}")
+    return result
+
+
+def _training(config: Config) -> train.Config:
+    genotype = str(config.folder / "search" / "genotype.json")
+    return dataclasses.replace(
+        train.PRESETS[config.steps],
+        model=genotype,
+        epochs=config.epochs,
+        seed=config.seed,
+        folder=config.folder / "train",
+    )
+
+
+def to_markdown(result: Tour, folder: Path, seconds: float) -> str:
+    """Returns the page: what was found and how good it is, the files, and where to go from here."""
+    genotype, training, report = result
+    rows = "\n".join(
+        f"| {row.scheme} | {row.accuracy:.4f} | {row.size / 1000:,.0f} kB | {row.latency.median_ms:.2f} ms | "
+        f"{'none' if row.arena is None else f'{row.arena / 1000:,.0f} kB'} |"
+        for row in report.rows
+    )
+    accuracy, drop = report.row("float32").accuracy, report.drop("int8")
+    source, files = genotype.source, ", ".join(str(folder / "deploy" / row.file) for row in report.rows)
+    found, model = folder / "search" / "genotype.json", folder / "train" / "model.keras"
+    return f"""\
+# Tour: from a search to an int8 file in {duration(seconds)}
+
+- Data: {training["data"]}
+- Searched: {source["config"]["trials"]} networks; the best has a validation accuracy of {source["score"]:.4f}.
+- Trained: {training["params"]:,} parameters; {training["test_accuracy"]:.4f} of the {training["test_images"]:,} \
+held-out images are told right.
+
+| file | accuracy, n = {report.n:,} | size | LiteRT latency | TFLM arena |
+|---|---|---|---|---|
+{rows}
+
+Expected: float at least {EXPECTED_ACCURACY}: {_verdict(accuracy >= EXPECTED_ACCURACY)}. \
+int8 at most {EXPECTED_DROP} worse: {_verdict(drop <= EXPECTED_DROP)} ({-drop:+.4f}).
+
+| made | where |
+|---|---|
+| cells, as data and as a picture | {found}, {folder / "cell.png"} |
+| Keras model | {model} |
+| TensorFlow Lite files, report | {files}, {folder / "deploy" / "deploy.md"} |
+
+Next: `zoo.build("{found}")` in Python; `python -m recipes.finetune --help` for images
+of your own; `python -m recipes.deploy --model={model} --diagnose` for what int8 costs.
+"""
+
+
+def _verdict(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+if __name__ == "__main__":
+    _main.run(tour, PRESETS)

@@ -31,7 +31,7 @@ class Style:
     padding: Literal["same", "torch"] = "same"
     momentum: float = 0.9
     epsilon: float = 1e-5
-    strided_skip: Literal["conv_1x1", "factorized_reduce"] = "conv_1x1"
+    strided_skip: Literal["conv_1x1", "factorized_reduce", "factorized_reduce_without_relu"] = "conv_1x1"
     bottleneck: bool = False
     oldest_input: Literal["always", "if_different"] = "if_different"
     drop_path_on_skip: bool = False

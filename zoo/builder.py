@@ -120,13 +120,11 @@ def _family(name: str) -> Any:
 
 
 def _preset(genotype: Genotype, name: str | None) -> tuple[str, Mapping[str, Any]]:
-    """Returns the preset's name and values, from the genotype or from the one that represents its family."""
+    """Returns the preset's name and values, from the genotype or from its family."""
     presets = dict(genotype.presets)
     if not presets or (name is not None and name not in presets):
-        representative = registry.representative_of(genotype.family)
-        presets |= (
-            {} if representative is None else {n: p for n, p in representative.presets.items() if n not in presets}
-        )
+        relative = registry.relative_of(genotype)
+        presets |= {} if relative is None else {n: p for n, p in relative.presets.items() if n not in presets}
     if not presets:
         raise GenotypeError(
             f'{genotype.name} has no presets, nor has its family; give it one, as "presets" in its file'

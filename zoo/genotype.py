@@ -167,7 +167,10 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of a chain: `op` on the state before it, joined with earlier states: 0 the stem, k the k-th layer."""
+    """One layer of a chain: `op` on the state before it; the skips, earlier states, are joined with its output.
+
+    States are numbered 0 for the stem and k for the k-th layer.
+    """
 
     op: str
     skips: tuple[int, ...] = ()
@@ -182,7 +185,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Layers in a row; layer k (from 1) reads state k-1, and its skips name states from 0 to k-2."""
+    """Layers in a row; layer k (from 1) reads state k-1, and its skips, from 0 to k-2, join what it makes of it."""
 
     layers: tuple[Layer, ...]
 

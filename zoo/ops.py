@@ -50,8 +50,9 @@ def skip_connect(state: State, filters: int, strides: int, style: Style, name: s
     """Returns the state itself where shapes agree; else what the style puts in its place."""
     if strides == 1 and state.filters == filters:
         return state.tensor
-    if strides > 1 and style.strided_skip == "factorized_reduce":
-        return blocks.factorized_reduce(state.relu(), filters, style, name)
+    if strides > 1 and style.strided_skip != "conv_1x1":
+        x = state.relu() if style.strided_skip == "factorized_reduce" else state.tensor
+        return blocks.factorized_reduce(x, filters, style, name)
     return blocks.conv_bn(state.relu(), filters, 1, strides, style, name)
 
 

@@ -64,6 +64,21 @@ def representative_of(family: str) -> Genotype | None:
     return None
 
 
+def relative_of(genotype: Genotype) -> Genotype | None:
+    """Returns the model whose presets fit a genotype of one's own, or None where there is none.
+
+    It is the one that represents the family or, where that one's body is of another kind, the family's first of this
+    kind: ENAS has cells and chains.
+    """
+    representative = representative_of(genotype.family)
+    if representative is None or isinstance(representative.body, type(genotype.body)):
+        return representative
+    models = (genotype_json.load(path) for path in _files().values())
+    return next(
+        (model for model in models if model.family == genotype.family and type(model.body) is type(genotype.body)), None
+    )
+
+
 def info(name: str | os.PathLike) -> dict[str, Any]:
     """Returns what is known of a model: name, family, source, presets, published numbers, published weights and notes.
 

@@ -65,16 +65,16 @@ def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
 Body = TypeVar("Body")
 
 
-def body_of(genotype: Genotype, kind: type[Body]) -> Body:
+def body_of(genotype: Genotype, *kinds: type[Body]) -> Body:
     """Returns the genotype's body.
 
     Raises:
         GenotypeError: it is of another kind than the family builds.
     """
-    if not isinstance(genotype.body, kind):
+    if not isinstance(genotype.body, kinds):
         raise GenotypeError(
             f"{genotype.name} has {type(genotype.body).__name__}, but its family {genotype.family!r} builds "
-            f"{kind.__name__}; give the genotype the family that it was found in"
+            f"{' or '.join(kind.__name__ for kind in kinds)}; give the genotype the family that it was found in"
         )
     return genotype.body
 
@@ -82,12 +82,13 @@ def body_of(genotype: Genotype, kind: type[Body]) -> Body:
 class Network:
     """A network in the making: the image, and the last feature map of each stride."""
 
-    def __init__(self, options: Options, smallest: int):
+    def __init__(self, options: Options, smallest: int, classifier_bias: bool = True):
         """Starts with the input.
 
         Args:
             options: what the user asked for.
             smallest: the least height and width that the strides leave something of.
+            classifier_bias: whether the classifiers have one.
 
         Raises:
             ValueError: the input is smaller.
@@ -99,6 +100,7 @@ class Network:
                     f"nothing of it. Expected at least {smallest}: resize the images, or take a preset for small ones"
                 )
         self.options = options
+        self.classifier_bias = classifier_bias
         self.image = keras.Input(options.input_shape, name="image")
         self.features: dict[int, Any] = {}
         self._auxiliary: Any = None
@@ -109,7 +111,13 @@ class Network:
         return x
 
     def add_auxiliary(
-        self, x: Any, style: Style, widths: tuple[int, int], strides: int, normalised: bool = True
+        self,
+        x: Any,
+        style: Style,
+        widths: tuple[int, int],
+        strides: int,
+        normalised: bool = True,
+        averaged: bool = False,
     ) -> None:
         """Adds the auxiliary classifier: relu, 5x5 mean, 1x1-bn-relu, convolution of the map's size-bn-relu, dense.
 
@@ -121,6 +129,7 @@ class Network:
             widths: the filters of the two convolutions.
             strides: of the mean.
             normalised: whether there is a bn behind the second convolution.
+            averaged: whether the second convolution keeps the map's size, and the map's mean is classified (ENAS).
 
         Raises:
             ValueError: the feature map's size is not known, or less than 5 x 5.
@@ -134,13 +143,14 @@ class Network:
             )
         x = layers.AveragePooling2D(5, strides, name="aux_pool")(blocks.relu(x, "aux_pool"))
         x = blocks.relu(blocks.conv_bn(x, widths[0], 1, 1, style, "aux_narrow"), "aux_narrow")
-        kernel_size = tuple(x.shape[1:3])
-        x = layers.Conv2D(widths[1], kernel_size, use_bias=False, kernel_initializer="he_normal", name="aux_map_conv")(
-            x
-        )
+        x = layers.Conv2D(
+            widths[1], tuple(x.shape[1:3]), padding="same" if averaged else "valid", use_bias=False,
+            kernel_initializer="he_normal", name="aux_map_conv",
+        )(x)  # fmt: skip
         if normalised:
             x = blocks.batch_norm(x, style, "aux_map_bn")
-        x = layers.Flatten(name="aux_flatten")(blocks.relu(x, "aux_map"))
+        x = blocks.relu(x, "aux_map")
+        x = (layers.GlobalAveragePooling2D(name="aux_mean") if averaged else layers.Flatten(name="aux_flatten"))(x)
         self._auxiliary = self._classifier(x, "aux_predictions")
 
     def finish(self, x: Any) -> keras.Model:
@@ -164,7 +174,12 @@ class Network:
         return keras.Model(self.image, outputs, name=options.name)
 
     def _classifier(self, x: Any, name: str) -> Any:
-        return layers.Dense(self.options.classes, activation=self.options.classifier_activation, name=name)(x)
+        return layers.Dense(
+            self.options.classes,
+            activation=self.options.classifier_activation,
+            use_bias=self.classifier_bias,
+            name=name,
+        )(x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Config:
     """Options of the tour; what the steps do besides is in the files of their recipes."""
 
     trials: int = 12  # networks that the search trains
-    epochs: int = 6  # of the training of the best one
+    epochs: int = 8  # of the training of the best one
     seed: int = 0  # of search and training
     steps: str = "laptop"  # the preset of each step's recipe: laptop or smoke
     folder: Path = Path("runs/tour")  # results, and the state to go on from
@@ -67,7 +67,7 @@ def tour(config: Config) -> Tour:
     start = time.monotonic()
 
     def announce(number: int, text: str) -> None:
-        console.print(f"\n[bold]Step {number} of 4: {text}[/bold]")
+        console.print(f"\n[bold]Step {number} of 4: {text}[/bold]", soft_wrap=True)
 
     announce(1, f"search, {config.trials} small networks of evolving cells")
     genotype = amoebanet.search(

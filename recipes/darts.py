@@ -1,12 +1,14 @@
 """DARTS: cells by gradient. Several searches with a seed each; what they find is trained briefly, the best one wins.
 
     python -m recipes.darts                              # embedded images, on 2 cores
-    python -m recipes.darts --algorithm=random           # the baseline: random cells of the space, trained alike
+    python -m recipes.darts --algorithm=random           # random cells of the space alone, trained alike
     python -m recipes.darts --order=2                    # second order
     python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
 
-The result is runs/darts/genotype.json; runs/darts/seeds holds, for each seed, the strengths of all operations and the
-history of losses, skip connections and the largest eigenvalue. Killed and started again with the same command, it goes
+The result is runs/darts/genotype.json; runs/darts/card shows how the strengths of the operations and the cells evolved,
+with losses, accuracies, skip connections and the largest eigenvalue, all of which runs/darts/seeds holds for each seed.
+runs/darts/baseline holds random cells of the space, trained as the found ones; with 12 or more of them
+runs/darts/ranking.json says how well the supernet ranks them. Killed and started again with the same command, it goes
 on where it was.
 
 Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
@@ -26,19 +28,16 @@ import keras_tuner
 import numpy as np
 import tensorflow as tf
 
-from recipes import _main, augment, child_search, spaces, supernet, tuner
+from recipes import _main, augment, child_search, report_data, spaces, supernet, supernet_ranking, tuner
 from recipes import data as image_data
 from recipes.child_search import ChildConfig, Children
 from recipes.oracles import RandomSearch
-from recipes.spaces import Decision
+from recipes.spaces_darts import SEEDS, FoundCells, RandomCells
 from recipes.supernet_bilevel import Bilevel, Rates
-from recipes.supernet_darts import OPS, Supernet
+from recipes.supernet_darts import Supernet
 from zoo import atomic
-from zoo.canonical import canonical_hash
-from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node
-from zoo.genotype_json import graph_as_dict, graph_from_dict
-
-_SEEDS = 1000  # that the outer search chooses from
+from zoo.genotype import CellGraph, Genotype
+from zoo.genotype_json import graph_as_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Config(ChildConfig):
     nodes: int = 3  # of each cell; the paper has 4
     alpha_rate: float = 3e-3  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
     stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
+    random_cells: int = 12  # of the space, trained alike after a search by gradient; 12 or more give Kendall's tau too
     eigenvalue: bool = True  # log the largest eigenvalue of the Hessian in alpha after each epoch
     save_seconds: float = 60.0  # between two saved states inside an epoch
     cells: int = 3  # of the networks that are trained to compare results
@@ -64,7 +64,7 @@ class Config(ChildConfig):
     def __post_init__(self):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
-        least |= {"search_filters": 2, "stop_at_skips": 1}
+        least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
@@ -74,13 +74,17 @@ class Config(ChildConfig):
                 f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
                 "for a factorized reduction halves them"
             )
-        if self.trials > _SEEDS:
-            raise ValueError(f"trials is {self.trials}; expected at most {_SEEDS}")
+        if self.trials > SEEDS:
+            raise ValueError(f"trials is {self.trials}; expected at most {SEEDS}")
         if self.alpha_rate <= 0 or self.save_seconds < 0:
             raise ValueError(
                 f"alpha_rate is {self.alpha_rate} and save_seconds {self.save_seconds}; expected a rate above 0 and "
                 "0 seconds or more"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be equal for a search to go on: the number of random cells need not."""
+        return {name: value for name, value in super().settings().items() if name != "random_cells"}
 
 
 PRESETS = {
@@ -88,74 +92,14 @@ PRESETS = {
     "paper": Config(
         trials=4, data="tfds:cifar10", image_size=None, training_images=None, validation_images=None, epochs=100,
         batch_size=96, learning_rate=0.025, weight_decay=3e-4, augment=True, search_epochs=50, search_batch_size=64,
-        search_cells=8, search_filters=16, nodes=4, alpha_rate=3e-4, cells=20, filters=36,
+        search_cells=8, search_filters=16, nodes=4, alpha_rate=3e-4, cells=20, filters=36, random_cells=24,
         folder=Path("runs/darts-paper"),
     ),
     "smoke": Config(
         trials=1, image_size=8, training_images=60, validation_images=50, epochs=1, search_epochs=2,
-        search_batch_size=10, search_filters=2, nodes=1, filters=2, folder=Path("runs/darts-smoke"),
+        search_batch_size=10, search_filters=2, nodes=1, filters=2, random_cells=0, folder=Path("runs/darts-smoke"),
     ),
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class FoundCells:
-    """The space of the outer search: a seed, and the cells that the search with this seed has left in `folder`."""
-
-    folder: Path
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """One: the seed."""
-        return (Decision("seed", tuple(range(_SEEDS)), "seed"),)
-
-    def path(self, values: Mapping[str, Any]) -> Path:
-        """Returns the file of this seed's result."""
-        return self.folder / f"seed{values['seed']}.json"
-
-    def body(self, values: Mapping[str, Any]) -> Cells:
-        """Returns the cells that were found with this seed."""
-        found = json.loads(self.path(values).read_text())
-        return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns the seed: what a search finds is not known before."""
-        return str(values["seed"])
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomCells:
-    """All cells that DARTS can end with: each node reads two different states, by operations other than "none"."""
-
-    nodes: int
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """For each node the pair of states, and two operations."""
-        found = []
-        for cell in ("normal", "reduce"):
-            for node in range(self.nodes):
-                states = range(INPUT_STATES + node)
-                pairs = tuple(f"{a},{b}" for b in states for a in states if a < b)
-                found.append(Decision(f"{cell}/node{node}/states", pairs, "state"))
-                found += [Decision(f"{cell}/node{node}/op{edge}", OPS[1:], "op") for edge in (0, 1)]
-        return tuple(found)
-
-    def body(self, values: Mapping[str, Any]) -> Cells:
-        """Returns the cells that the values stand for."""
-        graphs = []
-        for cell in ("normal", "reduce"):
-            nodes = []
-            for node in range(self.nodes):
-                at = f"{cell}/node{node}"
-                states = [int(state) for state in values[f"{at}/states"].split(",")]
-                nodes.append(Node([Edge(values[f"{at}/op{edge}"], state) for edge, state in enumerate(states)]))  # pyright: ignore[reportArgumentType]
-            graphs.append(CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes))))
-        return Cells(*graphs)
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns a hash that equal cells share."""
-        return canonical_hash(self.body(values))
 
 
 class SearchedChildren(Children):
@@ -177,14 +121,24 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
     images = child_search.load_images(config)
     scale = {"cells": config.cells, "stem": "cifar"}
     presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
-    if config.algorithm == "random":
-        space = RandomCells(config.nodes)
-        children = Children(config, space, "darts", presets, images)
-    else:
-        space = FoundCells(config.folder / "seeds")
-        children = SearchedChildren(config, space, "darts", presets, images)
     if config.dry_run:
         return dry_run(config, images, presets)
+    if config.algorithm == "random":
+        return _run(config, Children(config, RandomCells(config.nodes), "darts", presets, images), observe)
+    found = FoundCells(config.folder / "seeds")
+    genotype = _run(config, SearchedChildren(config, found, "darts", presets, images), observe)
+    if config.random_cells:
+        folder, space = config.folder / "baseline", RandomCells(config.nodes)
+        baseline = dataclasses.replace(config, algorithm="random", trials=config.random_cells, folder=folder)
+        _run(baseline, Children(baseline, space, "darts", presets, images), observe)
+        rank(config, images, space)
+    return genotype
+
+
+def _run(config: Config, children: Children, observe: Callable[[tuner.Status], None] | None) -> Genotype:
+    """Trains what random draws from the children's space stand for, and returns the best."""
+    space = children.space
+    assert isinstance(space, (FoundCells, RandomCells))
     oracle = RandomSearch(
         keras_tuner.Objective(child_search.OBJECTIVE, "max"),
         config.trials,
@@ -194,6 +148,29 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
         check=children.check if config.algorithm == "random" else None,
     )
     return child_search.run(oracle, children, "darts", observe)
+
+
+def rank(config: Config, images: image_data.Data, space: RandomCells) -> None:
+    """Writes how well each seed's supernet ranks the random cells of the baseline, if they are enough for that."""
+    baseline = report_data.read(config.folder / "baseline")
+    trials = [trial for trial in baseline.trials if trial.score is not None]
+    if len(trials) < supernet_ranking.LEAST_NETWORKS:
+        return
+    seeds = [int(path.stem.removeprefix("seed")) for path in (config.folder / "seeds").glob("seed*.json")]
+    cells = [space.body(trial.values(space.decisions)) for trial in trials]
+    normalize = augment.Normalization.of(images.train.images)
+    found = {}
+    with supernet.without_rewrites():
+        shared = supernet_ranking.SharedAccuracies(make(config, images, 0).net)
+        for seed in sorted(seeds):
+            state = make(config, images, seed)
+            state.restore(_state_path(config.folder / "seeds", seed))
+            if not state.step:  # the file is gone, and with it the weights
+                continue
+            accuracies = shared(state.weights, cells, normalize(images.validation.images), images.validation.labels)
+            found[str(seed)] = supernet_ranking.ranking(accuracies, baseline.scores)
+    tuner.forget_models()
+    atomic.write_atomically(config.folder / "ranking.json", json.dumps(found, indent=1) + "\n")
 
 
 def find_cells(
@@ -207,7 +184,7 @@ def find_cells(
     batches = Batches(config, images, seed)
     with supernet.without_rewrites():
         state = make(config, images, seed)
-        path = folder / f"seed{seed}.state.npz"
+        path = _state_path(folder, seed)
         state.restore(path)
         saved = time.monotonic()
         while state.step < config.search_epochs * batches.steps:
@@ -217,7 +194,7 @@ def find_cells(
             state.learn(batches.of(0, epoch, number), batches.of(1, epoch, number), rate)
             if number + 1 == batches.steps:
                 state.history.append(_record(config, state, batches.of(1, epoch, 0)))
-                state.losses = []
+                state.marks = []
                 state.save(path)
                 skips = state.history[-1]["normal_skips"]
                 if config.stop_at_skips is not None and skips >= config.stop_at_skips:
@@ -235,6 +212,10 @@ def find_cells(
     }
 
 
+def _state_path(folder: Path, seed: int) -> Path:
+    return folder / f"seed{seed}.state.npz"
+
+
 def make(config: Config, images: image_data.Data, seed: int) -> Bilevel:
     """Returns the supernet of `config` with its first state."""
     net = Supernet(config.search_cells, config.search_filters, images.classes, images.input_shape[2], config.nodes)
@@ -243,17 +224,20 @@ def make(config: Config, images: image_data.Data, seed: int) -> Bilevel:
 
 def _record(config: Config, state: Bilevel, validation: tuple[Any, Any]) -> dict[str, Any]:
     """Returns what is known after an epoch."""
-    loss, validation_loss = np.mean(state.losses, axis=0)
+    loss, accuracy, validation_loss, validation_accuracy = np.mean(state.marks, axis=0)
     if not np.isfinite(loss) or not np.isfinite(validation_loss):
         raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
     cells = state.cells()
     return {
         "step": state.step,
         "loss": round(float(loss), 5),
+        "accuracy": round(float(accuracy), 5),
         "validation_loss": round(float(validation_loss), 5),
+        "validation_accuracy": round(float(validation_accuracy), 5),
         "normal_skips": _skips(cells.normal),
         "reduce_skips": _skips(cells.reduce),
         "eigenvalue": round(state.eigenvalue(validation), 6) if config.eigenvalue else None,
+        "strengths": np.round(state.strengths(), 5).tolist(),
     }
 
 

@@ -50,7 +50,7 @@ class Bilevel:
         self.net, self.rates = net, rates
         self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.losses: list[tuple[float, float]] = []  # of the steps of this epoch: training, validation
+        self.marks: list[list[float]] = []  # of each step of this epoch: loss, accuracy, validation loss and accuracy
         rng = np.random.default_rng([seed, 1])
         self.weights = net.packing.initial(seed)
         self.velocity = np.zeros_like(self.weights)
@@ -65,7 +65,8 @@ class Bilevel:
                 tape.watch(watched)
                 logits = self.net.logits(weights, alphas, images)
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            return loss, *tape.gradient(loss, watched)  # pyright: ignore[reportGeneralTypeIssues]
+            right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
+            return tf.stack([loss, right]), *tape.gradient(loss, watched)  # pyright: ignore[reportGeneralTypeIssues]
 
         function = tf.function(gradient, autograph=False)  # traced at the first call, "both" in second order only
 
@@ -77,36 +78,36 @@ class Bilevel:
         return call
 
     def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float) -> None:
-        """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both losses."""
-        validation_loss, gradient = self.alpha_gradient(training, validation, rate)
+        """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both marks."""
+        validation_marks, gradient = self.alpha_gradient(training, validation, rate)
         self._adam(gradient)
-        loss, gradient = self._gradient["weights"](self.weights, self.alphas, training)
+        marks, gradient = self._gradient["weights"](self.weights, self.alphas, training)
         norm = float(np.linalg.norm(gradient))
         gradient = gradient * min(1.0, self.rates.clip / (norm + 1e-6))
         self.velocity = self.rates.momentum * self.velocity + gradient + self.rates.weight_decay * self.weights
         self.weights = self.weights - np.float32(rate) * self.velocity
         self.step += 1
-        self.losses.append((float(loss), float(validation_loss)))
+        self.marks.append([float(mark) for mark in (*marks, *validation_marks)])
 
     def alpha_gradient(
         self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float
-    ) -> tuple[float, np.ndarray]:
-        """Returns the validation loss and its gradient in alpha.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns validation loss and accuracy (2,), and the gradient of this loss in alpha.
 
         In second order the loss is that of the weights after one more step at `rate`; the product of Hessian and
         gradient that this takes is a difference of two gradients (Liu et al. 2019, equations 7 and 8).
         """
         if self.rates.order == 1:
-            loss, gradient = self._gradient["alphas"](self.weights, self.alphas, validation)
-            return float(loss), gradient
+            marks, gradient = self._gradient["alphas"](self.weights, self.alphas, validation)
+            return marks, gradient
         _, _, inner = self._gradient["both"](self.weights, self.alphas, training)
         inner = self.rates.momentum * self.velocity + inner + self.rates.weight_decay * self.weights
         unrolled = self.weights - np.float32(rate) * inner
-        loss, gradient, direction = self._gradient["both"](unrolled, self.alphas, validation)
+        marks, gradient, direction = self._gradient["both"](unrolled, self.alphas, validation)
         size = np.float32(_HESSIAN_STEP / max(float(np.linalg.norm(direction)), 1e-12))
         above = self._gradient["both"](self.weights + size * direction, self.alphas, training)[1]
         below = self._gradient["both"](self.weights - size * direction, self.alphas, training)[1]
-        return float(loss), gradient - np.float32(rate) * (above - below) / (2 * size)
+        return marks, gradient - np.float32(rate) * (above - below) / (2 * size)
 
     def _adam(self, gradient: np.ndarray) -> None:
         gradient = gradient + self.rates.alpha_decay * self.alphas
@@ -137,21 +138,21 @@ class Bilevel:
         """Writes the state, whole or not at all."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with atomic.replacing(path) as stream:
-            np.savez(stream, step=self.step, history=json.dumps([self.history, self.losses]), **arrays)
+            np.savez(stream, step=self.step, history=json.dumps([self.history, self.marks]), **arrays)
 
     def restore(self, path: Path) -> None:
         """Takes over the state of the file; does nothing where there is none that fits."""
         try:
             with path.open("rb") as stream, np.load(stream) as found:
                 arrays = {name: found[name] for name in _ARRAYS}
-                step, (history, losses) = int(found["step"]), json.loads(str(found["history"]))
+                step, (history, marks) = int(found["step"]), json.loads(str(found["history"]))
         except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
             return
         if any(array.shape != getattr(self, name).shape for name, array in arrays.items()):
             return
         for name, array in arrays.items():
             setattr(self, name, array)
-        self.step, self.history, self.losses = step, history, losses
+        self.step, self.history, self.marks = step, history, marks
 
 
 _ARRAYS = ("weights", "velocity", "alphas", "alpha_mean", "alpha_square")

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import zoo
-from recipes import child_search, darts, supernet
+from recipes import child_search, darts, report_data, supernet, supernet_ranking
+from recipes.spaces_darts import RandomCells
 from recipes.supernet_bilevel import Bilevel, Rates, largest_eigenvalue
-from recipes.supernet_darts import Supernet
+from recipes.supernet_darts import Supernet, derive
+from zoo.genotype import CellGraph, Cells, Edge, Node
 
 SMOKE = darts.PRESETS["smoke"]
 
@@ -74,8 +77,41 @@ def test_the_result_is_a_genotype_file_that_builds(tmp_path):
     assert len(json.loads(found.read_text())["history"]) == SMOKE.search_epochs
 
 
+@pytest.mark.slow
+def test_random_cells_are_trained_alike_and_ranked_by_the_shared_weights_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(supernet_ranking, "LEAST_NETWORKS", 2)
+    config = dataclasses.replace(SMOKE, folder=tmp_path, random_cells=2)
+    darts.search(config, observe=lambda status: None)
+    alone = [trial.score for trial in report_data.read(tmp_path / "baseline").trials]
+    (found,) = json.loads((tmp_path / "ranking.json").read_text()).values()
+    assert found["alone"] == alone
+    assert len(found["shared"]) == 2
+    assert found["tau"] is None or -1 <= found["tau"] <= 1
+
+
+def test_alphas_of_cells_stand_for_these_cells():
+    space = RandomCells(3)
+    rng = np.random.default_rng(0)
+    values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
+    cells = space.body(values)
+    strengths = tf.nn.softmax(supernet_ranking.alphas_of(cells, 3)).numpy()
+    assert derive(strengths, 3) == cells
+    assert strengths[:, :, 0].sum() == pytest.approx(2 * (2 + 3 + 4) - 2 * 6)  # all edges but two a node are "none"
+
+
+def test_shared_weights_judge_a_cell_as_the_supernet_does_with_all_strength_on_it():
+    net = Supernet(3, 2, 2, 1, nodes=1)
+    weights = net.packing.initial(0)
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((6, 8, 8, 1)).astype(np.float32), rng.integers(0, 2, 6).astype(np.int32)
+    cell = CellGraph((Node((Edge("sep_conv_3x3", 0), Edge("max_pool_3x3", 1))),), (2,))
+    alphas = supernet_ranking.alphas_of(Cells(cell, cell), 1)
+    right = np.mean(net.logits(weights, alphas, images).numpy().argmax(1) == labels)
+    assert supernet_ranking.SharedAccuracies(net)(weights, [Cells(cell, cell)], images, labels) == [right]
+
+
 def test_random_cells_read_two_different_states():
-    space = darts.RandomCells(2)
+    space = RandomCells(2)
     values = {decision.name: decision.choices[-1] for decision in space.decisions}
     assert space.body(values).normal.nodes[1].edges == (("dil_conv_5x5", 1), ("dil_conv_5x5", 2))
 

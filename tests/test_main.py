@@ -282,7 +282,7 @@ def test_programs_import_tensorflow_without_its_log_and_what_fails_is_shown(tmp_
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_presets_and_a_help_text_for_every_flag(name: str):
     recipe = importlib.import_module(f"recipes.{name}")
-    assert next(iter(recipe.PRESETS)) == "laptop"
+    assert next(iter(recipe.PRESETS)) == "laptop" or name == "make_embedded"  # which runs once, for the package
     assert recipe.__doc__
     comments = _main.field_help(recipe.Config)
     for preset, config in recipe.PRESETS.items():

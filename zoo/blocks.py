@@ -6,9 +6,11 @@ right behind a linear convolution and nowhere else, which is what TF-MOT and the
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from keras import initializers, layers
+
+from zoo.genotype_checks import GenotypeError, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Style:
     drop_path_by_depth: bool = True
     border_average: Literal["leave_out", "zeros"] = "leave_out"
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if choices := get_args(field.type):
+                check_choice(f"the style's {field.name}", getattr(self, field.name), choices)
+
 
 def relu(x: Any, name: str) -> Any:
     """Returns max(x, 0)."""
@@ -52,7 +59,16 @@ def batch_norm(x: Any, style: Style, name: str) -> Any:
 def conv(
     x: Any, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
 ) -> Any:
-    """A convolution without bias, padded in the family's way."""
+    """A convolution without bias, padded in the family's way.
+
+    Raises:
+        GenotypeError: `filters` is 0: many layers have a half or a quarter of what a preset says.
+    """
+    if filters < 1:
+        raise GenotypeError(
+            f"{name} would have {filters} filters, for it has a share of the network's; expected at least 1. "
+            "Give the preset more filters"
+        )
     x, padding = _padded(x, kernel_size, strides, style, name)
     return layers.Conv2D(
         filters, kernel_size, strides, padding, use_bias=False, kernel_initializer="he_normal", name=name

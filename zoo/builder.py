@@ -6,6 +6,7 @@ The module is not called build, or importing it would put a module where `zoo.bu
 import difflib
 import importlib
 import importlib.util
+import numbers
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,11 +47,12 @@ def build(
             presets of its own takes those of its family.
         classes: number of classes; the preset's unless given.
         input_shape: (height, width, channels) of the images; the preset's unless given. Height and width may be None.
-        include_top: whether the classifier is there.
+        include_top: whether the classifier is there; without it `classes` and `classifier_activation` have no effect.
         pooling: without the top: None for the last feature map, "avg" or "max" for its mean or maximum.
         classifier_activation: of the top; None for logits.
         weights: None for fresh ones; published ones, downloaded once: a data set ("imagenet"), an origin ("timm") or a
-            name of `zoo.manifest.entries()`; or the path of a .weights.h5 or .keras file of the same network.
+            name of `zoo.manifest.entries()`; or the path of a .weights.h5 or .keras file of the same network, whose
+            heads may be there or not.
         drop_path_rate: the chance to lose an edge of a cell in training, at its largest.
         dropout_rate: before the classifier, in training.
         auxiliary: adds the paper's auxiliary classifier as a second output.
@@ -63,6 +65,8 @@ def build(
         ValueError: an argument that is out of range, or weights that do not fit.
         OSError: a file that cannot be read.
     """
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise ValueError(f"weights={weights!r}; expected None, a name such as 'imagenet', or a path")
     genotype = model if isinstance(model, Genotype) else registry.load(model)
     family = _family(genotype.family)
     preset_name, values = _preset(genotype, preset)
@@ -81,6 +85,7 @@ def build(
         name=name or f"{genotype.name}_{preset_name}".replace(".", "_"),
         extra=extra,
     )
+    _check_parts(options)
     try:
         network = family.build(genotype, values, options)
     except GenotypeError as error:
@@ -88,7 +93,9 @@ def build(
     if weights is None:
         return network
     if isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith((".h5", ".keras")):
-        _load_weights(network, weights)
+        from zoo.weights.keras_files import load_file
+
+        load_file(network, weights)
         return network
     presets = [other for other, scale in genotype.presets.items() if _scale(scale) == _scale({**values, **extra})]
     entry = manifest.find(genotype.name, weights, presets, include_top=include_top)
@@ -132,7 +139,7 @@ def _preset(genotype: Genotype, name: str | None) -> tuple[str, Mapping[str, Any
     if name is None:
         name = next(iter(presets))
     if name not in presets:
-        close = "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(name, presets, n=1))
+        close = "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(str(name), presets, n=1))
         raise GenotypeError(f"{genotype.name} has no preset {name!r}{close}; expected one of {', '.join(presets)}")
     return name, presets[name]
 
@@ -149,9 +156,14 @@ def _classes(classes: Any, include_top: bool) -> int:
         return 1
     if classes is None:
         raise ValueError("classes is not given, and the preset has none; say how many classes there are")
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+    if not _is_whole(classes):
         raise ValueError(f"classes={classes!r}; expected a whole number from 1")
-    return classes
+    return int(classes)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether `value` is an int or one of numpy's, from 1."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _input_shape(shape: Any) -> tuple[int | None, int | None, int]:
@@ -162,12 +174,21 @@ def _input_shape(shape: Any) -> tuple[int | None, int | None, int]:
         height, width, channels = shape
     except (TypeError, ValueError):
         raise ValueError(message) from None
-    for side in (height, width):
-        if side is not None and (not isinstance(side, int) or side < 1):
-            raise ValueError(message)
-    if not isinstance(channels, int) or channels < 1:
+    sides = [side for side in (height, width) if side is not None]
+    if not all(map(_is_whole, [*sides, channels])):
         raise ValueError(message)
-    return (height, width, channels)
+    return (height and int(height), width and int(width), int(channels))
+
+
+def _check_parts(options: Options) -> None:
+    """Raises ValueError where something is asked of a part that the network will not have."""
+    if options.pooling and (options.include_top or options.features_only):
+        remedy = "leave it out" if options.features_only else "leave it out, or add include_top=False"
+        raise ValueError(f"pooling={options.pooling!r} is of the last feature map, without the classifier; {remedy}")
+    if options.features_only or not options.include_top:
+        for name, value in (("auxiliary", options.auxiliary), ("dropout_rate", options.dropout_rate)):
+            if value:
+                raise ValueError(f"{name}={value} has no effect without the classifier; leave it out")
 
 
 def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
@@ -177,23 +198,6 @@ def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _rate(what: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
         raise ValueError(f"{what}={value!r}; expected a number from 0 to less than 1")
     return float(value)
-
-
-def _load_weights(network: keras.Model, path: str | os.PathLike) -> None:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"weights: there is no file {path}; expected None or the path of a .weights.h5 or .keras file"
-        )
-    if not path.name.endswith((".weights.h5", ".keras")):
-        raise ValueError(f"weights: {path} is neither a .weights.h5 nor a .keras file, which is what Keras 3 saves")
-    try:
-        network.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(
-            f"weights: {path} does not fit {network.name}: {error}. The file must be of the same network, with the "
-            "same classes, input channels and top; build without weights to see its layers"
-        ) from error

@@ -10,6 +10,7 @@ from keras import layers
 from zoo import blocks
 from zoo.blocks import Style
 from zoo.genotype import INPUT_STATES, CellGraph, GenotypeError
+from zoo.genotype_checks import check_whole
 from zoo.genotype_json import graph_as_dict, graph_from_dict
 from zoo.ops import OPS, State
 
@@ -136,12 +137,15 @@ class Cell(layers.Layer):
     ):
         """Makes the layer; the arguments are those of `expand`, or what `get_config` makes of them."""
         super().__init__(**layer_options)
-        if filters < 1 or strides not in (1, 2) or oldest_strides not in (1, 2) or not 0 <= drop_path_rate < 1:
-            raise ValueError(
-                f"filters={filters}, strides={strides}, oldest_strides={oldest_strides}, "
-                f"drop_path_rate={drop_path_rate}; "
-                "expected filters >= 1, strides of 1 or 2, and a rate from 0 to less than 1"
-            )
+        check_whole("a Cell's filters", filters)
+        if strides not in (1, 2) or oldest_strides not in (1, 2):
+            raise ValueError(f"strides={strides!r}, oldest_strides={oldest_strides!r}; expected 1 or 2")
+        if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r}; expected a number from 0 to less than 1")
+        if not isinstance(graph, (CellGraph, Mapping)):
+            raise GenotypeError(f"graph is {graph!r:.200}; expected a CellGraph, such as zoo.load('darts').body.normal")
+        if not isinstance(style, (Style, Mapping)):
+            raise ValueError(f"style is {style!r:.200}; expected a zoo.blocks.Style, such as zoo.families.darts.STYLE")
         self.graph = graph if isinstance(graph, CellGraph) else graph_from_dict(graph)
         self.filters = filters
         self.strides = strides
@@ -154,6 +158,16 @@ class Cell(layers.Layer):
         """Makes the layers within; `input_shape` is the pair of shapes, batch first."""
         if len(input_shape) != 2 or not all(isinstance(shape, Sequence) for shape in input_shape):
             raise ValueError(f"a Cell is called on a pair [h0, h1]; got an input of shape {input_shape}")
+        if any(len(shape) != 4 or shape[-1] is None for shape in input_shape):
+            raise ValueError(
+                f"a Cell is called on images (batch, height, width, channels) of known channels; got {input_shape}"
+            )
+        for oldest, newest in zip(input_shape[0][1:3], input_shape[1][1:3], strict=True):
+            if oldest is not None and newest is not None and -(-oldest // self.oldest_strides) != newest:
+                raise ValueError(
+                    f"the sizes of {input_shape} do not fit oldest_strides={self.oldest_strides}: expected h0 as high "
+                    "and wide as h1 with 1, and twice as high and wide with 2"
+                )
         inputs = [keras.Input(shape[1:]) for shape in input_shape]
         output = expand(
             self.graph, inputs, self.filters, style=self.style, name=self.name, strides=self.strides,

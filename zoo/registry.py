@@ -34,6 +34,8 @@ def load(name: str | os.PathLike) -> Genotype:
         GenotypeError: the file is no genotype.
         OSError: the file cannot be read.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise UnknownModelError(f"a model is {name!r:.200}; expected a name of zoo.list_models(), or a path")
     if isinstance(name, os.PathLike) or name.endswith(_SUFFIX) or os.sep in name:
         return genotype_json.load(name)
     files = _files()
@@ -42,7 +44,7 @@ def load(name: str | os.PathLike) -> Genotype:
     representative = representative_of(name)
     if representative is None:
         raise UnknownModelError(
-            f"there is no model {name!r}{near(name, [*files, *families()])}. "
+            f"there is no model {name!r}{near(_spelled(name), [*files, *families()])}. "
             "zoo.list_models() shows all; the path of a genotype file ends in .json"
         )
     return representative
@@ -103,6 +105,11 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
             for entry in manifest.of_model(genotype.name)
         },
     }
+
+
+def _spelled(name: str) -> str:
+    """Returns a name of the literature, such as NASNet-A, in the spelling of the files."""
+    return name.lower().replace("-", "_").replace(" ", "_")
 
 
 def _files() -> dict[str, Path]:

@@ -56,6 +56,8 @@ def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
         whole = fields[name].type is int
         if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise GenotypeError(f"the preset's {name} is {value!r}; expected a whole number from 1")
+        if fields[name].type is bool and not isinstance(value, bool):
+            raise GenotypeError(f"the preset's {name} is {value!r}; expected true or false")
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in given]
     if missing:
         raise GenotypeError(f"the preset has no {', '.join(missing)}; this family needs {', '.join(fields)}")

@@ -29,7 +29,7 @@ from recipes.paper_settings import Paper, paper_of
 from recipes.schedules import Schedule
 from recipes.training import STATE_FILE, Outcome, Settings, fit
 from zoo.atomic import write_atomically
-from zoo.genotype import Genotype
+from zoo.genotype import Cells, Genotype
 from zoo.weights.published import transfer
 
 
@@ -39,7 +39,7 @@ class Config:
 
     model: str = "amoebanet_a"  # a name of zoo.list_models(), or a genotype file
     scale: str | None = None  # the zoo's preset, such as cifar10; none takes cells and filters, else the first
-    cells: int | None = 1  # of a size of your own: DARTS' cells in all, for the others the repeats between reductions
+    cells: int | None = 1  # of a size of your own: DARTS' cells in all, ENAS' normal ones, else repeats in a third
     filters: int | None = 16  # of a size of your own: of each node before the first reduction
     data: str = data.EMBEDDED  # fashion_mnist_small, tfds:NAME or a folder of images
     image_size: int | None = 14  # pixels; none keeps theirs
@@ -153,6 +153,8 @@ def train(config: Config) -> Trained | None:
 def _own_size(genotype: Genotype, cells: int, filters: int) -> Genotype:
     if genotype.family == "darts":
         preset = {"cells": cells, "filters": filters, "stem": "cifar"}
+    elif genotype.family == "enas" and isinstance(genotype.body, Cells):
+        preset = {"cells": cells, "filters": filters}
     elif genotype.family in ("nasnet", "pnasnet", "amoebanet"):
         preset = {"repeats": cells, "filters": filters, "stem": "cifar", "stem_filters": 2 * filters}
     else:

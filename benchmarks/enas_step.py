@@ -1,0 +1,90 @@
+"""A training step of ENAS' shared weights under a path, and of the same fixed network of zoo.build, by turns.
+
+    python -m benchmarks.enas_step [micro|macro] [--full] [--paths=3]
+
+Minutes: 3 + 2 cells of 20 filters (micro) or 6 layers of 36 (macro), batch 32 at 32 x 32. `--full` has the paper's
+supernets and batches, and needs 16 GB. For each random path, both sides take steps by turns in this process, so that
+another program on the machine slows both. The fixed network has the same optimizer; grappler rewrites its graph once
+and once not, and the faster of the two is compared.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import zoo
+from recipes import supernet
+from recipes.descent import Descent, Learner
+from recipes.enas_controller import random_path
+from recipes.supernet_enas import MicroSupernet
+from recipes.supernet_enas_macro import MacroSupernet
+from recipes.supernet_shared import Descent as SharedDescent
+from recipes.supernet_shared import SharedWeights, body_of, preset_of
+from zoo.genotype import Genotype
+
+STEPS = 5
+SIDE = 32
+
+
+def seconds_of(function: Any) -> tuple[float, float]:
+    """Returns the wall and the processor seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    """Prints both sides' seconds and their ratio for each path."""
+    macro, full = "macro" in sys.argv, "--full" in sys.argv
+    paths = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--paths=")), 3)
+    batch = (128 if macro else 160) if full else 32
+    net: Any = MacroSupernet(12 if full else 6, 36, 10, 3) if macro else MicroSupernet(6 if full else 3, 20, 10, 3)
+    print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
+    print(f"{'macro' if macro else 'micro'}, {net.packing.size:,} shared weights, batch {batch}, {STEPS} steps, seed 0")
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=(batch, SIDE, SIDE, 3)), tf.float32)
+    labels = tf.constant(rng.integers(0, 10, batch), tf.int32)
+    path = random_path(net, rng)
+    with supernet.without_rewrites():  # as the recipe does
+        shared = SharedWeights(net, path.shape, (SIDE, SIDE, 3), SharedDescent(), 0)
+        wall, cpu = seconds_of(lambda: shared.step(path, images, labels, 0.05, [0, 0]))
+    print(f"shared weights: first step after {wall:.1f} s ({cpu:.1f} s of processor)", flush=True)
+    ratios = []
+    for number in range(paths):
+        path = random_path(net, rng)
+        fixed = []
+        for rewritten in (False, True):
+            learner = Learner(fixed_network(net, path), Descent(nesterov=True, weight_decay=2e-4, clip=5.0))
+            before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not rewritten})
+            wall, cpu = seconds_of(lambda learner=learner: float(learner.step(images, labels, 0.05)[0]))
+            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
+            print(f"fixed network, {'with' if rewritten else 'without'} rewrites: first step after {wall:.1f} s "
+                  f"({cpu:.1f} s of processor)", flush=True)  # fmt: skip
+            fixed.append(lambda learner=learner: float(learner.step(images, labels, 0.05)[0]))
+        sides = [lambda path=path: shared.step(path, images, labels, 0.05, [0, 1]), *fixed]
+        times = [[seconds_of(side) for side in sides] for _ in range(STEPS)]
+        wall, cpu = ([statistics.median(row[side][kind] for row in times) for side in range(3)] for kind in (0, 1))
+        ratios.append(wall[0] / min(wall[1:]))
+        print(f"path {number}: shared {wall[0]:.3f} s, fixed {wall[1]:.3f} s and, rewritten, {wall[2]:.3f} s; ratio "
+              f"{ratios[-1]:.2f} ({cpu[0] / min(cpu[1:]):.2f} in processor seconds)", flush=True)  # fmt: skip
+    print(f"ratio of a step: median {statistics.median(ratios):.2f}, largest {max(ratios):.2f}")
+
+
+def fixed_network(net: Any, path: np.ndarray) -> keras.Model:
+    """Returns the network of a path as anyone would train it."""
+    genotype = Genotype("path", "enas", body_of(net, path), {}, {"search": preset_of(net)})
+    return zoo.build(genotype, classes=10, input_shape=(SIDE, SIDE, 3), classifier_activation=None, dropout_rate=0.1)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ docstring, its fields and their comments.
   `metadata={"help": ...}` replaces both. Fields inherited from another dataclass are flags too.
 * Types: bool (`--x`, `--nox`, `--x=false`), int, float, str, Path (`~` is expanded), Literal (one of its values),
   tuple and list of these (comma-separated; `tuple[int, int]` takes exactly two), and `T | None` (`--x=none`).
+* A field whose metadata say {"positional": True} takes the words that are no flags; its type is a tuple of paths.
 * The first preset is the default one. A preset gives every field a value, and explicit flags win over it.
 * `Config.__post_init__` checks the values: it raises ValueError with the value, what was expected and the remedy.
 * The field `folder`, where there is one, is where the recipe keeps its state: after Ctrl-C (exit code 130) the user
@@ -136,12 +137,12 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
 def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.FlagValues:
     """Reads the flags into a set of their own: absl's global one would bring the flags of every imported library."""
     values = flags.FlagValues()
-    first = next(iter(presets))
+    first, preset = next(iter(presets.items()))
     parser = _Parser(Literal[tuple(presets)])
     flags.DEFINE(parser, "preset", first, _OWN_FLAGS["preset"], flag_values=values)
     flags.DEFINE_boolean("traceback", False, _OWN_FLAGS["traceback"], flag_values=values)
     flags.DEFINE_boolean("help", False, _OWN_FLAGS["help"], flag_values=values, short_name="h")
-    for field, hint in _fields(type(presets[first])):
+    for field, hint in _fields(type(preset)):
         # `boolean` is what lets absl take `--x` and `--nox`
         flag = flags.Flag(_Parser(hint), None, field.name, None, "", boolean=hint is bool)
         flags.DEFINE_flag(flag, flag_values=values)
@@ -152,8 +153,12 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
         raise UsageError(f"unknown flag --{error.flagname}{near}; --help lists them") from None
     except flags.Error as error:
         raise UsageError(_one_line(error)) from None
-    if rest:
+    words = next((field.name for field, _ in _fields(type(preset)) if field.metadata.get("positional")), None)
+    if rest and (words is None or values[words].present):
         raise UsageError(f"unexpected {rest[0]!r}: every option is written --name=value; --help lists them")
+    if rest:
+        values[words].value = tuple(Path(word).expanduser() for word in rest)
+        values[words].present = 1
     return values
 
 

@@ -1,0 +1,283 @@
+"""The reproduction cards: their statistics by hand, what they say of half-finished searches, and that they repeat."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorflow.core.util import event_pb2
+
+import zoo
+from recipes import (
+    _main,
+    amoebanet,
+    report,
+    report_about,
+    report_card,
+    report_data,
+    report_page,
+    report_pictures,
+    report_statistics,
+    report_supernet,
+    tensorboard_logs,
+    tuner,
+)
+
+
+def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: int = 0, **options) -> Path:
+    """Writes the folder of a search whose trials take 10 s each; a score of None is a trial that failed."""
+    header = {"journal": 1, "oracle": "AgingEvolution", "objective": ["val_accuracy", "max"], "seed": seed}
+    header |= {"choices": options.get("choices", {"op": 3}), "recipe": "amoebanet", "algorithm": algorithm}
+    lines = [header | options.get("header", {})]
+    for number, score in enumerate(scores):
+        status = "INVALID" if score is None else "COMPLETED"
+        metrics = {} if score is None else {"val_accuracy": score, "params": 1000.0 * (number + 1)}
+        lines.append({"start": number, "genome": [number % 3]})
+        lines.append({"end": number, "status": status, "metrics": metrics, "seconds": options.get("seconds", 10.0)})
+    folder.mkdir(parents=True)
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    planned = options.get("planned", len(scores))
+    config = amoebanet.Config(trials=planned, algorithm=algorithm, seed=seed, folder=folder)  # pyright: ignore[reportArgumentType]
+    report_about.write(config, "amoebanet")
+    if planned == len(scores):
+        zoo.save(dataclasses.replace(zoo.load("amoebanet_a"), source={"stopped": "done"}), folder / "genotype.json")
+    return folder
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("draws", [1, 2, 3, 4])
+def test_expectation_of_the_best_is_the_mean_over_all_ways_to_draw(draws: int, sign: int):
+    scores = [0.3, 0.1, 0.9, 0.4]
+    best = [max(drawn) if sign > 0 else min(drawn) for drawn in itertools.combinations(scores, draws)]
+    found = report_statistics.expected_best(scores, draws, sign)
+    assert found.mean == pytest.approx(np.mean(best))
+    assert found.std == pytest.approx(np.std(best), abs=1e-9)
+
+
+def test_more_draws_than_scores_are_refused():
+    with pytest.raises(ValueError, match="best of 5 draws from 2 scores"):
+        report_statistics.expected_best([0.1, 0.2], 5)
+
+
+def test_gain_over_random_search_with_seeds_in_pairs_and_without():
+    best, random = [0.8, 0.9, 0.7], [0.7, 0.7, 0.7]
+    # differences 0.1, 0.2, 0.0: deviation 0.1
+    assert report_statistics.gain(best, random, paired=True) == pytest.approx((0.1, 0.1 / 3**0.5))
+    apart, error = report_statistics.gain(best, [0.6, 0.8], paired=False)
+    assert apart == pytest.approx(0.1)
+    assert error == pytest.approx((0.1**2 / 3 + 0.02 / 2) ** 0.5)
+    assert report_statistics.gain([2.0], [3.0], paired=True, sign=-1) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("searches", "finished", "difference", "error", "as_in_paper", "word"),
+    [
+        (3, 3, 0.03, 0.01, True, "reproduced"),
+        (3, 3, 0.03, 0.01, False, "reproduced at reduced scale"),
+        (3, 3, 0.02, 0.01, True, "procedure only"),  # not more than two standard errors
+        (3, 2, 0.03, 0.01, True, "procedure only"),
+        (2, 2, 0.03, 0.01, True, "procedure only"),
+        (3, 3, None, None, True, "procedure only"),  # no random search
+    ],
+)
+def test_a_result_is_called_what_it_is(searches, finished, difference, error, as_in_paper, word):
+    assert report_statistics.status(searches, finished, difference, error, as_in_paper) == word
+
+
+def test_a_search_notes_its_paper_its_departures_and_what_differs_from_the_papers_settings(tmp_path):
+    folder = make_search(tmp_path / "a", [0.5])
+    about = json.loads((folder / "about.json").read_text())
+    assert about["source"].startswith("Real et al.")
+    assert about["departures"] == ["cells equal to a known one are not trained again"]
+    assert about["paper"]["trials"] == 20_000
+    assert "seed" not in about["paper"]
+    assert about["machines"][0]["versions"]["tensorflow"] == tf.__version__
+    assert about["machines"][0]["hardware"]["cores"] >= 1
+
+
+def test_a_search_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypatch):
+    folder = make_search(tmp_path / "a", [0.5])
+    config = amoebanet.Config(folder=folder)
+    report_about.write(config, "amoebanet")
+    assert len(json.loads((folder / "about.json").read_text())["machines"]) == 1
+    monkeypatch.setattr(report_about, "hardware", lambda: {"processor": "another", "cores": 64, "gpus": []})
+    report_about.write(config, "amoebanet")
+    machines = json.loads((folder / "about.json").read_text())["machines"]
+    assert [machine["hardware"]["processor"] == "another" for machine in machines] == [False, True]
+
+
+def test_semicolons_in_brackets_divide_no_departure():
+    assert report_about.parts_of(" one (a; b);\n two. ") == ["one (a; b)", "two"]
+
+
+def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp_path):
+    path = make_search(tmp_path / "a", [0.5, 0.7]) / "journal.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"start":2,"gen')
+    assert report_data.read(tmp_path / "a").scores == [0.5, 0.7]
+    path.write_text(whole.replace('{"end": 0', '{"end" 0'))
+    with pytest.raises(ValueError, match="line 3 is damaged"):
+        report_data.read(tmp_path / "a")
+
+
+def test_a_folder_without_a_search_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no search"):
+        report_data.read(tmp_path)
+
+
+def test_best_so_far_by_trial_with_a_failed_one_first(tmp_path):
+    search = report_data.read(make_search(tmp_path / "a", [None, 0.5, 0.4, 0.8]))
+    assert report_card.anytime([search], [])["each"] == [[None, 0.5, 0.5, 0.8]]
+    assert search.best is not None
+    assert search.best.number == 3
+    assert search.seconds == 40.0
+
+
+def test_three_seeds_beside_random_search_give_a_result_at_reduced_scale(tmp_path):
+    folders = [make_search(tmp_path / f"e{seed}", [0.5, 0.8 + seed / 100], seed=seed) for seed in range(3)]
+    random = [make_search(tmp_path / f"r{seed}", [0.4, 0.6], "random", seed) for seed in range(3)]
+    page = report_card.write(folders, random, tmp_path / "card").read_text()
+    card = json.loads((tmp_path / "card" / "card.json").read_text())
+    assert card["status"]["word"] == "reproduced at reduced scale"
+    assert card["best"] == {"mean": 0.81, "std": 0.01, "values": [0.8, 0.81, 0.82]}
+    assert card["comparison"]["random"]["values"] == [0.6, 0.6, 0.6]  # the best of two draws from two
+    assert card["comparison"]["gain"] == pytest.approx(0.21)
+    assert card["comparison"]["standard_error"] == pytest.approx(0.01 / 3**0.5, abs=1e-6)
+    assert card["anytime"]["random_mean"] == [0.5, 0.6]
+    assert "**0.8100 ± 0.0100**" in page
+    for picture in card["pictures"]:
+        assert f"]({picture['file']})" in page
+        with Image.open(tmp_path / "card" / picture["file"]) as image:
+            assert min(image.size) > 400
+
+
+def test_the_same_folders_give_the_same_bytes(tmp_path):
+    folder = make_search(tmp_path / "a", [0.5, 0.7])
+    report_card.write([folder])
+    first = {path.name: path.read_bytes() for path in (folder / "card").iterdir()}
+    report_card.write([folder])
+    assert {path.name: path.read_bytes() for path in (folder / "card").iterdir()} == first
+
+
+def test_a_half_finished_search_says_where_it_stopped(tmp_path):
+    folder = make_search(tmp_path / "a", [0.5], planned=3)
+    page = report_card.write([folder]).read_text()
+    assert "stopped at trial 1 of 3" in page
+    assert "**procedure only**" in page
+    assert not (folder / "card" / "best.png").exists()
+
+
+def test_a_search_of_which_no_trial_has_ended_has_a_card_too(tmp_path):
+    page = report_card.write([make_search(tmp_path / "a", [], planned=3)]).read_text()
+    assert "stopped at trial 0 of 3" in page
+
+
+def test_random_cells_in_the_search_folder_are_its_baseline_and_a_budget_of_searches_is_time(tmp_path):
+    folder = make_search(tmp_path / "a", [0.7, 0.6], seconds=40.0, choices={"seed": 1000})
+    make_search(folder / "baseline", [0.3, 0.5], "random", seconds=20.0)
+    report_card.write([folder])
+    compared = json.loads((folder / "card" / "card.json").read_text())["comparison"]
+    assert compared["budget"] == "seconds"
+    assert compared["draws_in_budget"] == [4]  # 80 s of search, 20 s a random cell
+    assert compared["draws"] == [2]  # there are no more
+    assert "the gain is an upper bound" in (folder / "card" / "card.md").read_text()
+
+
+def test_searches_that_cannot_share_a_card_are_refused(tmp_path):
+    one, same_seed = make_search(tmp_path / "a", [0.5]), make_search(tmp_path / "b", [0.5])
+    with pytest.raises(ValueError, match="two searches have one seed"):
+        report_card.write([one, same_seed], target=tmp_path / "card")
+    other = make_search(tmp_path / "c", [0.5], seed=1, header={"recipe": "nasnet"})
+    with pytest.raises(ValueError, match="one recipe, and these have amoebanet and nasnet"):
+        report_card.write([one, other], target=tmp_path / "card")
+    with pytest.raises(ValueError, match="is no random search, but evolution"):
+        report_card.write([one], [same_seed])
+
+
+def test_the_front_has_what_no_other_beats_in_both():
+    points = [(1.0, 5.0), (2.0, 7.0), (3.0, 6.0), (2.0, 4.0), (4.0, 8.0)]
+    assert report_pictures.front_of(points, right=False, up=True) == [(1.0, 5.0), (2.0, 7.0), (4.0, 8.0)]
+    assert report_pictures.front_of(points, right=True, up=False) == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
+
+
+def test_a_table_writes_a_dash_for_what_is_not_known():
+    assert report_page.table(("a", "b"), [(1, None)]) == "| a | b |\n| --- | --- |\n| 1 | - |"
+
+
+def history(epochs: int, nodes: int = 1) -> list[dict]:
+    edges = sum(2 + node for node in range(nodes))
+    strengths = np.random.default_rng(0).dirichlet(np.ones(8), (epochs, 2, edges)).round(5)
+    marks = {"loss": 1.0, "validation_loss": 1.2, "accuracy": 0.5, "validation_accuracy": 0.4}
+    marks |= {"normal_skips": 1, "reduce_skips": 0, "eigenvalue": 0.1}
+    return [{"step": 10 * (epoch + 1), **marks, "strengths": strengths[epoch].tolist()} for epoch in range(epochs)]
+
+
+def test_the_card_of_a_supernet_has_its_history_its_ranking_and_a_picture_of_strengths_and_cells(tmp_path):
+    folder = make_search(tmp_path / "a", [0.7], choices={"seed": 1000})
+    (folder / "seeds").mkdir()
+    (folder / "seeds" / "seed7.json").write_text(json.dumps({"history": history(2)}))
+    found = {"shared": [0.1, 0.2, 0.3], "alone": [0.4, 0.6, 0.5], "tau": 0.333333}
+    (folder / "ranking.json").write_text(json.dumps({"7": found}))
+    page = report_card.write([folder]).read_text()
+    assert "Kendall's tau of 3 random cells" in page
+    assert {path.name for path in (folder / "card").glob("*.png")} >= {
+        "history.png", "ranking.png", "strengths_seed7.png"
+    }  # fmt: skip
+    card = json.loads((folder / "card" / "card.json").read_text())
+    (records,) = card["supernets"][0]["history"].values()
+    assert [record["step"] for record in records] == [10, 20]
+    assert "strengths" not in records[0]
+
+
+def test_edges_tell_the_number_of_nodes():
+    assert [report_supernet.nodes_of(edges) for edges in (2, 5, 9, 14)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no cell has 4 edges"):
+        report_supernet.nodes_of(4)
+
+
+def test_the_program_takes_folders_as_words_and_prints_where_the_card_is(tmp_path, capsys):
+    folder = make_search(tmp_path / "a", [0.5])
+    config = _main.parse([str(folder)], report.PRESETS)
+    assert config.folders == (folder,)
+    assert report.report(config) == folder / "card" / "card.md"
+    assert "card.md" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no folders are given"):
+        report.report(report.Config())
+
+
+def events(folder: Path) -> list:
+    """All values of the event file in a folder."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    records = [event_pb2.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+    return [value for event in records for value in event.summary.value]
+
+
+def plugin_data(value):
+    assert value.metadata.plugin_data.plugin_name == "hparams"
+    return tensorboard_logs.MESSAGES["PluginData"].FromString(value.metadata.plugin_data.content)
+
+
+def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_path):
+    def evaluate(task: tuner.Task) -> dict[str, float]:
+        if task.number == 1:
+            raise MemoryError
+        return {"val_accuracy": 0.75, "params": 12.0}
+
+    logged = tensorboard_logs.logged(evaluate, tmp_path)
+    values = {"normal/op": "sep_conv_3x3", "normal/state": 1}
+    logged(tuner.Task(0, values, 0, tmp_path / "x", lambda share, text: None))
+    start, *metrics, end = events(tmp_path / "trial_00000")
+    told = {entry.key: entry.value for entry in plugin_data(start).session_start_info.hparams}
+    assert told["normal/op"].string_value == "sep_conv_3x3"
+    assert told["normal/state"].number_value == 1
+    assert [(value.tag, float(tf.make_ndarray(value.tensor))) for value in metrics] == [
+        ("params", 12.0), ("val_accuracy", 0.75)
+    ]  # fmt: skip
+    assert plugin_data(end).session_end_info.status == 1
+    with pytest.raises(MemoryError):
+        logged(tuner.Task(1, values, 0, tmp_path / "x", lambda share, text: None))
+    assert plugin_data(events(tmp_path / "trial_00001")[-1]).session_end_info.status == 2

@@ -1,4 +1,4 @@
-"""Trains one child network on images in memory, as a search does a hundred times: little is done before the first step.
+"""Trains one child network, as a search does a hundred times: little is done before the first step.
 
 A plain `keras.Model.compile/fit` spends its time on small networks in what precedes training: TensorFlow's grappler
 rewrites a graph of ten thousand nodes, and Keras traces metrics, optimizer and a second graph for the evaluation.
@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.augment import UNIT, Step
-from recipes.parts import Part
+from recipes.parts import Part, Stream
 from zoo import atomic
 
 _EVALUATION_BATCH = 500
@@ -80,7 +80,7 @@ def train(
 
     Args:
         make_model: returns a network with logits as its one output.
-        training_part, validation_part: in memory; the latter is what a search selects on. Test data has no place here.
+        training_part, validation_part: the latter is what a search selects on. Test data has no place here.
         settings: how to train.
         seed: of the weights, the order of the images and the augmentation.
         normalize: images 0..255 -> what the network reads.
@@ -123,24 +123,45 @@ def train(
 
 def evaluate(model: keras.Model, part: Part, normalize: Callable[[Any], Any] = UNIT) -> tuple[float, float]:
     """Returns the accuracy (0 to 1) and the mean cross-entropy of a network with logits."""
-    starts = range(0, len(part), _EVALUATION_BATCH)
+    count = math.ceil(len(part) / _EVALUATION_BATCH)
 
     def predict(images: Any) -> Any:
         return model(images, training=False)
 
-    function = (
-        predict if len(starts) <= _EAGER_BATCHES else tf.function(predict, autograph=False, reduce_retracing=True)
-    )
+    function = predict if count <= _EAGER_BATCHES else tf.function(predict, autograph=False, reduce_retracing=True)
     right, loss = 0, 0.0
-    for start in starts:
-        images = tf.constant(normalize(part.images[start : start + _EVALUATION_BATCH]), tf.float32)
-        labels = part.labels[start : start + _EVALUATION_BATCH]
+    for images, labels in _judged_batches(part):
+        images = tf.cast(normalize(images), tf.float32)
         logits = function(images).numpy().astype(np.float64)
         right += int((logits.argmax(axis=1) == labels).sum())
         largest = logits.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0]
         loss += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
     return right / len(part), loss / len(part)
+
+
+def _judged_batches(part: Part) -> Iterator[tuple[Any, Any]]:
+    if isinstance(part, Stream):
+        for images, labels in part.dataset(_EVALUATION_BATCH, preprocess=_unchanged):
+            yield images, labels.numpy()
+        return
+    for start in range(0, len(part), _EVALUATION_BATCH):
+        yield part.images[start : start + _EVALUATION_BATCH], part.labels[start : start + _EVALUATION_BATCH]
+
+
+def _training_batches(part: Part, batch_size: int, epoch: int, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Yields the images and labels of an epoch in its own order."""
+    if isinstance(part, Stream):
+        yield from part.dataset(batch_size, training=True, preprocess=_unchanged, seed=seed % 2**31, epoch=epoch)
+        return
+    order = np.random.default_rng([seed, epoch]).permutation(len(part))
+    for start in range(0, len(part), batch_size):
+        chosen = order[start : start + batch_size]
+        yield part.images[chosen], part.labels[chosen]
+
+
+def _unchanged(images: Any) -> Any:
+    return images
 
 
 class _Learner:
@@ -222,21 +243,19 @@ def _train_epoch(
 ) -> float:
     """Returns the mean loss of one epoch over the images in an order of its own."""
     settings = learner.settings
-    order = np.random.default_rng([seed, epoch]).permutation(len(part))
-    steps = math.ceil(len(part) / settings.batch_size)
+    streams = isinstance(part, Stream)
+    steps = part.steps(settings.batch_size, training=True) if streams else math.ceil(len(part) / settings.batch_size)
     losses = []
-    for number in range(steps):
+    for number, (images, labels) in enumerate(_training_batches(part, settings.batch_size, epoch, seed)):
         if report is not None:
             share = (epoch + number / steps) / settings.epochs
             report(share, f"epoch {epoch + 1} of {settings.epochs}" if epoch or number else "tracing")
-        chosen = order[number * settings.batch_size : (number + 1) * settings.batch_size]
-        images = part.images[chosen]
         done = epoch * steps + number
         if augment is not None:
             images = augment(tf.constant(images), tf.constant([seed % 2**31, done]))
         rate = settings.rate(done, settings.epochs * steps)
         images = tf.cast(normalize(images), tf.float32)
-        losses.append(learner.step(images, tf.constant(part.labels[chosen], tf.int32), tf.constant(rate, tf.float32)))
+        losses.append(learner.step(images, tf.constant(labels, tf.int32), tf.constant(rate, tf.float32)))
     loss = float(np.mean(losses))
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: the training diverged")

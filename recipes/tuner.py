@@ -120,6 +120,7 @@ class Tuner(base_tuner.BaseTuner):
         oracle.persistent = False
         self._own_check, oracle.check = oracle.check, self._recorded_check
         self._checked: dict[tuple[int, ...], str | None] = {}
+        self._refusals = 0
         self._replaying = True
         super().__init__(oracle, directory=str(self.folder.parent), project_name=self.folder.name)
         self.journal = Journal(self.folder / "journal.jsonl", self._header(settings or {}))
@@ -135,6 +136,8 @@ class Tuner(base_tuner.BaseTuner):
         if self._best is None:
             reasons = collections.Counter(record.message for record in self.history).most_common(3)
             listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or self.oracle.message
+            last = next((reason for reason in reversed(self._checked.values()) if reason), None)
+            listed += f"; {self._refusals:,} were refused before a training, the last for {last}" if last else ""
             raise ValueError(f"no trial has succeeded, {len(self.history)} failed: {listed}")
         return self._best
 
@@ -237,6 +240,7 @@ class Tuner(base_tuner.BaseTuner):
         for record in records:
             if "refused" in record:
                 self._checked[tuple(record["refused"])] = record["message"]
+                self._refusals += 1
             elif "start" in record:
                 self._checked[tuple(record["genome"])] = None
         known = self._restore_snapshot(records)
@@ -355,6 +359,8 @@ class Tuner(base_tuner.BaseTuner):
         reason = self._checked[genome] = self._own_check(values)
         if reason:
             self.journal.append({"refused": genome, "message": reason})
+            self._refusals += 1
+            self._tell(0.0, f"{self._refusals:,} refused, the last for {reason}")
         return reason
 
     def _tell(self, share: float, text: str) -> None:

@@ -18,14 +18,13 @@ from recipes import _main, report_card
 class Config:
     """Options of the report."""
 
-    folders: tuple[Path, ...] = dataclasses.field(  # of searches by one recipe, each with a seed of its own
-        default=(), metadata={"positional": True}
-    )
+    # of searches by one recipe with one algorithm, each with a seed of its own
+    folders: tuple[Path, ...] = dataclasses.field(default=(), metadata={"positional": True})
     baseline: tuple[Path, ...] = ()  # folders of random searches; without, the folder "baseline" in each search's own
     folder: Path | None = None  # of the card; none takes "card" in the only search's own, or runs/report
 
 
-PRESETS = {"default": Config()}
+PRESETS = {"laptop": Config()}
 
 
 def report(config: Config) -> Path:

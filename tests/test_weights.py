@@ -1,0 +1,238 @@
+"""Weights of others put into a network: PyTorch's tensors by their names, and Keras files by the names of layers."""
+
+import dataclasses
+import re
+import zipfile
+from collections.abc import Collection
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from tests.small_networks import built, images_for, outputs_of, shrunk, small
+from zoo.weights import WeightsError, cell_names
+
+_ENDINGS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, np.ndarray]:
+    """The weights of the small DARTS network as quark0/darts names them and lays them out."""
+    found: dict[str, np.ndarray] = {}
+    layers = {layer.name: layer for layer in built("darts").layers if layer.weights}
+    modules = cell_names.darts(list(layers), [])
+    for name in sorted(layers):  # path1 before path2, whose normalisations are one there
+        for weight in layers[name].weights:
+            value = keras.ops.convert_to_numpy(weight)
+            if value.ndim == 4:
+                depthwise = isinstance(layers[name], keras.layers.DepthwiseConv2D)
+                value = value.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
+            key = f"{modules[name]}.{_ENDINGS[weight.name]}"
+            found[key] = np.concatenate([found[key], value]) if key in found else value.T if value.ndim == 2 else value
+    return found
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    """A fresh network, which a refused file must leave as it is."""
+    return zoo.build(small("darts"))
+
+
+def state_of(model: keras.Model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(weight).copy() for weight in model.weights]
+
+
+def assert_refused(message: str, model: keras.Model, fill) -> None:
+    """The error must match, and no weight may have changed."""
+    before = state_of(model)
+    with pytest.raises(WeightsError, match=message):
+        fill()
+    for old, new in zip(before, state_of(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+# PyTorch
+
+
+def test_tensors_fill_a_network_by_their_names(tensors):
+    model = zoo.build(small("darts"))
+    assert zoo.weights.from_torch(model, dict(reversed(tensors.items()))) == "quark0/darts"
+    images = images_for(model)
+    np.testing.assert_allclose(outputs_of(model, images), outputs_of(built("darts"), images), rtol=1e-5)
+
+
+def test_counters_of_batches_and_heads_that_the_network_lacks_may_be_there(tensors):
+    extra = {"stem.1.num_batches_tracked": np.array(7), "auxiliary_head.classifier.weight": np.zeros((4, 768))}
+    assert zoo.weights.from_torch(zoo.build(small("darts"), include_top=False), {**tensors, **extra})
+
+
+def test_without_the_head_another_number_of_classes_is_filled(tensors):
+    model = zoo.build(small("darts"), classes=7)
+    before = keras.ops.convert_to_numpy(model.get_layer("predictions").kernel).copy()
+    with pytest.raises(WeightsError, match=r"2 tensors are of another shape: classifier\.weight has the shape"):
+        zoo.weights.from_torch(model, tensors)
+    zoo.weights.from_torch(model, tensors, head=False)
+    np.testing.assert_array_equal(model.get_layer("predictions").kernel, before)
+    np.testing.assert_array_equal(model.get_layer("stem_conv").kernel, built("darts").get_layer("stem_conv").kernel)
+
+
+def without(tensors: dict, names: Collection[str]) -> dict:
+    assert set(names) <= set(tensors)
+    return {name: value for name, value in tensors.items() if name not in names}
+
+
+def test_missing_tensors_are_named(tensors, network):
+    given = without(tensors, ["stem.0.weight", "cells.1.preprocess0.op.2.bias"])
+    assert_refused(
+        r"these weights of quark0/darts do not fit: 2 tensors are missing: .*stem\.0\.weight.*Build the model that",
+        network, lambda: zoo.weights.from_torch(network, given),
+    )  # fmt: skip
+
+
+def test_left_over_tensors_are_named_and_many_are_counted(tensors, network):
+    given = {**tensors, **{f"cells.3.new{number}.weight": np.zeros(3) for number in range(6)}}
+    assert_refused(
+        r"6 tensors are left over: cells\.3\.new0\.weight; .*new3\.weight; and 2 more",
+        network, lambda: zoo.weights.from_torch(network, given),
+    )  # fmt: skip
+
+
+def test_shapes_are_told_of_both_sides(tensors, network):
+    given = {**tensors, "stem.0.weight": np.zeros((12, 1, 3, 3))}
+    assert_refused(
+        re.escape("1 tensors are of another shape: stem.0.weight has the shape (12, 1, 3, 3), stem_conv/kernel"),
+        network, lambda: zoo.weights.from_torch(network, given),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [{}, {"layer1.0.conv1.weight": np.zeros(3)}])
+def test_an_unknown_naming_is_told_with_the_known_ones(given, network):
+    assert_refused(
+        rf"the names of these {len(given)} tensors.* are not known; expected those of quark0/darts, timm nasnetalarge",
+        network, lambda: zoo.weights.from_torch(network, given),
+    )  # fmt: skip
+
+
+def test_a_network_of_another_kind_has_no_place_for_them(tensors):
+    model = built("mcunet")
+    assert_refused(
+        "mcunet_vww0_small is no network of quark0/darts: no place for its layer 'block",
+        model, lambda: zoo.weights.from_torch(model, tensors),
+    )  # fmt: skip
+
+
+def test_names_of_the_released_codes():
+    layers = "stem_conv stem_bn cell02_input0_path2_bn cell05_node3_edge1_dw2 cell05_node2_edge0_bn1".split()
+    assert list(cell_names.darts(layers, []).values()) == (
+        "stem.0 stem.1 cells.2.preprocess0.bn cells.5._ops.3.op.5 cells.5._ops.0.op.3".split()
+    )
+    layers = "stem_conv stem1_node2_edge1_pw2 cell03_node4_edge0_bn1 cell02_reduce_input0_path1_conv cell03_input1_bn"
+    assert list(cell_names.timm_nasnet(layers.split(), []).values()) == (
+        "conv0.conv cell_stem_1.comb_iter_0_right.separable_2.pointwise_conv2d cell_2.comb_iter_2_left.bn_sep_1 "
+        "reduction_cell_0.path_1.conv cell_2.conv_1x1.bn".split()
+    )
+    layers = "stem_bn cell02_reduce_input0_path2_conv cell02_reduce_node6_edge1_conv predictions".split()
+    assert list(cell_names.timm_pnasnet(layers, []).values()) == (
+        "conv_0.bn cell_2.conv_prev_1x1.path_2.conv cell_2.comb_iter_4_right.conv last_linear".split()
+    )
+
+
+# Keras files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of the small DARTS network, of one with an auxiliary head, and of a deeper MCUNet without its top."""
+    folder = tmp_path_factory.mktemp("weights")
+    built("darts").save_weights(folder / "darts.weights.h5")
+    built("darts").save(folder / "darts.keras")
+    with_head = zoo.build(small("darts"), auxiliary=True, input_shape=(32, 32, 3), drop_path_rate=0.1)
+    with_head.save_weights(folder / "auxiliary.weights.h5")
+    zoo.build("mcunet_vww0", include_top=False).save_weights(folder / "deep.weights.h5")
+    (folder / "damaged.weights.h5").write_bytes((folder / "darts.weights.h5").read_bytes()[:5000])
+    (folder / "damaged.keras").write_bytes((folder / "darts.keras").read_bytes()[:5000])
+    with zipfile.ZipFile(folder / "empty.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["darts.weights.h5", "darts.keras"])
+def test_build_takes_a_file_that_keras_saved(file, folder):
+    model = zoo.build(small("darts"), weights=folder / file)
+    images = images_for(model)
+    np.testing.assert_array_equal(outputs_of(model, images), outputs_of(built("darts"), images))
+
+
+def test_a_path_may_be_text_and_heads_that_the_network_lacks_may_be_in_the_file(folder):
+    features = zoo.build(small("darts"), include_top=False, pooling="avg", weights=str(folder / "darts.keras"))
+    images = images_for(features)
+    whole = built("darts")
+    expected = keras.Model(whole.inputs[0], whole.get_layer("avg_pool").output)
+    np.testing.assert_array_equal(outputs_of(features, images), outputs_of(expected, images))
+
+
+def test_an_auxiliary_head_in_the_file_moves_no_other_weights(folder):
+    model = zoo.build(small("darts"), weights=folder / "auxiliary.weights.h5")
+    again = zoo.build(small("darts"), auxiliary=True, input_shape=(32, 32, 3), weights=folder / "auxiliary.weights.h5")
+    for layer in model.layers:
+        for one, other in zip(layer.weights, again.get_layer(layer.name).weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("deep.weights.h5", "does not fit darts_small: it lacks .* and .* more layers. The file must be of the same"),
+        ("damaged.weights.h5", "damaged.weights.h5 cannot be read: .*Save it again"),
+        ("damaged.keras", "damaged.keras cannot be read: File is not a zip file"),
+        ("empty.keras", "empty.keras cannot be read: .*model.weights.h5"),
+    ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(file, message, folder, network):
+    from zoo.weights.keras_files import load_file
+
+    assert_refused(message, network, lambda: load_file(network, folder / file))
+
+
+def test_the_file_of_a_deeper_network_is_refused(folder):
+    """Keras' own load_weights takes it: the first layers have the same shapes."""
+    genotype = shrunk("mcunet_vww0")
+    body = dataclasses.replace(genotype.body, rows=genotype.body.rows[:6], head_filters=None)
+    with pytest.raises(WeightsError, match=r"it has more block06_0_.* more layers"):
+        zoo.build(dataclasses.replace(genotype, body=body), include_top=False, weights=folder / "deep.weights.h5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 9}, r"another shape of predictions \(there \[\(64, 4\), \(4,\)\], here \[\(64, 9\), \(9,\)\]\)"),
+        ({"input_shape": (8, 8, 1)}, r"another shape of stem_conv \(there \[\(3, 3, 3, 12\)\], here \[\(3, 3, 1, 12"),
+        ({"auxiliary": True, "input_shape": (32, 32, 3)}, "it lacks aux_narrow_conv"),
+    ],
+)
+def test_other_classes_channels_and_heads_are_refused(options, message, folder):
+    with pytest.raises(WeightsError, match=message):
+        zoo.build(small("darts"), weights=folder / "darts.weights.h5", **options)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "no.weights.h5"
+    with pytest.raises(FileNotFoundError, match=f"weights: there is no file {re.escape(str(path))}; expected None or"):
+        zoo.build(small("darts"), weights=path)
+    (tmp_path / "model.h5").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"neither a \.weights\.h5 nor a \.keras file, which is what Keras 3 saves"):
+        zoo.build(small("darts"), weights=tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize("weights", [3, True, b"imagenet"])
+def test_weights_are_a_name_or_a_path(weights):
+    with pytest.raises(ValueError, match=r"expected None, a name such as 'imagenet', or a path"):
+        zoo.build(small("darts"), weights=weights)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import zoo
 from recipes import data as image_data
-from recipes import progress, stand_in, trial, tuner
+from recipes import progress, report_about, report_card, stand_in, tensorboard_logs, trial, tuner
 from recipes.augment import Normalization, cifar
 from recipes.latency import Measured
 from recipes.limits import Limits
@@ -55,6 +55,7 @@ class ChildConfig:
     max_flash: int | None = None  # networks whose int8 file has more bytes are not trained
     max_latency: float | None = None  # networks that need more ms an image (LiteRT, one thread) are not trained
     keep: int = 3  # checkpoints that stay: the best ones'
+    tensorboard: bool = False  # log each trial for TensorBoard, with its choices in the HParams table
     pareto: tuple[str, ...] = ("val_accuracy:max", "params:min")  # what pareto/ trades off: metrics and directions
     dry_run: bool = False  # build the largest network, take one step, print what the search would need, and stop
     folder: Path = Path("runs/search")  # results, and the state to resume from
@@ -100,7 +101,7 @@ class ChildConfig:
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to go on: all but its length, its folder and what is kept of it."""
-        free = ("trials", "folder", "keep", "dry_run", "pareto")
+        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto")
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -258,7 +259,7 @@ def run(
 ) -> Genotype:
     """Runs the search to its end and returns the best architecture, which is in folder/genotype.json too.
 
-    The Pareto front is in folder/pareto: a genotype file each.
+    The Pareto front is in folder/pareto, a genotype file each; the reproduction card is folder/card/card.md.
 
     Args:
         oracle: what to try; its objective is the score.
@@ -272,14 +273,17 @@ def run(
     score_name = _SCORE_NAMES.get(objective, objective)
     try:
         with _watched(observe, recipe, score_name) as watch:
+            logs = config.folder / "tensorboard"
+            evaluate = tensorboard_logs.logged(children.score, logs) if config.tensorboard else children.score
             runner = tuner.Tuner(
                 oracle,
-                children.score,
+                evaluate,
                 config.folder,
                 settings={"recipe": recipe, **config.settings(), **provenance},
                 keep=config.keep,
                 observe=watch,
             )
+            report_about.write(config, recipe)
             runner.search()
     finally:
         children.close()
@@ -300,8 +304,10 @@ def run(
     genotype = children.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
     zoo.save(genotype, config.folder / "genotype.json")
     _save_front(runner.history, children, f"{recipe}_seed{config.seed}", source)
+    page = report_card.write([config.folder])
     if observe is None:
         print(f"{score_name} {best.score:.4g} in trial {best.number + 1}: {config.folder / 'genotype.json'}")
+        print(f"reproduction card: {page}")
     return genotype
 
 

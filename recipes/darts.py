@@ -28,7 +28,7 @@ import keras_tuner
 import numpy as np
 import tensorflow as tf
 
-from recipes import _main, augment, child_search, report_data, spaces, supernet, supernet_ranking, tuner
+from recipes import _main, augment, child_search, report_card, report_data, spaces, supernet, supernet_ranking, tuner
 from recipes import data as image_data
 from recipes.child_search import ChildConfig, Children
 from recipes.oracles import RandomSearch
@@ -132,6 +132,7 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
         baseline = dataclasses.replace(config, algorithm="random", trials=config.random_cells, folder=folder)
         _run(baseline, Children(baseline, space, "darts", presets, images), observe)
         rank(config, images, space)
+        report_card.write([config.folder])  # once more, with the baseline
     return genotype
 
 

@@ -281,3 +281,15 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
     with pytest.raises(MemoryError):
         logged(tuner.Task(1, values, 0, tmp_path / "x", lambda share, text: None))
     assert plugin_data(events(tmp_path / "trial_00001")[-1]).session_end_info.status == 2
+
+
+def test_a_search_writes_its_card_and_the_logs_that_were_asked_for(tmp_path):
+    smoke = dataclasses.replace(amoebanet.PRESETS["smoke"], folder=tmp_path, trials=1, epochs=1, tensorboard=True)
+    amoebanet.search(smoke, observe=lambda status: None)
+    card = json.loads((tmp_path / "card" / "card.json").read_text())
+    (search,) = card["searches"]
+    assert (search["trials"], search["finished"], search["epochs"]) == (1, True, 1)
+    assert card["paper"]["population"] == 100
+    assert (tmp_path / "card" / "best.png").exists()
+    tags = {value.tag for value in events(tmp_path / "tensorboard" / "trial_00000")}
+    assert {"val_accuracy", "_hparams_/session_start_info"} <= tags

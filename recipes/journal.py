@@ -35,7 +35,9 @@ class Journal:
         self.path = Path(path)
         self._synced = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(self.path, "a+b")  # noqa: SIM115 - open as long as the search
+        self.length = 0  # records in the file
+        # Without a buffer: after an error it would keep the rest of a line and write it whenever it can.
+        self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the search
         try:
             self._lock()
             self.records = self._read(json.loads(json.dumps(dict(header))))
@@ -44,16 +46,26 @@ class Journal:
             raise
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one record."""
+        """Adds one record; a disk that is full in the middle of it leaves none of it."""
+        data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
-            self._stream.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            self._stream.flush()
+            self._write(data)
+            self.length += 1
             if time.monotonic() - self._synced > _LONGEST_UNSYNCED:
                 self.sync()
         except OSError as error:
             raise type(error)(
                 error.errno, f"cannot write {self.path}: {error.strerror}. Free some space; the same command goes on"
             ) from error
+
+    def _write(self, data: bytes) -> None:
+        end = self._stream.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._stream.write(data) :]
+        except OSError:
+            self._stream.truncate(end)
+            raise
 
     def sync(self) -> None:
         """Waits until the disk has everything."""
@@ -85,9 +97,11 @@ class Journal:
         lines = data[:whole].split(b"\n")[:-1]
         if not lines:
             self.append({"journal": _VERSION, **header})
+            self.length = 0
             return []
         records = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
         self._check_header(records[0], header)
+        self.length = len(records) - 1
         return records[1:]
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:

@@ -11,45 +11,28 @@ resumed search replays the journal through the oracle, whose draws depend on its
 import collections
 import dataclasses
 import gc
+import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras_tuner
 import numpy as np
 from keras_tuner.engine import base_tuner
 from keras_tuner.engine import trial as trial_module
 
+from recipes import parallel
 from recipes.journal import Journal
 from recipes.oracles.base import SearchOracle
+from recipes.tasks import Evaluate, FailedElsewhereError, Outcome, Task, is_fatal, reason_of
 from zoo import atomic
 
-_LONGEST_REASON = 300  # characters of an exception's text
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One trial as `evaluate` sees it.
-
-    Attributes:
-        number: from 0.
-        values: decision -> choice.
-        seed: of this trial alone; the same whenever the trial is run again.
-        folder: for its checkpoints; not made yet. A killed trial finds there what it had written.
-        report: to be called with the finished share of the trial (0 to 1) and a few words on what is running.
-    """
-
-    number: int
-    values: Mapping[str, Any]
-    seed: int
-    folder: Path
-    report: Callable[[float, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +75,15 @@ class Tuner(base_tuner.BaseTuner):
         observe: called with a Status when something has changed.
         snapshot_seconds: the oracle's state is saved this often, so that a resume has less to replay.
         attempts: see above; out of memory kills a process without an exception.
+        workers: where the trials run, such as recipes.workers.LocalWorkers; in this process unless given. `evaluate`
+            is then theirs, and None here. A trial whose worker died `retries` + 1 times is INVALID.
+        retries: how often a trial is given out again after its worker died or fell silent.
     """
 
     def __init__(
         self,
         oracle: SearchOracle,
-        evaluate: Callable[[Task], float | Mapping[str, float]],
+        evaluate: Evaluate | None,
         folder: Path,
         *,
         settings: Mapping[str, Any] | None = None,
@@ -105,14 +91,27 @@ class Tuner(base_tuner.BaseTuner):
         observe: Callable[[Status], None] | None = None,
         snapshot_seconds: float = 30.0,
         attempts: int = 5,
+        workers: parallel.Workers | None = None,
+        retries: int = 1,
     ):
+        if (evaluate is None) == (workers is None):
+            raise ValueError("expected evaluate or workers, and not both: workers have an evaluate of their own")
+        if "KERASTUNER_ORACLE_IP" in os.environ:
+            raise ValueError(
+                "KERASTUNER_ORACLE_IP is set, and this tuner has workers of its own. Unset it, or give the oracle to a "
+                "keras_tuner.Tuner, whose chief and workers it names"
+            )
         if not oracle.hyperparameters.space:
             raise ValueError("the oracle has no choices; give it hyperparameters=space.hyperparameters()")
         self.folder = Path(folder)
         self._evaluate, self._keep, self._observe = evaluate, keep, observe
         self._snapshot_seconds, self._attempts = snapshot_seconds, attempts
+        self._workers, self._retries = workers, retries
+        self.at_once = 1  # trials that run; for the time left
+        self.seconds_waited = 0.0  # for trials elsewhere; the rest is the cost of the search itself
         self.history: list[Record] = []
         self._started: dict[str, int] = {}  # trial id -> number
+        self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
         self._begun = self._snapshotted = time.monotonic()
         self._kept: list[tuple[float, int, Record]] = []  # the best first
         self._best: Record | None = None
@@ -144,46 +143,97 @@ class Tuner(base_tuner.BaseTuner):
     def search(self, *fit_args: Any, **fit_kwargs: Any) -> None:
         """Runs trials until the oracle has no more; what is left of an earlier process is finished first."""
         try:
+            if self._workers is not None:
+                parallel.search(self, self._workers, self._retries)
+                return
+            for trial in self.unfinished():
+                self.on_trial_begin(trial)
+                self._try_run_and_update_trial(trial)
+                self.on_trial_end(trial)
             super().search(*fit_args, **fit_kwargs)
         finally:
+            if self._workers is not None:
+                self._workers.close()
             self.close()
+
+    def unfinished(self) -> list[Any]:
+        """Returns the trials that have started and not ended, in the order of their numbers."""
+        return sorted(self.oracle.ongoing_trials.values(), key=lambda trial: self._started[trial.trial_id])
+
+    def ask(self) -> Any | None:
+        """Returns a new trial that has started, or None while the oracle has none; for `recipes.parallel`."""
+        if self.oracle.max_trials and len(self.oracle.trials) >= self.oracle.max_trials:
+            return None
+        trial = self.oracle.create_trial(self._slot())
+        if trial.status == trial_module.TrialStatus.RUNNING:
+            self.on_trial_begin(trial)
+            return trial
+        if self.oracle.running:  # asking took draws, which a replay has to take too
+            self.journal.append({"idle": len(self.history)})
+        return None
+
+    def lost(self, trial: Any, reason: str) -> int:
+        """Journals that a trial's worker was lost and returns how often that was so; for `recipes.parallel`."""
+        number = self._started[trial.trial_id]
+        self.journal.append({"lost": number, "message": reason})
+        self._losses[number] += 1
+        return self._losses[number]
+
+    def end(self, trial: Any, outcome: Outcome) -> None:
+        """Takes in what came of a trial elsewhere; for `recipes.parallel`."""
+        self._begun = time.monotonic() - outcome.seconds
+        self._try_run_and_update_trial(trial, outcome=outcome)
+        self.on_trial_end(trial)
+
+    def task(self, trial: Any, report: Callable[[float, str], None]) -> Task:
+        """Returns what `evaluate` gets of a trial that has started."""
+        number = self._started[trial.trial_id]
+        seed = np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0]
+        return Task(number, trial.hyperparameters.values, int(seed >> 1), self._trial_folder(number), report)
 
     def close(self) -> None:
         """Saves the state and lets go of the folder; a search that was not run to its end may be closed too."""
         self.journal.close()
 
-    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates one trial; called by KerasTuner."""
-        number = self._started[trial.trial_id]
-        self._begun = time.monotonic()
-        self._tell(0.0, "")
-        if self._died(number) >= self._attempts:
-            raise MemoryError(f"the process died {self._attempts} times in this trial, perhaps for want of memory")
-        seed = np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0]
-        task = Task(number, trial.hyperparameters.values, int(seed >> 1), self._trial_folder(number), self._tell)
-        results = self._evaluate(task)
+    def run_trial(self, trial: Any, *args: Any, outcome: Outcome | None = None, **kwargs: Any) -> Any:
+        """Evaluates one trial, or takes `outcome` from elsewhere; called by KerasTuner."""
+        if outcome is None:
+            results = self._run_here(trial)
+        elif outcome.results is None:
+            raise FailedElsewhereError(outcome.reason)
+        else:
+            results = outcome.results
         name = self.oracle.objective.name
         metrics = results if isinstance(results, Mapping) else {name: results}
         if name in metrics and not math.isfinite(metrics[name]):
             raise FloatingPointError(f"{name} is {float(metrics[name])}")
         return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
+    def _run_here(self, trial: Any) -> float | Mapping[str, float]:
+        assert self._evaluate is not None
+        self._begun = time.monotonic()
+        self.tell(0.0, "")
+        if self._died(self._started[trial.trial_id]) >= self._attempts:
+            raise MemoryError(f"the process died {self._attempts} times in this trial, perhaps for want of memory")
+        return self._evaluate(self.task(trial, self.tell))
+
     def _try_run_and_update_trial(self, trial: Any, *args: Any, **kwargs: Any) -> None:
         """Turns a failure into a reason; KerasTuner's own prints every traceback, over the progress bar too."""
         try:
             self._run_and_update_trial(trial, *args, **kwargs)
             trial.status = trial_module.TrialStatus.COMPLETED
-        except keras_tuner.errors.FatalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a network fails of, the next one may not
+        except Exception as error:
+            if is_fatal(error):
+                raise
             trial.status = trial_module.TrialStatus.INVALID
-            text = " ".join(str(error).split())
-            trial.message = f"{type(error).__name__}: {text[:_LONGEST_REASON]}" if text else type(error).__name__
+            trial.message = reason_of(error)
             _log.debug("trial %s failed", trial.trial_id, exc_info=True)
 
     def on_trial_begin(self, trial: Any) -> None:
         """Journals the start; called by KerasTuner."""
         if trial.trial_id in self._started:  # of an earlier process
+            if self._workers is not None:  # the process that died was not the one that ran it
+                return
             number = self._started[trial.trial_id]
             self.journal.append({"resume": number, "mark": self._mark(number)})
             self.journal.records.append({"resume": number, "mark": self._mark(number)})
@@ -208,16 +258,21 @@ class Tuner(base_tuner.BaseTuner):
         self._count(record)
         self._recent.append(seconds)
         self._remove_checkpoints(record)
-        self._tell(0.0, "")
+        self.tell(0.0, "")
         if time.monotonic() - self._snapshotted > self._snapshot_seconds:
             self.save()
 
     def save(self) -> None:
         """Saves the oracle's state beside the journal; called by KerasTuner at other times too."""
-        if self._replaying or self.oracle.running:
+        if self._replaying:
             return
         self.journal.sync()
-        state = {"trials": len(self.history), "oracle": self.oracle.snapshot()}
+        genomes = self.oracle.running_genomes
+        state = {
+            "records": self.journal.length,
+            "running": {self._started[trial_id]: list(genome) for trial_id, genome in genomes.items()},
+            "oracle": self.oracle.snapshot(),
+        }
         atomic.write_atomically(self.folder / "snapshot.json", json.dumps(state))
         self._snapshotted = time.monotonic()
 
@@ -243,41 +298,53 @@ class Tuner(base_tuner.BaseTuner):
                 self._refusals += 1
             elif "start" in record:
                 self._checked[tuple(record["genome"])] = None
-        known = self._restore_snapshot(records)
-        for record in records:
-            if "start" in record and record["start"] >= known:
+            elif "lost" in record:
+                self._losses[record["lost"]] += 1
+        for record in records[self._restore_snapshot(records) :]:
+            if "start" in record:
                 self._replay_start(record)
-            elif "end" in record and record["end"] >= known:
+            elif "end" in record:
                 self._replay_end(record)
+            elif "idle" in record:
+                self.oracle.create_trial(self._slot())
         self._replaying = False
         if records:
-            self._tell(0.0, f"resumed after {len(self.history)} trials")
+            self.tell(0.0, f"resumed after {len(self.history)} trials")
 
     def _restore_snapshot(self, records: Sequence[Mapping[str, Any]]) -> int:
-        """Returns how many trials the snapshot covers; 0 where there is none."""
+        """Returns how many records the snapshot covers; 0 where there is none, or the journal is shorter."""
         path = self.folder / "snapshot.json"
-        if not records or not path.exists():
+        state = json.loads(path.read_text(encoding="utf-8")) if records and path.exists() else {}
+        covered = state.get("records", 0)
+        if not 0 < covered <= len(records):
             return 0
-        state = json.loads(path.read_text(encoding="utf-8"))
-        ends = {record["end"]: record for record in records if "end" in record}
-        for record in records:
-            number = record.get("start")
-            if number is None or number >= state["trials"]:
-                continue
-            hyperparameters = self.oracle.get_space()
-            hyperparameters.values = self.oracle.choices.values(tuple(record["genome"]))
-            trial = trial_module.Trial(hyperparameters, trial_id=self._trial_id(number))
-            self._fill(trial, ends[number])
-            if trial.status == trial_module.TrialStatus.COMPLETED:
-                self.oracle.score_trial(trial)
-            self._started[trial.trial_id] = number
-            self.oracle.adopt(trial)
-            self._count(self._record(trial, ends[number]["seconds"]))
+        ends = {record["end"]: record for record in records[:covered] if "end" in record}
+        for record in records[:covered]:
+            if "start" in record:
+                number = record["start"]
+                self._adopt(number, record["genome"], ends.get(number), state["running"].get(str(number)))
+        self.oracle.end_order = [self._trial_id(number) for number in ends]
+        for number, end in ends.items():
+            self._count(self._record(self.oracle.trials[self._trial_id(number)], end["seconds"]))
         self.oracle.restore_snapshot(state["oracle"])
-        return state["trials"]
+        return covered
+
+    def _adopt(self, number: int, genome: list[int], end: Mapping[str, Any] | None, running: list[int] | None) -> None:
+        hyperparameters = self.oracle.get_space()
+        hyperparameters.values = self.oracle.choices.values(tuple(genome))
+        trial = trial_module.Trial(hyperparameters, trial_id=self._trial_id(number))
+        self._started[trial.trial_id] = number
+        if end is None:
+            self.oracle.adopt(trial, tuple(running or genome))
+            self.oracle.ongoing_trials[self._slot()] = trial
+            return
+        self._fill(trial, end)
+        if trial.status == trial_module.TrialStatus.COMPLETED:
+            self.oracle.score_trial(trial)
+        self.oracle.adopt(trial)
 
     def _replay_start(self, record: Mapping[str, Any]) -> None:
-        trial = self.oracle.create_trial(self.tuner_id)
+        trial = self.oracle.create_trial(self._slot())
         genome = list(self.oracle.choices.genome(trial.hyperparameters.values)) if trial.hyperparameters.values else []
         if trial.status != trial_module.TrialStatus.RUNNING or genome != record["genome"]:
             raise ValueError(
@@ -287,10 +354,15 @@ class Tuner(base_tuner.BaseTuner):
         self._started[trial.trial_id] = record["start"]
 
     def _replay_end(self, record: Mapping[str, Any]) -> None:
-        trial = self.oracle.ongoing_trials[self.tuner_id]
+        trial = self.oracle.trials[self._trial_id(record["end"])]
         self._fill(trial, record)
         self.oracle.end_trial(trial)
         self._count(self._record(trial, record["seconds"]))
+
+    def _slot(self) -> str:
+        """Returns the first tuner id without a trial: the oracle gives one trial to each."""
+        names = (self.tuner_id if place == 0 else f"{self.tuner_id}.{place}" for place in itertools.count())
+        return next(name for name in names if name not in self.oracle.ongoing_trials)
 
     def _fill(self, trial: Any, record: Mapping[str, Any]) -> None:
         trial.status, trial.message = record["status"], record.get("message")
@@ -330,7 +402,8 @@ class Tuner(base_tuner.BaseTuner):
         folder = self.folder / "checkpoints"
         if not folder.exists():
             return
-        numbers = [last.number, *(number for _, number, _ in self._kept[: self._keep])]
+        running = [self._started[trial_id] for trial_id in self.oracle.running_genomes]
+        numbers = [last.number, *running, *(number for _, number, _ in self._kept[: self._keep])]
         wanted = {self._trial_folder(number).name for number in numbers}
         for path in folder.iterdir():
             if path.name not in wanted:
@@ -360,16 +433,17 @@ class Tuner(base_tuner.BaseTuner):
         if reason:
             self.journal.append({"refused": genome, "message": reason})
             self._refusals += 1
-            self._tell(0.0, f"{self._refusals:,} refused, the last for {reason}")
+            self.tell(0.0, f"{self._refusals:,} refused, the last for {reason}")
         return reason
 
-    def _tell(self, share: float, text: str) -> None:
+    def tell(self, share: float, text: str) -> None:
+        """Gives `observe` the state of the search; `share` is what is finished of the running trials, in trials."""
         if self._observe is None:
             return
         total = self.oracle.max_trials
         left = None
         if total is not None and self._recent:
-            left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._recent)))
+            left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._recent)) / self.at_once)
         best = None if self._best is None else self._best.score
         self._observe(Status(len(self.history), total, best, left, share, text))
 

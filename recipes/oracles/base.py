@@ -107,6 +107,11 @@ class SearchOracle(keras_tuner.Oracle):
         """How many trials have started and not ended."""
         return len(self._running)
 
+    @property
+    def running_genomes(self) -> dict[str, Genome]:
+        """Trial id -> choices of the trials that have started and not ended."""
+        return {trial_id: genome for trial_id, (genome, _) in self._running.items()}
+
     def random_genome(self) -> Genome:
         """Draws every choice uniformly."""
         return tuple(int(index) for index in self.rng.integers(self.choices.counts))
@@ -219,20 +224,23 @@ class SearchOracle(keras_tuner.Oracle):
         self.duplicates = snapshot["duplicates"]
         self.restore(snapshot["learned"])
 
-    def adopt(self, trial: Any) -> None:
-        """Counts in a trial of an earlier process without learning from it: a restored snapshot holds that already."""
+    def adopt(self, trial: Any, genome: Genome | None = None) -> None:
+        """Counts in a trial of an earlier process without learning from it: a restored snapshot holds that already.
+
+        `genome` is what a running one will be learned as; of its values unless given.
+        """
         self.trials[trial.trial_id] = trial
         self.start_order.append(trial.trial_id)
         values = trial.hyperparameters.values
         if trial.status == trial_module.TrialStatus.RUNNING:
-            self._running[trial.trial_id] = (self.choices.genome(values), self.key(values))
+            self._running[trial.trial_id] = (genome or self.choices.genome(values), self.key(values))
         else:
             self.end_order.append(trial.trial_id)
             self._settle(trial, self.key(values))
 
     def get_state(self) -> dict[str, Any]:
         """Returns all state but the trials, which have files of their own; see keras_tuner.Oracle."""
-        running = {trial_id: list(genome) for trial_id, (genome, _) in self._running.items()}
+        running = {trial_id: list(genome) for trial_id, genome in self.running_genomes.items()}
         return super().get_state() | {"search": self.snapshot() | {"running": running, "message": self.message}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

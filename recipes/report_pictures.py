@@ -69,7 +69,7 @@ def anytime(card: Mapping[str, Any], path: Path) -> None:
     curve, name = card["anytime"], name_of(card["score"]["name"])
     x, timed = curve["x"], curve["unit"] == "seconds"
     x = [at / 60 for at in x] if timed else x
-    figure = new_figure(7.5, 4.5)
+    figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     mean, std = curve.get("random_mean"), curve.get("random_std")
     heights = [value for line in curve["each"] for value in line if value is not None]
@@ -104,7 +104,7 @@ def anytime(card: Mapping[str, Any], path: Path) -> None:
     if not timed:
         axes.xaxis.get_major_locator().set_params(integer=True)
     plain(axes)
-    axes.legend(loc="lower right" if card["score"]["better"] == "more" else "upper right", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=9)
     axes.set_title(f"{card['recipe']}: {len(each)} search{'es' if len(each) > 1 else ''}", loc="left", fontsize=11)
     save(figure, path)
 
@@ -126,7 +126,7 @@ def trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequ
     own, others = points(searches), points(random)
     if not own:
         return False
-    figure = new_figure(7.5, 4.5)
+    figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     if others:
         axes.plot(*zip(*others, strict=True), "x", color=COLOURS[1], markersize=5, label="random cells")
@@ -141,7 +141,7 @@ def trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequ
 
     if max(at for at, _ in own) >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.legend(loc="lower right" if up == "max" else "upper right", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncol=3, frameon=False, fontsize=9)
     axes.set_title(f"{searches[0].recipe}: {len(own)} networks", loc="left", fontsize=11)
     save(figure, path)
     return True

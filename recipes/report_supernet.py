@@ -75,30 +75,27 @@ def history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     """Draws losses, accuracies, skip connections and the largest eigenvalue over the epochs of each seed."""
     figure = new_figure(9, 5.6)
     panels = {
-        "loss": (("loss", "-", "training half"), ("validation_loss", "--", "validation half")),
-        "accuracy": (("accuracy", "-", "training half"), ("validation_accuracy", "--", "validation half")),
-        "skip connections in the cell": (("normal_skips", "-", "normal"), ("reduce_skips", "--", "reduction")),
-        "largest eigenvalue in the strengths": (("eigenvalue", "-", "of the validation loss' Hessian"),),
+        "loss: training half, validation half dashed": ("loss", "validation_loss"),
+        "accuracy: training half, validation half dashed": ("accuracy", "validation_accuracy"),
+        "skip connections: normal cell, reduction cell dashed": ("normal_skips", "reduce_skips"),
+        "dominant eigenvalue of the Hessian in alpha": ("eigenvalue",),
     }
     grid = figure.subplots(2, 2, sharex=True)
-    for axes, (title, lines) in zip(grid.ravel(), panels.items(), strict=True):
+    for axes, (title, names) in zip(grid.ravel(), panels.items(), strict=True):
         for place, (seed, result) in enumerate(seeds.items()):
             epochs = range(1, len(result["history"]) + 1)
-            for name, style, _ in lines:
+            for name, style in zip(names, ("-", "--"), strict=False):
                 values = [record.get(name) for record in result["history"]]
                 if None not in values:
                     axes.plot(epochs, values, style, color=COLOURS[place % len(COLOURS)], marker=".",
-                              label=f"seed {seed}" if style == "-" else None)  # fmt: skip
+                              label=f"supernet of seed {seed}" if name == "loss" else None)  # fmt: skip
         axes.set_title(title, loc="left", fontsize=10)
-        for _, style, text in lines:
-            axes.plot([], [], style, color="#555555", label=text)
-        axes.legend(frameon=False, fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
         plain(axes)
-    grid[0, 0].set_ylim(bottom=0)
     grid[1, 0].yaxis.get_major_locator().set_params(integer=True)
     for axes in grid[1]:
         axes.set_xlabel("epoch of the supernet")
+    figure.legend(loc="outside lower center", ncol=4, frameon=False, fontsize=9)
     save(figure, path)
 
 
@@ -225,8 +222,9 @@ def _panels(part: Any, graph: Any, table: np.ndarray) -> None:
                 axes.set_xlabel("epoch", fontsize=8)
             _mark(axes, kept.get(source))
             edge += 1
-    most = float(table.max())
-    grid[0, 0].set_ylim(0, 1.3 * most)  # room for the name of what was kept
+    least, most = float(table.min()), float(table.max())
+    span = most - least or 1.0
+    grid[0, 0].set_ylim(least - 0.05 * span, most + 0.3 * span)  # room for the name of what was kept
     grid[0, 0].xaxis.get_major_locator().set_params(integer=True)
 
 

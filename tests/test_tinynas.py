@@ -1,0 +1,351 @@
+"""TinyNAS: what networks need, the space, the first stage, the shared weights, the evolution, and the whole search."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import zoo
+from recipes import supernet, tinynas, tinynas_export, tinynas_space
+from recipes.elastic_training import Elastic, Scorer, Settings, sorted_channels
+from recipes.oracles.generations import GenerationalEvolution
+from recipes.spaces_tinynas import SMALL_STRIDES, TinySpace
+from recipes.supernet_tinynas import Supernet
+from recipes.tinynas_needs import Budget, needs
+from zoo.deploy import measure, planner, tflite
+from zoo.genotype import Block, Blocks, Genotype
+
+SMALL = TinySpace(0.15, SMALL_STRIDES, kernels=(3, 5, 7), expansions=(2, 3), depths=(1, 2), shares=(0.5, 1.0))
+SMOKE = tinynas.PRESETS["smoke"]
+
+
+def genotype(body: Blocks, shape: tuple[int, int, int], classes: int) -> Genotype:
+    return Genotype("found", "mcunet", body, {}, {"search": {"input_shape": list(shape), "classes": classes}})
+
+
+def randomized(model: keras.Model, rng: np.random.Generator) -> keras.Model:
+    """The model with no constant that a converter could leave out."""
+    for layer in model.layers:
+        layer.set_weights([value + rng.uniform(0.1, 0.5, value.shape) for value in layer.get_weights()])
+    return model
+
+
+def test_needs_of_one_block_on_paper():
+    body = Blocks((Block("sep_conv", 3, 4), Block("mb_conv", 3, 4, expansion=2)), stem_filters=8)
+    found = needs(body, (8, 8, 1), 5)
+    # stem 9x8, depthwise 9x8, project 8x4, expand 4x8, depthwise 9x8, project 8x4, all on 4 x 4 pixels; dense 4x5
+    assert found.macs == 16 * (72 + 72 + 32 + 32 + 72 + 32) + 20
+    assert found.flash == 72 + 72 + 32 + 32 + 72 + 32 + 20 + 4 * (8 + 8 + 4 + 8 + 8 + 4 + 5)
+    # expand or project beside the shortcut: 16 x (4 + 8 + 8) bytes
+    assert found.peak_memory == 320
+
+
+@pytest.mark.parametrize(("space", "shape"), [(SMALL, (28, 28, 1)), (TinySpace(0.2), (75, 48, 3))])
+def test_needs_equal_the_cost_of_the_built_network(space, shape):
+    body = space.body(space.random(np.random.default_rng(1)))
+    found, cost = needs(body, shape, 7), zoo.cost.of(zoo.build(genotype(body, shape, 7)))
+    for name in ("params", "macs", "peak_memory", "flash"):
+        assert getattr(found, name) == getattr(cost, name), name
+
+
+def test_a_thousand_constraint_checks_take_less_than_a_second_of_a_core():
+    space, budget, rng = TinySpace(0.5), Budget.of("stm32f746", None, None), np.random.default_rng(0)
+    drawn = [space.random(rng) for _ in range(1000)]
+    start = time.process_time()
+    reasons = [budget.exceeded(needs(space.body(values), (160, 160, 3), 1000)) for values in drawn]
+    assert time.process_time() - start < 1
+    assert any(reasons)
+
+
+def test_a_row_whose_needs_nobody_knows_is_refused():
+    body = Blocks((Block("mb_conv", 3, 8, expansion=3, se_ratio=0.25),), stem_filters=8)
+    with pytest.raises(ValueError, match="without se"):
+        needs(body, (32, 32, 3), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("space", "shape"), [(SMALL, (28, 28, 1)), (TinySpace(0.5), (160, 160, 3))])
+def test_predicted_arena_and_file_are_hardly_larger_than_measured_ones(space, shape):
+    rng = np.random.default_rng(2)
+    body = space.body(space.random(rng))
+    found, model = needs(body, shape, 10), randomized(zoo.build(genotype(body, shape, 10)), rng)
+    file = tflite.convert(model, quantize="int8", calibration=rng.uniform(0, 1, (2, *shape)).astype(np.float32))
+    assert 1 <= found.arena / measure.arena(file).total <= 1.01
+    assert 0 < found.arena - planner.plan(file).arena < 500
+    assert 1 <= found.file / len(file) <= 1.04
+
+
+@pytest.mark.slow
+def test_largest_random_network_that_fits_a_board_of_320_kb_really_fits():
+    space, rng, budget = TinySpace(0.5), np.random.default_rng(3), Budget.of("stm32f746", None, None)
+    bodies = [space.body(space.random(rng)) for _ in range(300)]
+    fitting = [body for body in bodies if budget.exceeded(needs(body, (128, 128, 3), 1000)) is None]
+    body = max(fitting, key=lambda one: needs(one, (128, 128, 3), 1000).arena)
+    model = randomized(zoo.build(genotype(body, (128, 128, 3), 1000)), rng)
+    file = tflite.convert(model, quantize="int8", calibration=rng.uniform(0, 1, (2, 128, 128, 3)).astype(np.float32))
+    assert 0.9 * 320 * 1024 < measure.arena(file).total <= 320 * 1024
+    assert len(file) <= 1024 * 1024
+
+
+def test_published_widths_follow_from_half_the_width():
+    space = TinySpace(0.5)
+    published = zoo.load("mcunet_in3").body
+    assert isinstance(published, Blocks)
+    assert (space.stem, space.first) == (published.stem_filters, published.rows[0].filters)
+    filters = {row.filters for row in published.rows[1:]}
+    assert {space.filters(stage, 1.0) for stage in range(6)} == filters
+
+
+def test_what_a_block_beyond_the_depth_says_does_not_count():
+    values = SMALL.smallest()
+    other = {**values, "stage0/block1/kernel": 7}
+    assert SMALL.key(values) == SMALL.key(other)
+    assert SMALL.key(values) != SMALL.key({**values, "stage0/block0/kernel": 7})
+
+
+def test_size_of_the_space_counts_networks_not_writings():
+    space = TinySpace(kernels=(3, 5), expansions=(3,), depths=(1, 2))
+    assert space.size == (2 + 4) ** 5 * 2
+
+
+def test_bad_choices_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="odd numbers"):
+        TinySpace(kernels=(3, 4))
+    with pytest.raises(ValueError, match="whole numbers from 2"):
+        TinySpace(expansions=(1, 3))
+
+
+def test_first_stage_takes_the_largest_mean_among_networks_that_fit(tmp_path):
+    explored = tinynas_space.explore(
+        (16, 28), (0.15, 0.3), Budget(48 * 1024, 192 * 1024), channels=1, classes=10, space=SMALL, networks=40
+    )
+    assert all(c.share >= 0.01 for c in explored.configurations)
+    means = [c.score("mean") for c in explored.configurations]
+    assert means == sorted(means, reverse=True)
+    assert explored.chosen.resolution == 28
+    explored.save(tmp_path)
+    assert (tmp_path / "space.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((tmp_path / "space.json").read_text())["configurations"]
+    assert [row["mean_macs"] for row in rows] == [round(mean) for mean in means]
+
+
+def test_a_few_lucky_draws_do_not_win_the_first_stage():
+    lucky = tinynas_space.Configuration(224, 1.0, (900,), 1000)
+    solid = tinynas_space.Configuration(160, 0.5, (300, 400, 500) * 10, 1000)
+    assert tinynas_space.Explored((lucky, solid), "mean", 0.01).chosen is solid
+    with pytest.raises(ValueError, match="Allow more memory"):
+        tinynas_space.Explored((lucky,), "mean", 0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("side", [20, 21])
+def test_a_sub_network_computes_what_its_own_network_with_inherited_weights_computes(transform, side):
+    rng = np.random.default_rng(0)
+    net = Supernet(SMALL, 4, 2, kernel_transform=transform)
+    weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
+    images = rng.normal(size=(6, side, side, 2)).astype(np.float32)
+    vector = tf.constant(weights)
+    for values in (SMALL.largest(), SMALL.smallest(), SMALL.random(rng), SMALL.random(rng)):
+        choice = SMALL.choice(values)
+        statistics = net.moments(vector, choice, images)
+        own = genotype(SMALL.body(values), (side, side, 2), 4)
+        model = tinynas_export.standalone(net, weights, statistics.numpy(), values, own)
+        np.testing.assert_allclose(model(images), net.infer(vector, statistics, choice, images), atol=1e-4)
+        np.testing.assert_allclose(model(images, training=True), net.logits(vector, choice, images), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_trace_serves_all_sub_networks_and_sorting_channels_changes_no_output_of_the_largest():
+    net, rng = Supernet(SMALL, 4, 1), np.random.default_rng(0)
+    images = rng.normal(size=(5, 16, 16, 1)).astype(np.float32)
+    blank = np.zeros((5, 16, 16, 1), np.float32)
+    weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
+    scorers = [Scorer(net, w, images[None], images, np.zeros(5)) for w in (weights, sorted_channels(net, weights))]
+    outputs = [scorer.logits(SMALL.largest(), scorer.statistics(SMALL.largest())) for scorer in scorers]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+    small = [scorer.logits(SMALL.smallest(), scorer.statistics(SMALL.smallest())) for scorer in scorers]
+    assert np.abs(small[0] - small[1]).max() > 1e-3
+    assert scorers[0]._infer.experimental_get_tracing_count() == 1
+    assert not np.allclose(
+        net.infer(weights, scorers[0].statistics(SMALL.largest()), SMALL.choice(SMALL.largest()), blank), 0
+    )
+
+
+def test_smaller_kernels_are_the_centre_of_the_largest():
+    net = Supernet(SMALL, 4, 1)
+    whole: Any = tf.reshape(tf.range(49.0 * 2), [7, 7, 2, 1])
+    window = net.window({"block0/depthwise": whole}, "block0", 3, 1)
+    np.testing.assert_array_equal(window[..., 0, 0], whole[2:5, 2:5, 0, 0])
+
+
+def test_learned_kernel_transforms_begin_as_the_centre():
+    net = Supernet(SMALL, 4, 1, kernel_transform=True)
+    named = {name: tf.constant(value) for name, value in net.packing.unpack(net.initial(0)).items()}
+    for kernel in (3, 5, 7):
+        edge = (7 - kernel) // 2
+        expected = named["block0/depthwise"][edge : edge + kernel, edge : edge + kernel, :3]
+        np.testing.assert_allclose(net.window(named, "block0", tf.constant(kernel), 3), expected)
+
+
+def test_learning_rate_of_each_phase_warms_up_and_falls_to_zero():
+    settings = Settings(steps=100, largest_epochs=1, elastic_epochs=2, learning_rate=0.05)
+    assert settings.rate(9) == pytest.approx(0.05, rel=0.05)
+    assert settings.rate(0) < 0.006
+    assert settings.rate(99) == pytest.approx(0, abs=1e-6)
+    assert settings.rate(199) == pytest.approx(0.025)
+
+
+def test_steps_draw_by_their_number_alone_and_a_sandwich_has_the_largest_and_the_smallest():
+    state = Elastic(Supernet(SMALL, 4, 1), Settings(5, 1, 1, sampling="sandwich"), 3, (16, 16, 1))
+    np.testing.assert_array_equal(state.choices(), [SMALL.choice(SMALL.largest())])
+    state.step = 7
+    drawn = state.choices()
+    np.testing.assert_array_equal(drawn[0], SMALL.choice(SMALL.largest()))
+    np.testing.assert_array_equal(drawn[1], SMALL.choice(SMALL.smallest()))
+    np.testing.assert_array_equal(drawn, state.choices())
+    state.step = 8
+    assert not np.array_equal(drawn, state.choices())
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_the_remedy():
+    state = Elastic(Supernet(SMALL, 4, 1), Settings(5, 1, 0), 0, (16, 16, 1))
+    state._gradient = lambda *arguments: (tf.constant(float("nan")), None, tf.zeros_like(state.weights))
+    before = state.weights.numpy()
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        state.learn((np.zeros((2, 16, 16, 1)), np.zeros(2)))
+    np.testing.assert_array_equal(state.weights.numpy(), before)
+
+
+def counted(trials: int, **options: Any) -> tuple[GenerationalEvolution, list[tuple[int, ...]]]:
+    """An evolution towards large numbers, run to its end."""
+    hyperparameters = keras_tuner.HyperParameters()
+    for name in "abcdefgh":
+        hyperparameters.Choice(name, list(range(6)))
+    oracle = GenerationalEvolution(
+        keras_tuner.Objective("score", "max"), trials, hyperparameters, seed=0, population=10, parents=4, **options
+    )
+    oracle.persistent = False
+    seen = []
+    for _ in range(trials):
+        trial = oracle.create_trial("tuner")
+        seen.append(tuple(trial.hyperparameters.values[name] for name in "abcdefgh"))
+        oracle.update_trial(trial.trial_id, {"score": float(sum(seen[-1]))})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    return oracle, seen
+
+
+def test_children_are_mutations_or_crossings_of_the_best_until_then():
+    _, seen = counted(20)
+    parents = sorted(seen[:10], key=lambda genome: -sum(genome))[:4]
+    for child in seen[15:]:  # the second half are crossings
+        assert all(gene in {parent[place] for parent in parents} for place, gene in enumerate(child))
+    assert len(set(seen)) == 20
+
+
+def test_generations_become_better():
+    oracle, seen = counted(60)
+    sums = [sum(genome) for genome in seen]
+    assert np.mean(sums[50:]) > np.mean(sums[:10]) + 5
+    assert [fitness for _, fitness in oracle.best] == sorted(sums, reverse=True)[:4]
+
+
+def test_a_restored_evolution_goes_on_as_the_one_that_was_saved():
+    whole, _ = counted(25)
+    again = counted(1)[0]
+    again.restore_snapshot(json.loads(json.dumps(whole.snapshot())))
+    assert [again.propose() for _ in range(5)] == [whole.propose() for _ in range(5)]
+
+
+def test_a_config_that_learns_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing would be learnt"):
+        dataclasses.replace(SMOKE, largest_epochs=0, elastic_epochs=0)
+
+
+def quiet(status: Any) -> None:
+    pass
+
+
+@pytest.mark.slow
+def test_the_result_is_a_genotype_file_that_builds_and_an_int8_file_that_fits(tmp_path):
+    found = tinynas.search(dataclasses.replace(SMOKE, folder=tmp_path), observe=quiet)
+    result = json.loads((tmp_path / "result.json").read_text())
+    model = zoo.build(str(tmp_path / "genotype.json"))
+    assert zoo.load(tmp_path / "genotype.json") == found
+    assert model.output_shape == (None, 10)
+    assert model.count_params() == result["predicted"]["params"]
+    assert result["measured"]["by"] == "TFLM"
+    assert result["measured"]["fits"]
+    assert 1 <= result["predicted"]["arena"] / result["measured"]["arena"] <= 1.02
+    assert 1 <= result["predicted"]["file"] / result["measured"]["file"] <= 1.04
+    assert len(result["random"]["test_accuracies"]) == SMOKE.random_networks
+    kept = keras.saving.load_model(tmp_path / "model.keras")
+    assert kept.input_shape == model.input_shape
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_at_the_saved_step_and_ends_as_one_that_was_not(tmp_path):
+    options = {"save_seconds": 0.0, "random_networks": 0, "elastic_epochs": 6}
+    whole = tinynas.search(dataclasses.replace(SMOKE, folder=tmp_path / "whole", **options), observe=quiet)
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "recipes.tinynas", "--preset=smoke", f"--folder={folder}", "--save_seconds=0"]
+    command += ["--random_networks=0", "--elastic_epochs=6"]
+    project = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen(command, cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while step_of(folder) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 7 <= step_of(folder) < 21
+    assert not (folder / "journal.jsonl").exists()
+    again = tinynas.search(dataclasses.replace(SMOKE, folder=folder, **options), observe=quiet)
+    assert again.body == whole.body
+    assert again.source["score"] == whole.source["score"]
+    ends = [np.load(tmp_path / name / "supernet.npz")["vector0"] for name in ("whole", "killed")]
+    np.testing.assert_array_equal(*ends)
+
+
+def step_of(folder: Path) -> int:
+    """How many steps the saved state has."""
+    try:
+        with (folder / "supernet.npz").open("rb") as stream, np.load(stream) as found:
+            return json.loads(found["header"].tobytes())["facts"]["step"]
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
+def test_distillation_and_random_sampling_learn_too():
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(8, 16, 16, 1)), np.arange(8) % 4
+    settings = Settings(1, 1, 9, networks=2, sampling="random", distillation=0.5)
+    with supernet.without_rewrites():
+        state = Elastic(Supernet(SMALL, 4, 1), settings, 0, (16, 16, 1))
+        for _ in range(10):
+            state.learn(batch)
+    assert [record["step"] for record in state.history] == list(range(1, 11))
+    assert state.history[0]["loss"] > 1
+
+
+@pytest.mark.slow
+def test_dry_run_at_the_size_of_the_paper(tmp_path, capsys):
+    config = dataclasses.replace(
+        tinynas.PRESETS["paper"], dry_run=True, space_networks=20, least_share=0.1, folder=tmp_path
+    )
+    found = tinynas.search(config, observe=quiet)
+    text = capsys.readouterr().out
+    assert "steps" in text
+    assert zoo.cost.of(zoo.build(found)).peak_memory < 320 * 1024

@@ -66,47 +66,56 @@ def plain(axes: Any) -> None:
 
 def anytime(card: Mapping[str, Any], path: Path) -> None:
     """Draws each search's best score so far, their mean, and the exact expectation of random search."""
-    curve, name = card["anytime"], name_of(card["score"]["name"])
-    x, timed = curve["x"], curve["unit"] == "seconds"
-    x = [at / 60 for at in x] if timed else x
+    curve, searches = card["anytime"], card["searches"]
+    timed = curve["unit"] == "seconds"
+    x = [at / 60 for at in curve["x"]] if timed else curve["x"]
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
-    mean, std = curve.get("random_mean"), curve.get("random_std")
     heights = [value for line in curve["each"] for value in line if value is not None]
-    if mean is not None:
-        known = [place for place, value in enumerate(mean) if value is not None]
-        wide = [place for place in known if std[place] is not None]
-        low, high = ([mean[place] + side * std[place] for place in wide] for side in (-1, 1))
-        axes.fill_between([x[place] for place in wide], low, high, color=COLOURS[4], alpha=0.25, linewidth=0,
-                          step="post" if timed else None, label="± deviation of one random search")  # fmt: skip
-        axes.plot([x[place] for place in known], [mean[place] for place in known], "--", color=COLOURS[1], linewidth=2,
-                  drawstyle="steps-post" if timed else "default", label="random search, expected")  # fmt: skip
-        heights += [mean[place] for place in known] + low[2:] + high[2:]  # the first are too wide for what follows
-    each = curve["each"]
-    for number, (line, search) in enumerate(zip(each, card["searches"], strict=True)):
-        single = len(each) == 1
-        label = f"{search['algorithm']}, seed {search['seed']}" if single else None
-        label = label or (f"{search['algorithm']}, each of {len(each)} seeds" if number == 0 else None)
+    if "random_mean" in curve:
+        heights += _random_curve(axes, x, curve["random_mean"], curve["random_std"], timed)
+    _search_curves(axes, x, curve["each"], searches)
+    room = 0.06 * (max(heights) - min(heights) or 1.0)
+    axes.set_ylim(min(heights) - room, max(heights) + room)
+    axes.set_xlabel("minutes of search" if timed else "trials")
+    axes.set_ylabel(f"best {name_of(card['score']['name'])} so far")
+    if not timed:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    plain(axes)
+    figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=9)
+    several = f"{len(searches)} searches" if len(searches) > 1 else "1 search"
+    axes.set_title(f"{card['recipe']}: {several}", loc="left", fontsize=11)
+    save(figure, path)
+
+
+def _random_curve(axes: Any, x: Sequence[float], mean: Sequence, std: Sequence, timed: bool) -> list[float]:
+    """Draws the expectation with its deviation, where they are known, and returns the heights to make room for."""
+    known = [place for place, value in enumerate(mean) if value is not None]
+    wide = [place for place in known if std[place] is not None]
+    low, high = ([mean[place] + side * std[place] for place in wide] for side in (-1, 1))
+    axes.fill_between([x[place] for place in wide], low, high, color=COLOURS[4], alpha=0.25, linewidth=0,
+                      step="post" if timed else None, label="± deviation of one random search")  # fmt: skip
+    middle = [mean[place] for place in known]
+    axes.plot([x[place] for place in known], middle, "--", color=COLOURS[1], linewidth=2,
+              drawstyle="steps-post" if timed else "default", label="random search, expected")  # fmt: skip
+    return middle + low[2:] + high[2:]  # the first are too wide for what follows
+
+
+def _search_curves(axes: Any, x: Sequence[float], each: Sequence[Sequence], searches: Sequence[Mapping]) -> None:
+    """Draws a line with a dot at its end for each search, and a thick one for the mean of several."""
+    single, algorithm = len(each) == 1, searches[0]["algorithm"]
+    label = f"{algorithm}, seed {searches[0]['seed']}" if single else f"{algorithm}, each of {len(each)} seeds"
+    for line in each:
         known = [(at, value) for at, value in zip(x, line, strict=True) if value is not None]
         if known:
             axes.plot(*zip(*known, strict=True), color=COLOURS[0], linewidth=2.2 if single else 1,
                       alpha=1 if single else 0.5, drawstyle="steps-post", marker="o", markersize=5,
                       markevery=[len(known) - 1], label=label)  # fmt: skip
-    if len(each) > 1:
-        means = [
-            sum(values) / len(values) if None not in values else float("nan") for values in zip(*each, strict=True)
-        ]
+            label = None
+    if not single:
+        columns = list(zip(*each, strict=True))
+        means = [sum(column) / len(column) if None not in column else float("nan") for column in columns]
         axes.plot(x, means, color=COLOURS[0], linewidth=2.5, drawstyle="steps-post", label="mean of the seeds")
-    room = 0.06 * (max(heights) - min(heights) or 1.0)
-    axes.set_ylim(min(heights) - room, max(heights) + room)
-    axes.set_xlabel("minutes of search" if timed else "trials")
-    axes.set_ylabel(f"best {name} so far")
-    if not timed:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    plain(axes)
-    figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=9)
-    axes.set_title(f"{card['recipe']}: {len(each)} search{'es' if len(each) > 1 else ''}", loc="left", fontsize=11)
-    save(figure, path)
 
 
 def trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequence[str], path: Path) -> bool:

@@ -18,6 +18,7 @@ from recipes import (
     report,
     report_about,
     report_card,
+    report_comparison,
     report_data,
     report_page,
     report_pictures,
@@ -131,7 +132,7 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
 
 def test_best_so_far_by_trial_with_a_failed_one_first(tmp_path):
     search = report_data.read(make_search(tmp_path / "a", [None, 0.5, 0.4, 0.8]))
-    assert report_card.anytime([search], [])["each"] == [[None, 0.5, 0.5, 0.8]]
+    assert report_comparison.anytime([search], [])["each"] == [[None, 0.5, 0.5, 0.8]]
     assert search.best is not None
     assert search.best.number == 3
     assert search.seconds == 40.0

@@ -287,20 +287,7 @@ def run(
             runner.search()
     finally:
         children.close()
-    best = runner.best
-    source = {
-        "recipe": f"recipes/{recipe}.py",
-        "config": config.settings() | {"trials": len(runner.history)},
-        "seed": config.seed,
-        "score": best.score,
-        "score_name": objective,
-        "metrics": dict(best.metrics),
-        **provenance,
-        "trial": best.number,
-        "stopped": oracle.message or f"after {len(runner.history):,} trials",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "keras": keras.__version__,
-    }
+    best, source = runner.best, _source(config, recipe, runner, provenance)
     genotype = children.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
     zoo.save(genotype, config.folder / "genotype.json")
     _save_front(runner.history, children, f"{recipe}_seed{config.seed}", source)
@@ -309,6 +296,24 @@ def run(
         print(f"{score_name} {best.score:.4g} in trial {best.number + 1}: {config.folder / 'genotype.json'}")
         print(f"reproduction card: {page}")
     return genotype
+
+
+def _source(config: ChildConfig, recipe: str, runner: tuner.Tuner, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns where the best architecture of a search comes from."""
+    best, oracle = runner.best, runner.oracle
+    return {
+        "recipe": f"recipes/{recipe}.py",
+        "config": config.settings() | {"trials": len(runner.history)},
+        "seed": config.seed,
+        "score": best.score,
+        "score_name": str(oracle.objective.name),
+        "metrics": dict(best.metrics),
+        **provenance,
+        "trial": best.number,
+        "stopped": oracle.message or f"after {len(runner.history):,} trials",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "keras": keras.__version__,
+    }
 
 
 def _save_front(history: Sequence[tuner.Record], children: Children, name: str, source: Mapping[str, Any]) -> None:

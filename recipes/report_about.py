@@ -24,8 +24,8 @@ def write(config: Any, recipe: str) -> None:
     Where the search goes on with other software or on another machine, both are kept, in their order.
 
     Args:
-        config: a recipe's Config; the docstring and the PRESETS of its module tell of the paper.
-        recipe: its name.
+        config: a recipe's Config.
+        recipe: its name; the docstring and the PRESETS of its module tell of the paper.
     """
     path = config.folder / ABOUT
     machines = []
@@ -34,13 +34,23 @@ def write(config: Any, recipe: str) -> None:
     here = {"hardware": hardware(), "versions": versions()}
     if here not in machines:
         machines.append(here)
-    about = {"recipe": recipe, **_module(config), **_settings(config), "machines": machines}
+    module = _module_of(recipe, config)
+    about = {"recipe": recipe, **_paper(module), **_settings(config, module), "machines": machines}
     atomic.write_atomically(path, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
-def _module(config: Any) -> dict[str, Any]:
-    """Returns title, source and departures, from the docstring of the module that defines the Config."""
-    text = inspect.getdoc(sys.modules[type(config).__module__]) or ""
+def _module_of(recipe: str, config: Any) -> Any:
+    """Returns the recipe's module, which is the running program or imported; else the one that defines its Config."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name == f"recipes.{recipe}":
+        return main
+    return sys.modules.get(f"recipes.{recipe}") or sys.modules[type(config).__module__]
+
+
+def _paper(module: Any) -> dict[str, Any]:
+    """Returns title, source and departures, from the module's docstring."""
+    text = inspect.getdoc(module) or ""
     title = text.partition("\n")[0].strip()
     paragraph = next((part for part in text.split("\n\n") if part.startswith("Source:")), "")
     source, _, departures = " ".join(paragraph.split()).partition("Departures:")
@@ -53,10 +63,10 @@ def parts_of(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: Any, module: Any) -> dict[str, Any]:
     """Returns the options, and for each that differs from the paper's preset its value there."""
     own = _plain(config)
-    presets = getattr(sys.modules[type(config).__module__], "PRESETS", {})
+    presets = getattr(module, "PRESETS", {})
     found = {"trials": own.get("trials"), "config": own}
     if "paper" not in presets:
         return found

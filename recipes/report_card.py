@@ -124,6 +124,7 @@ def _search(search: Search) -> dict[str, Any]:
         "epochs": None if epochs is None else done * epochs,
         "training_images": images,
         "mean": round(float(np.mean(search.scores)), _DIGITS) if done else None,
+        "result": _rounded(search.result),
     }
 
 

@@ -97,6 +97,11 @@ class Search:
         """Why it ended, as its genotype has it; empty for an unfinished one."""
         return _json(self.genotype).get("source", {}).get("stopped", "")
 
+    @functools.cached_property
+    def result(self) -> dict[str, Any]:
+        """What the recipe measured of the architecture that it found, where it does so."""
+        return _json(self.folder / "result.json")
+
     @property
     def scores(self) -> list[float]:
         """Of the trials that did not fail."""

@@ -63,8 +63,7 @@ def _searches(card: Mapping[str, Any]) -> str:
     if len(card["searches"]) > 1:
         text += f"\n\nBest {name}, mean ± standard deviation of {len(best['values'])} searches: "
         text += f"**{_spread(best['mean'], best['std'])}**."
-    others = _other_metrics(card)
-    return text + (f"\n\n{others}" if others else "")
+    return "\n\n".join(filter(None, (text, _other_metrics(card), _results(card))))
 
 
 def _other_metrics(card: Mapping[str, Any]) -> str:
@@ -77,6 +76,29 @@ def _other_metrics(card: Mapping[str, Any]) -> str:
         for search in found
     ]
     return "The best of each:\n\n" + table(("seed", "trial", *map(name_of, names)), rows)
+
+
+def _results(card: Mapping[str, Any]) -> str:
+    """Returns what was measured of the found architectures, a line a value."""
+    found = [(search["seed"], _flat(search["result"])) for search in card["searches"] if search["result"]]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(name for _, values in found for name in values))
+    rows = [(name, *(values.get(name) for _, values in found)) for name in names]
+    return "Measured of what was found:\n\n" + table(("", *(f"seed {seed}" for seed, _ in found)), rows)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Returns names in words -> numbers and texts; lists, which are for pictures, are left out."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name_of(name)}, ")
+        elif isinstance(value, (bool, str)):
+            found[before + name_of(name)] = value if isinstance(value, str) else "yes" if value else "no"
+        elif isinstance(value, (int, float)):
+            found[before + name_of(name)] = _metric(value) or ""
+    return found
 
 
 def _metric(value: float | None) -> str | None:
@@ -98,7 +120,7 @@ def _comparison(card: Mapping[str, Any]) -> str:
     draws = found["draws"] if len(set(found["draws"])) > 1 else found["draws"][:1]
     error = found["standard_error"]
     rows = [
-        (f"mean of {_total(card):,} random cells", _number(found["random_cell"])),
+        (f"mean of {_total(card):,} random networks", _number(found["random_cell"])),
         (f"random search, expected best of {' / '.join(map(str, draws))}", _spread(random["mean"], random["std"])),
         (f"{card['algorithm']}", _spread(card["best"]["mean"], card["best"]["std"])),
         (
@@ -107,13 +129,13 @@ def _comparison(card: Mapping[str, Any]) -> str:
         ),
     ]
     text = f"## Beside random search\n\n{table(('', name), rows)}\n\n"
-    text += f"The budget is {budget}. The expectation is exact for these random cells (order statistics). "
+    text += f"The budget is {budget}. The expectation is exact for these random networks (order statistics). "
     paired = "Each search is compared with the random search of its seed, on the same images."
     text += paired if found["paired"] else "The seeds of both differ, so each side's spread counts."
     short = sum(given < wanted for given, wanted in zip(found["draws"], found["draws_in_budget"], strict=True))
     if short:
         wanted = " / ".join(map(str, found["draws_in_budget"]))
-        text += f" The budget allows {wanted} random cells, more than were trained: the gain is an upper bound."
+        text += f" The budget allows {wanted} random networks, more than were trained: the gain is an upper bound."
     return text + " Scores are of validation images that the selection saw."
 
 
@@ -139,7 +161,7 @@ def _supernets(card: Mapping[str, Any]) -> str:
         for seed, found in each["ranking"].items():
             tau = "none, one order has ties only" if found["tau"] is None else f"{found['tau']:.3f}"
             parts.append(
-                f"Kendall's tau of {len(found['alone'])} random cells, by the weights of the supernet of seed {seed} "
+                f"Kendall's tau of {len(found['alone'])} random networks, by the supernet of seed {seed} "
                 f"and trained alone: {tau}."
             )
     return "\n\n".join(["## Supernets", *parts]) if parts else ""

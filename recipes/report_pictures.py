@@ -138,7 +138,7 @@ def trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequ
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     if others:
-        axes.plot(*zip(*others, strict=True), "x", color=COLOURS[1], markersize=5, label="random cells")
+        axes.plot(*zip(*others, strict=True), "x", color=COLOURS[1], markersize=5, label="random networks")
     axes.plot(*zip(*own, strict=True), "o", color=COLOURS[0], markersize=5, alpha=0.7, label="networks of the search")
     front = front_of(own, right == "max", up == "max")
     axes.plot(*zip(*front, strict=True), color=COLOURS[2], linewidth=1.8, marker="o", markersize=7,

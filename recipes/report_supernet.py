@@ -1,28 +1,32 @@
-"""How searches by gradient went: their history, and the strengths of the operations with the cells as they evolved."""
+"""How supernets went: their history, and how well they rank networks; recipes.report_strengths for DARTS' own."""
 
-import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import zoo
+from recipes import report_strengths
 from recipes.report_data import Search
-from recipes.report_pictures import COLOURS, DOTS, new_figure, plain, save
-from zoo.atomic import replacing
-from zoo.genotype import INPUT_STATES, Genotype
+from recipes.report_pictures import COLOURS, name_of, new_figure, plain, save
+from zoo.atomic import write_atomically
 
-_SHOWN_CELLS = 4  # epochs whose cells are drawn
-_NONE = "#999999"  # the colour of "none", which is no choice of a cell
+_PAIRS = {
+    "loss: training half, validation half dashed": ("loss", "validation_loss"),
+    "loss: mean of the sub-networks, largest one dashed": ("loss", "first_loss"),
+    "accuracy: training half, validation half dashed": ("accuracy", "validation_accuracy"),
+    "reward, moving average dashed": ("reward", "baseline"),
+    "skip connections: normal cell, reduction cell dashed": ("normal_skips", "reduce_skips"),
+    "dominant eigenvalue of the Hessian in alpha": ("eigenvalue",),
+}
 
 
 def results(search: Search) -> dict[int, dict[str, Any]]:
-    """Returns what the searches by gradient inside `search` have left: seed -> cells, strengths and history."""
+    """Returns what the supernets of `search` have left: seed -> {"history": a record an epoch} and more."""
     paths = (search.folder / "seeds").glob("seed*.json")
     found = {int(path.stem.removeprefix("seed")): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    only = search.folder / "supernet.json"
+    if only.exists():
+        found[search.seed] = {"history": json.loads(only.read_text(encoding="utf-8"))}
     return dict(sorted(found.items()))
 
 
@@ -45,8 +49,15 @@ def _without_strengths(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ranking(search: Search) -> dict[str, Any]:
+    """Returns seed -> accuracies of random networks by shared weights and alone, with their tau."""
     path = search.folder / "ranking.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    random = search.result.get("random", {})
+    if not random.get("shared_accuracies"):
+        return {}
+    pair = {"shared": random["shared_accuracies"], "alone": random["val_accuracies"]}
+    return {str(search.seed): {**pair, "tau": search.result["kendall_tau"]}}
 
 
 def draw(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
@@ -54,6 +65,10 @@ def draw(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
     found = []
     for number, search in enumerate(searches):
         seeds, mark = results(search), "" if len(searches) == 1 else f"_{number}"
+        space = search.folder / "space.png"  # of a search that chose its space first
+        if space.exists():
+            write_atomically(folder / f"space{mark}.png", space.read_bytes())
+            found.append({"file": f"space{mark}.png", "text": f"The spaces that {search.folder.name} chose from"})
         if not seeds:
             continue
         whose = f"supernets of {search.folder.name}"
@@ -62,41 +77,51 @@ def draw(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
         ranking = _ranking(search)
         if ranking:
             rank(ranking, folder / f"ranking{mark}.png")
-            found.append({"file": f"ranking{mark}.png", "text": f"Random cells as the {whose} rank them"})
+            found.append({"file": f"ranking{mark}.png", "text": f"Random networks as the {whose} rank them"})
         for seed, result in seeds.items():
             if any("strengths" in record for record in result["history"]):
-                strengths(result["history"], f"seed {seed}", folder / f"strengths{mark}_seed{seed}.png")
+                report_strengths.draw(result["history"], f"seed {seed}", folder / f"strengths{mark}_seed{seed}.png")
                 text = f"Strengths and cells as they evolved, supernet seed {seed}"
                 found.append({"file": f"strengths{mark}_seed{seed}.png", "text": text})
     return found
 
 
 def history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
-    """Draws losses, accuracies, skip connections and the largest eigenvalue over the epochs of each seed."""
-    figure = new_figure(9, 5.6)
-    panels = {
-        "loss: training half, validation half dashed": ("loss", "validation_loss"),
-        "accuracy: training half, validation half dashed": ("accuracy", "validation_accuracy"),
-        "skip connections: normal cell, reduction cell dashed": ("normal_skips", "reduce_skips"),
-        "dominant eigenvalue of the Hessian in alpha": ("eigenvalue",),
-    }
-    grid = figure.subplots(2, 2, sharex=True)
-    for axes, (title, names) in zip(grid.ravel(), panels.items(), strict=True):
+    """Draws what the records of each seed hold over the epochs: losses, accuracies, skip connections and the like."""
+    panels = _panels_of([record for result in seeds.values() for record in result["history"]])
+    rows = -(-len(panels) // 2)
+    figure = new_figure(9, 2.4 * rows + 0.8)
+    grid = figure.subplots(rows, 2, squeeze=False)
+    for spare in grid.ravel()[len(panels) :]:
+        spare.set_axis_off()
+    for axes, (title, names) in zip(grid.ravel(), panels.items(), strict=False):
+        whole = True
         for place, (seed, result) in enumerate(seeds.items()):
             epochs = range(1, len(result["history"]) + 1)
+            whose = f"supernet of seed {seed}" if axes is grid[0, 0] else None
             for name, style in zip(names, ("-", "--"), strict=False):
                 values = [record.get(name) for record in result["history"]]
                 if None not in values:
                     axes.plot(epochs, values, style, color=COLOURS[place % len(COLOURS)], marker=".",
-                              label=f"supernet of seed {seed}" if name == "loss" else None)  # fmt: skip
+                              label=whose)  # fmt: skip
+                    whole &= all(isinstance(value, int) for value in values)
+                whose = None
         axes.set_title(title, loc="left", fontsize=10)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        plain(axes)
-    grid[1, 0].yaxis.get_major_locator().set_params(integer=True)
-    for axes in grid[1]:
+        axes.yaxis.get_major_locator().set_params(integer=whole)
         axes.set_xlabel("epoch of the supernet")
+        plain(axes)
     figure.legend(loc="outside lower center", ncol=4, frameon=False, fontsize=9)
     save(figure, path)
+
+
+def _panels_of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Returns title -> names of one or two values, for every number that the records hold."""
+    held = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
+    held -= {"step"}
+    panels = {title: names for title, names in _PAIRS.items() if held.issuperset(names)}
+    paired = {name for names in panels.values() for name in names}
+    return panels | {name_of(name): (name,) for name in sorted(held - paired)}
 
 
 def rank(ranking: Mapping[str, Any], path: Path) -> None:
@@ -110,136 +135,7 @@ def rank(ranking: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("validation accuracy with the supernet's weights")
     axes.set_ylabel("validation accuracy, trained alone")
     count = len(next(iter(ranking.values()))["alone"])
-    axes.set_title(f"{count} random cells", loc="left", fontsize=11)
+    axes.set_title(f"{count} random networks", loc="left", fontsize=11)
     plain(axes)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     save(figure, path)
-
-
-def strengths(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Draws one picture: the softmax of the alphas of each edge over the epochs, and the cells of some epochs.
-
-    Args:
-        records: of the epochs in their order; "strengths" is (2, edges, ops) in the order of quark0/darts.
-        title: of the whole.
-        path: of the PNG.
-    """
-    from PIL import Image
-
-    tables = np.array([record["strengths"] for record in records])  # (epochs, 2, edges, ops)
-    chosen = np.unique(np.linspace(0, len(tables) - 1, _SHOWN_CELLS).round().astype(int))
-    figure = _edges(tables, title)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS)
-    top = Image.open(stream).convert("RGB")
-    cells = [_picture(tables[epoch], f"epoch_{epoch + 1}") for epoch in chosen]
-    columns = min(2, len(cells))
-    width = top.width // columns
-    scale = min(1.0, *(width / cell.width for cell in cells))  # one for all: a longer cell is not drawn smaller
-    cells = [
-        cell.resize((round(cell.width * scale), round(cell.height * scale)), Image.Resampling.LANCZOS) for cell in cells
-    ]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    whole = Image.new("RGB", (top.width, top.height + sum(heights)), "white")
-    whole.paste(top, (0, 0))
-    y = top.height
-    for row, height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            whole.paste(cell, (column * width, y))
-        y += height
-    with replacing(path) as file:
-        whole.save(file, format="PNG", optimize=True)
-
-
-def _picture(table: np.ndarray, name: str) -> Any:
-    """Returns the image of the cells that strengths stand for."""
-    from PIL import Image
-
-    from recipes.supernet_darts import derive
-
-    nodes = nodes_of(table.shape[1])
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "cell.png"
-        zoo.draw(Genotype(name, "darts", derive(table, nodes), {}, {}), file)
-        with Image.open(file) as image:
-            return image.convert("RGB")
-
-
-def nodes_of(edges: int) -> int:
-    """Returns how many nodes a cell with so many edges has."""
-    nodes, count = 0, 0
-    while count < edges:
-        count += INPUT_STATES + nodes
-        nodes += 1
-    if count != edges:
-        raise ValueError(f"no cell has {edges} edges: expected 2, 5, 9, 14, ...")
-    return nodes
-
-
-def _edges(tables: np.ndarray, title: str) -> Any:
-    """Returns a figure with a panel for each edge: columns are what it reads, rows the node that it leads to."""
-    from recipes.supernet_darts import OPS, derive
-
-    nodes = nodes_of(tables.shape[2])
-    last = derive(tables[-1], nodes)
-    figure = new_figure(14, 1.35 * nodes + 1.3)
-    parts = figure.subfigures(1, 2, wspace=0.03)
-    for part, kind, graph, table in zip(
-        parts, ("normal", "reduction"), (last.normal, last.reduce), np.moveaxis(tables, 1, 0), strict=True
-    ):
-        part.suptitle(f"{title}, {kind} cell: softmax of the alphas over the epochs", fontsize=11, x=0.02, ha="left")
-        _panels(part, graph, table)
-    for place, op in enumerate(OPS):
-        parts[0].axes[0].plot([], [], color=_colour(place), linestyle=_style(place), linewidth=2.5, label=op)
-    handles, labels = parts[0].axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=len(OPS), frameon=False, fontsize=9)
-    return figure
-
-
-def _panels(part: Any, graph: Any, table: np.ndarray) -> None:
-    """Draws the edges of one cell; `table` is (epochs, edges, ops), `graph` what it ended with."""
-    nodes = len(graph.nodes)
-    sources = INPUT_STATES + nodes - 1
-    grid = part.subplots(nodes, sources, sharex=True, sharey=True, squeeze=False)
-    names = ["h[c-2]", "h[c-1]", *(f"node {INPUT_STATES + number}" for number in range(nodes))]
-    epochs, edge = np.arange(1, len(table) + 1), 0
-    for node in range(nodes):
-        kept = {each.state: each.op for each in graph.nodes[node].edges}
-        for source in range(sources):
-            axes = grid[node, source]
-            if source >= INPUT_STATES + node:
-                axes.set_axis_off()
-                continue
-            for place in range(table.shape[2]):
-                axes.plot(epochs, table[:, edge, place], color=_colour(place), linestyle=_style(place), linewidth=1.5,
-                          marker="." if len(epochs) == 1 else None)  # fmt: skip
-            if node == max(0, source - INPUT_STATES + 1):  # the topmost panel of its column
-                axes.set_title(f"from {names[source]}", fontsize=9)
-            if source == 0:
-                axes.set_ylabel(f"to {names[INPUT_STATES + node]}", fontsize=9)
-            if node == nodes - 1:
-                axes.set_xlabel("epoch", fontsize=8)
-            _mark(axes, kept.get(source))
-            edge += 1
-    least, most = float(table.min()), float(table.max())
-    span = most - least or 1.0
-    grid[0, 0].set_ylim(least - 0.05 * span, most + 0.3 * span)  # room for the name of what was kept
-    grid[0, 0].xaxis.get_major_locator().set_params(integer=True)
-
-
-def _mark(axes: Any, op: str | None) -> None:
-    """Frames a panel whose edge is part of the cell at the end, and names its operation."""
-    axes.tick_params(labelsize=7)
-    axes.spines[:].set_color("black" if op else "#cccccc")
-    axes.spines[:].set_linewidth(1.8 if op else 0.8)
-    if op:
-        axes.text(0.5, 0.96, op.replace("_", " "), transform=axes.transAxes, ha="center", va="top", fontsize=8)
-
-
-def _colour(place: int) -> str:
-    return _NONE if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
-
-
-def _style(place: int) -> str:
-    return ":" if place == 0 else "-"

@@ -23,7 +23,7 @@ from recipes import (
     report_page,
     report_pictures,
     report_statistics,
-    report_supernet,
+    report_strengths,
     tensorboard_logs,
     tuner,
 )
@@ -224,7 +224,7 @@ def test_the_card_of_a_supernet_has_its_history_its_ranking_and_a_picture_of_str
     found = {"shared": [0.1, 0.2, 0.3], "alone": [0.4, 0.6, 0.5], "tau": 0.333333}
     (folder / "ranking.json").write_text(json.dumps({"7": found}))
     page = report_card.write([folder]).read_text()
-    assert "Kendall's tau of 3 random cells" in page
+    assert "Kendall's tau of 3 random networks" in page
     assert {path.name for path in (folder / "card").glob("*.png")} >= {
         "history.png", "ranking.png", "strengths_seed7.png"
     }  # fmt: skip
@@ -234,10 +234,23 @@ def test_the_card_of_a_supernet_has_its_history_its_ranking_and_a_picture_of_str
     assert "strengths" not in records[0]
 
 
+def test_what_a_recipe_measured_of_its_network_is_on_the_card_and_its_supernets_ranking_too(tmp_path):
+    folder = make_search(tmp_path / "a", [0.7])
+    random = {"shared_accuracies": [0.1, 0.2], "val_accuracies": [0.3, 0.4], "mean": 0.35}
+    result = {"predicted": {"arena": 40_000}, "measured": {"arena": 41_000, "fits": True}, "random": random}
+    (folder / "result.json").write_text(json.dumps(result | {"kendall_tau": 1.0}))
+    (folder / "supernet.json").write_text(json.dumps([{"step": 5, "loss": 1.0, "first_loss": 0.9}]))
+    page = report_card.write([folder]).read_text()
+    assert "| predicted, arena | 40,000 |" in page
+    assert "| measured, fits | yes |" in page
+    assert "Kendall's tau of 2 random networks" in page
+    assert (folder / "card" / "history.png").exists()
+
+
 def test_edges_tell_the_number_of_nodes():
-    assert [report_supernet.nodes_of(edges) for edges in (2, 5, 9, 14)] == [1, 2, 3, 4]
+    assert [report_strengths.nodes_of(edges) for edges in (2, 5, 9, 14)] == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="no cell has 4 edges"):
-        report_supernet.nodes_of(4)
+        report_strengths.nodes_of(4)
 
 
 def test_the_program_takes_folders_as_words_and_prints_where_the_card_is(tmp_path, capsys):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import keras_tuner
 
-from recipes import _main, child_search, progress, tinynas_dry_run, tinynas_result, tuner
+from recipes import _main, child_search, progress, report_card, tinynas_dry_run, tinynas_result, tuner
 from recipes.child_search import Children
 from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.generations import GenerationalEvolution
@@ -115,6 +115,7 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
         tried = (trial.hyperparameters.values for trial in proposer.trials.values())
         values = next(one for one in tried if net.space.body(one) == found.body)
         result = tinynas_result.finish(children, found, values, finishing)
+        report_card.write([config.folder])  # once more, with the result
     if observe is None:
         print(tinynas_result.page(result, config.folder))
     return found

@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras_tuner
 
@@ -87,14 +88,10 @@ PRESETS = {
 
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best sub-network; `observe` gets the state of the search instead of a progress bar."""
-    with contextlib.ExitStack() as stack:
-        watch = stack.enter_context(progress.shown("tinynas", "validation accuracy")) if observe is None else observe
+    with _watched(observe) as watch:
 
         def report(share: float, text: str) -> None:
             watch(tuner.Status(0, config.trials, None, None, share, text))
-
-        def finishing(share: float, text: str) -> None:
-            watch(tuner.Status(config.trials, None, found.source["score"], None, share, text))
 
         explored = first_stage(config, report)
         sized = dataclasses.replace(config, image_size=explored.chosen.resolution)
@@ -114,11 +111,20 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
         found = child_search.run(proposer, children, "tinynas", watch, provenance)
         tried = (trial.hyperparameters.values for trial in proposer.trials.values())
         values = next(one for one in tried if net.space.body(one) == found.body)
+    with _watched(observe) as watch:
+
+        def finishing(share: float, text: str) -> None:
+            watch(tuner.Status(config.trials, None, found.source["score"], None, share, text))
+
         result = tinynas_result.finish(children, found, values, finishing)
-        report_card.write([config.folder])  # once more, with the result
+    report_card.write([config.folder])  # once more, with the result
     if observe is None:
         print(tinynas_result.page(result, config.folder))
     return found
+
+
+def _watched(observe: Callable[[tuner.Status], None] | None) -> Any:
+    return progress.shown("tinynas", "validation accuracy") if observe is None else contextlib.nullcontext(observe)
 
 
 def first_stage(config: Config, report: Callable[[float, str], None]) -> Explored:

@@ -27,8 +27,9 @@ from recipes.descent import Descent, Learner
 from recipes.enas_controller import random_path
 from recipes.supernet_enas import MicroSupernet
 from recipes.supernet_enas_macro import MacroSupernet
+from recipes.supernet_export import body_of, preset_of
 from recipes.supernet_shared import Descent as SharedDescent
-from recipes.supernet_shared import SharedWeights, body_of, preset_of
+from recipes.supernet_shared import SharedWeights
 from zoo.genotype import Genotype
 
 STEPS = 5
@@ -82,7 +83,7 @@ def main() -> None:
 
 def fixed_network(net: Any, path: np.ndarray) -> keras.Model:
     """Returns the network of a path as anyone would train it."""
-    genotype = Genotype("path", "enas", body_of(net, path), {}, {"search": preset_of(net)})
+    genotype = Genotype("path", "enas", body_of(path), {}, {"search": preset_of(net)})
     return zoo.build(genotype, classes=10, input_shape=(SIDE, SIDE, 3), classifier_activation=None, dropout_rate=0.1)
 
 

@@ -136,6 +136,8 @@ class Controller:
     def penalty(self, draw: Draw) -> np.ndarray:
         """Returns for each path the mean over layers of the skips' divergence from their target, (count,)."""
         target, found = self.policy.skip_target, []
+        if not draw.skips:
+            return np.zeros(len(draw.paths))
         for _, probability, _ in draw.skips:
             p = np.clip(probability, _LEAST, 1 - _LEAST)
             found.append((p * np.log(p / target) + (1 - p) * np.log((1 - p) / (1 - target))).sum(axis=1))

@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from recipes import supernet_paths as paths
 from recipes.supernet import Packing, Shape
-from recipes.supernet_paths import convolution_layers, norm, norm_shapes
+from recipes.supernet_paths import norm, norm_shapes
 from zoo.formats.enas import MICRO_OPS
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 
-_SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}
-_REPEATS = 2  # of depthwise and 1x1 convolution in a separable one
+SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}
+REPEATS = 2  # of depthwise and 1x1 convolution in a separable one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ class MicroSupernet:
             nodes: of each cell; the paper's blocks.
         """
         self.nodes, self.classes, self.filters, self.cells = nodes, classes, filters, cells
+        self.states = INPUT_STATES + nodes  # of a cell
         self.places: list[Place] = []
         self._edges = {strides: paths.traced(functools.partial(_edge, strides)) for strides in (1, 2)}
         third, outputs, before = cells // 3, [(3, filters), (3, filters)], False
@@ -75,7 +76,7 @@ class MicroSupernet:
             reducing = number in (third, 2 * third + 1)
             filters *= 2 if reducing else 1
             self.places.append(Place(filters, reducing, before, *outputs))
-            outputs, before = [outputs[1], (nodes, filters)], reducing
+            outputs, before = [outputs[1], (self.states, filters)], reducing
         # the row of a weight for edge (node, side), before the number of the state that it reads is added
         self.first_rows = np.array([[2 * sum(range(INPUT_STATES, INPUT_STATES + node)) + side * (INPUT_STATES + node)
                                       for side in (0, 1)] for node in range(nodes)], np.int32)  # fmt: skip
@@ -87,7 +88,11 @@ class MicroSupernet:
             shapes += self._cell_shapes(f"cell{number}", place)
             for part in ("calibrate", "input0", "input1"):
                 statistics.append(Shape(f"cell{number}/{part}", (2, place.filters)))
-            statistics.append(Shape(f"cell{number}/edges", (nodes, 2, _REPEATS, 2, place.filters)))
+            if place.reducing:
+                statistics += [
+                    Shape(f"cell{number}/output{state}", (2, place.filters)) for state in range(INPUT_STATES)
+                ]
+            statistics.append(Shape(f"cell{number}/edges", (nodes, 2, REPEATS, 2, place.filters)))
         self.last = outputs[1]
         shapes.append(Shape("classifier", (*self.last, classes), self.last[0] * self.last[1]))
         self.packing, self.statistics = Packing(shapes), Packing(statistics)
@@ -101,8 +106,8 @@ class MicroSupernet:
                 *norm_shapes(f"{name}/{part}", (), filters),
             ]
         shapes += [Shape(f"{name}/input1", (filters, filters), filters), *norm_shapes(f"{name}/input1", (), filters)]
-        for op, size in _SEPARABLE.items():
-            stack = (self._rows, _REPEATS)
+        for op, size in SEPARABLE.items():
+            stack = (self._rows, REPEATS)
             shapes.append(Shape(f"{name}/{op}/depthwise", (*stack, size, size, filters, 1), size * size))
             shapes.append(Shape(f"{name}/{op}/pointwise", (*stack, filters, filters), filters))
             shapes += norm_shapes(f"{name}/{op}", stack, filters)
@@ -110,6 +115,8 @@ class MicroSupernet:
             stack = (self._rows,)
             shapes.append(Shape(f"{name}/skip_connect", (*stack, 2, filters, filters // 2), filters))
             shapes += norm_shapes(f"{name}/skip_connect", stack, filters)
+            for end in (f"{name}/output{state}" for state in range(INPUT_STATES)):
+                shapes += [Shape(end, (2, filters, filters // 2), filters), *norm_shapes(end, (), filters)]
         return shapes
 
     def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
@@ -134,10 +141,8 @@ class MicroSupernet:
             newest = paths.pointwise(tf.nn.relu(newest), weights[f"{name}/input1"])
             newest, found[f"{name}/input1"] = norm(newest, f"{name}/input1", weights, fixed)
             oldest = self._oldest(name, place, outputs[0], weights, fixed, found)
-            output, found[f"{name}/edges"] = self._cell(
-                name, place, path[int(place.reducing)], (oldest, newest), weights, fixed.get(f"{name}/edges")
-            )
-            outputs = [outputs[1], output]
+            part = path[int(place.reducing)]
+            outputs = [outputs[1], self._cell(name, place, part, (oldest, newest), weights, fixed, found)]
         features = tf.reduce_mean(tf.nn.relu(outputs[1].tensor), [1, 2])
         features = features if drop is None else drop(features)
         logits = tf.matmul(features, outputs[1].kernel(weights["classifier"]))
@@ -171,58 +176,72 @@ class MicroSupernet:
         x, found[name] = norm(x, name, weights, fixed)
         return x
 
-    def _cell(self, name, place, path, inputs, weights, fixed) -> tuple[_Output, Any]:
-        """Returns the output of a cell for its part (nodes, 2, 2) of the path, and the statistics of its edges."""
+    def _cell(self, name, place, path, inputs, weights, fixed, found) -> _Output:
+        """Returns the output of a cell for its part (nodes, 2, 2) of the path."""
         sides = inputs[1].shape[1:3]
         after = [-(-side // 2) for side in sides] if place.reducing else sides
-        array, offset = _array(self.nodes, after, place.filters), INPUT_STATES
-        ends = _array(2, sides, place.filters)  # h[c-2] and h[c-1]
-        if not place.reducing:
-            array, ends, offset = _array(INPUT_STATES + self.nodes, after, place.filters), None, 0
-        for number, x in enumerate(inputs):
-            if ends is None:
-                array = array.write(number, x)
-            else:
+        unread = self._unread(path)
+        states, ends = _array(self.states, after, place.filters), None
+        if place.reducing:  # what the operations read has other sides than what they make
+            ends = _array(INPUT_STATES, sides, place.filters)
+            for number, x in enumerate(inputs):
                 ends = ends.write(number, x)
-        rows = self.first_rows + path[..., 0]
-        chosen = {key: tf.gather(weight, tf.reshape(rows, [-1])) for key, weight in _stacks(name, weights).items()}
-        chosen = {key: tf.unstack(weight) for key, weight in chosen.items()}
+            inputs = [self._end(f"{name}/output{n}", x, unread[n], weights, fixed, found) for n, x in enumerate(inputs)]
+        for number, x in enumerate(inputs):
+            states = states.write(number, x)
+        rows = tf.reshape(self.first_rows + path[..., 0], [-1])
+        chosen = {key: tf.unstack(tf.gather(stack, rows)) for key, stack in stacks_of(name, weights).items()}
         statistics = []
         for node in range(self.nodes):
             sums = []
             for side in (0, 1):
-                state, op = path[node, side, 0], path[node, side, 1]
                 kernels = {key: parts[2 * node + side] for key, parts in chosen.items()}
-                edge = None if fixed is None else fixed[node, side]
-                if ends is None:
-                    x, used = self._edges[1](op, array.read(state), None, kernels, edge)
-                elif node == 0:
-                    x, used = self._edges[2](op, ends.read(state), None, kernels, edge)
-                else:
-                    inner = array.read(tf.maximum(state - INPUT_STATES, 0))
-                    op += len(MICRO_OPS) * tf.cast(state >= INPUT_STATES, tf.int32)
-                    x, used = self._edges[2](op, ends.read(tf.minimum(state, INPUT_STATES - 1)), inner, kernels, edge)
-                x = tf.ensure_shape(x, [None, *after, place.filters])
-                sums.append(x)
+                edge = fixed[f"{name}/edges"][node, side] if fixed else None
+                x, used = self._run(node, path[node, side], ends, states, kernels, edge)
+                sums.append(tf.ensure_shape(x, [None, *after, place.filters]))
                 statistics.append(used)
-            array = array.write(node + INPUT_STATES - offset, sums[0] + sums[1])
-        loose = self._loose(path)
-        found = tf.reshape(tf.stack(statistics), [self.nodes, 2, _REPEATS, 2, place.filters])
-        return _Output(paths.joined(array, loose + INPUT_STATES - offset), loose), found
+            states = states.write(INPUT_STATES + node, sums[0] + sums[1])
+        found[f"{name}/edges"] = tf.reshape(tf.stack(statistics), [self.nodes, 2, REPEATS, 2, place.filters])
+        loose = tf.cast(tf.where(unread)[:, 0], tf.int32)
+        return _Output(paths.joined(states, loose), loose)
 
-    def _loose(self, path: Any) -> Any:
-        """Returns the nodes, from 0, that no node of a cell reads."""
-        read = tf.one_hot(tf.reshape(path[..., 0], [-1]) - INPUT_STATES, self.nodes)  # a negative index is no node
-        return tf.cast(tf.where(tf.reduce_sum(read, 0) < 0.5)[:, 0], tf.int32)
+    def _run(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any, fixed: Any) -> Any:
+        """Runs one edge of a node; `ends` are the inputs of a reduction cell, which are read at stride 2."""
+        state, op = choice[0], choice[1]
+        if ends is None:
+            return self._edges[1](op, states.read(state), None, kernels, fixed)
+        if node == 0:
+            return self._edges[2](op, ends.read(state), None, kernels, fixed)
+        inner = states.read(tf.maximum(state, INPUT_STATES))
+        op += len(MICRO_OPS) * tf.cast(state >= INPUT_STATES, tf.int32)
+        return self._edges[2](op, ends.read(tf.minimum(state, INPUT_STATES - 1)), inner, kernels, fixed)
+
+    def _end(self, name: str, x: Any, unread: Any, weights: Any, fixed: Any, found: Any) -> Any:
+        """An input of a reduction cell as part of its output: halved where no node reads it, else of no account."""
+        filters = x.shape[-1]
+
+        def halved() -> tuple[Any, Any]:
+            return norm(paths.factorized(x, weights[name]), name, weights, fixed)
+
+        def nothing() -> tuple[Any, Any]:
+            height, width = (-(-side // 2) for side in x.shape[1:3])
+            return tf.zeros([tf.shape(x)[0], height, width, filters]), tf.zeros([2, filters])
+
+        x, found[name] = tf.cond(unread, halved, nothing)
+        return x
+
+    def _unread(self, path: Any) -> Any:
+        """Says of each state of a cell whether no node reads it."""
+        return tf.reduce_sum(tf.one_hot(tf.reshape(path[..., 0], [-1]), self.states), 0) < 0.5
 
 
 def _array(size: int, sides: Any, filters: int) -> tf.TensorArray:
     return tf.TensorArray(tf.float32, size, element_shape=[None, *sides, filters], clear_after_read=False)
 
 
-def _stacks(cell: str, weights: Any) -> dict[str, Any]:
+def stacks_of(cell: str, weights: Any) -> dict[str, Any]:
     """Returns those weights of a cell that a row is chosen of, by their name within the cell."""
-    names = [f"{op}/{part}" for op in _SEPARABLE for part in ("depthwise", "pointwise", "scale", "shift")]
+    names = [f"{op}/{part}" for op in SEPARABLE for part in ("depthwise", "pointwise", "scale", "shift")]
     names += ["skip_connect", "skip_connect/scale", "skip_connect/shift"]
     return {name: weights[f"{cell}/{name}"] for name in names if f"{cell}/{name}" in weights}
 
@@ -236,11 +255,11 @@ def _edge(strides: int, op: Any, x: Any, inner: Any, kernels: Any, fixed: Any) -
 def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
     """Returns the operations on a state, in the order of MICRO_OPS, as functions that return (tensor, statistics)."""
     filters = x.shape[-1]
-    none = tf.zeros([_REPEATS, 2, filters])
+    none = tf.zeros([REPEATS, 2, filters])
 
     def separable(op: str) -> tuple[Any, Any]:
         y, used = x, []
-        for repeat in range(_REPEATS):
+        for repeat in range(REPEATS):
             step = strides if repeat == 0 else 1
             depthwise = kernels[f"{op}/depthwise"][repeat]
             y = tf.nn.depthwise_conv2d(tf.nn.relu(y), depthwise, [1, step, step, 1], "SAME")
@@ -268,57 +287,15 @@ def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
 
 
 def body_of(path: np.ndarray) -> Cells:
-    """Returns the cells that a path (2, nodes, 2, 2) stands for."""
+    """Returns the cells that a path (2, nodes, 2, 2) stands for: all states that no node reads are the output."""
     graphs = []
     for cell in path.tolist():
         nodes = tuple(Node(tuple(Edge(MICRO_OPS[op], state) for state, op in edges)) for edges in cell)
-        read = {edge.state for node in nodes for edge in node.edges}
-        loose = [state for state in range(INPUT_STATES, INPUT_STATES + len(nodes)) if state not in read]
-        graphs.append(CellGraph(nodes, tuple(loose)))
+        graphs.append(CellGraph(nodes, tuple(unread_states(cell))))
     return Cells(*graphs)
 
 
-def layers_of(net: MicroSupernet, vector: np.ndarray, path: np.ndarray, statistics: np.ndarray) -> dict[str, list]:
-    """Returns the weights under a path as the layers of zoo/families/enas.py have them: name of a layer -> arrays."""
-    weights, used = net.packing.unpack(vector), net.statistics.unpack(statistics)
-    layers: dict[str, list] = {"stem_conv": [weights["stem"]]}
-    layers["stem_bn"] = [weights["stem/scale"], weights["stem/shift"], *used["stem"]]
-    nodes = [_loose_nodes(part) for part in path]
-    before: list[Any] = [None, None]  # the nodes that h[c-2] and h[c-1] are joined of
-    for number, place in enumerate(net.places):
-        name, cell = f"cell{number}", f"cell{number:02d}" + ("_reduce" if place.reducing else "")
-        for part, chosen in zip(("input0", "calibrate"), before, strict=True):
-            kernel = weights[f"{name}/{part}"]
-            kernel = kernel if chosen is None else kernel.take(chosen, axis=-3)
-            kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
-            affine = weights[f"{name}/{part}/scale"], weights[f"{name}/{part}/shift"]
-            layers |= convolution_layers(f"{cell}_{part}", kernel, *affine, used[f"{name}/{part}"])
-        affine = weights[f"{name}/input1/scale"], weights[f"{name}/input1/shift"]
-        layers |= convolution_layers(f"{cell}_input1", weights[f"{name}/input1"], *affine, used[f"{name}/input1"])
-        part = path[int(place.reducing)]
-        rows = net.first_rows + part[..., 0]
-        stacks = _stacks(name, weights)
-        for (node, side), row in np.ndenumerate(rows):
-            edge = f"{cell}_node{INPUT_STATES + node}_edge{side}"
-            kernels = {key: stack[row] for key, stack in stacks.items()}
-            layers |= _edge_layers(edge, MICRO_OPS[part[node, side, 1]], kernels, used[f"{name}/edges"][node, side])
-        before = [before[1], nodes[int(place.reducing)]]
-    kernel = weights["classifier"].take(before[1], axis=0)
-    return layers | {"predictions": [kernel.reshape(-1, kernel.shape[-1])]}
-
-
-def _edge_layers(edge: str, op: str, kernels: Any, used: np.ndarray) -> dict[str, list]:
-    if op == "skip_connect" and "skip_connect" in kernels:
-        affine = kernels["skip_connect/scale"], kernels["skip_connect/shift"]
-        return convolution_layers(edge, kernels["skip_connect"], *affine, used[0])
-    layers: dict[str, list] = {}
-    for repeat in range(_REPEATS if op in _SEPARABLE else 0):
-        layers[f"{edge}_dw{repeat + 1}"] = [kernels[f"{op}/depthwise"][repeat]]
-        layers[f"{edge}_pw{repeat + 1}"] = [kernels[f"{op}/pointwise"][repeat][None, None]]
-        affine = kernels[f"{op}/scale"][repeat], kernels[f"{op}/shift"][repeat]
-        layers[f"{edge}_bn{repeat + 1}"] = [*affine, *used[repeat]]
-    return layers
-
-
-def _loose_nodes(part: np.ndarray) -> list[int]:
-    return [node for node in range(len(part)) if INPUT_STATES + node not in part[..., 0]]
+def unread_states(cell: Any) -> list[int]:
+    """Returns the states, inputs too, that no node reads of a cell: nested lists or an array (nodes, 2, 2)."""
+    read = {int(state) for edges in cell for state, _ in edges}
+    return [state for state in range(INPUT_STATES + len(cell)) if state not in read]

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from recipes import supernet_paths as paths
 from recipes.supernet import Packing, Shape
-from recipes.supernet_paths import convolution_layers, norm, norm_shapes
+from recipes.supernet_paths import norm, norm_shapes
 from zoo.formats.enas import MACRO_OPS
 from zoo.genotype import Chain, Layer
 
-_CONVOLUTIONS = [op for op in MACRO_OPS if "conv" in op]
+CONVOLUTIONS = [op for op in MACRO_OPS if "conv" in op]
 
 
 class MacroSupernet:
@@ -51,7 +51,7 @@ class MacroSupernet:
         stack = (len(MACRO_OPS),)
         shapes = [Shape(f"{name}/narrow", (*stack, filters, filters), filters)]
         shapes += norm_shapes(f"{name}/narrow", stack, filters)
-        for op in _CONVOLUTIONS:
+        for op in CONVOLUTIONS:
             size = int(op[-1])
             if op.startswith("sep"):
                 shapes.append(Shape(f"{name}/{op}/depthwise", (size, size, filters, 1), size * size))
@@ -92,6 +92,8 @@ class MacroSupernet:
                 x, found[f"{name}/join"] = norm(tf.ensure_shape(x, [None, *sides]), f"{name}/join", weights, fixed)
             else:
                 found[f"{name}/join"] = tf.zeros([2, x.shape[-1]])
+            if number == self.layers:
+                break
             states = states.write(number, x)
             if number in self.thirds:
                 halved = self._halved(name, [states.read(state) for state in range(number + 1)], weights, fixed, found)
@@ -112,7 +114,7 @@ class MacroSupernet:
         x = paths.pointwise(tf.nn.relu(x), kernel)
         x, found[f"{name}/narrow"] = paths.normalize(x, scale, shift, fixed.get(f"{name}/narrow"))
         inside = {key.removeprefix(f"{name}/"): weight for key, weight in weights.items() if key.startswith(f"{name}/")}
-        kernels = {key: weight for key, weight in inside.items() if key.split("/")[0] in _CONVOLUTIONS}
+        kernels = {key: weight for key, weight in inside.items() if key.split("/")[0] in CONVOLUTIONS}
         x, found[f"{name}/op"] = self._operation(op, tf.nn.relu(x), kernels, fixed.get(f"{name}/op"))
         return tf.ensure_shape(x, [None, *sides])
 
@@ -147,7 +149,7 @@ def _operation(op: Any, x: Any, kernels: Any, fixed: Any) -> Any:
         function = tf.nn.avg_pool2d if op.startswith("avg") else tf.nn.max_pool2d
         return function(x, int(op[-1]), 1, "SAME"), tf.zeros([2, x.shape[-1]])
 
-    return tf.switch_case(op, [lambda op=op: (convolution if op in _CONVOLUTIONS else pool)(op) for op in MACRO_OPS])
+    return tf.switch_case(op, [lambda op=op: (convolution if op in CONVOLUTIONS else pool)(op) for op in MACRO_OPS])
 
 
 def body_of(path: np.ndarray) -> Chain:
@@ -156,32 +158,3 @@ def body_of(path: np.ndarray) -> Chain:
     for number, (op, *bits) in enumerate(path.tolist()):
         layers.append(Layer(MACRO_OPS[op], tuple(state for state in range(number) if bits[state])))
     return Chain(tuple(layers))
-
-
-def layers_of(net: MacroSupernet, vector: np.ndarray, path: np.ndarray, statistics: np.ndarray) -> dict[str, list]:
-    """Returns the weights under a path as the layers of zoo/families/enas.py have them: name of a layer -> arrays."""
-    weights, used = net.packing.unpack(vector), net.statistics.unpack(statistics)
-    layers: dict[str, list] = {"stem_conv": [weights["stem"]], "predictions": [weights["classifier"]]}
-    layers["stem_bn"] = [weights["stem/scale"], weights["stem/shift"], *used["stem"]]
-    for number, row in enumerate(path, start=1):
-        name, op = f"layer{number:02d}", MACRO_OPS[row[0]]
-        kernel, scale, shift = (weights[f"{name}/narrow{part}"][row[0]] for part in ("", "/scale", "/shift"))
-        layers |= convolution_layers(f"{name}_narrow", kernel, scale, shift, used[f"{name}/narrow"])
-        if op in _CONVOLUTIONS:
-            kernel = weights[f"{name}/{op}"]
-            layers[f"{name}_conv"] = [kernel if kernel.ndim == 4 else kernel[None, None]]
-            layers[f"{name}_bn"] = [weights[f"{name}/{op}/{part}"] for part in ("scale", "shift")]
-            layers[f"{name}_bn"] += [*used[f"{name}/op"]]
-            if op.startswith("sep"):
-                layers[f"{name}_dw"] = [weights[f"{name}/{op}/depthwise"]]
-        if number > 1:
-            chosen = [*np.flatnonzero(row[1:number]), number - 1]
-            kernel = weights[f"{name}/join"][chosen].reshape(-1, net.widths[number - 1])
-            affine = weights[f"{name}/join/scale"], weights[f"{name}/join/shift"]
-            layers |= convolution_layers(f"{name}_join", kernel, *affine, used[f"{name}/join"])
-        if number in net.thirds:
-            for state in range(number + 1):
-                kernel, scale, shift = (weights[f"{name}/halve{part}"][state] for part in ("", "/scale", "/shift"))
-                halve = f"{name}_halve{state:02d}"
-                layers |= convolution_layers(halve, kernel, scale, shift, used[f"{name}/halve"][state])
-    return layers

@@ -5,13 +5,25 @@ a `tf.TensorArray`, whose gradient holds only what has been read.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from recipes import supernet
 from recipes.supernet import Packing, Shape
+
+
+class PathSupernet(Protocol):
+    """What supernets offer that run one path at a time; see MicroSupernet and MacroSupernet."""
+
+    packing: Packing
+    statistics: Packing
+    classes: int
+
+    def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
+        """Returns the logits under a path, and the statistics by which was normalised."""
+        ...
 
 
 def initial(packing: Packing, seed: int) -> np.ndarray:
@@ -73,15 +85,3 @@ def norm_shapes(name: str, stack: tuple[int, ...], filters: int) -> list[Shape]:
 def traced(function: Callable[..., Any]) -> Any:
     """Returns `function` as a graph of its own: traced, and made ready to run, once for all places of equal shapes."""
     return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-
-
-def convolution_layers(name: str, kernel: np.ndarray, scale: Any, shift: Any, used: np.ndarray) -> dict[str, list]:
-    """Returns a 1x1 convolution (inputs, outputs) with its normalisation as layers of zoo.blocks have them.
-
-    A kernel (2, inputs, half) is that of a factorized reduction. `used` is the mean and the variance (2, outputs).
-    """
-    if kernel.ndim == 2:
-        return {f"{name}_conv": [kernel[None, None]], f"{name}_bn": [scale, shift, *used]}
-    halves = [np.split(array, 2, axis=-1) for array in (scale, shift, *used)]
-    layers: dict[str, list] = {f"{name}_path{half + 1}_conv": [kernel[half][None, None]] for half in (0, 1)}
-    return layers | {f"{name}_path{half + 1}_bn": [array[half] for array in halves] for half in (0, 1)}

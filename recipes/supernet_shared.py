@@ -1,32 +1,15 @@
-"""Shared weights in training: one step under one path, scores of paths, and the export of a path as a network."""
+"""Shared weights in training: one step under one path, and the scores of paths."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-import zoo
-from recipes import supernet_enas, supernet_enas_macro, supernet_paths
-from recipes.supernet import Packing
-from recipes.supernet_enas import MicroSupernet
-from recipes.supernet_enas_macro import MacroSupernet
-from zoo.genotype import Genotype
-
-
-class PathSupernet(Protocol):
-    """What supernets offer that run one path at a time; see MicroSupernet and MacroSupernet."""
-
-    packing: Packing
-    statistics: Packing
-    classes: int
-
-    def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
-        """Returns the logits under a path, and the statistics by which was normalised."""
-        ...
+from recipes import supernet_paths
+from recipes.supernet_paths import PathSupernet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,36 +125,3 @@ class SharedWeights:
         """Takes back what `arrays` returned."""
         self.weights.assign(arrays["weights"])
         self.velocity.assign(arrays["velocity"])
-
-
-def body_of(net: PathSupernet, path: np.ndarray) -> Any:
-    """Returns the architecture of a path."""
-    return (supernet_enas if isinstance(net, MicroSupernet) else supernet_enas_macro).body_of(path)
-
-
-def preset_of(net: PathSupernet) -> dict[str, Any]:
-    """Returns the scale of the supernet's networks, as a preset of a genotype."""
-    if isinstance(net, MicroSupernet):
-        return {"cells": net.cells, "filters": net.filters}
-    assert isinstance(net, MacroSupernet)
-    return {"filters": net.widths[0], "separable": True}
-
-
-def export(
-    net: PathSupernet, vector: np.ndarray, path: np.ndarray, statistics: np.ndarray, input_shape: tuple[int, int, int]
-) -> keras.Model:
-    """Returns the network, with logits, that zoo.build makes of a path, with the shared weights in it.
-
-    In inference it gives what `net.logits(vector, path, images, statistics)` gives.
-    """
-    genotype = Genotype("path", "enas", body_of(net, path), {}, {"search": preset_of(net)})
-    model = zoo.build(genotype, classes=net.classes, input_shape=input_shape, classifier_activation=None)
-    if isinstance(net, MicroSupernet):
-        layers = supernet_enas.layers_of(net, vector, path, statistics)
-    else:
-        assert isinstance(net, MacroSupernet)
-        layers = supernet_enas_macro.layers_of(net, vector, path, statistics)
-    for layer in model.layers:
-        if layer.weights:
-            layer.set_weights(layers[layer.name])
-    return model

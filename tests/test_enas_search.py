@@ -1,0 +1,307 @@
+"""The ENAS recipe: its supernets equal zoo.build's networks, its controllers learn, and a killed search goes on."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import zoo
+from recipes import child_search, enas, supernet, supernet_paths
+from recipes.enas_controller import MacroController, MicroController, Policy, random_path
+from recipes.enas_search import find_path
+from recipes.oracles.networks import Parameters
+from recipes.spaces_enas import ChainSpace, MicroSpace, path_of
+from recipes.supernet_enas import MicroSupernet
+from recipes.supernet_enas_macro import MacroSupernet
+from recipes.supernet_export import body_of, export
+from recipes.supernet_shared import Descent, SharedWeights
+from recipes.tape import Tape, Value
+
+pytestmark = pytest.mark.usefixtures("fast_start")
+SMOKE = enas.PRESETS["smoke"]
+PROJECT = Path(__file__).resolve().parent.parent
+SHAPE = (8, 8, 1)
+# Two nodes. Normal: node 2 reads h[c-2] twice, node 3 reads node 2 and h[c-1], so node 3 alone is the output.
+# Reduction: h[c-1] is read by none, so it is output beside node 3.
+DEEP = np.array([[[[0, 0], [0, 4]], [[2, 1], [1, 2]]], [[[0, 4], [0, 3]], [[2, 1], [0, 0]]]], np.int32)
+
+
+@pytest.fixture
+def fast_start():
+    with supernet.without_rewrites():
+        yield
+
+
+def shared_weights(net, path, descent=None) -> SharedWeights:
+    return SharedWeights(net, path.shape, SHAPE, descent or Descent(), seed=0)
+
+
+def noisy(net) -> np.ndarray:
+    """Weights whose normalisations do something, too."""
+    rng = np.random.default_rng(0)
+    return supernet_paths.initial(net.packing, 0) + 0.1 * rng.standard_normal(net.packing.size, np.float32)
+
+
+def check_export(net, shared: SharedWeights, path: np.ndarray) -> None:
+    rng = np.random.default_rng(1)
+    images = tf.constant(rng.standard_normal((6, *SHAPE), np.float32))
+    other = tf.constant(rng.standard_normal((6, *SHAPE), np.float32))
+    statistics = shared.statistics(path, [images, other])
+    model = export(net, shared.weights.numpy(), path, statistics, SHAPE)
+    wanted = net.logits(shared.weights, tf.constant(path), images, tf.constant(statistics))[0]
+    np.testing.assert_allclose(model(images), wanted, atol=1e-4)
+    batch = net.logits(shared.weights, tf.constant(path), images)[0]
+    np.testing.assert_allclose(model(images, training=True), batch, atol=2e-4)
+
+
+@pytest.mark.slow  # traces for 4 s
+def test_an_exported_cell_path_is_the_network_that_zoo_builds():
+    net = MicroSupernet(1, 2, 3, 1, nodes=2)
+    shared = shared_weights(net, DEEP)
+    shared.weights.assign(noisy(net))
+    check_export(net, shared, DEEP)
+
+
+def test_an_exported_chain_path_is_the_network_that_zoo_builds():
+    net = MacroSupernet(3, 2, 3, 1)
+    path = np.array([[1, 0, 0, 0], [4, 1, 0, 0], [2, 0, 1, 0]], np.int32)
+    shared = shared_weights(net, path)
+    shared.weights.assign(noisy(net))
+    check_export(net, shared, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["micro", "macro"])
+def test_every_path_is_the_network_that_zoo_builds_and_one_trace_serves_them_all(space):
+    micro = space == "micro"
+    net = MicroSupernet(3, 4, 5, 1, nodes=3) if micro else MacroSupernet(6, 4, 5, 1)
+    rng = np.random.default_rng(0)
+    paths = [random_path(net, rng) for _ in range(6)]
+    if micro:  # as many loose ends as one, where cells are read as they are, and as all
+        one, every = (np.zeros((2, 3, 2, 2), np.int32) for _ in range(2))
+        one[..., 0] = np.arange(1, 4)[:, None]
+        one[..., 1] = every[..., 1] = 4
+        paths += [one, every]
+    shared = shared_weights(net, paths[0])
+    shared.weights.assign(noisy(net))
+    images = tf.constant(rng.standard_normal((4, *SHAPE), np.float32))
+    for path in paths:
+        check_export(net, shared, path)
+        shared.step(path, images, tf.constant([0, 1, 2, 3]), 0.01, [0, 0])
+    assert shared._step.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.slow
+def test_a_step_changes_the_weights_of_its_path_alone():
+    net = MicroSupernet(1, 2, 3, 1, nodes=2)
+    shared = shared_weights(net, DEEP, Descent(weight_decay=0.0, dropout=0.0))
+    before = net.packing.unpack(shared.weights.numpy())
+    images = tf.constant(np.random.default_rng(0).standard_normal((6, *SHAPE), np.float32))
+    shared.step(DEEP, images, tf.constant([0, 1, 2, 0, 1, 2]), 0.1, [0, 0])
+    after = net.packing.unpack(shared.weights.numpy())
+
+    def changed(name: str) -> list[int]:
+        return np.flatnonzero((before[name] != after[name]).any(axis=(1, 2, 3))).tolist()
+
+    # The third cell is the normal one; its rows are those of node 0, first edge (2 states), second edge (2), node 1 ..
+    assert changed("cell2/sep_conv_3x3/pointwise") == [0]  # node 0, first edge, state 0
+    assert changed("cell2/sep_conv_5x5/pointwise") == [4 + 2]  # node 1, first edge, state 2
+    shared.weights.assign(shared.weights * np.nan)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        shared.step(DEEP, images, tf.constant([0, 1, 2, 0, 1, 2]), 0.1, [0, 0])
+
+
+def test_learning_rate_starts_anew_after_10_and_30_epochs():
+    descent = Descent()
+    assert [descent.at(epoch) for epoch in (0, 10, 30, 70)] == [0.05] * 4
+    assert descent.at(5) == descent.at(20) == pytest.approx((0.05 + 0.0005) / 2)
+
+
+@pytest.mark.parametrize("make", [lambda p: MicroController(2, p, 0), lambda p: MacroController(4, p, 0)])
+def test_gradients_of_the_controllers_agree_with_differences(make):
+    controller = make(Policy(hidden=5, temperature=2.0))
+    rng = np.random.default_rng(0)
+    controller.parameters.vector[:] = rng.uniform(-0.7, 0.7, controller.parameters.vector.size)
+    draw = controller.draw(4, rng)
+    advantages = np.array([1.0, -0.5, 0.3, 2.0], np.float32)
+    found = controller.gradients(draw, advantages).vector.copy()
+    vector = controller.parameters.vector.astype(np.float64)
+    controller.parameters = Parameters(controller.parameters._shapes, vector)
+
+    def loss() -> float:
+        again = controller.again(draw.paths)
+        return float(np.mean(-advantages * again.chances + 0.8 * controller.penalty(again)))
+
+    for place in rng.choice(vector.size, 60, replace=False):
+        sides = []
+        for step in (1e-3, -2e-3):
+            vector[place] += step
+            sides.append(loss())
+        vector[place] += 1e-3
+        assert found[place] == pytest.approx((sides[0] - sides[1]) / 2e-3, abs=1e-5)
+
+
+def test_a_controller_comes_to_draw_what_is_rewarded():
+    controller = MicroController(1, Policy(hidden=16, learning_rate=0.01, baseline=0.9), seed=0)
+    rng = np.random.default_rng(0)
+
+    def share() -> float:
+        return float((controller.draw(200, rng).paths[:, 0, 0, 0, 1] == 3).mean())
+
+    before = share()
+    for _ in range(100):
+        draw = controller.draw(10, rng)
+        controller.learn(draw, (draw.paths[:, 0, 0, 0, 1] == 3).astype(float))
+    assert before < 0.2
+    # logits lie within -0.44 and 0.44 of one another, and no probability can become larger than the bias allows
+    assert share() > 1.4 * before
+
+
+@pytest.mark.parametrize("target", [0.2, 0.6])
+def test_without_differences_in_reward_skips_come_to_their_target(target):
+    controller = MacroController(
+        4, Policy(hidden=16, learning_rate=0.01, tanh_constant=1.5, skip_target=target), seed=0
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        controller.learn(controller.draw(5, rng), np.zeros(5))
+    bits = controller.draw(200, rng).paths[:, :, 1:].sum() / (200 * 6)  # six skips are possible in four layers
+    assert bits == pytest.approx(target, abs=0.06)
+
+
+def test_restored_controller_draws_and_learns_the_same():
+    first, second = (MicroController(2, Policy(hidden=8), seed) for seed in (0, 1))
+    first.learn(first.draw(3, np.random.default_rng(0)), np.arange(3.0))
+    second.restore({name: array.copy() for name, array in first.arrays().items()})
+    for controller in (first, second):
+        controller.learn(controller.draw(3, np.random.default_rng(1)), np.arange(3.0))
+    assert np.array_equal(first.parameters.vector, second.parameters.vector)
+    assert first.average == second.average
+
+
+def test_tape_sums_the_gradients_of_two_readers():
+    parameters = Parameters({"lstm_input": (1, 4), "lstm_state": (1, 4), "lstm_bias": (4,)})
+    tape, x = Tape(parameters, 1), Value(np.array([[0.5]]))
+    matrix = Value(np.array([[3.0]]))
+    total = tape.add(tape.product(x, matrix), tape.squashed(x, factor=2.0))  # 3x + 2 tanh x
+    total.gradient += 1
+    tape.back()
+    assert x.gradient.item() == pytest.approx(3 + 2 * (1 - np.tanh(0.5) ** 2))
+    assert matrix.gradient.item() == 0.5
+
+
+@pytest.mark.parametrize("space", [MicroSupernet(1, 2, 2, 1, nodes=3), MacroSupernet(4, 2, 2, 1)])
+def test_random_paths_lie_in_the_space_and_come_back_from_their_architecture(space):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        path = random_path(space, rng)
+        assert np.array_equal(path_of(body_of(path)), path)
+
+
+def test_chain_space_has_a_decision_for_each_operation_and_skip():
+    space = ChainSpace(3)
+    assert [decision.name for decision in space.decisions] == [
+        "layer01/op", "layer02/op", "layer02/skip00", "layer03/op", "layer03/skip00", "layer03/skip01"
+    ]  # fmt: skip
+    values = {decision.name: decision.choices[-1] for decision in space.decisions}
+    body = space.body(values)
+    assert body.layers[2].skips == (0, 1)
+    assert space.values(body) == values
+
+
+def test_micro_space_has_the_size_of_the_paper():
+    # Pham et al. 2018, section 2.4: (5 x (B-2)!)^4 cells for B = 7 nodes, the two inputs counted
+    cell = (5**5 * 2 * 3 * 4 * 5 * 6) ** 2
+    assert MicroSpace(5).size == cell**2
+
+
+def test_presets_are_complete_and_refuse_what_cannot_be():
+    assert enas.PRESETS["paper-macro"].space == "macro"
+    with pytest.raises(ValueError, match="even"):
+        dataclasses.replace(SMOKE, filters=3)
+    with pytest.raises(ValueError, match="reward_images is 0"):
+        dataclasses.replace(SMOKE, reward_images=0)
+    with pytest.raises(ValueError, match="skip_target is 0"):
+        dataclasses.replace(SMOKE, skip_target=0.0)
+
+
+def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
+    config = dataclasses.replace(SMOKE, algorithm="uniform")
+    search = enas.make(config, child_search.load_images(config), 0)
+    # 2 epochs x 2 updates x 2 samples = 8 rewards of a batch; a score takes the 20 images in 2 batches of 10
+    assert search.candidates == 2 + 8 // 2
+    assert search.epoch_steps == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["smoke", "smoke-macro"])
+def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset, tmp_path):
+    config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6)
+    images = child_search.load_images(config)
+    with supernet.without_rewrites():
+        whole = find_path(enas.make(config, images, 3), tmp_path / "whole.npz", lambda share, text: None)
+    state = tmp_path / "killed.npz"
+    command = [sys.executable, "-c", _KILLED, preset, str(state)]
+    for _ in range(2):
+        begun = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        assert begun.stdout is not None
+        for line in begun.stdout:
+            if line.startswith("step"):
+                break
+        time.sleep(0.05)
+        begun.send_signal(signal.SIGKILL)
+        begun.wait()
+        begun.stdout.close()
+    with np.load(state) as found:
+        assert 0 < json.loads(str(found["progress"]))[0] < 36
+    with supernet.without_rewrites():
+        again = find_path(enas.make(config, images, 3), state, lambda share, text: None)
+    assert again == whole
+
+
+_KILLED = """
+import dataclasses, sys
+from pathlib import Path
+from recipes import child_search, enas, supernet
+from recipes.enas_search import find_path
+
+config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
+images = child_search.load_images(config)
+with supernet.without_rewrites():
+    search = enas.make(config, images, 3)
+    find_path(search, Path(sys.argv[2]), lambda share, text: print("step" if search.done % 6 == 4 else "-", flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_the_result_builds_and_random_networks_are_ranked_by_the_shared_weights(tmp_path):
+    config = dataclasses.replace(SMOKE, random_networks=12, folder=tmp_path)
+    genotype = enas.search(config, observe=lambda status: None)
+    assert zoo.load(tmp_path / "genotype.json") == genotype
+    assert zoo.build(tmp_path / "genotype.json", classes=10, input_shape=SHAPE).output_shape == (None, 10)
+    assert (tmp_path / "genotype.png").stat().st_size > 1000
+    (found,) = json.loads((tmp_path / "ranking.json").read_text()).values()
+    assert len(found["shared"]) == len(found["alone"]) == 12
+    assert enas.search(config, observe=lambda status: None).body == genotype.body  # all is there already
+
+
+@pytest.mark.slow
+def test_networks_over_a_limit_are_never_chosen(tmp_path):
+    config = dataclasses.replace(SMOKE, max_params=10, folder=tmp_path)
+    with pytest.raises(ValueError, match="paths in a row were refused"):
+        enas.search(config, observe=lambda status: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["smoke", "smoke-macro"])
+def test_dry_run_prints_what_the_search_would_need(preset, capsys):
+    genotype = enas.search(dataclasses.replace(enas.PRESETS[preset], dry_run=True))
+    assert zoo.build(genotype, classes=10, input_shape=SHAPE).count_params() > 0
+    assert "a search" in capsys.readouterr().out

@@ -25,6 +25,10 @@ from recipes.spaces import Decision, check_values, hyperparameters_of, kinds_of
 NAS_BENCH_201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 _EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (node, what it reads), in the order of the cell's text
 
+# A cell of one node, its output, has one edge; each level puts one more node in. Node by node from the input on, the
+# output would hang in the air until the last level, and all cells before it would be equally bad.
+_LEVELS = (((3, 0),), ((2, 0), (3, 2)), ((1, 0), (2, 1), (3, 1)))
+
 
 class Result(NamedTuple):
     """Accuracies in percent: what a search may see, and what is reported of its choice."""
@@ -41,7 +45,8 @@ class Table:
         name: for messages and reports.
         decisions: the space.
         validation, test: accuracies in percent; axis i is decision i, NaN where the table has no such network.
-        levels: names of the decisions that a progressive search adds at each level.
+        levels: names of the decisions that a progressive search adds at each level; before, they have their first
+            choice, "none" or "identity", with which the rest is a smaller network.
     """
 
     name: str
@@ -133,7 +138,7 @@ def _read_nas_bench_201(path: Path) -> Table:
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}; expected a cell and its two accuracies") from error
     decisions = tuple(Decision(f"node{node}/from{source}", NAS_BENCH_201_OPS, "op") for node, source in _EDGES)
-    levels = tuple(tuple(f"node{node}/from{source}" for node, source in _EDGES if node == level) for level in (1, 2, 3))
+    levels = tuple(tuple(f"node{node}/from{source}" for node, source in edges) for edges in _LEVELS)
     return Table("NAS-Bench-201", decisions, validation, test, levels)
 
 

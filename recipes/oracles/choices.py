@@ -24,6 +24,11 @@ class Choices:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def options(self) -> list[list[Any]]:
+        """The values of each decision, in the order of its indices."""
+        return self._options
+
     def values(self, genome: Genome) -> dict[str, Any]:
         """Returns name -> value of the choices that are active; a genome of a smaller space gets defaults."""
         genome = self.padded(genome)

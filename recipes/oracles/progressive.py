@@ -1,0 +1,243 @@
+"""The progressive search of PNASNet (Liu et al., ECCV 2018): simple architectures first, then what promises most."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recipes.oracles.base import _LARGEST_ENUMERATION, SearchOracle, Wait
+from recipes.oracles.choices import Genome
+from recipes.oracles.networks import packed, unpacked
+from recipes.oracles.surrogate import Fitting, Grid, Layout, Surrogate, make
+
+_MOST_COMBINATIONS = 1_000_000  # of one level
+_MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
+
+
+class ProgressiveOracle(SearchOracle):
+    """Grows architectures level by level; a level's candidates are all one-level expansions of those tried before.
+
+    The first level is tried in all its ways. Then a predictor (`recipes.oracles.surrogate`) learns from all scores and
+    ranks every expansion of the level's architectures; the `beam` best are tried, the predictor goes on learning, and
+    so on (Algorithm 1). Expansions with a known key are skipped. An architecture that failed takes its place in the
+    level, is not expanded and teaches nothing.
+
+    Beyond the paper: while `max_trials` allow, the last level goes on in rounds of `round_size`, before each of which
+    the predictor learns again and ranks what is left: all complete architectures where the space has up to 100,000,
+    else all expansions of the level before.
+
+    A level starts when the last trial of the level before has ended. Workers that ask meanwhile wait (status IDLE), so
+    a worker that dies holds up the others; KerasTuner gives its trial out again when the search is started again.
+
+    Args:
+        objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle. Without `max_trials`
+            the search ends with the last level's beam.
+        levels: names of the choices that each level adds; all choices but `depth`.
+        depth: name of the choice that says how many levels an architecture has, its values in the order of the levels.
+            Without, choices that are not reached yet have their defaults: these must make a valid architecture.
+        kinds: kind -> names of choices whose equal values share an embedding.
+        pooled: the levels are alike; see `recipes.oracles.surrogate.Layout`.
+        beam: K, architectures a level (paper: 256).
+        first: architectures of the first level, drawn at random; None takes all (paper).
+        round_size: trials between two fits once the levels are done; `beam` unless given.
+        explore: a candidate is ranked by a normal draw around its prediction, with this many of the ensemble's standard
+            deviations; the paper has none, and its beam is wide. A narrow beam without soon repeats one idea.
+        fitting: how the predictor is made and trained; the paper's unless given.
+    """
+
+    relearns = False
+
+    def __init__(
+        self,
+        objective: Any = "val_accuracy",
+        max_trials: int | None = None,
+        hyperparameters: Any = None,
+        *,
+        levels: Sequence[Sequence[str]],
+        depth: str | None = None,
+        kinds: Mapping[str, Sequence[str]] | None = None,
+        pooled: bool = False,
+        seed: int | None = None,
+        key: Any = None,
+        check: Any = None,
+        max_redraws: int = 1000,
+        beam: int = 256,
+        first: int | None = None,
+        round_size: int | None = None,
+        explore: float = 0.0,
+        fitting: Fitting | None = None,
+    ):
+        super().__init__(
+            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
+        )
+        sizes = {
+            "beam": beam,
+            "first": 1 if first is None else first,
+            "round_size": beam if round_size is None else round_size,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected a whole number from 1")
+        if explore < 0:
+            raise ValueError(f"explore is {explore}; expected 0 or more")
+        self.levels = [list(level) for level in levels]
+        self.beam, self.first, self.round_size, self.explore = beam, first, round_size or beam, explore
+        self.fitting = fitting or Fitting()
+        self.stage = 0  # the level, from 0; then the rounds
+        self._depth, self._kinds, self._pooled = depth, kinds or {}, pooled
+        self._results: list[tuple[Genome, float | None, int]] = []  # genome, fitness, stage
+        self._position = 0  # in the stage's ranking
+        self._ended = 0  # trials of the stage
+        self._ranking: tuple[Grid, np.ndarray] | None = None  # the stage's candidates; made again after a restart
+        self._layout: Layout | None = None
+        self._surrogate: Surrogate | None = None
+        self._fitted = 0  # the stage that the predictor was fitted for
+
+    @property
+    def layout(self) -> Layout:
+        """How the predictor reads genomes; made at the first draw, when the choices are known."""
+        if self._layout is None:
+            self._layout = self._checked_layout()
+        if sum(map(len, self.levels)) + (self._depth is not None) != len(self.choices):
+            raise ValueError("the search space has grown; this oracle needs all choices before the first trial")
+        return self._layout
+
+    def _checked_layout(self) -> Layout:
+        names, counts = self.choices.names, self.choices.counts
+        layout = Layout(self.choices, self.levels, self._kinds, self._pooled, self._depth is not None)
+        expected = set(names) - {self._depth}
+        if missing := sorted(expected - {name for level in self.levels for name in level}):
+            raise ValueError(f"levels leave out {missing}; expected all choices but depth={self._depth!r}")
+        found = dict(zip(names, counts.tolist(), strict=True))
+        if self._depth is not None and found.get(self._depth) != len(self.levels):
+            raise ValueError(
+                f"depth is {self._depth!r} and there are {len(self.levels)} levels; expected a choice with a value for "
+                f"each level, of {found}"
+            )
+        for level in self.levels:
+            ways = math.prod(found[name] for name in level)
+            if ways > _MOST_COMBINATIONS:
+                raise ValueError(f"the level {level} has {ways:,} combinations; expected up to {_MOST_COMBINATIONS:,}")
+        return layout
+
+    def propose(self) -> Genome | None:
+        """Returns the next of the level's ranking; begins the next level when this one has ended.
+
+        Raises:
+            Wait: trials of this level still run.
+        """
+        depth = self.layout.depth
+        while True:
+            quota, dry = self._quota(), False
+            if quota is None or self._ended + self.running < quota:
+                for genome in self._left():
+                    return genome
+                dry = True
+            if self.running:
+                raise Wait
+            if dry and self.stage >= depth:
+                self.message = f"no candidate is left after {len(self._results):,} trials"
+                return None
+            if self.stage >= depth - 1 and self.max_trials is None:
+                self.message = f"done: all {depth} levels, {len(self._results):,} trials"
+                return None
+            self.stage, self._ended, self._position, self._ranking = self.stage + 1, 0, 0, None
+
+    def _quota(self) -> int | None:
+        """Returns how many trials the stage has; None for as many as there are candidates."""
+        if self.stage == 0:
+            return self.first
+        return self.beam if self.stage < self.layout.depth else self.round_size
+
+    def _left(self) -> Iterator[Genome]:
+        """Yields the stage's candidates from where it stopped, the most promising first, without the known ones."""
+        if self._ranking is None:
+            grid = self._grid()
+            self._ranking = (grid, self._order(grid))
+        grid, order = self._ranking
+        while self._position < len(order):
+            genome = grid.genome(order[self._position])
+            self._position += 1
+            key = self.key(self.choices.values(genome))
+            if key not in self._known and key not in self.refused:
+                yield genome
+
+    def _grid(self) -> Grid:
+        """Returns the candidates of the stage."""
+        choices, depth = self.choices, self.layout.depth
+        level = min(self.stage, depth - 1)
+        free = [choices.names.index(name) for name in self.levels[level]]
+        parents = [choices.genome({})]
+        every = math.prod(choices.counts[token.place].item() for token in self.layout.tokens)
+        if self.stage >= depth and every <= _LARGEST_ENUMERATION:
+            free = [token.place for token in self.layout.tokens]
+        elif level > 0:
+            grown = [
+                (fitness, genome)
+                for genome, fitness, stage in self._results
+                if stage == level - 1 and fitness is not None
+            ]
+            parents = [genome for _, genome in sorted(grown, key=lambda entry: -entry[0])]
+        counts = tuple(choices.counts[free].tolist())
+        most = max(1, _MOST_CANDIDATES // math.prod(counts))
+        rows = np.array(parents[:most], np.int64).reshape(-1, len(choices))
+        if self._depth is not None:
+            rows[:, choices.names.index(self._depth)] = level
+        return Grid(rows, tuple(free), counts, level + 1)
+
+    def _order(self, grid: Grid) -> np.ndarray:
+        """Returns the numbers of the candidates, the most promising first; at random where nothing is known."""
+        data = [(genome, fitness) for genome, fitness, _ in self._results if fitness is not None]
+        if self.stage == 0 or not data or not len(grid):
+            return np.random.default_rng([self.seed, self.stage]).permutation(len(grid))
+        if self._fitted != self.stage:
+            self._fit(data)
+        means, deviations = self.surrogate.predict(grid)
+        if self.explore:
+            rng = np.random.default_rng([self.seed, self.stage, 1])
+            means += self.explore * deviations * rng.normal(size=len(means)).astype(np.float32)
+        return np.argsort(-means, kind="stable")
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """The predictor as it was fitted last."""
+        if self._surrogate is None:
+            self._surrogate = make(self.layout, self.fitting)
+        return self._surrogate
+
+    def _fit(self, data: Sequence[tuple[Genome, float]]) -> None:
+        genomes = np.array([genome for genome, _ in data])
+        depths = np.full(len(data), self.layout.depth)
+        if self._depth is not None:
+            depths = genomes[:, self.choices.names.index(self._depth)] + 1
+        scores = np.array([fitness for _, fitness in data])
+        self.surrogate.fit(genomes, depths, scores, np.random.default_rng([self.seed, self.stage]))
+        self._fitted = self.stage
+
+    def learn(self, genome: Genome, fitness: float | None) -> None:
+        """Collects the level's results."""
+        self._results.append((genome, fitness, self.stage))
+        self._ended += 1
+
+    def learned(self) -> dict[str, Any]:
+        """Returns the level, the place in its ranking, all results, and the weights that ranked it."""
+        state: dict[str, Any] = {
+            "stage": self.stage,
+            "position": self._position,
+            "results": [[list(genome), fitness, stage] for genome, fitness, stage in self._results],
+        }
+        if self._surrogate is not None:
+            state |= {"fitted": self._fitted, "fits": self._surrogate.fits}
+            state["weights"] = packed([self._surrogate.parameters.vector])
+        return state
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Takes back what `learned` returned."""
+        self.stage, self._position, self._ranking = learned["stage"], learned["position"], None
+        self._results = [(tuple(genome), fitness, stage) for genome, fitness, stage in learned["results"]]
+        self._ended = sum(stage == self.stage for _, _, stage in self._results)
+        self._surrogate, self._fitted = None, 0
+        if "weights" in learned:
+            (self.surrogate.parameters.vector[:],) = unpacked(learned["weights"])
+            self._fitted, self.surrogate.fits = learned["fitted"], learned["fits"]

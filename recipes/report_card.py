@@ -109,6 +109,7 @@ def _search(search: Search) -> dict[str, Any]:
     images = config.get("training_images")
     epochs = config.get("epochs")
     done = len(search.scores)
+    trained = sum("loss" in trial.metrics for trial in search.trials)  # inherited weights are not trained in a trial
     return {
         "folder": search.folder.name,
         "algorithm": search.algorithm,
@@ -121,7 +122,7 @@ def _search(search: Search) -> dict[str, Any]:
         "stopped": search.stopped,
         "best": None if best is None else {"trial": best.number, "score": best.score, "metrics": dict(best.metrics)},
         "seconds": round(search.seconds, 1),
-        "epochs": None if epochs is None else done * epochs,
+        "epochs": trained * epochs if trained and epochs else None,
         "training_images": images,
         "mean": round(float(np.mean(search.scores)), _DIGITS) if done else None,
         "result": _rounded(search.result),

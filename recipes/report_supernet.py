@@ -89,9 +89,10 @@ def draw(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
 def history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     """Draws what the records of each seed hold over the epochs: losses, accuracies, skip connections and the like."""
     panels = _panels_of([record for result in seeds.values() for record in result["history"]])
-    rows = -(-len(panels) // 2)
-    figure = new_figure(9, 2.4 * rows + 0.8)
-    grid = figure.subplots(rows, 2, squeeze=False)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // max(1, columns))
+    figure = new_figure(4.5 * max(1.3, columns), 2.4 * rows + 0.8)
+    grid = figure.subplots(max(1, rows), max(1, columns), squeeze=False)
     for spare in grid.ravel()[len(panels) :]:
         spare.set_axis_off()
     for axes, (title, names) in zip(grid.ravel(), panels.items(), strict=False):

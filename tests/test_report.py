@@ -36,7 +36,7 @@ def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: 
     lines = [header | options.get("header", {})]
     for number, score in enumerate(scores):
         status = "INVALID" if score is None else "COMPLETED"
-        metrics = {} if score is None else {"val_accuracy": score, "params": 1000.0 * (number + 1)}
+        metrics = {} if score is None else {"val_accuracy": score, "loss": 1.0, "params": 1000.0 * (number + 1)}
         lines.append({"start": number, "genome": [number % 3]})
         lines.append({"end": number, "status": status, "metrics": metrics, "seconds": options.get("seconds", 10.0)})
     folder.mkdir(parents=True)
@@ -109,6 +109,13 @@ def test_a_search_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypat
     report_about.write(config, "amoebanet")
     machines = json.loads((folder / "about.json").read_text())["machines"]
     assert [machine["hardware"]["processor"] == "another" for machine in machines] == [False, True]
+
+
+def test_only_trials_that_trained_count_as_epochs(tmp_path):
+    trained = report_data.read(make_search(tmp_path / "a", [0.5, None, 0.7]))
+    assert report_card.of([trained], [])["searches"][0]["epochs"] == 2 * 2  # two epochs a trial
+    inherited = dataclasses.replace(trained, trials=(dataclasses.replace(trained.trials[0], metrics={}),))
+    assert report_card.of([inherited], [])["searches"][0]["epochs"] is None
 
 
 def test_semicolons_in_brackets_divide_no_departure():

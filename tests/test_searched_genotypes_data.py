@@ -289,13 +289,17 @@ QUICK = (
 PRESETS = [(name, preset) for name in NAMES for preset in load(name).presets]
 
 
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        pytest.param(name, preset, marks=() if f"{name} {preset}" in QUICK else pytest.mark.slow, id=f"{name}-{preset}")
-        for name, preset in PRESETS
-    ],
-)
+def every_preset(quick: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("name", "preset"),
+        [
+            pytest.param(name, size, marks=() if f"{name} {size}" in quick else pytest.mark.slow, id=f"{name}-{size}")
+            for name, size in PRESETS
+        ],
+    )
+
+
+@every_preset(QUICK)
 def test_what_is_built_has_the_counts_of_the_file(name, preset):
     genotype = load(name)
     import keras
@@ -308,3 +312,18 @@ def test_what_is_built_has_the_counts_of_the_file(name, preset):
         macs = zoo.cost.of(model).macs
     assert sum(math.prod(weight.shape) for weight in model.trainable_weights) == numbers["trainable_params"]
     assert macs == numbers["macs"]
+
+
+@every_preset(("nasnet_a cifar10", "mcunet_in0 imagenet", "darts imagenet"))
+def test_feature_maps_have_the_strides_and_channels_that_info_tells(name, preset):
+    import keras
+
+    import zoo
+
+    with keras.StatelessScope():
+        model = zoo.build(name, preset, features_only=True)
+    told = zoo.info(name)["features"][preset]
+    assert [feature.shape[-1] for feature in model.outputs] == list(told.values())
+    side = model.inputs[0].shape[1]
+    for feature, stride in zip(model.outputs, told, strict=True):
+        assert abs(feature.shape[1] - side / stride) <= 1

@@ -84,6 +84,7 @@ def relative_of(genotype: Genotype) -> Genotype | None:
 def info(name: str | os.PathLike) -> dict[str, Any]:
     """Returns what is known of a model: name, family, source, presets, published numbers, published weights and notes.
 
+    "features" has, for each preset, what `zoo.build(..., features_only=True)` gives: stride -> channels, finest first.
     `name` and the errors are those of `load`.
     """
     genotype = load(name)
@@ -94,6 +95,11 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
         "source": dict(genotype.source),
         "presets": {preset: dict(values) for preset, values in genotype.presets.items()},
         "published": {preset: dict(values) for preset, values in genotype.published.items()},
+        "features": {
+            preset: {int(stride): channels for stride, channels in values["features"].items()}
+            for preset, values in genotype.published.items()
+            if "features" in values
+        },
         "weights": {
             entry.name: {
                 "preset": entry.preset,

@@ -15,7 +15,9 @@ from recipes.report_data import ABOUT
 from zoo import atomic
 
 _PACKAGES = ("tensorflow", "keras", "keras-tuner", "numpy", "keras-searched-zoo")
-_OF_A_RUN = ("folder", "seed", "dry_run", "keep", "tensorboard")  # options that say nothing about the search itself
+# Options that say nothing about the search itself
+_OF_A_RUN = """folder seed dry_run keep tensorboard save_seconds workers trial_cpus trial_gpus trials_at_once retries
+    silence""".split()
 
 
 def write(config: Any, recipe: str) -> None:

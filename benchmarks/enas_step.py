@@ -1,13 +1,15 @@
 """A training step of ENAS' shared weights under a path, and of the same fixed network of zoo.build, by turns.
 
-    python -m benchmarks.enas_step [micro|macro] [--full] [--paths=3]
+    python -m benchmarks.enas_step [micro|macro] [--full] [--paths=2]
 
-Minutes: 3 + 2 cells of 20 filters (micro) or 6 layers of 36 (macro), batch 32 at 32 x 32. `--full` has the paper's
-supernets and batches, and needs 16 GB. For each random path, both sides take steps by turns in this process, so that
-another program on the machine slows both. The fixed network has the same optimizer; grappler rewrites its graph once
-and once not, and the faster of the two is compared.
+Four minutes for both spaces: 3 + 2 cells of 20 filters (micro), 6 layers of 36 (macro), batch 32 at 32 x 32. `--full`
+has the paper's supernets and batches, and needs 16 GB. For each random path, both sides take steps by turns in this
+process, so that another program on the machine slows both. The fixed network has the same optimizer; grappler rewrites
+its graph once and once not, and the faster of the two is compared.
 """
 
+import contextlib
+import datetime
 import os
 import platform
 import statistics
@@ -44,12 +46,19 @@ def seconds_of(function: Any) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints both sides' seconds and their ratio for each path."""
-    macro, full = "macro" in sys.argv, "--full" in sys.argv
-    paths = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--paths=")), 3)
+    """Measures the spaces that the command line names, both unless it names one."""
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, "
+          f"Keras {keras.__version__}, {datetime.date.today()}")  # fmt: skip
+    paths = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--paths=")), 2)
+    spaces = [space for space in ("micro", "macro") if space in sys.argv] or ["micro", "macro"]
+    for space in spaces:
+        compare(space == "macro", "--full" in sys.argv, paths)
+
+
+def compare(macro: bool, full: bool, paths: int) -> None:
+    """Prints both sides' seconds and their ratio for each path of a space."""
     batch = (128 if macro else 160) if full else 32
     net: Any = MacroSupernet(12 if full else 6, 36, 10, 3) if macro else MicroSupernet(6 if full else 3, 20, 10, 3)
-    print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
     print(f"{'macro' if macro else 'micro'}, {net.packing.size:,} shared weights, batch {batch}, {STEPS} steps, seed 0")
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(batch, SIDE, SIDE, 3)), tf.float32)
@@ -65,19 +74,23 @@ def main() -> None:
         fixed = []
         for rewritten in (False, True):
             learner = Learner(fixed_network(net, path), Descent(nesterov=True, weight_decay=2e-4, clip=5.0))
-            before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not rewritten})
-            wall, cpu = seconds_of(lambda learner=learner: float(learner.step(images, labels, 0.05)[0]))
-            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
+
+            def step(learner: Any = learner) -> float:
+                return float(learner.step(images, labels, 0.05)[0])
+
+            with contextlib.nullcontext() if rewritten else supernet.without_rewrites():
+                wall, cpu = seconds_of(step)
             print(f"fixed network, {'with' if rewritten else 'without'} rewrites: first step after {wall:.1f} s "
                   f"({cpu:.1f} s of processor)", flush=True)  # fmt: skip
-            fixed.append(lambda learner=learner: float(learner.step(images, labels, 0.05)[0]))
+            fixed.append(step)
         sides = [lambda path=path: shared.step(path, images, labels, 0.05, [0, 1]), *fixed]
         times = [[seconds_of(side) for side in sides] for _ in range(STEPS)]
         wall, cpu = ([statistics.median(row[side][kind] for row in times) for side in range(3)] for kind in (0, 1))
+        spread = [max(row[side][0] for row in times) - min(row[side][0] for row in times) for side in range(3)]
         ratios.append(wall[0] / min(wall[1:]))
-        print(f"path {number}: shared {wall[0]:.3f} s, fixed {wall[1]:.3f} s and, rewritten, {wall[2]:.3f} s; ratio "
-              f"{ratios[-1]:.2f} ({cpu[0] / min(cpu[1:]):.2f} in processor seconds)", flush=True)  # fmt: skip
+        print(f"path {number}: shared {wall[0]:.3f} s (spread {spread[0]:.3f}), fixed {wall[1]:.3f} ({spread[1]:.3f}) "
+              f"and, rewritten, {wall[2]:.3f} ({spread[2]:.3f}); ratio {ratios[-1]:.2f}, in processor seconds "
+              f"{cpu[0] / min(cpu[1:]):.2f}", flush=True)  # fmt: skip
     print(f"ratio of a step: median {statistics.median(ratios):.2f}, largest {max(ratios):.2f}")
 
 

@@ -48,6 +48,7 @@ from recipes.supernet_shared import Descent, SharedWeights
 from zoo import atomic
 from zoo.genotype import Genotype
 
+_DRY_RUN_IMAGES = 32  # in a step
 _FREE = ("random_networks", "save_seconds")  # what may change when a search goes on
 
 
@@ -59,19 +60,19 @@ class Config(ChildConfig):
     algorithm: Literal["enas", "uniform", "random"] = "enas"  # uniform and random are the baselines
     space: Literal["micro", "macro"] = "micro"  # cells, or a chain of layers
     epochs: int = 3  # of each final training
-    search_epochs: int = 16  # of the shared weights
-    search_batch_size: int = 64  # images in a step of the shared weights, and in a reward
+    search_epochs: int = 60  # of the shared weights
+    search_batch_size: int = 32  # images in a step of the shared weights, and in a reward
     search_cells: int = 3  # normal cells of the supernet, two reductions come on top (micro); the paper has 6
     search_filters: int = 8  # of the supernet before the first reduction; the paper has 20 (micro) and 36 (macro)
-    nodes: int = 4  # of each cell (micro); the paper has 5
+    nodes: int = 3  # of each cell (micro); the paper has 5
     layers: int = 6  # of the chain (macro); the paper has 12
     search_rate: float = 0.05  # of the shared weights at the beginning of a cosine period
     least_rate: float = 0.0005  # at its end
-    rate_period: int = 16  # epochs of the first period; each is twice as long as the one before
+    rate_period: int = 60  # epochs of the first period; each is twice as long as the one before
     search_decay: float = 2e-4  # L2 on all shared weights
     search_dropout: float = 0.1  # share of features that a step leaves out
     reward_images: int = 400  # training images that are kept for rewards and the choice of the path
-    updates: int = 8  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
+    updates: int = 4  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
     samples: int = 5  # paths in an update, each rewarded on a batch; the paper has 10 (micro) and 20 (macro)
     candidates: int = 10  # paths that are scored at the end
     hidden: int = 64  # units of the controller
@@ -275,10 +276,14 @@ def make(config: Config, images: image_data.Data, seed: int) -> Search:
 
 
 def dry_run(config: Config, images: image_data.Data) -> Genotype:
-    """Takes three steps and a reward, prints what the search would need, and returns the path that was rewarded."""
+    """Takes three steps and a reward, prints what the search would need, and returns the path that was rewarded.
+
+    The steps are of at most 32 images, for this machine may lack the memory for more.
+    """
     begin = time.perf_counter()
+    batch_size = min(config.search_batch_size, _DRY_RUN_IMAGES)
     with supernet.without_rewrites():
-        search = make(config, images, config.seed)
+        search = make(dataclasses.replace(config, search_batch_size=batch_size), images, config.seed)
         marks = []
         for _ in range(3):  # the path, and with it the time of a step, differs
             search.step()
@@ -290,12 +295,14 @@ def dry_run(config: Config, images: image_data.Data) -> Genotype:
         search.shared.accuracy(path, *batch)
         reward = time.perf_counter() - traced
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    step, steps = (marks[2] - marks[0]) / 2, search.images.steps * config.search_epochs
+    larger = config.search_batch_size / batch_size
+    step, reward = larger * (marks[2] - marks[0]) / 2, larger * reward
+    steps = len(search.images.train) // config.search_batch_size * config.search_epochs
     rewards = config.search_epochs * config.updates * config.samples
     print(
         f"dry run: {search.shared.net.packing.size:,} shared weights, first step after {marks[0] - begin:.1f} s, then "
-        f"{step:.2f} s a step of {config.search_batch_size} images and {reward:.2f} s a reward, {memory:.2f} GiB at "
-        f"most\npredicted: {steps:,} steps and {rewards:,} rewards a search, "
+        f"{step:.2f} s a step of {config.search_batch_size} images and {reward:.2f} s a reward, told by {batch_size} "
+        f"images, which took {memory:.2f} GiB at most\npredicted: {steps:,} steps and {rewards:,} rewards a search, "
         f"{config.trials} x {(steps * step + rewards * reward) / 3600:.2f} h on this machine, and the trainings that "
         "compare the results"
     )

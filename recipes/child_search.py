@@ -19,12 +19,13 @@ from rich.console import Console
 
 import zoo
 from recipes import data as image_data
-from recipes import progress, report_about, report_card, stand_in, tensorboard_logs, trial, tuner
+from recipes import parallel, places, progress, report_about, report_card, stand_in, tensorboard_logs, trial, tuner
 from recipes.augment import Normalization, cifar
 from recipes.latency import Measured
 from recipes.limits import Limits
 from recipes.oracles import SearchOracle
 from recipes.parts import Arrays
+from recipes.tasks import Evaluate
 from zoo import atomic
 from zoo.genotype import Genotype, near
 
@@ -35,7 +36,7 @@ _NORMALIZED_BY = 2000  # images, where they are too many for the memory
 
 
 @dataclasses.dataclass(frozen=True)
-class ChildConfig:
+class ChildConfig(places.PlaceConfig):
     """Options that every trial-based search has; each is a flag."""
 
     trials: int = 24  # networks to train
@@ -65,6 +66,7 @@ class ChildConfig:
     )  # fmt: skip
 
     def __post_init__(self):
+        super().__post_init__()
         least = {"trials": 1, "epochs": 1, "batch_size": 1, "seed": 0, "keep": 0}
         least |= {"image_size": 8, "training_images": 10, "validation_images": 10, "max_params": 1, "max_macs": 1}
         least |= {"max_sram": 1, "max_flash": 1}
@@ -101,7 +103,7 @@ class ChildConfig:
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to go on: all but its length, its folder and what is kept of it."""
-        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto")
+        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", *places.FIELDS)
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -135,6 +137,18 @@ class Children:
     family: str
     presets: Mapping[str, Mapping[str, Any]]
     images: image_data.Data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what goes to another process, which reads the images for itself."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "images"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, images=load_images(state["config"]))
+
+    @property
+    def portable(self) -> bool:
+        """Whether a trial gives the same in another process; an heir that scores otherwise has to say so."""
+        return type(self) is Children
 
     def genotype(
         self, values: Mapping[str, Any], name: str = "child", source: Mapping[str, Any] | None = None
@@ -275,13 +289,16 @@ def run(
         with _watched(observe, recipe, score_name) as watch:
             logs = config.folder / "tensorboard"
             evaluate = tensorboard_logs.logged(children.score, logs) if config.tensorboard else children.score
+            crew = _crew(config, children, evaluate)
             runner = tuner.Tuner(
                 oracle,
-                evaluate,
+                None if crew else evaluate,
                 config.folder,
                 settings={"recipe": recipe, **config.settings(), **provenance},
                 keep=config.keep,
                 observe=watch,
+                workers=crew,
+                retries=config.retries,
             )
             report_about.write(config, recipe)
             runner.search()
@@ -296,6 +313,21 @@ def run(
         print(f"{score_name} {best.score:.4g} in trial {best.number + 1}: {config.folder / 'genotype.json'}")
         print(f"reproduction card: {page}")
     return genotype
+
+
+def _crew(config: ChildConfig, children: Children, evaluate: Evaluate) -> parallel.Workers | None:
+    """Returns the workers that `config` asks for, if this search can have any."""
+    if config.elsewhere and not children.portable:
+        raise ValueError(
+            f"workers is {config.workers}, and the trials of this search need what only this process has: shared "
+            "weights, or latencies measured on a machine that does nothing else. Use --workers=0"
+        )
+    if config.elsewhere and config.max_latency is not None:
+        raise ValueError(
+            f"max_latency is {config.max_latency}, measured on this machine, and workers {config.workers}: trials "
+            "would disturb the measurements. Use --workers=0, or no max_latency"
+        )
+    return config.crew(evaluate)
 
 
 def _source(config: ChildConfig, recipe: str, runner: tuner.Tuner, provenance: Mapping[str, Any]) -> dict[str, Any]:

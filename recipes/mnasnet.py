@@ -124,6 +124,11 @@ class RewardedChildren(Children):
 
     table: Table | None = None
 
+    @property
+    def portable(self) -> bool:
+        """Whether a trial gives the same in another process: latencies are measured on an idle machine only."""
+        return self.table is not None
+
     def latency(self, values: Mapping[str, Any], model: keras.Model | None = None) -> float:
         """Returns the ms of one image, by the table or measured here."""
         if self.table is None:

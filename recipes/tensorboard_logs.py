@@ -4,6 +4,7 @@ Written by tf.summary alone: TensorFlow does not bring TensorBoard, and whoever 
 its HParams plugin (tensorboard/plugins/hparams/{api,plugin_data}.proto) are declared here for the same reason.
 """
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -57,9 +58,16 @@ def logged(evaluate: Evaluate, folder: Path) -> Evaluate:
         evaluate: task -> name -> number, as `recipes.tuner.Tuner` takes it.
         folder: for `tensorboard --logdir`.
     """
+    return _Logged(evaluate, folder)
 
-    def evaluate_logged(task: Task) -> Mapping[str, float]:
-        own = folder / f"trial_{task.number:05d}"
+
+@dataclasses.dataclass(frozen=True)
+class _Logged:
+    evaluate: Evaluate
+    folder: Path
+
+    def __call__(self, task: Task) -> Mapping[str, float]:
+        own = self.folder / f"trial_{task.number:05d}"
         shutil.rmtree(own, ignore_errors=True)
         writer = tf.summary.create_file_writer(str(own))
         status = _FAILURE
@@ -67,7 +75,7 @@ def logged(evaluate: Evaluate, folder: Path) -> Evaluate:
             start = _start(task)
             _write_plugin_data(_STARTED, MESSAGES["PluginData"](session_start_info=start))
             try:
-                results = evaluate(task)
+                results = self.evaluate(task)
                 for name, value in sorted(results.items()):
                     _write_scalar(name, value)
                 status = _SUCCESS
@@ -76,8 +84,6 @@ def logged(evaluate: Evaluate, folder: Path) -> Evaluate:
                 _write_plugin_data(_ENDED, MESSAGES["PluginData"](session_end_info=end))
                 writer.close()
         return results
-
-    return evaluate_logged
 
 
 def _start(task: Task) -> Any:

@@ -1,0 +1,168 @@
+"""Every network of the zoo in one table: parameters, multiply-adds, what was published, build time, LiteRT file.
+
+    python -m recipes.table --names="mcunet*"                  # some of them
+    python -m recipes.table --readme=README.md                 # all, also into the document; half an hour on 2 cores
+
+Writes table.md into the folder, and table.json, from which a run that was stopped goes on. Parameters and multiply-adds
+(convolutions and dense layers, one image) are counted on the network that is built; published ones stand beside them
+where a paper or its code gives them, top-1 as a percentage (for CIFAR-10, 100 minus the published test error).
+Build time in processor seconds and the size of the float32 LiteRT file are measured here, with fresh weights.
+"""
+
+import dataclasses
+import datetime
+import gc
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import zoo
+from recipes import _main
+from recipes.progress import duration
+from zoo import genotype_json
+from zoo.atomic import write_atomically
+from zoo.genotype import Genotype
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+HEAD = (
+    "network", "preset", "parameters, M", "published", "multiply-adds, M", "published", "top-1 published, %",
+    "build, s", "LiteRT, MB",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the table."""
+
+    names: str = "*"  # which networks: a pattern with *, ? and [..], as zoo.list_models() takes it
+    sizes: bool = True  # whether to convert each network; without, the last column is empty
+    largest: float = 100.0  # million parameters; larger networks are counted only: no build time, no file
+    readme: Path | None = None  # a document whose text between the two marker comments becomes the table
+    folder: Path = Path("runs/table")  # table.md, and table.json to go on from
+
+    def __post_init__(self):
+        if self.largest <= 0:
+            raise ValueError(f"largest is {self.largest}; expected a number of million parameters above 0")
+
+
+PRESETS = {
+    "laptop": Config(),
+    "smoke": Config(names="mcunet_vww0", folder=Path("runs/table-smoke")),
+}
+
+
+def table(config: Config) -> str:
+    """Measures what is not in the folder yet; prints and writes the table and returns it, as Markdown.
+
+    Raises:
+        ValueError: no network has such a name, or the document lacks the markers.
+    """
+    wanted = [(name, preset) for name in zoo.list_models(config.names) for preset in zoo.load(name).presets]
+    if not wanted:
+        raise ValueError(f"names={config.names!r} matches no network; zoo.list_models() shows all")
+    if config.readme is not None:
+        between_markers(config.readme.read_text(encoding="utf-8"), "")  # before hours of work, not after
+    store = config.folder / "table.json"
+    known: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    zoo.build("mcunet_vww0")  # the first network that a process builds loads what all need
+    rows, start, measured = [], time.perf_counter(), 0
+    for number, (name, preset) in enumerate(wanted):
+        genotype = zoo.load(name)
+        key, digest = f"{name} {preset}", _digest(genotype, preset, config)
+        if known.get(key, {}).get("digest") != digest:
+            left = (time.perf_counter() - start) / measured * (len(wanted) - number) if measured else None
+            rest = "" if left is None else f", about {duration(left)} left"
+            print(f"network {number + 1} of {len(wanted)}: {key}{rest}", file=sys.stderr, flush=True)
+            known[key] = {"digest": digest, **measure(genotype, preset, config)}
+            write_atomically(store, json.dumps(known, indent=1) + "\n")
+            measured += 1
+        rows.append(_row(genotype, preset, known[key]))
+    text = f"{_lines(rows)}\n{_where()}\n"
+    write_atomically(config.folder / "table.md", text)
+    if config.readme is not None:
+        document = config.readme.read_text(encoding="utf-8")
+        write_atomically(config.readme, between_markers(document, text))
+    print(text)
+    return text
+
+
+def measure(genotype: Genotype, preset: str, config: Config) -> dict[str, Any]:
+    """Returns params, macs and, where the network is not too large, build seconds and bytes of its LiteRT file."""
+    with keras.StatelessScope():  # no weights yet: some networks have more of them than the memory
+        cost = zoo.cost.of(zoo.build(genotype, preset))
+    found: dict[str, Any] = {"params": cost.trainable_params, "macs": cost.macs, "seconds": None, "bytes": None}
+    if cost.params <= config.largest * 1e6:
+        start = time.process_time()  # not the clock on the wall, which other programs hold up
+        model = zoo.build(genotype, preset)
+        found["seconds"] = time.process_time() - start
+        if config.sizes:
+            from zoo.deploy import tflite  # loads TensorFlow's converter where it is wanted
+
+            found["bytes"] = len(tflite.convert(model))
+        del model
+        keras.backend.clear_session()
+        gc.collect()
+    return found
+
+
+def between_markers(document: str, text: str) -> str:
+    """Returns the document with `text` between its two marker comments, in place of what stands there.
+
+    Raises:
+        ValueError: it does not have each of them once, in this order.
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in after or END in before:
+        raise ValueError(f"the document needs the lines {BEGIN} and {END} once each, in this order")
+    return f"{before}{begin}\n{text}{end}{after}"
+
+
+def _row(genotype: Genotype, preset: str, found: dict[str, Any]) -> tuple[str, ...]:
+    published = genotype.published.get(preset, {})
+    top1 = published.get("top1", 100 - published["test_error"] if "test_error" in published else None)
+    return (
+        genotype.name,
+        preset,
+        f"{found['params'] / 1e6:.2f}",
+        _shown(published.get("params_millions"), "g"),
+        f"{found['macs'] / 1e6:,.0f}",
+        _shown(published.get("macs_millions"), ",g"),
+        _shown(top1, ".2f"),
+        _shown(found["seconds"], ".1f"),
+        _shown(None if found["bytes"] is None else found["bytes"] / 1e6, ".1f"),
+    )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _lines(rows: list[tuple[str, ...]]) -> str:
+    rule = ["---", "---", *("---:" for _ in HEAD[2:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, rule, *rows)) + "\n"
+
+
+def _where() -> str:
+    return (
+        f"`python -m recipes.table`, {datetime.datetime.now(datetime.UTC).date()}: Keras {keras.__version__} on "
+        f"{keras.backend.backend()}, {platform.machine()} with {os.cpu_count()} cores; one run each, "
+        "processor seconds. M: millions, MB: 10^6 bytes. Empty: not published, or too large to measure here."
+    )
+
+
+def _digest(genotype: Genotype, preset: str, config: Config) -> str:
+    """Returns what tells whether a row that was measured before is still of this network, measured in this way."""
+    facts = [genotype_json.body_as_dict(genotype.body), dict(genotype.presets[preset]), config.sizes, config.largest]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    _main.run(table, PRESETS)

@@ -33,7 +33,7 @@ import keras_tuner
 import numpy as np
 
 import zoo
-from recipes import _main, child_search, report_data, spaces, supernet, supernet_ranking, tuner
+from recipes import _main, child_search, report_card, report_data, spaces, supernet, supernet_ranking, tuner
 from recipes import data as image_data
 from recipes.augment import Normalization
 from recipes.child_search import ChildConfig, Children
@@ -191,6 +191,7 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
         baseline = dataclasses.replace(config, algorithm="random", trials=config.random_networks, folder=folder)
         _run(baseline, Children(baseline, space_of(config), "enas", presets, images), observe)
         rank(config, images)
+        report_card.write([config.folder])  # once more, with the baseline and the ranking
     return genotype
 
 
@@ -282,8 +283,10 @@ def dry_run(config: Config, images: image_data.Data) -> Genotype:
     """
     begin = time.perf_counter()
     batch_size = min(config.search_batch_size, _DRY_RUN_IMAGES)
+    part = images.train.take(np.resize(np.arange(len(images.train)), 4 * batch_size))
+    small = dataclasses.replace(config, search_batch_size=batch_size, reward_images=batch_size)
     with supernet.without_rewrites():
-        search = make(dataclasses.replace(config, search_batch_size=batch_size), images, config.seed)
+        search = make(small, dataclasses.replace(images, train=part), config.seed)
         marks = []
         for _ in range(3):  # the path, and with it the time of a step, differs
             search.step()
@@ -297,7 +300,7 @@ def dry_run(config: Config, images: image_data.Data) -> Genotype:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     larger = config.search_batch_size / batch_size
     step, reward = larger * (marks[2] - marks[0]) / 2, larger * reward
-    steps = len(search.images.train) // config.search_batch_size * config.search_epochs
+    steps = (len(images.train) - config.reward_images) // config.search_batch_size * config.search_epochs
     rewards = config.search_epochs * config.updates * config.samples
     print(
         f"dry run: {search.shared.net.packing.size:,} shared weights, first step after {marks[0] - begin:.1f} s, then "

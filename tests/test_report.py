@@ -268,6 +268,8 @@ def test_the_program_takes_folders_as_words_and_prints_where_the_card_is(tmp_pat
     assert "card.md" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no folders are given"):
         report.report(report.Config())
+    with pytest.raises(_main.UsageError, match="unexpected 'b'"):
+        _main.parse(["--folders=a", "b"], report.PRESETS)
 
 
 def events(folder: Path) -> list:

@@ -1,4 +1,4 @@
-"""Options of the TinyNAS search; see recipes.tinynas."""
+"""TinyNAS, a search for microcontrollers: first the resolution and width, then the network; here its options."""
 
 import dataclasses
 from pathlib import Path
@@ -80,8 +80,10 @@ class Config(ChildConfig):
         self.budget()
 
     def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to go on."""
-        return {k: v for k, v in super().settings().items() if k not in ("random_networks", "save_seconds", "supernet")}
+        """Returns what must be equal for a search to go on, with lists for tuples, as a file gives them back."""
+        free = ("random_networks", "save_seconds", "supernet")
+        values = {name: value for name, value in super().settings().items() if name not in free}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def space(self, width: float) -> TinySpace:
         """Returns the space of this width."""

@@ -30,12 +30,12 @@ def run(children: SubNetworks) -> Genotype:
     values = 8 * largest.peak_memory * len(net.space.places)  # of activations and gradients, bytes an image, about
     batch = max(2, min(config.batch_size, _MEMORY // values))
     state = make(config, net, images)
-    pixels, labels = images.train.head(batch)
-    pixels = np.resize(np.asarray(children.normalization(pixels)), (batch, *images.input_shape))
+    part = images.train.take(np.resize(np.arange(len(images.train)), batch))
+    pixels, labels = part.images / np.float32(255), part.labels
     marks = [time.perf_counter()]
     with supernet.without_rewrites():
         for _ in range(2):
-            state.learn((pixels, np.resize(labels, batch)))
+            state.learn((pixels, labels))
             marks.append(time.perf_counter())
     first, step = np.diff(marks)
     step *= config.batch_size / batch

@@ -1,0 +1,47 @@
+"""Every search on tables of really trained networks: mean test accuracy +- standard error over 100 seeds.
+
+    python benchmarks/search_gates.py nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
+
+Each search selects by validation accuracy. Random search has its exact expectation. Up to half an hour on 2 cores; a
+controller's seed costs as much as ten of evolution.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import time
+from pathlib import Path
+
+from recipes import table_search, tables
+
+BUDGETS = (50, 100, 200)
+LONG = 1000  # evaluations of the controllers, which need more to learn from
+CONTROLLERS = ("ppo", "reinforce")
+
+
+def main() -> None:
+    """Runs all searches and prints a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", type=Path, help="files of recipes.tables")
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--only", choices=list(table_search.ORACLES), nargs="*", help="searches to run; all by default")
+    arguments = parser.parse_args()
+    date = datetime.datetime.now(datetime.UTC).date()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.seeds} seeds, {date}")
+    for path in arguments.tables:
+        table = tables.load(path)
+        print(f"\n{table.name}: test accuracy, %\n{'':16}" + "".join(f"{n:>16}" for n in (*BUDGETS, LONG)))
+        expected = [table.random_search(n) for n in (*BUDGETS, LONG)]
+        print(f"{'random (exact)':16}" + "".join(f"{value:>16.3f}" for value in expected))
+        for name in arguments.only or [name for name in table_search.ORACLES if name != "random"]:
+            budgets = (*BUDGETS, LONG) if name in CONTROLLERS else BUDGETS
+            start = time.perf_counter()
+            means, errors = table_search.repeated(table_search.ORACLES[name], table, budgets, range(arguments.seeds))
+            cells = [f"{mean:.3f} +- {error:.3f}" for mean, error in zip(means, errors, strict=True)]
+            seconds = (time.perf_counter() - start) / arguments.seeds
+            print(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells) + f"   {seconds:.2f} s a seed", flush=True)
+
+
+if __name__ == "__main__":
+    main()

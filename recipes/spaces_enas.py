@@ -46,7 +46,7 @@ class ChainSpace:
         for number in range(1, self.layers + 1):
             found.append(Decision(f"layer{number:02d}/op", MACRO_OPS, "op"))
             for state in range(number - 1):
-                found.append(Decision(f"layer{number:02d}/skip{state:02d}", (False, True), "skip"))
+                found.append(Decision(f"layer{number:02d}/skip{state:02d}", (0, 1), "skip"))
         return tuple(found)
 
     def body(self, values: Mapping[str, Any]) -> Chain:
@@ -64,7 +64,7 @@ class ChainSpace:
         for number, layer in enumerate(body.layers, start=1):
             found[f"layer{number:02d}/op"] = layer.op
             for state in range(number - 1):
-                found[f"layer{number:02d}/skip{state:02d}"] = state in layer.skips
+                found[f"layer{number:02d}/skip{state:02d}"] = int(state in layer.skips)
         return found
 
     def key(self, values: Mapping[str, Any]) -> str:

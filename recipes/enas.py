@@ -136,14 +136,15 @@ PRESETS: dict[str, Config] = {
     "laptop": Config(),
     "paper": Config(
         epochs=630, batch_size=144, search_epochs=150, search_batch_size=160, search_cells=6, search_filters=20,
-        nodes=5, updates=30, samples=10, controller_rate=0.0035, tanh_constant=1.1, cells=15, filters=36, folder=Path("runs/enas-paper"), **_PAPER,
+        nodes=5, updates=30, samples=10, controller_rate=0.0035, tanh_constant=1.1, cells=15, filters=36,
+        folder=Path("runs/enas-paper"), **_PAPER,
     ),
     "smoke": Config(folder=Path("runs/enas-smoke"), **_SMOKE),
     "laptop-macro": Config(folder=Path("runs/enas-macro"), **_MACRO),
     "paper-macro": Config(
         epochs=310, batch_size=100, search_epochs=310, search_batch_size=128, layers=12, search_filters=36,
-        controller_rate=0.001, tanh_constant=1.5, updates=50, samples=20, filters=96, folder=Path("runs/enas-paper-macro"),
-        **(_PAPER | _MACRO),
+        controller_rate=0.001, tanh_constant=1.5, updates=50, samples=20, filters=96,
+        folder=Path("runs/enas-paper-macro"), **(_PAPER | _MACRO),
     ),
     "smoke-macro": Config(folder=Path("runs/enas-smoke-macro"), **(_SMOKE | _MACRO)),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def train_supernet(
     path, settings = config.supernet or config.folder / "supernet.npz", state.settings
     state.restore(path)
     with supernet.without_rewrites():
-        saved = time.monotonic()
+        saved, begun = time.monotonic(), state.step
         try:
             for pixels, labels in batches(config, images, settings.steps, state.step):
                 if state.step >= settings.total:
@@ -56,7 +56,8 @@ def train_supernet(
                     state.save(path)
                     saved = time.monotonic()
         finally:
-            state.save(path)  # after Ctrl-C, too
+            if state.step > begun:
+                state.save(path)  # after Ctrl-C, too
     atomic.write_atomically(config.folder / "supernet.json", json.dumps(state.history, indent=1) + "\n")
     return state.weights.numpy()
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from recipes import trial
-from recipes.parts import Arrays
+from recipes.parts import Arrays, Stream
 
 
 def images(count: int, seed: int = 0) -> Arrays:
@@ -146,6 +146,35 @@ def test_evaluation_in_one_graph_equals_the_eager_one(monkeypatch):
     logits = model.predict(part.images / np.float32(255), verbose=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(part.labels, logits)
     assert whole == pytest.approx((np.mean(logits.argmax(axis=1) == part.labels), float(loss)), rel=1e-5)
+
+
+class Streamed(Stream):
+    """The images of an array as they come from a file: one by one, undecoded."""
+
+    def __init__(self, part: Arrays):
+        encoded = tf.constant([image.tobytes() for image in part.images])
+        stored = tf.data.Dataset.from_tensor_slices((encoded, part.labels))
+        super().__init__(stored, len(part), part.image_shape, buffer=len(part))
+
+    @property
+    def labels(self) -> np.ndarray:
+        raise ValueError("not known before all is read")
+
+    def take(self, indices: np.ndarray) -> Stream:
+        raise ValueError("not needed")
+
+    def _decode(self, stored: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(tf.io.decode_raw(stored, tf.uint8), self.image_shape)
+
+
+def test_images_that_stream_from_the_disk_are_trained_on_and_judged_alike():
+    settings = trial.Training(epochs=3, batch_size=16, learning_rate=0.1)
+    parts = Streamed(images(64)), Streamed(images(40, seed=9))
+    first, again = (trial.train(network, *parts, settings, seed=1) for _ in range(2))
+    assert first == again
+    assert first["val_accuracy"] == 1.0
+    model = network()
+    assert trial.evaluate(model, parts[0]) == pytest.approx(trial.evaluate(model, images(64)), rel=1e-6)
 
 
 def test_grappler_is_as_it_was_afterwards():

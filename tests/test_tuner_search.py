@@ -1,19 +1,25 @@
 """The runner: nothing lost, nothing doubled, whatever ends the process."""
 
 import json
+import math
 import os
+import random
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
-import time
+from pathlib import Path
 
 import keras_tuner
 import pytest
 
-from recipes import spaces, tuner
+from recipes import child_search, spaces, tuner
 from recipes.journal import Journal
 from recipes.oracles import AgingEvolution, RandomSearch
+from recipes.spaces import Decision
+from zoo.canonical import canonical_hash
+from zoo.genotype import Block, Blocks
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 SPACE = spaces.CellSpace("small", ("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2, cells=("normal",))
@@ -241,49 +247,141 @@ def test_a_journal_survives_a_torn_line_and_keeps_what_is_whole(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()[1:]] == [{"a": 1}, {"c": 3}]
 
 
-PROGRAM = """
-    import sys, time
-    sys.path.insert(0, sys.argv[2])
+# TensorFlow is loaded once. Each line of input is a size, a time and a folder: a process of its own searches there, and
+# is killed so many seconds after the journal has grown to so many bytes.
+SERVER = """
+    import os, signal, sys, time, traceback
+    sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    from recipes import tuner
     import test_tuner_search as t
 
     def slow(task):
         time.sleep(0.02)
         return t.score(task)
 
-    print("ready", flush=True)
-    t.search(Path(sys.argv[1]), slow, snapshot_seconds=0.1)
-    print("done", flush=True)
+    for line in sys.stdin:
+        size, seconds, folder = line.rstrip().split(" ", 2)
+        child = os.fork()
+        if child == 0:
+            try:
+                t.search(Path(folder), slow, snapshot_seconds=0.1)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        journal, ended = Path(folder) / "journal.jsonl", (0, 0)
+        while not ended[0] and not (journal.exists() and journal.stat().st_size >= float(size)):
+            time.sleep(0.001)
+            ended = os.waitpid(child, os.WNOHANG)
+        if not ended[0]:
+            time.sleep(float(seconds))
+            os.kill(child, signal.SIGKILL)  # it cannot be another's number: it has not been waited for
+            ended = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(ended[1]), flush=True)
 """
 
 
-def start(folder, project) -> subprocess.Popen:
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), str(project / "tests")]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+class Searches:
+    """Runs searches in processes that can be killed."""
+
+    def __init__(self, project: Path):
+        command = [sys.executable, "-c", textwrap.dedent(SERVER), str(project / "tests")]
+        self.server = subprocess.Popen(command, cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, folder: Path, size: float = math.inf, seconds: float = 0.0) -> int:
+        """Searches in `folder` and returns the exit code: -9 if the process was killed, by the journal's size."""
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(f"{size} {seconds} {folder}\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.close()
+        self.server.stdout.close()
+        self.server.wait()
 
 
-def kill_and_resume(folder, project, moments: list[float]) -> None:
-    for moment in moments:
-        process = start(folder, project)
-        time.sleep(moment)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = start(folder, project)
-    output, _ = process.communicate(timeout=120)
-    assert output == "done\n"
+@pytest.fixture(scope="module")
+def searches(project):
+    server = Searches(project)
+    yield server
+    server.close()
+
+
+def assert_nothing_lost_or_doubled(folder, whole) -> None:
+    assert outcome(search(folder, evaluate=lambda task: pytest.fail("a trial was missing")).history) == whole
+    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    for kind in ("start", "end"):
+        assert [record[kind] for record in records if kind in record] == list(range(30))
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path, project, whole):
-    import random
+def test_a_search_killed_at_any_of_twenty_random_moments_ends_as_one_that_was_not(tmp_path, searches, whole):
+    assert searches.run(tmp_path / "whole") == 0
+    size = (tmp_path / "whole" / "journal.jsonl").stat().st_size
+    rng = random.Random(0)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        assert searches.run(folder, rng.uniform(0.0, 0.95 * size), rng.uniform(0.0, 0.02)) == -signal.SIGKILL
+        assert searches.run(folder) == 0
+        assert_nothing_lost_or_doubled(folder, whole)
 
+
+@pytest.mark.slow
+def test_a_search_killed_five_times_over_ends_as_one_that_was_not(tmp_path, searches, whole):
+    rng = random.Random(1)
     for number in range(4):
         folder = tmp_path / str(number)
-        kill_and_resume(folder, project, [random.uniform(0.0, 0.25) for _ in range(5)])
-        assert outcome(search(folder, evaluate=lambda task: pytest.fail("a trial was missing")).history) == whole
-        ends = [json.loads(line).get("end") for line in (folder / "journal.jsonl").read_text().splitlines()]
-        assert sorted(end for end in ends if end is not None) == list(range(30))
+        for _ in range(5):
+            grown = folder / "journal.jsonl"
+            size = grown.stat().st_size if grown.exists() else 0
+            assert searches.run(folder, size + rng.uniform(0, 300), rng.uniform(0.0, 0.02)) == -signal.SIGKILL
+        assert searches.run(folder) == 0
+        assert_nothing_lost_or_doubled(folder, whole)
+
+
+def resident_memory() -> float:
+    """MiB of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class OneBlock:
+    """Networks of one block, so that two hundred are trained in minutes."""
+
+    decisions = (Decision("kernel", (3, 5), "kernel"), Decision("filters", tuple(range(4, 124)), "filters"))
+
+    def body(self, values) -> Blocks:
+        return Blocks((Block("sep_conv", values["kernel"], values["filters"]),), stem_filters=8)
+
+    def key(self, values) -> str:
+        return canonical_hash(self.body(values))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is told by /proc, on Linux")
+def test_memory_does_not_grow_over_two_hundred_trained_networks(tmp_path):
+    config = child_search.ChildConfig(
+        trials=220, image_size=8, training_images=32, validation_images=32, batch_size=32, epochs=1, folder=tmp_path
+    )
+    space = OneBlock()
+    children = child_search.Children(config, space, "mnasnet", {"search": {}}, child_search.load_images(config))
+    sizes = []
+
+    def evaluate(task: tuner.Task) -> dict[str, float]:
+        found = children.score(task)
+        sizes.append(resident_memory())
+        return found
+
+    objective = keras_tuner.Objective("val_accuracy", "max")
+    random_search = RandomSearch(objective, 220, spaces.hyperparameters_of(space.decisions), seed=0, key=space.key)
+    runner = tuner.Tuner(random_search, evaluate, tmp_path)
+    runner.search()
+    assert len(sizes) == len(runner.history) == 220
+    assert all(record.status == "COMPLETED" for record in runner.history)
+    early, late = statistics.median(sizes[10:40]), statistics.median(sizes[-30:])
+    print(f"{early:.0f} MiB, then {late:.0f}, {max(sizes):.0f} at most")
+    assert late - early < 20  # MiB over 180 trials

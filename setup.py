@@ -10,6 +10,7 @@ DEPLOY = [
     "ai-edge-litert>=2.1,<3",
     "tflite-micro>=0.dev20250101",  # has development releases only
 ]
+RAY = ["ray[default]>=2.40"]  # searches on a cluster
 CONVERT = ["torch>=2.6", "safetensors>=0.4"]
 TEST = [*DEPLOY, "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77", "wheel>=0.45"]
 LINT = ["ruff>=0.14", "pyright[nodejs]>=1.1.400"]
@@ -40,9 +41,10 @@ setup(
     extras_require={
         "deploy": DEPLOY,
         "convert": CONVERT,
+        "ray": RAY,
         "test": TEST,
         "lint": LINT,
-        "dev": [*TEST, *LINT, *CONVERT],
+        "dev": [*TEST, *LINT, *CONVERT, *RAY],
     },
     keywords=["keras", "neural architecture search", "NASNet", "AmoebaNet", "DARTS", "quantization", "tinyml"],
     classifiers=[

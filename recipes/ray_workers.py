@@ -18,6 +18,11 @@ from recipes.tasks import Evaluate, Outcome, Parcel, Task, attempt
 from recipes.workers import SILENCE
 
 _LOCAL_OBJECTS = 100 * 2**20  # bytes of shared memory: what travels is small
+_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without GPUs keeps its environment
+    "RAY_raylet_start_wait_time_s": "300",  # a busy machine takes longer to start Ray than the usual 60 s
+}
 _REPORT_SECONDS = 2.0  # between two reports of a trial
 _LISTEN_SECONDS = 1.0  # between two looks at the reports, while no trial ends
 _ROOM_SECONDS = 10.0  # between two looks at the size of the cluster
@@ -176,8 +181,10 @@ def _run(reference: Sequence[Any], parcel: Parcel, reports: Any) -> Outcome:
 
 
 def _ray() -> Any:
+    for name, value in _VARIABLES.items():  # Ray reads them when it is imported
+        os.environ.setdefault(name, value)
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('workers=ray needs Ray; install it with pip install "keras-searched-zoo[ray]"') from error
     return ray
@@ -185,8 +192,6 @@ def _ray() -> Any:
 
 def _start(ray: Any, cores: int | None) -> None:
     """Joins the cluster at RAY_ADDRESS, or starts a small one here that this process takes with it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a trial without GPUs keeps its environment
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     if address:

@@ -23,6 +23,7 @@ from recipes.tasks import Evaluate, Outcome, Parcel, Task, attempt
 
 SILENCE = 1800.0  # s without a word from a trial after which its worker is given up
 _REPORT_SECONDS = 0.5  # between two reports of a trial
+_START_SECONDS = 600.0  # that a new process has for its imports, if `silence` is less
 _FAREWELL_SECONDS = 5.0  # that a worker has to end by itself
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
@@ -76,7 +77,7 @@ class LocalWorkers:
     def wait(self) -> Outcome:
         """Waits until a trial has ended or its worker is lost, and returns what came of it."""
         while True:
-            deadline = min(worker.heard + self._silence for worker in self._busy.values())
+            deadline = min(worker.deadline(self._silence) for worker in self._busy.values())
             channels: dict[Any, int] = {worker.channel: place for place, worker in self._busy.items()}
             ready = connection.wait(list(channels), max(0.0, deadline - time.monotonic()))
             for channel in ready:
@@ -85,7 +86,7 @@ class LocalWorkers:
                 if outcome is not None:
                     return self._ended(place, outcome)
             for place, worker in self._busy.items():
-                if worker.heard + self._silence < time.monotonic():
+                if worker.deadline(self._silence) < time.monotonic():
                     worker.process.kill()
                     return self._ended(place, worker.loss(f"the worker said nothing for {self._silence:,.4g} s"))
 
@@ -141,6 +142,10 @@ class _Worker:
                 return False
         self.task = task
         return True
+
+    def deadline(self, silence: float) -> float:
+        """Returns when it counts as lost, unless it says something before."""
+        return self.heard + (silence if self._ready else max(silence, _START_SECONDS))
 
     def listen(self) -> Outcome | None:
         """Reads one message; returns the trial's outcome where it was that, or where the process is gone."""

@@ -21,7 +21,7 @@ def score(task: Task) -> float:
 
 
 def slow(task: Task) -> float:
-    time.sleep(0.05)
+    time.sleep(0.2)
     return score(task)
 
 

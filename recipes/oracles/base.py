@@ -14,6 +14,7 @@ import numpy as np
 from keras_tuner.engine import trial as trial_module
 
 from recipes.oracles.choices import Choices, Genome, SharedSpace
+from recipes.oracles.leases import LeasingOracle
 
 Values = dict[str, Any]
 _LARGEST_ENUMERATION = 100_000  # choices; a space up to this size is searched to its last point
@@ -23,7 +24,7 @@ class Wait(Exception):  # noqa: N818 - an answer, not an error
     """Raised by `propose` while it needs the results of trials that still run."""
 
 
-class SearchOracle(keras_tuner.Oracle):
+class SearchOracle(LeasingOracle):
     """An oracle over categorical choices; a subclass says what to try next and what to learn from a result.
 
     A subclass implements `propose`, `learn`, `learned` and `restore`, and draws only from `self.rng`. A proposal whose
@@ -177,6 +178,9 @@ class SearchOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:
         """Takes in the metrics of a running trial; see keras_tuner.Oracle, which warns about those that are NaN."""
+        self.hear(trial_id)
+        if trial_id not in self._running:  # of a worker that was silent for so long that another has ended its trial
+            return self.trials[trial_id]
         if all(value == value for value in metrics.values()):
             return super().update_trial(trial_id, metrics, step)
         with warnings.catch_warnings():
@@ -187,6 +191,11 @@ class SearchOracle(keras_tuner.Oracle):
     def end_trial(self, trial: Any) -> None:
         """Takes in a trial that has ended; unlike keras_tuner.Oracle it never ends the search for failed trials."""
         own = self.trials[trial.trial_id]
+        self.hear(own.trial_id)
+        if own.trial_id not in self._running:  # see update_trial
+            return
+        if own.trial_id in self._retry_queue:
+            self._retry_queue.remove(own.trial_id)
         own.hyperparameters, own.status, own.message = trial.hyperparameters, trial.status, trial.message
         self.update_space(own.hyperparameters)
         if own.status == trial_module.TrialStatus.COMPLETED:

@@ -1,0 +1,121 @@
+"""How a tabular search scales over workers on Ray, and how many GPU workers one oracle could feed; two minutes.
+
+    python -m benchmarks.ray_scaling                       # 2,000 trials of 0.1 s on 8 workers
+    python -m benchmarks.ray_scaling --trials=500 --seconds=0.5
+
+A trial sleeps and then scores a cell by a formula, so that eight workers fit on two cores. The ideal is
+trials x seconds / workers; what is over is Ray's turn-around, and the oracle with its journal, whose share is printed.
+The second part runs the oracle and the journal alone.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+
+from recipes import spaces, tuner
+from recipes.oracles import AgingEvolution
+from recipes.ray_workers import RayWorkers
+from recipes.tasks import Task
+
+SEED = 0
+SPACE = spaces.amoebanet(nodes=5)
+WORKERS_ON_PAPER = 1000
+MINUTES_OF_A_TRIAL = (1, 10, 60)  # of a child network on a GPU; see docs/clusters.md
+
+
+def score(values: Mapping[str, Any]) -> float:
+    """Returns a number that depends on each choice."""
+    return float(sum(len(str(value)) * (place % 5 + 1) for place, value in enumerate(values.values())))
+
+
+class Sleeping:
+    """A trial that takes `seconds` and no core."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __call__(self, task: Task) -> float:
+        """Returns the score."""
+        time.sleep(self.seconds)
+        return score(task.values)
+
+
+def rest() -> None:
+    """Holds a worker for a while."""
+    time.sleep(2.0)
+
+
+def oracle(trials: int) -> AgingEvolution:
+    """Returns aging evolution at the paper's size."""
+    return AgingEvolution(
+        keras_tuner.Objective("score", "max"), trials, SPACE.hyperparameters(), seed=SEED, kinds=SPACE.kinds
+    )
+
+
+def scaling(trials: int, seconds: float, workers: int, at_once: int) -> None:
+    """Prints the speed-up of `workers` workers."""
+    import ray
+
+    crew = RayWorkers(Sleeping(seconds), cores=workers, at_once=at_once)
+    with tempfile.TemporaryDirectory() as folder:
+        # Ray starts its processes at the first tasks: that is paid once, and not what is measured here.
+        warm = ray.remote(rest)
+        ray.get([warm.remote() for _ in range(workers)])
+        runner = tuner.Tuner(oracle(trials), None, Path(folder) / "search", workers=crew)
+        start = time.perf_counter()
+        runner.search()
+        took = time.perf_counter() - start
+    ideal = trials * seconds / workers
+    print(f"{trials:,} trials of {seconds} s on {workers} workers, {at_once} given to Ray at a time: {took:.1f} s, "
+          f"ideal {ideal:.1f} s")  # fmt: skip
+    print(f"speed-up {trials * seconds / took:.2f} of {workers}: {ideal / took:.0%} of the ideal one")
+    own = took - runner.seconds_waited
+    print(
+        f"oracle, journal and hand-out: {own:.1f} s, {own / took:.1%} of the time, {own / trials * 1e3:.2f} ms a trial"
+    )
+
+
+def estimate(trials: int) -> None:
+    """Prints how many trials an hour one oracle proposes, learns and journals, against what GPUs would train."""
+    with tempfile.TemporaryDirectory() as folder:
+        runner = tuner.Tuner(oracle(trials), lambda task: score(task.values), Path(folder) / "search")
+        start = time.process_time()
+        runner.search()
+        seconds = (time.process_time() - start) / trials
+    most = 3600 / seconds
+    print(f"oracle and journal alone: {seconds * 1e3:.2f} ms of processor time a trial over {trials:,} trials, "
+          f"{most:,.0f} trials an hour")  # fmt: skip
+    for minutes in MINUTES_OF_A_TRIAL:
+        asked = WORKERS_ON_PAPER * 60 / minutes
+        print(f"{WORKERS_ON_PAPER:,} GPU workers, {minutes} min a trial: {asked:,.0f} trials an hour, "
+              f"{asked / most:.2%} of that")  # fmt: skip
+
+
+def main() -> None:
+    """Runs both parts and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=0.1)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--at_once", type=int, default=0, help="trials that Ray has at a time; 0 is as many as workers")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+          f"seed {SEED}, {datetime.datetime.now(datetime.UTC).date()}")  # fmt: skip
+    if importlib.util.find_spec("ray") is None:
+        print('Ray is not installed (pip install "keras-searched-zoo[ray]"): no scaling')
+    else:
+        scaling(options.trials, options.seconds, options.workers, options.at_once or options.workers)
+    estimate(options.trials)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What KerasTuner's chief needs where workers die: their trials go to others, and it ends when all trials have ended.
+
+KerasTuner 1.4.8 waits for a dead worker for ever: its trial is nobody's, and the chief counts it as still there.
+"""
+
+import collections
+import os
+import time
+from typing import Any
+
+import keras_tuner
+from keras_tuner.engine import trial as trial_module
+
+_IDLE_SILENCE = 60.0  # s; a worker without a trial asks all the time
+_PAUSE = 0.05  # s before a worker hears that there is nothing to do: it asks again at once
+
+
+class LeasingOracle(keras_tuner.Oracle):
+    """An oracle that takes trials back from workers that have fallen silent, where it serves KerasTuner's workers.
+
+    A word of a worker is each of its calls, and so is each `get_trial` or `update_trial` of its trial: a worker whose
+    trials may last longer than `silence` calls `tuner.oracle.get_trial(trial.trial_id)` in between, from a callback.
+    While trials run, workers that ask for more wait, so that one of them can take over. A trial that was given out
+    `retries` + 1 times is INVALID. The first result of a trial counts, whoever brings it.
+    """
+
+    silence = 3600.0  # s; set it to less where trials are shorter, before the search
+    retries = 1
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._heard: dict[str, float] = {}  # tuner id -> when
+        self._taken_back: collections.Counter[str] = collections.Counter()  # trial id -> times
+        super().__init__(*args, **kwargs)
+
+    @property
+    def tuner_ids(self) -> set[str]:
+        """Ids of the workers that are there. KerasTuner's chief asks every 20 s, and ends when there are none."""
+        if _is_chief():
+            limit = time.monotonic() - min(self.silence, _IDLE_SILENCE)
+            silent = {name for name in self._tuner_ids if self._heard.get(name, limit) < limit}
+            self._tuner_ids -= silent - self.ongoing_trials.keys()
+        return self._tuner_ids
+
+    @tuner_ids.setter
+    def tuner_ids(self, names: set[str]) -> None:
+        self._tuner_ids = names
+
+    @keras_tuner.synchronized
+    def create_trial(self, tuner_id: str) -> Any:
+        """Gives a worker a trial, one that another has left first; see keras_tuner.Oracle."""
+        if not _is_chief():
+            return super().create_trial(tuner_id)
+        self._heard[tuner_id] = time.monotonic()
+        self._take_back()
+        trial = super().create_trial(tuner_id)
+        if trial.status == trial_module.TrialStatus.STOPPED and self.ongoing_trials:
+            trial.status = trial_module.TrialStatus.IDLE
+            self._tuner_ids.add(tuner_id)
+        if trial.status == trial_module.TrialStatus.IDLE:
+            time.sleep(_PAUSE)
+        return trial
+
+    def get_trial(self, trial_id: str) -> Any:
+        """Returns the trial; its worker has shown that it lives."""
+        self.hear(trial_id)
+        return super().get_trial(trial_id)
+
+    def hear(self, trial_id: str) -> None:
+        """Takes note of a word from a trial's worker."""
+        for tuner_id, trial in list(self.ongoing_trials.items()):
+            if trial.trial_id == trial_id:
+                self._heard[tuner_id] = time.monotonic()
+
+    def _take_back(self) -> None:
+        limit = time.monotonic() - self.silence
+        for tuner_id, trial in list(self.ongoing_trials.items()):
+            if self._heard.setdefault(tuner_id, time.monotonic()) >= limit:
+                continue
+            del self.ongoing_trials[tuner_id]
+            self._tuner_ids.discard(tuner_id)
+            self._taken_back[trial.trial_id] += 1
+            if self._taken_back[trial.trial_id] > self.retries:
+                trial.status = trial_module.TrialStatus.INVALID
+                trial.message = f"its worker was silent for {self.silence:,.4g} s, the last time {tuner_id}"
+                self.end_trial(trial)
+            else:
+                trial.metrics = type(trial.metrics)()  # of a worker that got as far as that
+                self._retry_queue.append(trial.trial_id)
+
+
+def _is_chief() -> bool:
+    return "KERASTUNER_ORACLE_IP" in os.environ and "chief" in os.environ.get("KERASTUNER_TUNER_ID", "")

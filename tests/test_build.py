@@ -19,7 +19,11 @@ from tests.small_networks import (
 )
 from zoo.genotype import Blocks, Genotype
 
-kinds = pytest.mark.parametrize("kind", KINDS)
+# These share their code with others: the ImageNet stems, and ENAS' second kind of body
+SLOW = ("nasnet_imagenet", "darts_imagenet", "enas_macro")
+kinds = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in KINDS]
+)
 
 
 @kinds
@@ -60,8 +64,8 @@ def test_the_output_is_one_distribution_over_the_classes_an_image(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    # one of each kind of body and of padding; the others share their code
-    [kind if kind in ("darts", "pnasnet", "mcunet") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+    # one of each kind of body; the others share their code
+    [kind if kind in ("darts", "mcunet") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
 )
 def test_a_saved_network_computes_the_same_when_it_is_loaded(kind, tmp_path):
     model = built(kind)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from recipes.forward import TrainingPass
+
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
@@ -62,6 +64,7 @@ class Learner:
 
     def __init__(self, model: keras.Model, options: Descent):
         self.model, self.options = model, options
+        self._forward = TrainingPass(model)
         self.weights: list[Any] = [weight.value for weight in model.trainable_weights]
         self._decayed = [options.decay_all or weight.shape.rank > 1 for weight in self.weights]
         self.momenta = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self.weights]
@@ -85,7 +88,7 @@ class Learner:
 
     def _step(self, images: Any, labels: Any, rate: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
-            outputs = self.model(images, training=True)
+            outputs = self._forward(images)
             outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
             loss = self._loss(outputs[0], labels)
             whole = loss

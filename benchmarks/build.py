@@ -1,0 +1,90 @@
+"""How long NASNet-A takes to build and to make its first train step, beside keras.applications; some ten minutes.
+
+`python benchmarks/build.py [repeats]`: each network is built in a process of its own, the sides in turn. A first step
+is tracing and one step of gradient descent, without XLA, images drawn at random: by Keras' `train_on_batch` on both
+sides, and ours by the step that recipes.train takes, too. Printed are medians of wall-clock and of processor seconds
+(all threads), and the ratios to theirs; imports are not counted. Processor seconds hold better where other programs
+share the machine.
+"""
+
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPEATS = 3
+BATCH = {"mobile": 8, "large": 1}
+SIDE = {"mobile": 224, "large": 331}
+SIDES = ("ours", "ours, recipes.train", "keras.applications")
+
+
+def measure(side: str, preset: str) -> dict[str, float]:
+    """Builds in this process; returns the seconds (wall, processor) of building and first step, layers and memory."""
+    import keras
+    import numpy as np
+
+    import zoo
+    from recipes.descent import Descent, Learner
+
+    keras.utils.set_random_seed(0)
+    theirs = {"mobile": keras.applications.NASNetMobile, "large": keras.applications.NASNetLarge}
+    build = zoo.build  # what it imports is not its time
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(BATCH[preset], SIDE[preset], SIDE[preset], 3)).astype("float32")
+    labels = rng.integers(1000, size=BATCH[preset], dtype="int32")
+    wall, processor = [time.perf_counter()], [time.process_time()]
+
+    def lap() -> None:
+        wall.append(time.perf_counter())
+        processor.append(time.process_time())
+
+    model = theirs[preset](weights=None) if side == SIDES[2] else build("nasnet_a", preset)
+    lap()
+    if side == SIDES[1]:
+        Learner(model, Descent()).step(images, labels, 0.01)  # a softmax more than training has costs nothing
+    else:
+        model.compile(keras.optimizers.SGD(0.01, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
+        model.train_on_batch(images, labels)
+    lap()
+    return {
+        "build, wall": wall[1] - wall[0],
+        "build, processor": processor[1] - processor[0],
+        "first step, wall": wall[2] - wall[1],
+        "first step, processor": processor[2] - processor[1],
+        "layers": len(model.layers),
+        "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main(repeats: int = REPEATS) -> None:
+    """Runs all and prints."""
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {repeats}, "
+          f"{datetime.datetime.now(datetime.UTC).date()}")  # fmt: skip
+    for preset in BATCH:
+        results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for number in range(repeats * len(SIDES)):
+            side = SIDES[number % len(SIDES)]
+            command = [sys.executable, __file__, "--in-this-process", side, preset]
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parent.parent,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "."},
+            )  # fmt: skip
+            results[side].append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"NASNet-A {preset}, {SIDE[preset]} pixels, batch {BATCH[preset]}")
+        for what in results[SIDES[0]][0]:
+            medians = {side: statistics.median(result[what] for result in results[side]) for side in SIDES}
+            shown = (f"{side} {value:.2f} (x {value / medians[SIDES[2]]:.2f})" for side, value in medians.items())
+            print(f"  {what:<22} {', '.join(shown)}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--in-this-process"]:
+        print(json.dumps(measure(sys.argv[2], sys.argv[3])))
+    else:
+        main(*map(int, sys.argv[1:2]))

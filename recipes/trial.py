@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from recipes import mirrored
 from recipes.augment import UNIT, Step
 from recipes.parts import Part, Stream
 from zoo import atomic
@@ -72,6 +73,7 @@ def train(
     augment: Step | None = None,
     folder: Path | None = None,
     report: Callable[[float, str], None] | None = None,
+    devices: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Trains a new network and returns {"val_accuracy", "val_loss", "loss", "params"}.
 
@@ -87,15 +89,19 @@ def train(
         augment: a function of a batch; none unless given.
         folder: for checkpoints; none are written unless given.
         report: called with the share that is done, 0 to 1, and a few words.
+        devices: that share every batch; the GPUs that are visible, where they are several, unless given.
 
     Raises:
         FloatingPointError: the loss is not a number any more.
     """
+    devices = mirrored.visible() if devices is None else devices
+    mirror = mirrored.Mirror(devices) if devices else None
     with _no_rewrites():
         keras.utils.set_random_seed(seed % 2**32)
-        model = make_model()
-        _shorten_moving_averages(model)
-        learner = _Learner(model, settings)
+        with contextlib.nullcontext() if mirror is None else mirror.scope():
+            model = make_model()
+            _shorten_moving_averages(model)
+            learner = _Learner(model, settings, mirror)
         state = None if folder is None else _State(folder / "epoch.npz", learner)
         epoch, loss = (0, math.nan) if state is None else state.restore()
         while epoch < settings.epochs:
@@ -167,23 +173,30 @@ def _unchanged(images: Any) -> Any:
 class _Learner:
     """A network, its momenta, and one traced step."""
 
-    def __init__(self, model: keras.Model, settings: Training):
-        self.model, self.settings = model, settings
+    def __init__(self, model: keras.Model, settings: Training, mirror: mirrored.Mirror | None = None):
+        self.model, self.settings, self._mirror = model, settings, mirror
         self.weights = [weight.value for weight in model.trainable_weights]
         self.momenta = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self.weights]
         self._decayed = [weight.shape.rank > 1 for weight in self.weights]
         channels = [None, *model.input_shape[1:]]
         signature = [tf.TensorSpec(channels), tf.TensorSpec([None], tf.int32), tf.TensorSpec([])]
-        self.step = tf.function(self._step, signature, autograph=False)
+        whole = tf.function(self._step, signature, autograph=False)
+        self.step = whole if mirror is None else mirror.over(self._step)
 
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, factor: Any = None) -> tf.Tensor:
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(losses)
+            loss = tf.reduce_mean(losses) if factor is None else factor * tf.reduce_sum(losses)
         gradients: Any = tape.gradient(loss, self.weights)
         settings = self.settings
         decay = settings.weight_decay
+        if self._mirror is not None:
+            filled = [
+                tf.zeros_like(weight) if gradient is None else gradient
+                for weight, gradient in zip(self.weights, gradients, strict=True)
+            ]
+            *gradients, loss = self._mirror.summed([*filled, loss])
         gradients = [
             tf.zeros_like(weight) if gradient is None else gradient + decay * weight if decayed and decay else gradient
             for gradient, weight, decayed in zip(gradients, self.weights, self._decayed, strict=True)

@@ -24,7 +24,7 @@ _OPERATORS = {
 # files of 34 to 89 operators, where it lost 180 to 364 bytes; at most.
 _ALIGNMENT = (120, 4)
 # Bytes of an int8 file beside weights and biases, by files of 8 to 60 operators: rather too many than too few.
-_FILE, _TENSOR, _SCALES = 3_500, 265, 24  # the last: of weights and bias, for each output channel
+_FILE, _TENSOR, _SCALES = 3_500, 280, 24  # a tensor has a name; scales are of weights and bias, for each channel
 
 
 @dataclasses.dataclass(frozen=True)

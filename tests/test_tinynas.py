@@ -83,7 +83,7 @@ def test_predicted_arena_and_file_are_hardly_larger_than_measured_ones(space, sh
     file = tflite.convert(model, quantize="int8", calibration=rng.uniform(0, 1, (2, *shape)).astype(np.float32))
     assert 1 <= found.arena / measure.arena(file).total <= 1.01
     assert 0 < found.arena - planner.plan(file).arena < 500
-    assert 1 <= found.file / len(file) <= 1.04
+    assert 1 <= found.file / len(file) <= 1.06
 
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ def test_the_result_is_a_genotype_file_that_builds_and_an_int8_file_that_fits(tm
     assert result["measured"]["by"] == "TFLM"
     assert result["measured"]["fits"]
     assert 1 <= result["predicted"]["arena"] / result["measured"]["arena"] <= 1.02
-    assert 1 <= result["predicted"]["file"] / result["measured"]["file"] <= 1.04
+    assert 1 <= result["predicted"]["file"] / result["measured"]["file"] <= 1.06
     assert len(result["random"]["test_accuracies"]) == SMOKE.random_networks
     kept = keras.saving.load_model(tmp_path / "model.keras")
     assert kept.input_shape == model.input_shape

@@ -2,11 +2,16 @@
 
     python -m recipes.tinynas                                    # embedded images, on 2 cores; a made-up tiny board
     python -m recipes.tinynas --board=stm32f746                  # another board's RAM and flash
-    python -m recipes.tinynas --algorithm=random                 # the baseline: random sub-networks, as many scored
+    python -m recipes.tinynas --algorithm=random --folder=runs/tinynas/baseline --supernet=runs/tinynas/supernet.npz
+                                                                 # the baseline: as many random ones, the same weights
     python -m recipes.tinynas --preset=paper --dry_run           # what the search would need on this machine
 
 What is found is in runs/tinynas: genotype.json, model.keras, model.tflite and result.json; space.png shows why this
 resolution and width. Killed and started again with the same command, the search goes on at the step that was saved.
+
+Expect, of the laptop preset with seed 0 (2 cores, 2026-11-25, one run): 28 pixels at a width of 0.3; a test accuracy of
+0.836 after three epochs of fine-tuning, 0.825 for the baseline's network; from scratch 0.815 for the found network and
+0.808 +- 0.008 for 4 random ones, so that evolution wins little there; 41,276 bytes of RAM predicted, 41,216 measured.
 
 Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Stages: recipes.
 tinynas_space; the once-for-all network of recipes.supernet_tinynas, trained by recipes.elastic_training; evolution of

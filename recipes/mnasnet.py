@@ -12,6 +12,9 @@ latency. Killed and started again with the same command, the search goes on.
 Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those of
 recipes.spaces_mnasnet and recipes.nasnet, whose controller this is; equal networks are trained once; the laptop preset
 has MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
+
+Seen of the first command on 2 cores, seed 0, one run: the best of 24 networks has the reward 0.739 (0.750 of the 1,000
+validation images, 0.053 ms where the target is 0.043); 16 random ones have 0.620 on average, with a deviation of 0.076.
 """
 
 import dataclasses

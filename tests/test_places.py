@@ -1,0 +1,75 @@
+"""The options that say where trials run, and what goes to another process."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from recipes import child_search, mnasnet, nasnet, spaces
+from recipes.child_search import Children
+from recipes.places import FIELDS, PlaceConfig
+from recipes.workers import LocalWorkers
+from tests import cheap_trials
+
+SMOKE = nasnet.PRESETS["smoke"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": "many"}, "workers is 'many'; expected a whole number, 0 for this process, or ray"),
+        ({"workers": "-1"}, "workers is '-1'"),
+        ({"retries": -1}, "retries is -1"),
+        ({"trials_at_once": 0}, "trials_at_once 0"),
+        ({"silence": 0.0}, "silence is 0.0; expected seconds above 0"),
+        ({"trial_gpus": -1.0}, "trial_gpus is -1.0; expected a number from 0"),
+        ({"trial_cpus": float("inf")}, "trial_cpus is inf"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        PlaceConfig(**options)
+
+
+def test_the_options_say_who_runs_the_trials():
+    assert PlaceConfig().crew(cheap_trials.score) is None
+    crew = PlaceConfig(workers="3", silence=5.0).crew(cheap_trials.score)
+    assert isinstance(crew, LocalWorkers)
+    assert crew.room == 3
+
+
+def test_a_search_may_go_on_in_another_place():
+    elsewhere = dataclasses.replace(SMOKE, workers="4", retries=9, silence=1.0)
+    assert elsewhere.settings() == SMOKE.settings()
+    assert not set(FIELDS) & SMOKE.settings().keys()
+
+
+def test_children_travel_without_their_images_and_read_them_there():
+    images = child_search.load_images(SMOKE)
+    presets = child_search.cell_presets(1, 4)
+    children = Children(SMOKE, spaces.nasnet(1), "nasnet", presets, images)
+    assert "images" not in children.__getstate__()
+    twin = copy.copy(children)  # as pickle does it
+    assert twin.images is not images
+    assert (twin.images.train.images == images.train.images).all()
+    assert (twin.images.validation.labels == images.validation.labels).all()
+    assert twin.presets == presets
+
+
+class Shared(Children):
+    """Scores with weights of its own process."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Shared, {}, "workers is 2, and the trials of this search need what only this process has"),
+        (mnasnet.RewardedChildren, {}, "latencies measured on a machine that does nothing else"),
+        (Children, {"max_latency": 3.0}, "max_latency is 3.0, measured on this machine, and workers 2"),
+    ],
+)
+def test_what_must_stay_in_one_process_is_refused_elsewhere(tmp_path, kind, options, message):
+    config = dataclasses.replace(SMOKE, workers="2", folder=tmp_path, **options)
+    children = kind(config, spaces.nasnet(1), "nasnet", {}, child_search.load_images(config))
+    with pytest.raises(ValueError, match=message):
+        child_search.run(nasnet.oracle(config, spaces.nasnet(1), children), children, "nasnet", print)

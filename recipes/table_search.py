@@ -43,7 +43,7 @@ def progressive(table: Table, seed: int) -> SearchOracle:
         seed=seed,
         beam=5,
         explore=1.0,
-        fitting=Fitting(embedding=8, hidden=32, first_rate=0.02, steps=40, anew=True),
+        fitting=Fitting(embedding=8, hidden=32, first_rate=0.01, steps=120, anew=True),
     )
 
 
@@ -54,9 +54,9 @@ def ppo(table: Table, seed: int) -> SearchOracle:
         hyperparameters=table.hyperparameters(),
         seed=seed,
         hidden=32,
-        batch=10,
-        learning_rate=0.01,
-        entropy=0.01,
+        batch=20,
+        learning_rate=0.003,
+        entropy=0.05,
         standardize=True,
     )
 
@@ -69,9 +69,9 @@ def reinforce(table: Table, seed: int) -> SearchOracle:
         seed=seed,
         algorithm="reinforce",
         hidden=32,
-        batch=10,
-        learning_rate=0.03,
-        entropy=0.01,
+        batch=20,
+        learning_rate=0.02,
+        entropy=0.05,
         standardize=True,
     )
 

@@ -1,0 +1,116 @@
+"""The fixed cost of a child network, build + trace + first step, here and with plain keras.Model.compile/fit.
+
+A few minutes. The networks are NASNet cells of a search's size; each side runs in processes of its own, one after the
+other, the imports and a first small network left out. How ours gets away with less (see recipes/trial.py):
+
+* grappler's rewrites are off while the step is traced: for a graph of thousands of nodes that is run some hundred times
+  they take longer than they save;
+* one function is traced, the training step: metrics are computed from its outputs, and the evaluation runs eagerly;
+* a weight is updated by one fused op instead of the dozen that a Keras optimizer traces for each;
+* the step takes images from an array: no tf.data pipeline is built.
+"""
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+REPEATS = 3
+NODES, FILTERS, BATCH, SIDE, CLASSES = 3, 8, 64, 14, 10
+SEED = 0
+
+
+def networks():
+    """Yields functions that build networks of random cells: one for the warm-up, then those that are measured."""
+    import numpy as np
+
+    import zoo
+    from recipes import child_search, spaces
+
+    rng = np.random.default_rng(SEED)
+    space, presets = spaces.nasnet(NODES), child_search.cell_presets(1, FILTERS)
+    for _ in range(REPEATS + 1):
+        values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
+        genotype = zoo.Genotype("child", "nasnet", space.body(values), presets=presets)
+        size = {"classes": CLASSES, "input_shape": (SIDE, SIDE, 1)}
+        yield lambda genotype=genotype, size=size: zoo.build(genotype, "search", **size, classifier_activation=None)
+
+
+def ours(build, images, labels) -> None:
+    """Builds a network and takes one step, as recipes.trial does."""
+    import tensorflow as tf
+
+    from recipes import trial
+
+    with trial._no_rewrites():
+        learner = trial._Learner(build(), trial.Training(batch_size=BATCH))
+        learner.step(tf.constant(images), tf.constant(labels), tf.constant(0.05)).numpy()
+
+
+def plain(build, images, labels) -> None:
+    """Builds the same network and takes one step, as anyone would."""
+    import keras
+
+    model = build()
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, global_clipnorm=5.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
+
+
+def measure(side: str) -> None:
+    """Prints, for each network, the seconds of this process' time on the clock and on the processor."""
+    import numpy as np
+
+    from recipes import tuner
+
+    rng = np.random.default_rng(SEED)
+    images = rng.random((BATCH, SIDE, SIDE, 1), np.float32)
+    labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
+    run = {"ours": ours, "plain": plain}[side]
+    for number, build in enumerate(networks()):
+        wall, processor = time.perf_counter(), time.process_time()
+        run(build, images, labels)
+        if number:
+            print(time.perf_counter() - wall, time.process_time() - processor, flush=True)
+        tuner.forget_models()
+
+
+def main() -> None:
+    """Runs both sides and prints the ratios."""
+    import keras
+    import tensorflow as tf
+
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}, seed {SEED}, {datetime.datetime.now(datetime.UTC).date()}"
+    )
+    print(f"{REPEATS} random NASNet cells of {NODES} nodes, 1 repeat, {FILTERS} filters, batch {BATCH}")
+    medians = {}
+    for side in ("ours", "plain"):
+        command = [sys.executable, "-m", "benchmarks.trial_cost", side]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows = [[float(number) for number in line.split()] for line in output.splitlines()]
+        wall, processor = zip(*rows, strict=True)
+        medians[side] = statistics.median(wall), statistics.median(processor)
+        print(
+            f"{side:5} {medians[side][0]:.2f} s a network ({min(wall):.2f} to {max(wall):.2f}), "
+            f"{medians[side][1]:.2f} s of processor ({min(processor):.2f} to {max(processor):.2f})",
+            flush=True,
+        )
+    wall, processor = (ours / plain for ours, plain in zip(medians["ours"], medians["plain"], strict=True))
+    print(f"ratio ours to plain: {wall:.2f} on the clock, {processor:.2f} of processor time (target: at most 0.5)")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(sys.argv[1])
+    else:
+        main()

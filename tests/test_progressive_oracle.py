@@ -10,7 +10,8 @@ import pytest
 from recipes import spaces_pnasnet
 from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
-from recipes.oracles.surrogate import Grid, Layout, make, quantiles
+from recipes.oracles.layout import Grid, Layout
+from recipes.oracles.surrogate import make, quantiles
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 QUICK = Fitting(embedding=4, hidden=8, steps=30)

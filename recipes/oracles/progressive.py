@@ -8,8 +8,9 @@ import numpy as np
 
 from recipes.oracles.base import _LARGEST_ENUMERATION, SearchOracle, Wait
 from recipes.oracles.choices import Genome
+from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.networks import packed, unpacked
-from recipes.oracles.surrogate import Fitting, Grid, Layout, Surrogate, make
+from recipes.oracles.surrogate import Fitting, Surrogate, make
 
 _MOST_COMBINATIONS = 1_000_000  # of one level
 _MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
@@ -37,7 +38,7 @@ class ProgressiveOracle(SearchOracle):
         depth: name of the choice that says how many levels an architecture has, its values in the order of the levels.
             Without, choices that are not reached yet have their defaults: these must make a valid architecture.
         kinds: kind -> names of choices whose equal values share an embedding.
-        pooled: the levels are alike; see `recipes.oracles.surrogate.Layout`.
+        pooled: the levels are alike; see `recipes.oracles.layout.Layout`.
         beam: K, architectures a level (paper: 256).
         first: architectures of the first level, drawn at random; None takes all (paper).
         round_size: trials between two fits once the levels are done; `beam` unless given.

@@ -1,0 +1,123 @@
+"""Genomes as the predictors of `recipes.oracles.surrogate` read them, and the candidates that these rank."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recipes.oracles.choices import Choices
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One decision as a predictor sees it.
+
+    Attributes:
+        place: of the decision in a genome.
+        level: that adds it, from 0.
+        kind: decisions of a kind share one embedding of their values.
+        slots: its places in what the MLP reads, with the share that it has of each.
+        words: index in the genome -> row of the embedding.
+    """
+
+    place: int
+    level: int
+    kind: int
+    slots: dict[int, float]
+    words: np.ndarray
+
+
+class Layout:
+    """How genomes become what a predictor reads.
+
+    Args:
+        choices: the search space.
+        levels: names of the decisions that each level adds.
+        kinds: name of a kind -> decisions whose equal values share an embedding; each decision is its own otherwise.
+        pooled: the levels are alike, decision by decision, and the MLP reads their mean; it reads them side by side
+            otherwise.
+        partial: an architecture may have fewer levels than all; where not, all decisions are always read.
+
+    Raises:
+        ValueError: levels that are not the space's, or not alike.
+    """
+
+    def __init__(
+        self,
+        choices: Choices,
+        levels: Sequence[Sequence[str]],
+        kinds: Mapping[str, Sequence[str]],
+        pooled: bool,
+        partial: bool,
+    ):
+        self.pooled, self.partial, self.depth = pooled, partial, len(levels)
+        kind_of = {name: kind for kind, names in kinds.items() for name in names}
+        names = [name for level in levels for name in level]
+        if unknown := sorted({*names, *kind_of} - set(choices.names)):
+            raise ValueError(f"levels and kinds name {unknown}; the search space has {choices.names}")
+        if len(names) != len(set(names)) or not all(levels):
+            raise ValueError(f"levels is {levels}; expected one decision or more each, and each decision once")
+        patterns = {tuple(kind_of.get(name, name) for name in level) for level in levels}
+        if pooled and len(patterns) > 1:
+            raise ValueError(f"pooled levels have the same kinds in the same order; these have {sorted(patterns)}")
+        vocabularies: dict[str, dict[Any, int]] = {}
+        self.tokens: list[Token] = []
+        for number, level in enumerate(levels):
+            for slot, name in enumerate(level):
+                words = vocabularies.setdefault(kind_of.get(name, name), {})
+                place = choices.names.index(name)
+                rows = np.array([words.setdefault(value, len(words)) for value in choices.options[place]])
+                kind = list(vocabularies).index(kind_of.get(name, name))
+                own = slot if pooled else len(self.tokens)
+                self.tokens.append(Token(place, number, kind, {own: 1.0}, rows))
+        self.sizes = [len(words) for words in vocabularies.values()]  # values of each kind
+        self.slots = [token.kind for token in self.tokens if token.level == 0 or not pooled]  # kind of each slot
+        if not pooled:
+            self._add_bags()
+        self.offsets = np.cumsum([0, *(self.sizes[kind] for kind in self.slots)])  # column where a slot begins
+
+    def _add_bags(self) -> None:
+        """Adds a slot for each kind of several decisions: their mean, wherever they are."""
+        for kind in range(len(self.sizes)):
+            members = [token for token in self.tokens if token.kind == kind]
+            if len(members) > 1:
+                for token in members:
+                    token.slots[len(self.slots)] = 1 / len(members)
+                self.slots.append(kind)
+
+    def read(self, depth: int) -> list[Token]:
+        """Returns the tokens of an architecture of `depth` levels."""
+        return [token for token in self.tokens if token.level < depth or not self.partial]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Candidates: each parent with each combination of the free decisions.
+
+    Attributes:
+        parents: (parents, decisions) genomes.
+        free: places of the decisions that are combined.
+        counts: values of each of them.
+        depth: levels that the candidates have.
+    """
+
+    parents: np.ndarray
+    free: tuple[int, ...]
+    counts: tuple[int, ...]
+    depth: int
+
+    @property
+    def combinations(self) -> int:
+        """Candidates a parent."""
+        return int(np.prod(self.counts, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.parents) * self.combinations
+
+    def genome(self, number: int) -> tuple[int, ...]:
+        """Returns the candidate of this number, parent by parent."""
+        parent, combination = divmod(int(number), self.combinations)
+        genome = self.parents[parent].copy()
+        genome[list(self.free)] = np.unravel_index(combination, self.counts)
+        return tuple(genome.tolist())

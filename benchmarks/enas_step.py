@@ -84,7 +84,11 @@ def compare(macro: bool, full: bool, paths: int) -> None:
                   f"({cpu:.1f} s of processor)", flush=True)  # fmt: skip
             fixed.append(step)
         sides = [lambda path=path: shared.step(path, images, labels, 0.05, [0, 1]), *fixed]
-        times = [[seconds_of(side) for side in sides] for _ in range(STEPS)]
+        times = []
+        for _ in range(STEPS):
+            with supernet.without_rewrites():  # each side in its own mode: in the other, TensorFlow prepares it anew
+                times.append([seconds_of(side) for side in sides[:2]])
+            times[-1].append(seconds_of(sides[2]))
         wall, cpu = ([statistics.median(row[side][kind] for row in times) for side in range(3)] for kind in (0, 1))
         spread = [max(row[side][0] for row in times) - min(row[side][0] for row in times) for side in range(3)]
         ratios.append(wall[0] / min(wall[1:]))

@@ -30,7 +30,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
     import numpy as np
 
     import zoo
-    from recipes.descent import Descent, Learner
+    from recipes.training.descent import Descent, Learner
 
     keras.utils.set_random_seed(0)
     theirs = {"mobile": keras.applications.NASNetMobile, "large": keras.applications.NASNetLarge}

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from recipes import supernet_darts
-from recipes.supernet import EPSILON
+from recipes.supernets import darts as supernet_darts
+from recipes.supernets.base import EPSILON
 
 STEPS = 5
 

@@ -24,14 +24,14 @@ import numpy as np
 import tensorflow as tf
 
 import zoo
-from recipes import supernet
-from recipes.descent import Descent, Learner
-from recipes.enas_controller import random_path
-from recipes.supernet_enas import MicroSupernet
-from recipes.supernet_enas_macro import MacroSupernet
-from recipes.supernet_export import body_of, preset_of
-from recipes.supernet_shared import Descent as SharedDescent
-from recipes.supernet_shared import SharedWeights
+from recipes.supernets import base as supernet
+from recipes.supernets.enas import MicroSupernet
+from recipes.supernets.enas_controller import random_path
+from recipes.supernets.enas_export import body_of, preset_of
+from recipes.supernets.enas_macro import MacroSupernet
+from recipes.supernets.shared import Descent as SharedDescent
+from recipes.supernets.shared import SharedWeights
+from recipes.training.descent import Descent, Learner
 from zoo.genotype import Genotype
 
 STEPS = 5

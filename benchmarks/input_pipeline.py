@@ -17,8 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes import augment
-from recipes.parts import Arrays
+from recipes.images import augment
+from recipes.images.parts import Arrays
 
 BATCH = 64
 REPEATS = 5

@@ -23,8 +23,8 @@ import keras_tuner
 
 from recipes import spaces, tuner
 from recipes.oracles import AgingEvolution
-from recipes.ray_workers import RayWorkers
-from recipes.tasks import Task
+from recipes.runner.ray_workers import RayWorkers
+from recipes.runner.tasks import Task
 
 SEED = 0
 SPACE = spaces.amoebanet(nodes=5)

@@ -13,7 +13,8 @@ import platform
 import time
 from pathlib import Path
 
-from recipes import table_search, tables
+from recipes import tables
+from recipes.cards import table_search
 
 BUDGETS = (50, 100, 200)
 LONG = 1000  # evaluations of the controllers, which need more to learn from

@@ -16,11 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes.elastic_training import Scorer
-from recipes.spaces_tinynas import SMALL_STRIDES, TinySpace
-from recipes.supernet_tinynas import Supernet
-from recipes.tinynas_export import standalone
-from recipes.tinynas_needs import Budget, needs
+from recipes.spaces.tinynas import SMALL_STRIDES, TinySpace
+from recipes.supernets.elastic_training import Scorer
+from recipes.supernets.tinynas import Supernet
+from recipes.supernets.tinynas_export import standalone
+from recipes.supernets.tinynas_needs import Budget, needs
 from zoo.genotype import Genotype
 
 IMAGES, BATCH, REPEATS, NETWORKS = 2000, 500, 9, 5

@@ -30,7 +30,8 @@ def networks():
     import numpy as np
 
     import zoo
-    from recipes import child_search, spaces
+    from recipes import spaces
+    from recipes.runner import child_search
 
     rng = np.random.default_rng(SEED)
     space, presets = spaces.nasnet(NODES), child_search.cell_presets(1, FILTERS)

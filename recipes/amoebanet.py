@@ -18,9 +18,10 @@ from typing import Literal
 
 import keras_tuner
 
-from recipes import _main, child_search, spaces, tuner
-from recipes.child_search import ChildConfig, Children
+from recipes import _main, spaces, tuner
 from recipes.oracles import AgingEvolution, RandomSearch, SearchOracle
+from recipes.runner import child_search
+from recipes.runner.child_search import ChildConfig, Children
 from zoo.genotype import Genotype
 
 

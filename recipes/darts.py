@@ -28,13 +28,19 @@ import keras_tuner
 import numpy as np
 import tensorflow as tf
 
-from recipes import _main, augment, child_search, report_card, report_data, spaces, supernet, supernet_ranking, tuner
+from recipes import _main, spaces, tuner
 from recipes import data as image_data
-from recipes.child_search import ChildConfig, Children
+from recipes.cards import card as report_card
+from recipes.cards import reading as report_data
+from recipes.images import augment
 from recipes.oracles import RandomSearch
-from recipes.spaces_darts import SEEDS, FoundCells, RandomCells
-from recipes.supernet_bilevel import Bilevel, Rates
-from recipes.supernet_darts import Supernet
+from recipes.runner import child_search
+from recipes.runner.child_search import ChildConfig, Children
+from recipes.spaces.darts import SEEDS, FoundCells, RandomCells
+from recipes.supernets import base as supernet
+from recipes.supernets import darts_ranking as supernet_ranking
+from recipes.supernets.bilevel import Bilevel, Rates
+from recipes.supernets.darts import Supernet
 from zoo import atomic
 from zoo.genotype import CellGraph, Genotype
 from zoo.genotype_json import graph_as_dict

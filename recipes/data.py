@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from recipes import image_folder, images, tfds_sets
-from recipes.parts import Arrays, Part
+from recipes.images import files as images
+from recipes.images import folder as image_folder
+from recipes.images import tfds_sets
+from recipes.images.parts import Arrays, Part
 
 EMBEDDED = "fashion_mnist_small"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")

@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 
 import zoo
-from recipes import augment, data
+from recipes import data
+from recipes.images import augment
 
 PREPROCESSING = {
     "unit": augment.UNIT,

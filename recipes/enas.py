@@ -33,18 +33,23 @@ import keras_tuner
 import numpy as np
 
 import zoo
-from recipes import _main, child_search, report_card, report_data, spaces, supernet, supernet_ranking, tuner
+from recipes import _main, spaces, tuner
 from recipes import data as image_data
-from recipes.augment import Normalization
-from recipes.child_search import ChildConfig, Children
-from recipes.enas_controller import Controller, MacroController, MicroController, Policy, random_path
-from recipes.enas_search import Images, Plan, Search, find_path
+from recipes.cards import card as report_card
+from recipes.cards import reading as report_data
+from recipes.images.augment import Normalization
 from recipes.oracles import RandomSearch
-from recipes.spaces_enas import SEEDS, ChainSpace, FoundPaths, MicroSpace, path_of
-from recipes.supernet_enas import MicroSupernet
-from recipes.supernet_enas_macro import MacroSupernet
-from recipes.supernet_export import body_of
-from recipes.supernet_shared import Descent, SharedWeights
+from recipes.runner import child_search
+from recipes.runner.child_search import ChildConfig, Children
+from recipes.spaces.enas import SEEDS, ChainSpace, FoundPaths, MicroSpace, path_of
+from recipes.supernets import base as supernet
+from recipes.supernets import darts_ranking as supernet_ranking
+from recipes.supernets.enas import MicroSupernet
+from recipes.supernets.enas_controller import Controller, MacroController, MicroController, Policy, random_path
+from recipes.supernets.enas_export import body_of
+from recipes.supernets.enas_macro import MacroSupernet
+from recipes.supernets.enas_search import Images, Plan, Search, find_path
+from recipes.supernets.shared import Descent, SharedWeights
 from zoo import atomic
 from zoo.genotype import Genotype
 

@@ -16,12 +16,14 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 import zoo
-from recipes import _main, augment, data, training_display
+from recipes import _main, data
 from recipes.deployable import PREPROCESSING
-from recipes.descent import Descent
-from recipes.judging import accuracy
-from recipes.schedules import Schedule
-from recipes.training import STATE_FILE, Outcome, Settings, fit
+from recipes.images import augment
+from recipes.training import display as training_display
+from recipes.training.descent import Descent
+from recipes.training.fitting import STATE_FILE, Outcome, Settings, fit
+from recipes.training.judging import accuracy
+from recipes.training.schedules import Schedule
 from zoo.atomic import write_atomically
 from zoo.weights.published import transfer
 

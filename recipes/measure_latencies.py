@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from recipes import _main, latency, latency_table, progress, tuner
-from recipes.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes import _main, tuner
+from recipes.runner import latency, latency_table, progress
+from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from recipes.tuner import Status
 from zoo import atomic
 

@@ -10,7 +10,7 @@ The result is runs/mnasnet/genotype.json; runs/mnasnet/pareto holds the networks
 latency. Killed and started again with the same command, the search goes on.
 
 Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those of
-recipes.spaces_mnasnet and recipes.nasnet, whose controller this is; equal networks are trained once; the laptop preset
+recipes.spaces.mnasnet and recipes.nasnet, whose controller this is; equal networks are trained once; the laptop preset
 has MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
 
 Seen of the first command on 2 cores, seed 0, one run: the best of 24 networks has the reward 0.739 (0.750 of the 1,000
@@ -25,12 +25,13 @@ from typing import Any, ClassVar, Literal
 import keras
 import keras_tuner
 
-from recipes import _main, child_search, tuner
-from recipes.child_search import ChildConfig, Children
-from recipes.latency import machine
-from recipes.latency_table import Table, names_of_space
+from recipes import _main, tuner
 from recipes.oracles import ControllerOracle, RandomSearch, SearchOracle
-from recipes.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes.runner import child_search
+from recipes.runner.child_search import ChildConfig, Children
+from recipes.runner.latency import machine
+from recipes.runner.latency_table import Table, names_of_space
+from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from zoo.genotype import Genotype
 
 OBJECTIVE = "reward"
@@ -46,7 +47,7 @@ class Config(ChildConfig):
     alpha: float = -0.07  # exponent of latency / T up to the target; 0 where the target is a hard limit
     beta: float = -0.07  # exponent beyond it; -1 where the target is a hard limit
     latency_table: Path | None = (
-        None  # JSON of another device, see recipes.latency_table; none measures on this machine
+        None  # JSON of another device, see recipes.runner.latency_table; none measures on this machine
     )
     width: float = 0.25  # of MobileNetV2's filters; the paper has 1
     depth: float = 0.4  # of MobileNetV2's layers; the paper has 1
@@ -76,7 +77,7 @@ class Config(ChildConfig):
             )
         if self.latency_table is not None and not self.latency_table.is_file():
             raise ValueError(
-                f"latency_table: there is no file {self.latency_table}; see recipes.latency_table for its form"
+                f"latency_table: there is no file {self.latency_table}; see recipes.runner.latency_table for its form"
             )
 
 

@@ -19,9 +19,11 @@ from typing import Literal
 
 import keras_tuner
 
-from recipes import _main, child_search, spaces, spaces_pnasnet, tuner
-from recipes.child_search import ChildConfig, Children
+from recipes import _main, spaces, tuner
 from recipes.oracles import Fitting, ProgressiveOracle, RandomSearch, SearchOracle
+from recipes.runner import child_search
+from recipes.runner.child_search import ChildConfig, Children
+from recipes.spaces import pnasnet as spaces_pnasnet
 from zoo.genotype import Genotype
 
 

@@ -11,7 +11,8 @@ the card of one that is still running or was stopped. It reads what searches hav
 import dataclasses
 from pathlib import Path
 
-from recipes import _main, report_card
+from recipes import _main
+from recipes.cards import card as report_card
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ and 0.833 after three epochs of fine-tuning (0.825 for the baseline's network, s
 the found networks, 0.808 for 6 random ones: at this scale inherited weights help, and evolution does not show; 41,276
 and 39,992 bytes of RAM predicted, 41,216 and 39,920 measured.
 
-Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Stages: recipes.
-tinynas_space; the once-for-all network of recipes.supernet_tinynas, trained by recipes.elastic_training; evolution of
+Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Stages, in
+recipes/supernets: tinynas_space; the once-for-all network of tinynas, trained by elastic_training; evolution of
 sub-networks by the weights that they inherit, normalisation recalibrated for each; fine-tuning, int8, and a look at
 what it takes. Departures: what limits is the arena and the file of TensorFlow Lite for Microcontrollers, tables
 included (`--engine=bare` counts as the paper does); children that are known are drawn again.
@@ -29,16 +29,19 @@ from typing import Any
 
 import keras_tuner
 
-from recipes import _main, child_search, progress, report_card, tinynas_dry_run, tinynas_result, tuner
-from recipes.child_search import Children
+from recipes import _main, tuner
+from recipes.cards import card as report_card
 from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.generations import GenerationalEvolution
-from recipes.spaces_tinynas import RESOLUTIONS, WIDTHS
-from recipes.supernet_tinynas import Supernet
-from recipes.tinynas_children import SubNetworks
-from recipes.tinynas_config import Config
-from recipes.tinynas_space import Explored, explore
-from recipes.tinynas_training import train_supernet
+from recipes.runner import child_search, progress
+from recipes.runner.child_search import Children
+from recipes.spaces.tinynas import RESOLUTIONS, WIDTHS
+from recipes.supernets import tinynas_dry_run, tinynas_result
+from recipes.supernets.tinynas import Supernet
+from recipes.supernets.tinynas_children import SubNetworks
+from recipes.supernets.tinynas_config import Config
+from recipes.supernets.tinynas_space import Explored, explore
+from recipes.supernets.tinynas_training import train_supernet
 from zoo.genotype import Genotype
 
 PRESETS = {

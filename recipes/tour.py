@@ -20,7 +20,7 @@ from rich.console import Console
 
 import zoo
 from recipes import _main, amoebanet, deploy, train
-from recipes.progress import duration
+from recipes.runner.progress import duration
 from zoo.atomic import write_atomically
 from zoo.deploy.report import Report
 from zoo.genotype import Genotype

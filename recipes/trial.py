@@ -18,9 +18,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes import mirrored
-from recipes.augment import UNIT, Step
-from recipes.parts import Part, Stream
+from recipes.images.augment import UNIT, Step
+from recipes.images.parts import Part, Stream
+from recipes.training import mirrored
 from zoo import atomic
 
 _EVALUATION_BATCH = 500

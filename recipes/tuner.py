@@ -26,10 +26,10 @@ import numpy as np
 from keras_tuner.engine import base_tuner
 from keras_tuner.engine import trial as trial_module
 
-from recipes import parallel
-from recipes.journal import Journal
 from recipes.oracles.base import SearchOracle
-from recipes.tasks import Evaluate, FailedElsewhereError, Outcome, Task, is_fatal, reason_of
+from recipes.runner import parallel
+from recipes.runner.journal import Journal
+from recipes.runner.tasks import Evaluate, FailedElsewhereError, Outcome, Task, is_fatal, reason_of
 from zoo import atomic
 
 _log = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ class Tuner(base_tuner.BaseTuner):
         observe: called with a Status when something has changed.
         snapshot_seconds: the oracle's state is saved this often, so that a resume has less to replay.
         attempts: see above; out of memory kills a process without an exception.
-        workers: where the trials run, such as recipes.workers.LocalWorkers; in this process unless given. `evaluate`
-            is then theirs, and None here. A trial whose worker died `retries` + 1 times is INVALID.
+        workers: where the trials run, such as recipes.runner.workers.LocalWorkers; in this process unless given.
+            `evaluate` is then theirs, and None here. A trial whose worker died `retries` + 1 times is INVALID.
         retries: how often a trial is given out again after its worker died or fell silent.
     """
 
@@ -161,7 +161,7 @@ class Tuner(base_tuner.BaseTuner):
         return sorted(self.oracle.ongoing_trials.values(), key=lambda trial: self._started[trial.trial_id])
 
     def ask(self) -> Any | None:
-        """Returns a new trial that has started, or None while the oracle has none; for `recipes.parallel`."""
+        """Returns a new trial that has started, or None while the oracle has none; for `recipes.runner.parallel`."""
         if self.oracle.max_trials and len(self.oracle.trials) >= self.oracle.max_trials:
             return None
         trial = self.oracle.create_trial(self._slot())
@@ -173,14 +173,14 @@ class Tuner(base_tuner.BaseTuner):
         return None
 
     def lost(self, trial: Any, reason: str) -> int:
-        """Journals that a trial's worker was lost and returns how often that was so; for `recipes.parallel`."""
+        """Journals that a trial's worker was lost and returns how often that was so; for `recipes.runner.parallel`."""
         number = self._started[trial.trial_id]
         self.journal.append({"lost": number, "message": reason})
         self._losses[number] += 1
         return self._losses[number]
 
     def end(self, trial: Any, outcome: Outcome) -> None:
-        """Takes in what came of a trial elsewhere; for `recipes.parallel`."""
+        """Takes in what came of a trial elsewhere; for `recipes.runner.parallel`."""
         self._begun = time.monotonic() - outcome.seconds
         self._try_run_and_update_trial(trial, outcome=outcome)
         self.on_trial_end(trial)

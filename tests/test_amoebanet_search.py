@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 import zoo
-from recipes import amoebanet, child_search, progress, tuner
+from recipes import amoebanet, tuner
+from recipes.runner import child_search, progress
 
 SMOKE = amoebanet.PRESETS["smoke"]
 

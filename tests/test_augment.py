@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recipes import augment
+from recipes.images import augment
 
 
 def key(*numbers: int) -> tf.Tensor:

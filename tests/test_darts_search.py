@@ -9,10 +9,14 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from recipes import child_search, darts, report_data, supernet, supernet_ranking
-from recipes.spaces_darts import RandomCells
-from recipes.supernet_bilevel import Bilevel, Rates, largest_eigenvalue
-from recipes.supernet_darts import Supernet, derive
+from recipes import darts
+from recipes.cards import reading as report_data
+from recipes.runner import child_search
+from recipes.spaces.darts import RandomCells
+from recipes.supernets import base as supernet
+from recipes.supernets import darts_ranking as supernet_ranking
+from recipes.supernets.bilevel import Bilevel, Rates, largest_eigenvalue
+from recipes.supernets.darts import Supernet, derive
 from zoo.genotype import CellGraph, Cells, Edge, Node
 
 SMOKE = darts.PRESETS["smoke"]

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-from recipes import augment, data
-from recipes.parts import Arrays
+from recipes import data
+from recipes.images import augment
+from recipes.images.parts import Arrays
 
 
 @pytest.fixture(scope="module")

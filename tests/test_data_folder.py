@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes import data, image_folder, images
+from recipes import data
+from recipes.images import files as images
+from recipes.images import folder as image_folder
 
 
 def picture(number: int, height: int = 6, width: int = 8) -> Image.Image:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from recipes.drop_path import Progress, ScheduledDropPath, is_drop_path, scheduled
+from recipes.training.drop_path import Progress, ScheduledDropPath, is_drop_path, scheduled
 
 
 def kept_share(layer: ScheduledDropPath, examples: int = 20_000) -> tuple[float, float]:

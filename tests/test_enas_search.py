@@ -13,16 +13,19 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from recipes import child_search, enas, supernet, supernet_paths
-from recipes.enas_controller import MacroController, MicroController, Policy, random_path
-from recipes.enas_search import find_path
+from recipes import enas
 from recipes.oracles.networks import Parameters
-from recipes.spaces_enas import ChainSpace, MicroSpace, path_of
-from recipes.supernet_enas import MicroSupernet
-from recipes.supernet_enas_macro import MacroSupernet
-from recipes.supernet_export import body_of, export
-from recipes.supernet_shared import Descent, SharedWeights
-from recipes.tape import Tape, Value
+from recipes.runner import child_search
+from recipes.spaces.enas import ChainSpace, MicroSpace, path_of
+from recipes.supernets import base as supernet
+from recipes.supernets import enas_layers as supernet_paths
+from recipes.supernets.enas import MicroSupernet
+from recipes.supernets.enas_controller import MacroController, MicroController, Policy, random_path
+from recipes.supernets.enas_export import body_of, export
+from recipes.supernets.enas_macro import MacroSupernet
+from recipes.supernets.enas_search import find_path
+from recipes.supernets.shared import Descent, SharedWeights
+from recipes.supernets.tape import Tape, Value
 
 pytestmark = pytest.mark.usefixtures("fast_start")
 SMOKE = enas.PRESETS["smoke"]
@@ -270,7 +273,7 @@ _KILLED = """
 import dataclasses, sys
 from pathlib import Path
 from recipes import child_search, enas, supernet
-from recipes.enas_search import find_path
+from recipes.supernets.enas_search import find_path
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
 images = child_search.load_images(config)

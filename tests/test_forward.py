@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 import zoo
-from recipes.drop_path import scheduled
-from recipes.forward import TrainingPass
+from recipes.training.drop_path import scheduled
+from recipes.training.forward import TrainingPass
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
 

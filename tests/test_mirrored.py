@@ -16,7 +16,7 @@ PROGRAM = """
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
     from recipes import mirrored, trial
-    from recipes.parts import Arrays
+    from recipes.images.parts import Arrays
 
     rng = np.random.default_rng(0)
     labels = np.arange(49) % 2

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import zoo
-from recipes import child_search, latency, latency_table, measure_latencies, mnasnet, tuner
-from recipes.limits import Limits
-from recipes.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes import measure_latencies, mnasnet, tuner
+from recipes.runner import child_search, latency, latency_table
+from recipes.runner.limits import Limits
+from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from zoo.genotype import Block
 
 SMOKE = mnasnet.PRESETS["smoke"]

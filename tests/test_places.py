@@ -5,10 +5,11 @@ import dataclasses
 
 import pytest
 
-from recipes import child_search, mnasnet, nasnet, spaces
-from recipes.child_search import Children
-from recipes.places import FIELDS, PlaceConfig
-from recipes.workers import LocalWorkers
+from recipes import mnasnet, nasnet, spaces
+from recipes.runner import child_search
+from recipes.runner.child_search import Children
+from recipes.runner.places import FIELDS, PlaceConfig
+from recipes.runner.workers import LocalWorkers
 from tests import cheap_trials
 
 SMOKE = nasnet.PRESETS["smoke"]

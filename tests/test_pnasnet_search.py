@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import zoo
-from recipes import pnasnet, spaces_pnasnet
+from recipes import pnasnet
+from recipes.spaces import pnasnet as spaces_pnasnet
 
 SMOKE = pnasnet.PRESETS["smoke"]
 

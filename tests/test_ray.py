@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from recipes import tuner
-from recipes.ray_workers import _VARIABLES, RayWorkers
+from recipes.runner.ray_workers import _VARIABLES, RayWorkers
 from tests import cheap_trials, test_workers
 from tests.test_workers import evolution, outcome, wait_until
 
@@ -95,7 +95,7 @@ PROGRAM = """
     import sys
     from pathlib import Path
     from recipes import tuner
-    from recipes.ray_workers import RayWorkers
+    from recipes.runner.ray_workers import RayWorkers
     from tests import cheap_trials
     from tests.test_workers import evolution
 

@@ -12,21 +12,16 @@ from PIL import Image
 from tensorflow.core.util import event_pb2
 
 import zoo
-from recipes import (
-    _main,
-    amoebanet,
-    report,
-    report_about,
-    report_card,
-    report_comparison,
-    report_data,
-    report_page,
-    report_pictures,
-    report_statistics,
-    report_strengths,
-    tensorboard_logs,
-    tuner,
-)
+from recipes import _main, amoebanet, report, tuner
+from recipes.cards import about as report_about
+from recipes.cards import card as report_card
+from recipes.cards import comparison as report_comparison
+from recipes.cards import page as report_page
+from recipes.cards import pictures as report_pictures
+from recipes.cards import reading as report_data
+from recipes.cards import statistics as report_statistics
+from recipes.cards import strengths as report_strengths
+from recipes.cards import tensorboard_logs
 
 
 def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: int = 0, **options) -> Path:

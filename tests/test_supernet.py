@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import darts_step
-from recipes import supernet, supernet_darts
+from recipes.supernets import base as supernet
+from recipes.supernets import darts as supernet_darts
 
 
 def test_folded_matrix_is_normalisation_of_the_product():

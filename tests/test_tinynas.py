@@ -17,12 +17,14 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from recipes import supernet, tinynas, tinynas_export, tinynas_space
-from recipes.elastic_training import Elastic, Scorer, Settings, sorted_channels
+from recipes import tinynas
 from recipes.oracles.generations import GenerationalEvolution
-from recipes.spaces_tinynas import SMALL_STRIDES, TinySpace
-from recipes.supernet_tinynas import Supernet
-from recipes.tinynas_needs import Budget, needs
+from recipes.spaces.tinynas import SMALL_STRIDES, TinySpace
+from recipes.supernets import base as supernet
+from recipes.supernets import tinynas_export, tinynas_space
+from recipes.supernets.elastic_training import Elastic, Scorer, Settings, sorted_channels
+from recipes.supernets.tinynas import Supernet
+from recipes.supernets.tinynas_needs import Budget, needs
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
 

@@ -7,7 +7,7 @@ import keras
 import pytest
 
 from recipes import train
-from recipes.paper_settings import PAPER, paper_of
+from recipes.training.paper_settings import PAPER, paper_of
 
 SMOKE = dataclasses.replace(train.PRESETS["smoke"], model="darts", cells=2)
 

@@ -10,14 +10,15 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from recipes import augment, training
-from recipes.descent import Descent, Learner
-from recipes.drop_path import scheduled
-from recipes.judging import accuracy
-from recipes.parts import Arrays
-from recipes.schedules import Schedule
-from recipes.training import Settings, fit
-from recipes.training_display import Moment
+from recipes.images import augment
+from recipes.images.parts import Arrays
+from recipes.training import fitting as training
+from recipes.training.descent import Descent, Learner
+from recipes.training.display import Moment
+from recipes.training.drop_path import scheduled
+from recipes.training.fitting import Settings, fit
+from recipes.training.judging import accuracy
+from recipes.training.schedules import Schedule
 
 
 def part(count=64, seed=0, side=8):

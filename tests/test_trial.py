@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from recipes import trial
-from recipes.parts import Arrays, Stream
+from recipes.images.parts import Arrays, Stream
 
 
 def images(count: int, seed: int = 0) -> Arrays:

@@ -14,9 +14,10 @@ from pathlib import Path
 import keras_tuner
 import pytest
 
-from recipes import child_search, spaces, tuner
-from recipes.journal import Journal
+from recipes import spaces, tuner
 from recipes.oracles import AgingEvolution, RandomSearch
+from recipes.runner import child_search
+from recipes.runner.journal import Journal
 from recipes.spaces import Decision
 from zoo.canonical import canonical_hash
 from zoo.genotype import Block, Blocks

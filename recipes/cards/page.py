@@ -1,0 +1,192 @@
+"""A card as a page of Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recipes.cards.pictures import name_of
+from recipes.runner.progress import duration
+
+_DIGITS = 4
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """Returns the page of a card; what is not known is left out or said to be unknown."""
+    parts = [_head(card), _status(card), _searches(card), _comparison(card), _pictures(card)]
+    parts += [_supernets(card), _settings(card), _departures(card), _machines(card)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a table; None is written as a dash."""
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    lines += [f"| {' | '.join('-' if cell is None else str(cell) for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.{_DIGITS}f}"
+
+
+def _spread(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "none"
+    return f"{mean:.{_DIGITS}f}" if std is None else f"{mean:.{_DIGITS}f} ± {std:.{_DIGITS}f}"
+
+
+def _head(card: Mapping[str, Any]) -> str:
+    lines = [f"# Reproduction card: {card['recipe']}, {card['algorithm']}"]
+    lines += [text for text in (card["title"], card["source"] and f"Source: {card['source']}") if text]
+    return "\n\n".join(lines)
+
+
+def _status(card: Mapping[str, Any]) -> str:
+    status = card["status"]
+    reasons = "\n".join(f"- {reason}" for reason in status["rests_on"])
+    return f"Status: **{status['word']}**. It rests on:\n\n{reasons}"
+
+
+def _searches(card: Mapping[str, Any]) -> str:
+    name = name_of(card["score"]["name"])
+    head = ("folder", "seed", "trials", "failed", "refused", f"best {name}", f"mean {name}", "time", "epochs trained")
+    rows = []
+    for search in [*card["searches"], *card["baseline"]]:
+        planned, trials = search["planned"], search["trials"]
+        ended = f"{trials:,}" if search["finished"] else f"stopped at trial {trials:,} of {planned or 'unknown'}"
+        best = None if search["best"] is None else _number(search["best"]["score"])
+        epochs = None if search["epochs"] is None else f"{search['epochs']:,}"
+        if search["epochs"] is not None and search["training_images"]:
+            epochs = f"{epochs} of {search['training_images']:,} images"
+        rows.append((search["folder"], search["seed"], ended, search["failed"], search["refused"], best,
+                     _number(search["mean"]), duration(search["seconds"]), epochs))  # fmt: skip
+    text = f"## Searches and cost\n\n{table(head, rows)}"
+    best = card["best"]
+    if len(card["searches"]) > 1:
+        text += f"\n\nBest {name}, mean ± standard deviation of {len(best['values'])} searches: "
+        text += f"**{_spread(best['mean'], best['std'])}**."
+    return "\n\n".join(filter(None, (text, _other_metrics(card), _results(card))))
+
+
+def _other_metrics(card: Mapping[str, Any]) -> str:
+    found = [search for search in card["searches"] if search["best"] is not None]
+    names = sorted({name for search in found for name in search["best"]["metrics"]})
+    if not names:
+        return ""
+    rows = [
+        (search["seed"], search["best"]["trial"] + 1, *(_metric(search["best"]["metrics"].get(name)) for name in names))
+        for search in found
+    ]
+    return "The best of each:\n\n" + table(("seed", "trial", *map(name_of, names)), rows)
+
+
+def _results(card: Mapping[str, Any]) -> str:
+    """Returns what was measured of the found architectures, a line a value."""
+    found = [(search["seed"], _flat(search["result"])) for search in card["searches"] if search["result"]]
+    if not found:
+        return ""
+    names = list(dict.fromkeys(name for _, values in found for name in values))
+    rows = [(name, *(values.get(name) for _, values in found)) for name in names]
+    return "Measured of what was found:\n\n" + table(("", *(f"seed {seed}" for seed, _ in found)), rows)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Returns names in words -> numbers and texts; lists, which are for pictures, are left out."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name_of(name)}, ")
+        elif isinstance(value, (bool, str)):
+            found[before + name_of(name)] = value if isinstance(value, str) else "yes" if value else "no"
+        elif isinstance(value, (int, float)):
+            found[before + name_of(name)] = _metric(value) or ""
+    return found
+
+
+def _metric(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _comparison(card: Mapping[str, Any]) -> str:
+    found = card["comparison"]
+    if "random" in card["algorithm"].lower():
+        return ""
+    if found is None:
+        return (
+            "## Beside random search\n\nNo random search was given; --algorithm=random makes one, into FOLDER/baseline."
+        )
+    name, random = name_of(card["score"]["name"]), found["random"]
+    budget = "as many trials" if found["budget"] == "trials" else "the same time"
+    draws = found["draws"] if len(set(found["draws"])) > 1 else found["draws"][:1]
+    error = found["standard_error"]
+    rows = [
+        (f"mean of {_total(card):,} random networks", _number(found["random_cell"])),
+        (f"random search, expected best of {' / '.join(map(str, draws))}", _spread(random["mean"], random["std"])),
+        (f"{card['algorithm']}", _spread(card["best"]["mean"], card["best"]["std"])),
+        (
+            "gain over random search",
+            f"{found['gain']:+.4f}" + ("" if error is None else f", standard error {error:.4f}"),
+        ),
+    ]
+    text = f"## Beside random search\n\n{table(('', name), rows)}\n\n"
+    text += f"The budget is {budget}. The expectation is exact for these random networks (order statistics). "
+    paired = "Each search is compared with the random search of its seed, on the same images."
+    text += paired if found["paired"] else "The seeds of both differ, so each side's spread counts."
+    short = sum(given < wanted for given, wanted in zip(found["draws"], found["draws_in_budget"], strict=True))
+    if short:
+        wanted = " / ".join(map(str, found["draws_in_budget"]))
+        text += f" The budget allows {wanted} random networks, more than were trained: the gain is an upper bound."
+    return text + " Scores are of validation images that the selection saw."
+
+
+def _total(card: Mapping[str, Any]) -> int:
+    return sum(search["trials"] - search["failed"] for search in card["baseline"])
+
+
+def _pictures(card: Mapping[str, Any]) -> str:
+    found = card.get("pictures", [])
+    return "\n\n".join(f"{each['text']}:\n\n![{each['text']}]({each['file']})" for each in found)
+
+
+def _supernets(card: Mapping[str, Any]) -> str:
+    parts = []
+    for each in card["supernets"]:
+        names = sorted({name for records in each["history"].values() for record in records for name in record})
+        rows = [
+            (seed, epoch, *(_metric(record.get(name)) for name in names))
+            for seed, records in each["history"].items()
+            for epoch, record in enumerate(records, start=1)
+        ]
+        parts.append(f"### {each['folder']}\n\n{table(('seed', 'epoch', *map(name_of, names)), rows)}")
+        for seed, found in each["ranking"].items():
+            tau = "none, one order has ties only" if found["tau"] is None else f"{found['tau']:.3f}"
+            parts.append(
+                f"Kendall's tau of {len(found['alone'])} random networks, by the supernet of seed {seed} "
+                f"and trained alone: {tau}."
+            )
+    return "\n\n".join(["## Supernets", *parts]) if parts else ""
+
+
+def _settings(card: Mapping[str, Any]) -> str:
+    settings, paper = card["settings"], card["paper"]
+    if not settings:
+        return "## Settings\n\nNot known: the folder has no about.json."
+    rows = [(name, f"`{settings[name]}`", f"`{value}`") for name, value in sorted((paper or {}).items())]
+    text = "" if paper is None else table(("setting", "here", "paper preset"), rows) if rows else "Those of the paper."
+    rest = [f"{name} {value}" for name, value in settings.items() if name not in (paper or {}) and name != "seed"]
+    return "## Settings\n\n" + "\n\n".join(filter(None, (text, f"The rest: {', '.join(rest)}.")))
+
+
+def _departures(card: Mapping[str, Any]) -> str:
+    found = card["departures"]
+    return "## Departures from the paper\n\n" + "\n".join(f"- {text}" for text in found) if found else ""
+
+
+def _machines(card: Mapping[str, Any]) -> str:
+    rows = []
+    for machine in card["machines"]:
+        hardware, versions = machine["hardware"], machine["versions"]
+        gpus = f", {', '.join(hardware['gpus'])}" if hardware["gpus"] else ""
+        what = f"{hardware['processor']}, {hardware['cores']} cores{gpus}, {hardware['system']}"
+        rows.append((what, ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return f"## Machine and software\n\n{table(('machine', 'versions'), rows)}" if rows else ""

@@ -1,0 +1,265 @@
+"""A part of a data set, train, validation or test: arrays where it fits in memory, and batches for Keras always."""
+
+import abc
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from recipes.images import augment as augmentations
+
+
+class Part(abc.ABC):
+    """Images and labels that are kept apart from those of the other parts.
+
+    `images` is uint8 (count, height, width, channels), `labels` int32 (count,), index of the class; a part that
+    streams has no `images` and says so.
+    """
+
+    image_shape: tuple[int, int, int]  # height, width, channels
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def images(self) -> np.ndarray:
+        """All images."""
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> np.ndarray:
+        """All labels."""
+
+    @abc.abstractmethod
+    def take(self, indices: np.ndarray) -> "Part":
+        """A part of these examples, in this order."""
+
+    @abc.abstractmethod
+    def _batches(self, batch_size: int, shuffle: tf.Tensor | None, drop_remainder: bool) -> tf.data.Dataset:
+        """One pass of (images, labels), shuffled by the seed `shuffle` (shape (2,)) where there is one."""
+
+    def first(self, count: int | None) -> "Part":
+        """At most `count` examples, all of them for None, so ordered that every prefix holds the classes in proportion.
+
+        Nothing is drawn: which examples they are is the same in every run.
+        """
+        return self.take(self._order(None)[:count])
+
+    def split(self, fraction: float, seed: int | None) -> tuple["Part", "Part"]:
+        """Cuts `fraction` of the examples off: (the rest, those). The same share of every class, to the nearest image.
+
+        Args:
+            seed: draws which ones; None takes the first of each class, which no setting of a search can change.
+        """
+        order = self._order(seed)
+        count = round(fraction * len(self))
+        return self.take(order[count:]), self.take(order[:count])
+
+    def _order(self, seed: int | None) -> np.ndarray:
+        """The order in which examples are dealt out; a prefix of it holds the classes in proportion."""
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        return order[_class_by_class(self.labels[order])]
+
+    def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images and labels as arrays, for calibration or a picture."""
+        count = min(count, len(self))
+        if count == 0:
+            return np.zeros((0, *self.image_shape), np.uint8), np.zeros(0, np.int32)
+        images, labels = next(iter(self._batches(count, None, drop_remainder=False)))
+        return images.numpy(), labels.numpy()
+
+    def steps(self, batch_size: int, *, training: bool = False) -> int:
+        """How many batches `dataset` gives for one epoch."""
+        batches = len(self) / batch_size
+        return math.floor(batches) if training and batches >= 1 else math.ceil(batches)
+
+    def dataset(
+        self,
+        batch_size: int,
+        *,
+        training: bool = False,
+        augment: augmentations.Step | None = None,
+        preprocess: Callable[[Any], Any] = augmentations.UNIT,
+        seed: int = 0,
+        epoch: int = 0,
+        epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Batches of (images, labels) for `fit` and `evaluate`.
+
+        Shuffle and augmentation depend on `seed`, the epoch and the batch's place in it, on nothing before: a run that
+        goes on at epoch k sees what it would have seen without the break:
+
+            model.fit(
+                part.dataset(64, training=True, augment=policy, seed=1, epoch=k, epochs=None),
+                steps_per_epoch=part.steps(64, training=True), initial_epoch=k, epochs=50, shuffle=False,
+            )
+
+        (Keras 3.15 warns of every Dataset that it is not told not to shuffle.)
+
+        Args:
+            training: shuffles, and leaves out the last batch if it is not full (its images come in other epochs).
+            augment: a step of recipes.images.augment; for training only.
+            preprocess: from batches of 0..255 to what the model takes; 0..1 by default.
+            seed: has no effect where nothing is drawn: without `training`.
+            epoch: the first one.
+            epochs: how many, one behind the other; None goes on for ever.
+        """
+        self._check(batch_size, training, augment, epoch, epochs)
+        drop_remainder = training and len(self) >= batch_size
+
+        def one_epoch(number: Any) -> tf.data.Dataset:
+            key = tf.stack([tf.constant(seed, tf.int64), number])
+            batches = self._batches(batch_size, key if training else None, drop_remainder)
+
+            def finish(step: Any, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+                images, labels = batch
+                if augment is not None:
+                    images = augment(images, tf.random.fold_in(key, step))
+                return preprocess(images), labels
+
+            return batches.enumerate().map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+
+        last = epoch + epochs if epochs is not None else tf.int64.max
+        batches = tf.data.Dataset.range(epoch, last).flat_map(one_epoch)
+        count = (
+            self.steps(batch_size, training=training) * epochs if epochs is not None else tf.data.INFINITE_CARDINALITY
+        )
+        return batches.apply(tf.data.experimental.assert_cardinality(count)).prefetch(tf.data.AUTOTUNE)
+
+    def _check(self, batch_size: int, training: bool, augment: Any, epoch: int, epochs: int | None) -> None:
+        if not len(self):
+            raise ValueError(
+                "this part holds no images: load the data with a validation_fraction or test_fraction above 0"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if epoch < 0 or (epochs is not None and epochs < 1):
+            raise ValueError(f"epoch={epoch}, epochs={epochs}: epochs count from 0, and at least one is needed")
+        if augment is not None and not training:
+            raise ValueError(
+                "augment without training=True: evaluation takes the images as they are; leave augment out"
+            )
+
+
+class Arrays(Part):
+    """A part in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"images {images.dtype} {images.shape}, labels {labels.shape}: expected uint8 (count, height, width, "
+                "channels) and as many labels"
+            )
+        self._images = images
+        self._labels = labels.astype(np.int32)
+        self.image_shape = images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The array itself, not a copy."""
+        return self._images
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The array itself, not a copy."""
+        return self._labels
+
+    def take(self, indices: np.ndarray) -> "Arrays":
+        """A copy of these examples, in this order."""
+        return Arrays(self._images[indices], self._labels[indices])
+
+    def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images and labels."""
+        return self._images[:count], self._labels[:count]
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        # Outside of the graph that first asks for them; on the CPU, where tf.data works wherever the model is trained.
+        with tf.init_scope(), tf.device("CPU"):
+            return tf.constant(self._images), tf.constant(self._labels)
+
+    def _batches(self, batch_size: int, shuffle: tf.Tensor | None, drop_remainder: bool) -> tf.data.Dataset:
+        images, labels = self._tensors
+        order = tf.range(len(self))
+        if shuffle is not None:
+            order = tf.argsort(tf.random.stateless_uniform([len(self)], shuffle), stable=True)
+        return (
+            tf.data.Dataset.from_tensor_slices(order)
+            .batch(batch_size, drop_remainder=drop_remainder)
+            .map(lambda batch: (tf.gather(images, batch), tf.gather(labels, batch)))
+        )
+
+
+class Stream(Part):
+    """A part that is read anew in every epoch; an heir says how what is stored becomes an image.
+
+    Args:
+        stored: (string, int32 label) for each example, always in the same order; the string is an encoded image or
+            where it is, since a shuffle buffer full of decoded photographs would not fit in memory.
+        count: of the examples.
+        image_shape: height, width, channels of each decoded image.
+        buffer: how many examples the shuffle chooses from.
+    """
+
+    def __init__(self, stored: tf.data.Dataset, count: int, image_shape: tuple[int, int, int], buffer: int):
+        self._stored = stored
+        self._buffer = buffer
+        self._count = count
+        self.image_shape = image_shape
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def images(self) -> np.ndarray:
+        """Raises ValueError: there is no such array."""
+        gigabytes = self._count * math.prod(self.image_shape) / 1e9
+        raise ValueError(
+            f"these {self._count:,} images stream from the disk and are no array: use dataset() or head(), or load "
+            f"them with a memory_limit= of {gigabytes:.1f} GB, a smaller size= or a limit="
+        )
+
+    @abc.abstractmethod
+    def _decode(self, stored: tf.Tensor) -> tf.Tensor:
+        """The image, uint8 of `image_shape`."""
+
+    def _batches(self, batch_size: int, shuffle: tf.Tensor | None, drop_remainder: bool) -> tf.data.Dataset:
+        stored = self._stored if shuffle is None else self._shuffled(shuffle)
+        examples = stored.map(lambda each, label: (self._decode(each), label), num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.batch(batch_size, drop_remainder=drop_remainder)
+
+    def _shuffled(self, key: tf.Tensor) -> tf.data.Dataset:
+        """What `Dataset.shuffle` does, which takes no tensor as its seed and mixes the seed of the process into it."""
+        seeds = tf.random.stateless_uniform([2], key, 1, tf.int64.max, dtype=tf.int64)
+        shuffled = tf.raw_ops.ShuffleDataset(
+            input_dataset=tf.data.experimental.to_variant(self._stored),
+            buffer_size=max(1, min(self._count, self._buffer)),
+            seed=seeds[0],
+            seed2=seeds[1],
+            output_types=[tf.string, tf.int32],
+            output_shapes=[(), ()],
+            reshuffle_each_iteration=False,
+        )
+        return tf.data.experimental.from_variant(shuffled, self._stored.element_spec)
+
+    def in_memory(self) -> Arrays:
+        """Reads everything once."""
+        batches = [(images.numpy(), labels.numpy()) for images, labels in self._batches(1024, None, False)]
+        images, labels = zip(*batches, strict=True)
+        return Arrays(np.concatenate(images), np.concatenate(labels))
+
+
+def _class_by_class(labels: np.ndarray) -> np.ndarray:
+    """Reorders examples so that each prefix holds the classes in proportion; within a class the order stays."""
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = (rank + 0.5) / np.repeat(counts, counts)  # of an image among those of its class, 0..1
+    return by_class[np.argsort(place, kind="stable")]

@@ -1,0 +1,1 @@
+"""Runs trials and loses nothing: journal, progress, limits, workers here and elsewhere; recipes.tuner is the door."""

@@ -1,0 +1,76 @@
+"""What DARTS chooses from: all cells that it can end with, and, for its outer selection, the seeds of its searches."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.spaces import Decision
+from recipes.supernets.darts import OPS
+from zoo.canonical import canonical_hash
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
+from zoo.genotype_json import graph_from_dict
+
+SEEDS = 1000  # that the outer selection chooses from
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundCells:
+    """The space of the outer selection: a seed, and the cells that the search with this seed has left in `folder`."""
+
+    folder: Path
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """One: the seed."""
+        return (Decision("seed", tuple(range(SEEDS)), "seed"),)
+
+    def path(self, values: Mapping[str, Any]) -> Path:
+        """Returns the file of this seed's result."""
+        return self.folder / f"seed{values['seed']}.json"
+
+    def body(self, values: Mapping[str, Any]) -> Cells:
+        """Returns the cells that were found with this seed."""
+        found = json.loads(self.path(values).read_text(encoding="utf-8"))
+        return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))
+
+    def key(self, values: Mapping[str, Any]) -> str:
+        """Returns the seed: what a search finds is not known before."""
+        return str(values["seed"])
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCells:
+    """All cells that DARTS can end with: each node reads two different states, by operations other than "none"."""
+
+    nodes: int
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """For each node the pair of states, and two operations."""
+        found = []
+        for cell in ("normal", "reduce"):
+            for node in range(self.nodes):
+                states = range(INPUT_STATES + node)
+                pairs = tuple(f"{a},{b}" for b in states for a in states if a < b)
+                found.append(Decision(f"{cell}/node{node}/states", pairs, "state"))
+                found += [Decision(f"{cell}/node{node}/op{edge}", OPS[1:], "op") for edge in (0, 1)]
+        return tuple(found)
+
+    def body(self, values: Mapping[str, Any]) -> Cells:
+        """Returns the cells that the values stand for."""
+        graphs = []
+        for cell in ("normal", "reduce"):
+            nodes = []
+            for node in range(self.nodes):
+                at = f"{cell}/node{node}"
+                states = [int(state) for state in values[f"{at}/states"].split(",")]
+                edges = tuple(Edge(values[f"{at}/op{edge}"], state) for edge, state in enumerate(states))
+                nodes.append(Node(edges))
+            graphs.append(CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes))))
+        return Cells(*graphs)
+
+    def key(self, values: Mapping[str, Any]) -> str:
+        """Returns a hash that equal cells share."""
+        return canonical_hash(self.body(values))

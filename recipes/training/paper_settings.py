@@ -1,0 +1,120 @@
+"""How each family's paper trained its networks: the table behind `recipes.train --settings=paper`.
+
+Sources: the papers and the code that their authors released, named in each row. Batches and rates are those of all
+workers together where the paper gives them so; asynchronous workers are one synchronous one here. Where a source
+does not say, the row's note does.
+"""
+
+import dataclasses
+from typing import Literal
+
+from recipes.training.descent import Descent
+from recipes.training.fitting import Settings
+from recipes.training.schedules import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """A row: how to train, what the network is given for it, and where that is from."""
+
+    settings: Settings
+    source: str
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    auxiliary: bool = True
+    augment: Literal["crop", "cutout", "imagenet"] = "crop"
+
+
+def _cosine(rate: float, epochs: int, batch_size: int, decay: float, clip: float | None = 5.0, **descent) -> Settings:
+    return Settings(epochs, batch_size, Schedule("cosine", rate), Descent(weight_decay=decay, clip=clip, **descent))
+
+
+def _mobile(rate: float, decay: float, batch_size: int = 1600, period: float = 2.4, epsilon: float = 1.0) -> Settings:
+    """RMSProp as TF-slim's notes have it; its momentum of 0.9 is slim's default, the 250 epochs are not stated."""
+    descent = Descent("rmsprop", epsilon=epsilon, weight_decay=decay, clip=10.0, label_smoothing=0.1)
+    schedule = Schedule("exponential", rate, period=period, factor=0.97)
+    return Settings(250, batch_size, schedule, descent, average=0.9999)
+
+
+_SLIM = "TF-slim nets/nasnet (notes, cifar_config)"
+_SLIM_CIFAR = _cosine(0.025, 600, 32, 5e-4)
+_AMOEBA_IMAGENET = _mobile(0.001, 4e-5, batch_size=32, period=2.0, epsilon=0.1)
+_DARTS = "quark0/darts, cnn/train.py and train_imagenet.py"
+_ENAS = "melodyguan/enas, final scripts; l2 without 1/2, hence twice; the auxiliary head is trained here, not there"
+_ENAS_DESCENT = Descent(nesterov=True, weight_decay=4e-4, decay_all=True)
+
+# family -> scale, else cifar or imagenet -> row
+PAPER: dict[str, dict[str, Paper]] = {
+    "nasnet": {
+        "cifar": Paper(_SLIM_CIFAR, _SLIM, drop_path=0.4),
+        "mobile": Paper(_mobile(2.0, 4e-5), _SLIM, dropout=0.5, augment="imagenet"),
+        "imagenet": Paper(_mobile(1.5, 5e-5), _SLIM, drop_path=0.3, dropout=0.5, augment="imagenet"),
+    },
+    "pnasnet": {
+        "cifar": Paper(_SLIM_CIFAR, f"not known to us; as NASNet: {_SLIM}", drop_path=0.4),
+        "mobile": Paper(_mobile(1.5, 4e-5), "TF-slim nets/nasnet/pnasnet.py", dropout=0.5, augment="imagenet"),
+        "imagenet": Paper(
+            _mobile(1.5, 4e-5), "PNASNet.TF, pnasnet.py", drop_path=0.4, dropout=0.5, augment="imagenet"
+        ),
+    },
+    "amoebanet": {
+        "cifar": Paper(
+            _cosine(0.024, 600, 128, 5e-4, clip=None, auxiliary_weight=0.5), "AAAI 2019, Methods", drop_path=0.3
+        ),
+        "imagenet": Paper(
+            _AMOEBA_IMAGENET, "AAAI 2019, Methods; the batch of a worker is not stated", drop_path=0.3, dropout=0.5,
+            augment="imagenet",
+        ),
+    },
+    "mnasnet": {
+        "imagenet": Paper(
+            Settings(
+                350, 4096, Schedule("exponential", 0.256, warmup=5, period=2.4, factor=0.97),
+                Descent("rmsprop", epsilon=1e-3, weight_decay=1e-5, label_smoothing=0.1), average=0.9999,
+            ),
+            "arXiv:1807.11626, section 5, and tensorflow/tpu's configs", dropout=0.2, auxiliary=False,
+            augment="imagenet",
+        ),
+    },
+    "enas": {
+        "cifar": Paper(
+            Settings(630, 144, Schedule("restarts", 0.05, 1e-4, period=10, factor=2), _ENAS_DESCENT), _ENAS,
+            drop_path=0.4, dropout=0.2,
+        ),
+        "macro": Paper(
+            Settings(310, 100, Schedule("restarts", 0.05, 1e-3, period=10, factor=2), _ENAS_DESCENT), _ENAS,
+            dropout=0.5, auxiliary=False,
+        ),
+    },
+    "darts": {
+        "cifar": Paper(
+            dataclasses.replace(_cosine(0.025, 600, 96, 3e-4, decay_all=True), drop_path_by="epoch"), _DARTS,
+            drop_path=0.2, augment="cutout",
+        ),
+        "imagenet": Paper(
+            Settings(
+                250, 128, Schedule("exponential", 0.1, period=1, factor=0.97),
+                Descent(weight_decay=3e-5, decay_all=True, clip=5.0, label_smoothing=0.1),
+            ),
+            _DARTS, augment="imagenet",
+        ),
+    },
+    "mcunet": {
+        "imagenet": Paper(
+            _cosine(0.05, 150, 256, 5e-5, clip=None), "arXiv:2007.10319, appendix E", auxiliary=False,
+            augment="imagenet",
+        ),
+    },
+}  # fmt: skip
+
+
+def paper_of(family: str, scale: str, side: int) -> Paper:
+    """Returns the row of a family for a preset's name or, where it has none of its own, images of `side` pixels.
+
+    Raises:
+        ValueError: there is none of this family.
+    """
+    if family not in PAPER:
+        raise ValueError(f"no paper's settings for the family {family!r}; expected one of {', '.join(PAPER)}")
+    rows = PAPER[family]
+    return rows.get(scale) or rows.get("cifar" if side <= 64 else "imagenet") or next(iter(rows.values()))

@@ -46,9 +46,7 @@ class Config(ChildConfig):
     target: float | None = None  # T, ms an image; none takes the latency of MobileNetV2 at this width and depth
     alpha: float = -0.07  # exponent of latency / T up to the target; 0 where the target is a hard limit
     beta: float = -0.07  # exponent beyond it; -1 where the target is a hard limit
-    latency_table: Path | None = (
-        None  # JSON of another device, see recipes.runner.latency_table; none measures on this machine
-    )
+    latency_table: Path | None = None  # JSON of another device (recipes.measure_latencies); none measures here
     width: float = 0.25  # of MobileNetV2's filters; the paper has 1
     depth: float = 0.4  # of MobileNetV2's layers; the paper has 1
     divisor: int = 2  # filters are multiples of it; the paper's networks have 8

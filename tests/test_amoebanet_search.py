@@ -85,6 +85,7 @@ def test_control_c_keeps_the_state_and_says_how_to_go_on(tmp_path, project):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_limits_refuse_large_networks_before_they_are_trained(tmp_path):
     config = dataclasses.replace(SMOKE, folder=tmp_path, trials=1, epochs=1, max_params=2500)
     amoebanet.search(config, observe=lambda status: None)
@@ -96,6 +97,7 @@ def test_limits_refuse_large_networks_before_they_are_trained(tmp_path):
     assert refused[0]["message"].endswith("params, more than 2,500")
 
 
+@pytest.mark.slow
 def test_random_search_is_the_same_recipe(tmp_path):
     config = dataclasses.replace(SMOKE, folder=tmp_path, trials=1, epochs=1, algorithm="random", space="nasnet")
     seen: list[tuner.Status] = []

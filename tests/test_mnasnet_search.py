@@ -250,6 +250,7 @@ def untrained(monkeypatch):
     monkeypatch.setattr(child_search.trial, "train", train)
 
 
+@pytest.mark.slow
 def test_a_search_made_longer_measures_nothing_again_and_keeps_its_target(tmp_path, monkeypatch, untrained):
     measured = []
     monkeypatch.setattr(latency.Measured.__init__, "__defaults__", (lambda model: measured.append(model.name) or 0.25,))
@@ -310,6 +311,7 @@ def test_a_latency_is_not_asked_for_where_another_limit_settles_it(network):
     assert Limits(latency=1.0).any()
 
 
+@pytest.mark.slow
 def test_networks_over_the_latency_limit_are_redrawn_and_never_trained(tmp_path, untrained):
     table = write_table(tmp_path / "table.json", small_space())
     # 9 layers in all where each block has one: 4.5 ms; a second layer in two blocks makes 5.5 ms

@@ -8,6 +8,7 @@ import zoo
 from recipes import nasnet
 
 
+@pytest.mark.slow
 def test_a_search_writes_a_nasnet_genotype_and_goes_on_where_it_was(tmp_path):
     config = dataclasses.replace(nasnet.PRESETS["smoke"], folder=tmp_path)
     short = nasnet.search(dataclasses.replace(config, trials=2), observe=lambda status: None)

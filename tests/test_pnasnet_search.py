@@ -26,6 +26,7 @@ def outcome(folder: Path) -> list[tuple]:
     return [*starts, *ends]
 
 
+@pytest.mark.slow
 def test_a_search_writes_a_pnasnet_genotype_and_goes_on_where_it_was(tmp_path):
     config = dataclasses.replace(SMOKE, folder=tmp_path, first=1, beam=1, trials=3)
     pnasnet.search(dataclasses.replace(config, trials=2), observe=lambda status: None)

@@ -203,7 +203,7 @@ class MicroSupernet:
             states = states.write(INPUT_STATES + node, sums[0] + sums[1])
         found[f"{name}/edges"] = tf.reshape(tf.stack(statistics), [self.nodes, 2, REPEATS, 2, place.filters])
         loose = tf.cast(tf.where(unread)[:, 0], tf.int32)
-        return _Output(paths.joined(states, loose), loose)
+        return _Output(paths.joined(states, loose, self.nodes + 1), loose)
 
     def _run(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any, fixed: Any) -> Any:
         """Runs one edge of a node; `ends` are the inputs of a reduction cell, which are read at stride 2."""

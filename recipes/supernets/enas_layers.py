@@ -4,6 +4,7 @@ A path is a tensor, so one trace serves them all: `tf.switch_case` runs the oper
 a `tf.TensorArray`, whose gradient holds only what has been read.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -52,11 +53,18 @@ def normalize(x: Any, scale: Any, shift: Any, fixed: Any = None) -> tuple[Any, A
     return found[0], tf.stop_gradient(tf.stack(found[1:3])) if training else fixed
 
 
-def joined(states: tf.TensorArray, chosen: Any) -> Any:
-    """Concatenates the chosen states, whose number the trace does not know, along the channels."""
-    x = states.gather(chosen)  # (count, batch, height, width, channels)
-    *_, height, width, channels = x.shape
-    return tf.reshape(tf.transpose(x, [1, 2, 3, 0, 4]), [-1, height, width, channels * tf.shape(chosen)[0]])
+def joined(states: tf.TensorArray, chosen: Any, most: int) -> Any:
+    """Concatenates the chosen states, from 1 to `most` of them, along the channels; the trace does not know how many.
+
+    It has a branch for each number: to gather the states would take a transposition of all that was gathered.
+    """
+
+    def first(count: int) -> Any:
+        return tf.concat([states.read(chosen[place]) for place in range(count)], -1)
+
+    branches = [functools.partial(first, count) for count in range(1, most + 1)]
+    x: Any = tf.switch_case(tf.shape(chosen)[0] - 1, branches)  # pyright: ignore[reportArgumentType]
+    return tf.ensure_shape(x, [None, *states.element_shape[1:3], None])
 
 
 def pointwise(x: Any, weight: Any) -> Any:

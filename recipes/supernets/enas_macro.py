@@ -88,7 +88,7 @@ class MacroSupernet:
                 kernel = tf.gather(weights[f"{name}/join"], tf.minimum(chosen, number - 1))
                 kernel = tf.reshape(kernel, [-1, x.shape[-1]])
                 sides = x.shape[1:]
-                x = paths.pointwise(tf.nn.relu(paths.joined(states.write(number, x), chosen)), kernel)
+                x = paths.pointwise(tf.nn.relu(paths.joined(states.write(number, x), chosen, number)), kernel)
                 x, found[f"{name}/join"] = norm(tf.ensure_shape(x, [None, *sides]), f"{name}/join", weights, fixed)
             else:
                 found[f"{name}/join"] = tf.zeros([2, x.shape[-1]])

@@ -281,7 +281,7 @@ def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
         lambda: separable("sep_conv_3x3"),
         lambda: separable("sep_conv_5x5"),
         lambda: (tf.nn.avg_pool2d(x, 3, strides, "SAME"), none),
-        lambda: (tf.nn.max_pool2d(x, 3, strides, "SAME"), none),
+        lambda: (paths.max_pool(x, strides), none),
         skip,
     ]
 

@@ -67,6 +67,25 @@ def joined(states: tf.TensorArray, chosen: Any, most: int) -> Any:
     return tf.ensure_shape(x, [None, *states.element_shape[1:3], None])
 
 
+def max_pool(x: Any, strides: int) -> Any:
+    """A 3x3 maximum, which its gradient takes anew.
+
+    TensorFlow's fast gradient (oneDNN) needs the maximum in its own graph, and that of `tf.switch_case` is another: its
+    slow gradient took a third of a step.
+    """
+    window = {"ksize": [1, 3, 3, 1], "strides": [1, strides, strides, 1], "padding": "SAME"}
+
+    @tf.custom_gradient
+    def pooled(x: Any) -> Any:
+        def gradient(y_gradient: Any) -> Any:
+            again = tf.raw_ops.MaxPool(input=x, **window)
+            return tf.raw_ops.MaxPoolGrad(orig_input=x, orig_output=again, grad=y_gradient, **window)
+
+        return tf.raw_ops.MaxPool(input=x, **window), gradient
+
+    return pooled(x)
+
+
 def pointwise(x: Any, weight: Any) -> Any:
     """A 1x1 convolution by a matrix (inputs, outputs); the number of inputs may be known at run time only."""
     flat = tf.matmul(tf.reshape(x, [-1, tf.shape(x)[3]]), weight)

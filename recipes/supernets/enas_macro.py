@@ -146,8 +146,8 @@ def _operation(op: Any, x: Any, kernels: Any, fixed: Any) -> Any:
         return paths.normalize(y, kernels[f"{op}/scale"], kernels[f"{op}/shift"], fixed)
 
     def pool(op: str) -> tuple[Any, Any]:
-        function = tf.nn.avg_pool2d if op.startswith("avg") else tf.nn.max_pool2d
-        return function(x, int(op[-1]), 1, "SAME"), tf.zeros([2, x.shape[-1]])
+        y = paths.max_pool(x, 1) if op.startswith("max") else tf.nn.avg_pool2d(x, int(op[-1]), 1, "SAME")
+        return y, tf.zeros([2, x.shape[-1]])
 
     return tf.switch_case(op, [lambda op=op: (convolution if op in CONVOLUTIONS else pool)(op) for op in MACRO_OPS])
 

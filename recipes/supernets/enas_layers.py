@@ -83,7 +83,7 @@ def max_pool(x: Any, strides: int) -> Any:
 
         return tf.raw_ops.MaxPool(input=x, **window), gradient
 
-    return pooled(x)
+    return pooled(tf.identity(x))  # a tensor of the branch's own graph, which its gradient's graph can reach
 
 
 def pointwise(x: Any, weight: Any) -> Any:

@@ -19,6 +19,7 @@ from recipes.runner import child_search
 from recipes.spaces.enas import ChainSpace, MicroSpace, path_of
 from recipes.supernets import base as supernet
 from recipes.supernets import enas_layers as supernet_paths
+from recipes.supernets import enas_search
 from recipes.supernets.enas import MicroSupernet
 from recipes.supernets.enas_controller import MacroController, MicroController, Policy, random_path
 from recipes.supernets.enas_export import body_of, export
@@ -262,6 +263,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
         begun.send_signal(signal.SIGKILL)
         begun.wait()
         begun.stdout.close()
+    assert state.exists()
     with np.load(state) as found:
         assert 0 < json.loads(str(found["progress"]))[0] < 36
     with supernet.without_rewrites():
@@ -272,12 +274,14 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
 _KILLED = """
 import dataclasses, sys
 from pathlib import Path
-from recipes import child_search, enas, supernet
+from recipes import enas
+from recipes.runner import child_search
+from recipes.supernets.base import without_rewrites
 from recipes.supernets.enas_search import find_path
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
 images = child_search.load_images(config)
-with supernet.without_rewrites():
+with without_rewrites():
     search = enas.make(config, images, 3)
     find_path(search, Path(sys.argv[2]), lambda share, text: print("step" if search.done % 6 == 4 else "-", flush=True))
 """
@@ -296,7 +300,8 @@ def test_the_result_builds_and_random_networks_are_ranked_by_the_shared_weights(
 
 
 @pytest.mark.slow
-def test_networks_over_a_limit_are_never_chosen(tmp_path):
+def test_networks_over_a_limit_are_never_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(enas_search, "_MOST_REFUSED", 3)
     config = dataclasses.replace(SMOKE, max_params=10, folder=tmp_path)
     with pytest.raises(ValueError, match="paths in a row were refused"):
         enas.search(config, observe=lambda status: None)

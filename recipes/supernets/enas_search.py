@@ -23,7 +23,7 @@ from recipes.supernets.shared import SharedWeights
 from zoo import atomic
 
 _WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # what is drawn, each from a stream of its own
-_MOST_REFUSED = 1000  # candidates in a row
+_MOST_REFUSED = 100  # candidates in a row; to refuse one may cost building it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Search:
         """Returns the path that is scored as number `number`, the first of a stream that `refused` has nothing against.
 
         Raises:
-            ValueError: a thousand in a row were refused.
+            ValueError: a hundred in a row were refused.
         """
         rng = np.random.default_rng([self.seed, _CANDIDATES, number])
         reason = None

@@ -13,6 +13,10 @@ runs/enas/baseline holds random networks of the space, trained as the found one;
 runs/enas/ranking.json says how well the shared weights rank them. Killed and started again with the same command, it
 goes on where it was.
 
+Result: procedure only. The laptop preset (one search, seed 0, 2 cores, 2026-11-25) raised the controller's rewards from
+0.09 to 0.49 and found a network of 0.727 validation accuracy, where 12 random ones, trained alike, have 0.743 +- 0.033;
+after 3,000 steps the shared weights hardly rank networks as short trainings do (Kendall's tau 0.18).
+
 Source: Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018, and the scripts of
 melodyguan/enas, whose settings the presets paper and paper-macro have (the paper's controller: rate 0.00035,
 temperature 5, tanh_constant 2.5, entropy 0.1). Departures: paths are searched in the very network that is built

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
@@ -36,15 +36,13 @@ class Config:
     trials: int = 12  # networks that the search trains
     epochs: int = 8  # of the training of the best one
     seed: int = 0  # of search and training
-    steps: str = "laptop"  # the preset of each step's recipe: laptop or smoke
+    steps: Literal["laptop", "smoke"] = "laptop"  # the preset of each step's recipe
     folder: Path = Path("runs/tour")  # results, and the state to go on from
 
     def __post_init__(self):
         for name in ("trials", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
-        if self.steps not in ("laptop", "smoke"):
-            raise ValueError(f"steps is {self.steps!r}; expected laptop or smoke")
 
 
 PRESETS = {

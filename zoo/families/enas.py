@@ -46,10 +46,6 @@ class ChainScale:
     filters: int
     separable: bool = False
 
-    def __post_init__(self):
-        if not isinstance(self.separable, bool):
-            raise GenotypeError(f"the preset's separable is {self.separable!r}; expected true or false")
-
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
     """Returns the network; `preset` is a `CellScale` or a `ChainScale`, after the genotype's body."""

@@ -138,7 +138,7 @@ def plain_conv(
 def squeeze_excite(x: Any, filters: int, name: str) -> Any:
     """Scales each channel of `x` by a gate from 0 to 1, which two 1x1 convolutions compute from the channels' means."""
     gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean")(x)
-    gate = layers.Conv2D(filters, 1, kernel_initializer="he_normal", name=f"{name}_reduce")(gate)
+    gate = layers.Conv2D(filters, 1, kernel_initializer=blocks.KERNEL_INITIALIZER, name=f"{name}_reduce")(gate)
     gate = layers.ReLU(name=f"{name}_relu")(gate)
     gate = layers.Conv2D(x.shape[-1], 1, name=f"{name}_expand")(gate)
     # A layer of its own: TF-MOT and our int8 training quantize the output of a Conv2D before an unknown activation.

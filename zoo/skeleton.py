@@ -147,7 +147,7 @@ class Network:
         x = blocks.relu(blocks.conv_bn(x, widths[0], 1, 1, style, "aux_narrow"), "aux_narrow")
         x = layers.Conv2D(
             widths[1], tuple(x.shape[1:3]), padding="same" if averaged else "valid", use_bias=False,
-            kernel_initializer="he_normal", name="aux_map_conv",
+            kernel_initializer=blocks.KERNEL_INITIALIZER, name="aux_map_conv",
         )(x)  # fmt: skip
         if normalised:
             x = blocks.batch_norm(x, style, "aux_map_bn")
@@ -262,6 +262,6 @@ def _stem(network: Network, scale: CellStack, style: Style) -> Any:
     if scale.stem == "cifar":
         return network.note(blocks.conv_bn(network.image, scale.stem_filters, 3, 1, style, "stem"), 1)
     x = layers.Conv2D(
-        scale.stem_filters, 3, 2, use_bias=False, kernel_initializer="he_normal", name="stem_conv"
+        scale.stem_filters, 3, 2, use_bias=False, kernel_initializer=blocks.KERNEL_INITIALIZER, name="stem_conv"
     )(network.image)  # fmt: skip
     return network.note(blocks.batch_norm(x, style, "stem_bn"), 2)

@@ -12,7 +12,6 @@ from keras import initializers, layers
 
 from zoo.genotype_checks import GenotypeError, check_choice
 
-
 # He's variance (He et al., ICCV 2015, what slim's and PyTorch's defaults are variants of), drawn uniformly: a truncated
 # normal, the usual choice, takes four times as long to draw, which is a quarter of the time to build NASNet-A large.
 KERNEL_INITIALIZER = "he_uniform"

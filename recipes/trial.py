@@ -2,8 +2,8 @@
 
 A plain `keras.Model.compile/fit` spends its time on small networks in what precedes training: TensorFlow's grappler
 rewrites a graph of ten thousand nodes, and Keras traces metrics, optimizer and a second graph for the evaluation.
-Here one step is traced, grappler's rewrites are off while it is, each weight is updated by one fused op, and a short
-evaluation runs eagerly.
+Here one step is traced, a normalisation and an update of weights are one operation each in it, grappler's rewrites are
+off meanwhile, and a short evaluation runs eagerly.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import tensorflow as tf
 from recipes.images.augment import UNIT, Step
 from recipes.images.parts import Part, Stream
 from recipes.training import mirrored
+from recipes.training.descent import Descent, Learner
 from zoo import atomic
 
 _EVALUATION_BATCH = 500
@@ -55,6 +56,10 @@ class Training:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
         if self.learning_rate <= 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(f"learning_rate is {self.learning_rate} and clip {self.clip}; expected numbers above 0")
+
+    def descent(self) -> Descent:
+        """Returns the options of a step."""
+        return Descent(momentum=self.momentum, nesterov=True, weight_decay=self.weight_decay, clip=self.clip)
 
     def rate(self, step: int, steps: int) -> float:
         """Returns the learning rate of this step of `steps` in all."""
@@ -101,11 +106,11 @@ def train(
         with contextlib.nullcontext() if mirror is None else mirror.scope():
             model = make_model()
             _shorten_moving_averages(model)
-            learner = _Learner(model, settings, mirror)
+            learner = Learner(model, settings.descent(), mirror)
         state = None if folder is None else _State(folder / "epoch.npz", learner)
         epoch, loss = (0, math.nan) if state is None else state.restore()
         while epoch < settings.epochs:
-            loss = _train_epoch(learner, training_part, epoch, seed, normalize, augment, report)
+            loss = _train_epoch(learner, settings, training_part, epoch, seed, normalize, augment, report)
             epoch += 1
             if state is not None:
                 state.save(epoch, loss)
@@ -170,59 +175,12 @@ def _unchanged(images: Any) -> Any:
     return images
 
 
-class _Learner:
-    """A network, its momenta, and one traced step."""
-
-    def __init__(self, model: keras.Model, settings: Training, mirror: mirrored.Mirror | None = None):
-        self.model, self.settings, self._mirror = model, settings, mirror
-        self.weights = [weight.value for weight in model.trainable_weights]
-        self.momenta = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self.weights]
-        self._decayed = [weight.shape.rank > 1 for weight in self.weights]
-        channels = [None, *model.input_shape[1:]]
-        signature = [tf.TensorSpec(channels), tf.TensorSpec([None], tf.int32), tf.TensorSpec([])]
-        whole = tf.function(self._step, signature, autograph=False)
-        self.step = whole if mirror is None else mirror.over(self._step)
-
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, factor: Any = None) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(losses) if factor is None else factor * tf.reduce_sum(losses)
-        gradients: Any = tape.gradient(loss, self.weights)
-        settings = self.settings
-        decay = settings.weight_decay
-        if self._mirror is not None:
-            filled = [
-                tf.zeros_like(weight) if gradient is None else gradient
-                for weight, gradient in zip(self.weights, gradients, strict=True)
-            ]
-            *gradients, loss = self._mirror.summed([*filled, loss])
-        gradients = [
-            tf.zeros_like(weight) if gradient is None else gradient + decay * weight if decayed and decay else gradient
-            for gradient, weight, decayed in zip(gradients, self.weights, self._decayed, strict=True)
-        ]
-        if settings.clip is not None:
-            norm = tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
-            factor = settings.clip / tf.maximum(norm, settings.clip)
-            gradients = [gradient * factor for gradient in gradients]
-        for weight, gradient, momentum in zip(self.weights, gradients, self.momenta, strict=True):
-            tf.raw_ops.ResourceApplyKerasMomentum(
-                var=weight.handle,
-                accum=momentum.handle,
-                lr=rate,
-                grad=gradient,
-                momentum=settings.momentum,
-                use_nesterov=True,
-            )
-        return loss
-
-
 class _State:
     """The file from which a killed training goes on: every variable after a whole epoch."""
 
-    def __init__(self, path: Path, learner: _Learner):
+    def __init__(self, path: Path, learner: Learner):
         self._path = path
-        self._variables = [*(variable.value for variable in learner.model.variables), *learner.momenta]
+        self._variables = [*(variable.value for variable in learner.model.variables), *learner.slots]
 
     def save(self, epoch: int, loss: float) -> None:
         arrays = {f"variable{number}": variable.numpy() for number, variable in enumerate(self._variables)}
@@ -246,7 +204,8 @@ class _State:
 
 
 def _train_epoch(
-    learner: _Learner,
+    learner: Learner,
+    settings: Training,
     part: Part,
     epoch: int,
     seed: int,
@@ -255,7 +214,6 @@ def _train_epoch(
     report: Callable[[float, str], None] | None,
 ) -> float:
     """Returns the mean loss of one epoch over the images in an order of its own."""
-    settings = learner.settings
     streams = isinstance(part, Stream)
     steps = part.steps(settings.batch_size, training=True) if streams else math.ceil(len(part) / settings.batch_size)
     losses = []
@@ -268,7 +226,7 @@ def _train_epoch(
             images = augment(tf.constant(images), tf.constant([seed % 2**31, done]))
         rate = settings.rate(done, settings.epochs * steps)
         images = tf.cast(normalize(images), tf.float32)
-        losses.append(learner.step(images, tf.constant(labels, tf.int32), tf.constant(rate, tf.float32)))
+        losses.append(learner.step(images, labels, rate)[0])
     loss = float(np.mean(losses))
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: the training diverged")

@@ -15,8 +15,9 @@ PROGRAM = """
 
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-    from recipes import mirrored, trial
+    from recipes import trial
     from recipes.images.parts import Arrays
+    from recipes.training import mirrored
 
     rng = np.random.default_rng(0)
     labels = np.arange(49) % 2

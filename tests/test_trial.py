@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from recipes import trial
 from recipes.images.parts import Arrays, Stream
+from recipes.training.descent import Learner
 
 
 def images(count: int, seed: int = 0) -> Arrays:
@@ -76,9 +77,9 @@ def test_one_step_is_nesterov_momentum_with_decay_and_clipping():
     inputs = keras.Input((1, 1, 1))
     model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(keras.layers.Flatten()(inputs)))
     model.set_weights([np.array([[1.0, -1.0]], np.float32)])
-    learner = trial._Learner(model, settings)
+    learner = Learner(model, settings.descent())
     image, label = tf.ones((1, 1, 1, 1)), tf.constant([0])
-    loss = learner.step(image, label, tf.constant(0.5))
+    loss, _ = learner.step(image, label, 0.5)
     # softmax(1, -1) = (0.8808, 0.1192): gradient (-0.1192, 0.1192), with decay (-0.0192, 0.0192): norm 0.0272 < 0.2
     probability = np.exp(1) / (np.exp(1) + np.exp(-1))
     gradient = np.array([probability - 1 + 0.1, 1 - probability - 0.1])
@@ -93,7 +94,7 @@ def test_a_large_gradient_is_scaled_to_the_clip():
     inputs = keras.Input((1, 1, 1))
     model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(keras.layers.Flatten()(inputs)))
     model.set_weights([np.array([[0.0, 0.0]], np.float32)])
-    trial._Learner(model, settings).step(tf.ones((1, 1, 1, 1)) * 100, tf.constant([0]), tf.constant(1.0))
+    Learner(model, settings.descent()).step(tf.ones((1, 1, 1, 1)) * 100, tf.constant([0]), 1.0)
     # the gradient is (-50, 50), of length 70.7
     assert model.get_weights()[0][0] == pytest.approx([0.25 / 2**0.5, -0.25 / 2**0.5], rel=1e-4)
 

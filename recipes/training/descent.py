@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from recipes.training.forward import TrainingPass
+from recipes.training.mirrored import Mirror
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,13 @@ class Descent:
 
 
 class Learner:
-    """A model with logits as outputs, [main] or [main, auxiliary], and the optimiser's variables."""
+    """A model with logits as outputs, [main] or [main, auxiliary], and the optimiser's variables.
 
-    def __init__(self, model: keras.Model, options: Descent):
-        self.model, self.options = model, options
+    With a `mirror`, each of its devices takes a share of every batch; make the model and this in its scope.
+    """
+
+    def __init__(self, model: keras.Model, options: Descent, mirror: Mirror | None = None):
+        self.model, self.options, self._mirror = model, options, mirror
         self._forward = TrainingPass(model)
         self.weights: list[Any] = [weight.value for weight in model.trainable_weights]
         self._decayed = [options.decay_all or weight.shape.rank > 1 for weight in self.weights]
@@ -75,7 +79,8 @@ class Learner:
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([], tf.float32),
         ]
-        self._traced = tf.function(self._step, signature, autograph=False)
+        whole = tf.function(self._step, signature, autograph=False)
+        self._traced = whole if mirror is None else mirror.over(self._step)
 
     @property
     def slots(self) -> list[Any]:
@@ -86,31 +91,39 @@ class Learner:
         """Trains on a batch; returns its mean loss, decay left out, and how many of it were told right before."""
         return self._traced(images, tf.cast(labels, tf.int32), tf.constant(rate, tf.float32))
 
-    def _step(self, images: Any, labels: Any, rate: Any) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, rate: Any, factor: Any = None) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
             outputs = self._forward(images)
             outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-            loss = self._loss(outputs[0], labels)
+            loss = self._loss(outputs[0], labels, factor)
             whole = loss
             for logits in outputs[1:]:
-                whole += self.options.auxiliary_weight * self._loss(logits, labels)
-        gradients: Any = tape.gradient(whole, self.weights)
+                whole += self.options.auxiliary_weight * self._loss(logits, labels, factor)
+        gradients = [
+            tf.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(tape.gradient(whole, self.weights), self.weights, strict=True)
+        ]
+        right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs[0], -1, tf.int32), labels), tf.float32))
+        if self._mirror is not None:
+            *gradients, loss, right = self._mirror.summed([*gradients, loss, right])
         self._apply(self._clipped(self._with_decay(gradients)), rate)
-        right = tf.equal(tf.argmax(outputs[0], -1, tf.int32), labels)
-        return loss, tf.reduce_sum(tf.cast(right, tf.int32))
+        return loss, tf.cast(right, tf.int32)
 
-    def _loss(self, logits: Any, labels: Any) -> Any:
+    def _loss(self, logits: Any, labels: Any, factor: Any) -> Any:
+        """Returns the mean over the batch, or this device's part of it: the sum times `factor`."""
         smoothing = self.options.label_smoothing
-        if not smoothing:
-            return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        classes = logits.shape[-1]
-        truth = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-        return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(truth, logits))
+        if smoothing:
+            classes = logits.shape[-1]
+            truth = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+            losses = tf.nn.softmax_cross_entropy_with_logits(truth, logits)
+        else:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.reduce_mean(losses) if factor is None else factor * tf.reduce_sum(losses)
 
     def _with_decay(self, gradients: Sequence[Any]) -> list[Any]:
         decay = self.options.weight_decay
         return [
-            (tf.zeros_like(weight) if gradient is None else gradient) + (decay * weight if decayed and decay else 0)
+            gradient + decay * weight if decayed and decay else gradient
             for gradient, weight, decayed in zip(gradients, self.weights, self._decayed, strict=True)
         ]
 

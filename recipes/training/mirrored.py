@@ -43,20 +43,20 @@ class Mirror:
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-    def over(self, step: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    def over(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of a batch that runs `step` on every device with its share.
 
         `step` takes images, labels, the learning rate, and the factor that makes the sum of its losses its part of the
         batch's mean; it returns what is equal on all devices.
         """
 
-        def together(images: Any, labels: Any, rate: Any, factors: Any) -> tf.Tensor:
+        def together(images: Any, labels: Any, rate: Any, factors: Any) -> Any:
             results = self._strategy.run(step, args=(images, labels, rate, factors))
             return self._strategy.experimental_local_results(results)[0]
 
         traced = tf.function(together, autograph=False, reduce_retracing=True)
 
-        def whole(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        def whole(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> Any:
             places = np.array_split(np.arange(len(images)), self.count)
             factor = 1 / len(images)
             if not len(places[-1]):  # fewer images than devices: an empty share has no statistics, so all take all

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.deploy import float_twin, memory_plan, tflm_costs
+from zoo.deploy import float_twin, joins, memory_plan, tflm_costs
 from zoo.deploy.memory_plan import Buffer
-from zoo.deploy.tflite_file import Source, load_schema, metadata, parse, read, text
-
-OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry in which a file brings a plan along
+from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, load_schema, metadata, parse, read, text
 
 
 class PlannerError(ValueError):
@@ -47,6 +45,7 @@ class Plan:
     operators: tuple[Operator, ...]
     tail: int  # what TFLM keeps for good
     flash: int  # the file
+    too_wide: tuple[Operator, ...] = ()  # concatenations of more tensors than TFLM joins
 
     @property
     def head(self) -> int:
@@ -97,6 +96,11 @@ class Plan:
             )
         if self.unsupported:
             lines.append(f"TFLM has no {', '.join(self.unsupported)}: it will not run the file.")
+        if self.too_wide:
+            lines.append(
+                f"TFLM joins at most {joins.MOST_INPUTS} tensors, and {', '.join(map(str, self.too_wide))} more: it "
+                "will not run the file. zoo.deploy.joins.narrow rewrites it; the outputs stay the same."
+            )
         return "\n".join(lines) + "\n"
 
     def alive_at_peak(self) -> list[Buffer]:
@@ -157,8 +161,9 @@ def input_shape(tflite: Source) -> tuple[int, ...]:
 
 
 def _plan(model: Any, flash: int) -> Plan:
-    buffers = buffers_of(model)
-    return Plan(tuple(buffers), tuple(memory_plan.greedy(buffers)), tuple(operators(model)), _tail(model), flash)
+    buffers, named = buffers_of(model), operators(model)
+    too_wide = tuple(named[number] for number in joins.wide(model))
+    return Plan(tuple(buffers), tuple(memory_plan.greedy(buffers)), tuple(named), _tail(model), flash, too_wide)
 
 
 def operators(model: Any) -> list[Operator]:

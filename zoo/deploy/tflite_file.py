@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 IDENTIFIER = b"TFL3"
+OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry in which a file brings a plan of its memory along
 
 Source = bytes | str | os.PathLike  # a .tflite file: its bytes, or its path
 

@@ -25,12 +25,12 @@ import keras
 
 import zoo
 from recipes import _main
+from recipes.cards import markers
 from recipes.runner.progress import duration
 from zoo import genotype_json
 from zoo.atomic import write_atomically
 from zoo.genotype import Genotype
 
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 HEAD = (
     "network", "preset", "parameters, M", "published", "multiply-adds, M", "published", "top-1 published, %",
     "build, s", "LiteRT, MB",
@@ -68,7 +68,7 @@ def table(config: Config) -> str:
     if not wanted:
         raise ValueError(f"names={config.names!r} matches no network; zoo.list_models() shows all")
     if config.readme is not None:
-        between_markers(config.readme.read_text(encoding="utf-8"), "")  # before hours of work, not after
+        markers.between(config.readme.read_text(encoding="utf-8"), "table", "")  # before hours of work, not after
     store = config.folder / "table.json"
     known: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     zoo.build("mcunet_vww0")  # the first network that a process builds loads what all need
@@ -88,7 +88,7 @@ def table(config: Config) -> str:
     write_atomically(config.folder / "table.md", text)
     if config.readme is not None:
         document = config.readme.read_text(encoding="utf-8")
-        write_atomically(config.readme, between_markers(document, text))
+        write_atomically(config.readme, markers.between(document, "table", text))
     print(text)
     return text
 
@@ -110,19 +110,6 @@ def measure(genotype: Genotype, preset: str, config: Config) -> dict[str, Any]:
         keras.backend.clear_session()
         gc.collect()
     return found
-
-
-def between_markers(document: str, text: str) -> str:
-    """Returns the document with `text` between its two marker comments, in place of what stands there.
-
-    Raises:
-        ValueError: it does not have each of them once, in this order.
-    """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in after or END in before:
-        raise ValueError(f"the document needs the lines {BEGIN} and {END} once each, in this order")
-    return f"{before}{begin}\n{text}{end}{after}"
 
 
 def _row(genotype: Genotype, preset: str, found: dict[str, Any]) -> tuple[str, ...]:

@@ -6,20 +6,22 @@ import json
 import pytest
 
 from recipes import table
+from recipes.cards import markers
 
-TEXT = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\nend\n"
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+TEXT = f"# Title\n\n{BEGIN}\nold\n{END}\nend\n"
 
 
 def test_text_between_the_markers_is_replaced_and_nothing_else():
-    once = table.between_markers(TEXT, "new\n")
-    assert once == f"# Title\n\n{table.BEGIN}\nnew\n{table.END}\nend\n"
-    assert table.between_markers(once, "new\n") == once
+    once = markers.between(TEXT, "table", "new\n")
+    assert once == f"# Title\n\n{BEGIN}\nnew\n{END}\nend\n"
+    assert markers.between(once, "table", "new\n") == once
 
 
-@pytest.mark.parametrize("document", ["", table.BEGIN, f"{table.END}\n{table.BEGIN}", TEXT + TEXT])
+@pytest.mark.parametrize("document", ["", BEGIN, f"{END}\n{BEGIN}", TEXT + TEXT])
 def test_document_without_the_markers_is_refused(document):
     with pytest.raises(ValueError, match="needs the lines <!-- table:begin --> and <!-- table:end --> once each"):
-        table.between_markers(document, "new")
+        markers.between(document, "table", "new")
 
 
 def test_row_has_counts_published_numbers_and_measurements_and_is_kept(tmp_path, capsys):
@@ -34,7 +36,7 @@ def test_row_has_counts_published_numbers_and_measurements_and_is_kept(tmp_path,
     assert cells[4] == f"{numbers['macs'] / 1e6:,.0f}"
     assert float(cells[7]) > 0
     assert cells[8] == ""
-    assert readme.read_text() == table.between_markers(TEXT, text)
+    assert readme.read_text() == markers.between(TEXT, "table", text)
     assert (tmp_path / "table.md").read_text() == text
     assert "network 1 of 1: mcunet_vww0 vww" in capsys.readouterr().err
 

@@ -31,10 +31,10 @@ def networks():
 
     import zoo
     from recipes import spaces
-    from recipes.runner import child_search
+    from recipes.runner import child_networks
 
     rng = np.random.default_rng(SEED)
-    space, presets = spaces.nasnet(NODES), child_search.cell_presets(1, FILTERS)
+    space, presets = spaces.nasnet(NODES), child_networks.cell_presets(1, FILTERS)
     for _ in range(REPEATS + 1):
         values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
         genotype = zoo.Genotype("child", "nasnet", space.body(values), presets=presets)

@@ -16,12 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import keras_tuner
-
 from recipes import _main, spaces, tuner
 from recipes.oracles import AgingEvolution, RandomSearch, SearchOracle
 from recipes.runner import child_search
-from recipes.runner.child_search import ChildConfig, Children
+from recipes.runner.child_networks import ChildConfig, Children
 from zoo.genotype import Genotype
 
 
@@ -87,29 +85,16 @@ PRESETS = {
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
     space = spaces.amoebanet(config.nodes) if config.space == "amoebanet" else spaces.nasnet(config.nodes)
-    children = Children(
-        config,
-        space,
-        family="amoebanet" if config.space == "amoebanet" else "nasnet",
-        presets=child_search.cell_presets(config.repeats, config.filters),
-        images=child_search.load_images(config),
-    )
-    if config.dry_run:
-        return child_search.dry_run(children, spaces.uniform_cells(space))
-    return child_search.run(oracle(config, space, children), children, "amoebanet", observe)
+    return child_search.of_cells(config, space, config.space, "amoebanet", oracle, observe)
 
 
 def oracle(config: Config, space: spaces.CellSpace, children: Children) -> SearchOracle:
     """Returns the oracle that `config` asks for."""
-    objective = keras_tuner.Objective(child_search.OBJECTIVE, "max")
-    limits = {"seed": config.seed, "key": space.key, "check": children.check}
+    arguments = child_search.oracle_arguments(config, space, children)
     if config.algorithm == "random":
-        return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
+        return RandomSearch(**arguments)
     return AgingEvolution(
-        objective,
-        config.trials,
-        space.hyperparameters(),
-        **limits,
+        **arguments,
         population=config.population,
         sample=config.sample,
         identity=config.identity,

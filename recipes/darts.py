@@ -34,8 +34,8 @@ from recipes.cards import card as report_card
 from recipes.cards import reading as report_data
 from recipes.images import augment
 from recipes.oracles import RandomSearch
-from recipes.runner import child_search
-from recipes.runner.child_search import ChildConfig, Children
+from recipes.runner import child_networks, child_search
+from recipes.runner.child_networks import ChildConfig, Children
 from recipes.spaces.darts import SEEDS, FoundCells, RandomCells
 from recipes.supernets import base as supernet
 from recipes.supernets import darts_ranking as supernet_ranking
@@ -124,7 +124,7 @@ class SearchedChildren(Children):
 
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
-    images = child_search.load_images(config)
+    images = child_networks.load_images(config)
     scale = {"cells": config.cells, "stem": "cifar"}
     presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
     if config.dry_run:
@@ -147,7 +147,7 @@ def _run(config: Config, children: Children, observe: Callable[[tuner.Status], N
     space = children.space
     assert isinstance(space, (FoundCells, RandomCells))
     oracle = RandomSearch(
-        keras_tuner.Objective(child_search.OBJECTIVE, "max"),
+        keras_tuner.Objective(child_networks.OBJECTIVE, "max"),
         config.trials,
         spaces.hyperparameters_of(space.decisions),
         seed=config.seed,

@@ -43,8 +43,8 @@ from recipes.cards import card as report_card
 from recipes.cards import reading as report_data
 from recipes.images.augment import Normalization
 from recipes.oracles import RandomSearch
-from recipes.runner import child_search
-from recipes.runner.child_search import ChildConfig, Children
+from recipes.runner import child_networks, child_search
+from recipes.runner.child_networks import ChildConfig, Children
 from recipes.spaces.enas import SEEDS, ChainSpace, FoundPaths, MicroSpace, path_of
 from recipes.supernets import base as supernet
 from recipes.supernets import darts_ranking as supernet_ranking
@@ -187,7 +187,7 @@ def _refused(networks: Children, path: np.ndarray) -> str | None:
 
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best architecture; `observe` gets the search's state instead of a progress bar."""
-    images = child_search.load_images(config)
+    images = child_networks.load_images(config)
     if config.dry_run:
         return dry_run(config, images)
     presets = presets_of(config)
@@ -210,7 +210,7 @@ def _run(config: Config, children: Children, observe: Callable[[tuner.Status], N
     space = children.space
     assert isinstance(space, (FoundPaths, MicroSpace, ChainSpace))
     oracle = RandomSearch(
-        keras_tuner.Objective(child_search.OBJECTIVE, "max"),
+        keras_tuner.Objective(child_networks.OBJECTIVE, "max"),
         config.trials,
         spaces.hyperparameters_of(space.decisions),
         seed=config.seed,

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import keras
-import keras_tuner
 
 from recipes import _main, tuner
-from recipes.oracles import ControllerOracle, RandomSearch, SearchOracle
-from recipes.runner import child_search
-from recipes.runner.child_search import ChildConfig, Children
+from recipes.oracles import SearchOracle
+from recipes.runner import child_networks, child_search
+from recipes.runner.child_networks import Children
+from recipes.runner.controller_config import ControllerConfig
+from recipes.runner.dry_run import dry_run
 from recipes.runner.latency import machine
 from recipes.runner.latency_table import Table, names_of_space
 from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
@@ -38,10 +39,9 @@ OBJECTIVE = "reward"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ChildConfig):
+class Config(ControllerConfig):
     """Options of the search."""
 
-    algorithm: Literal["ppo", "reinforce", "random"] = "ppo"  # random is the baseline
     image_size: int | None = 28  # side in pixels that images are resized to; none keeps theirs
     target: float | None = None  # T, ms an image; none takes the latency of MobileNetV2 at this width and depth
     alpha: float = -0.07  # exponent of latency / T up to the target; 0 where the target is a hard limit
@@ -51,21 +51,15 @@ class Config(ChildConfig):
     depth: float = 0.4  # of MobileNetV2's layers; the paper has 1
     divisor: int = 2  # filters are multiples of it; the paper's networks have 8
     strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five
-    hidden: int = 100  # units of the controller
-    controller_rate: float = 0.0035  # the controller's learning rate
-    controller_batch: int = 4  # networks between two updates of the controller
-    entropy: float = 0.00001  # weight of the controller's entropy
-    baseline: float = 0.95  # what stays of the moving average of scores at each score
     pareto: tuple[str, ...] = ("val_accuracy:max", "latency_ms:min")  # what pareto/ trades off: metrics and directions
     folder: Path = Path("runs/mnasnet")  # results, and the state to resume from
 
-    metrics: ClassVar[tuple[str, ...]] = (*ChildConfig.metrics, "latency_ms", OBJECTIVE)
+    metrics: ClassVar[tuple[str, ...]] = (*ControllerConfig.metrics, "latency_ms", OBJECTIVE)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("hidden", "controller_batch", "divisor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        if self.divisor < 1:
+            raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
         if self.target is not None and not self.target > 0:
             raise ValueError(f"target is {self.target}; expected milliseconds above 0, or none")
         if self.alpha > 0 or self.beta > 0:
@@ -157,7 +151,7 @@ class RewardedChildren(Children):
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best network; `observe` gets the state of the search instead of a progress bar."""
     space = space_of(config)
-    images = child_search.load_images(config)
+    images = child_networks.load_images(config)
     table = None if config.latency_table is None else Table.load(config.latency_table)
     if table is not None:
         table.require(names_of_space(space, images.input_shape, images.classes))
@@ -165,7 +159,7 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
     presets = {"search": shape, "double": {"width_multiplier": 2.0, **shape}}
     children = RewardedChildren(config, space, "mnasnet", presets, images, table)
     if config.dry_run:
-        return child_search.dry_run(children, space.largest())
+        return dry_run(children, space.largest())
     device = machine() if table is None else table.machine
     try:
         provenance = {"target_ms": children.target(), "latency_of": device}
@@ -182,22 +176,7 @@ def space_of(config: Config) -> BlockSpace:
 
 def oracle(config: Config, space: BlockSpace, children: Children) -> SearchOracle:
     """Returns the oracle that `config` asks for."""
-    objective = keras_tuner.Objective(OBJECTIVE, "max")
-    limits = {"seed": config.seed, "key": space.key, "check": children.check}
-    if config.algorithm == "random":
-        return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
-    return ControllerOracle(
-        objective,
-        config.trials,
-        space.hyperparameters(),
-        **limits,
-        algorithm=config.algorithm,
-        hidden=config.hidden,
-        learning_rate=config.controller_rate,
-        batch=config.controller_batch,
-        entropy=config.entropy,
-        baseline=config.baseline,
-    )
+    return config.oracle(child_search.oracle_arguments(config, space, children, OBJECTIVE))
 
 
 if __name__ == "__main__":

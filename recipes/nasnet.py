@@ -14,35 +14,27 @@ usual ones; loose ends alone are a cell's output; the laptop preset learns ten t
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
-
-import keras_tuner
 
 from recipes import _main, spaces, tuner
-from recipes.oracles import ControllerOracle, RandomSearch, SearchOracle
+from recipes.oracles import SearchOracle
 from recipes.runner import child_search
-from recipes.runner.child_search import ChildConfig, Children
+from recipes.runner.child_networks import Children
+from recipes.runner.controller_config import ControllerConfig
 from zoo.genotype import Genotype
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ChildConfig):
+class Config(ControllerConfig):
     """Options of the search."""
 
-    algorithm: Literal["ppo", "reinforce", "random"] = "ppo"  # random is the paper's baseline
     nodes: int = 3  # of each cell; the paper has 5
-    hidden: int = 100  # units of the controller
-    controller_rate: float = 0.0035  # the controller's learning rate
-    controller_batch: int = 4  # cells between two updates of the controller
-    entropy: float = 0.00001  # weight of the controller's entropy
-    baseline: float = 0.95  # what stays of the moving average of scores at each score
     repeats: int = 1  # N: normal cells before, between and behind the two reductions
     filters: int = 8  # F: of each node before the first reduction
     folder: Path = Path("runs/nasnet")  # results, and the state to resume from
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("nodes", "hidden", "controller_batch", "repeats", "filters"):
+        for name in ("nodes", "repeats", "filters"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
 
@@ -84,37 +76,12 @@ PRESETS = {
 
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
-    space = spaces.nasnet(config.nodes)
-    children = Children(
-        config,
-        space,
-        family="nasnet",
-        presets=child_search.cell_presets(config.repeats, config.filters),
-        images=child_search.load_images(config),
-    )
-    if config.dry_run:
-        return child_search.dry_run(children, spaces.uniform_cells(space))
-    return child_search.run(oracle(config, space, children), children, "nasnet", observe)
+    return child_search.of_cells(config, spaces.nasnet(config.nodes), "nasnet", "nasnet", oracle, observe)
 
 
 def oracle(config: Config, space: spaces.CellSpace, children: Children) -> SearchOracle:
     """Returns the oracle that `config` asks for."""
-    objective = keras_tuner.Objective(child_search.OBJECTIVE, "max")
-    limits = {"seed": config.seed, "key": space.key, "check": children.check}
-    if config.algorithm == "random":
-        return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
-    return ControllerOracle(
-        objective,
-        config.trials,
-        space.hyperparameters(),
-        **limits,
-        algorithm=config.algorithm,
-        hidden=config.hidden,
-        learning_rate=config.controller_rate,
-        batch=config.controller_batch,
-        entropy=config.entropy,
-        baseline=config.baseline,
-    )
+    return config.oracle(child_search.oracle_arguments(config, space, children))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import keras_tuner
-
-from recipes import _main, spaces, tuner
+from recipes import _main, tuner
 from recipes.oracles import Fitting, ProgressiveOracle, RandomSearch, SearchOracle
 from recipes.runner import child_search
-from recipes.runner.child_search import ChildConfig, Children
+from recipes.runner.child_networks import ChildConfig, Children
 from recipes.spaces import pnasnet as spaces_pnasnet
 from zoo.genotype import Genotype
 
@@ -118,29 +116,16 @@ PRESETS = {
 def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
     """Searches and returns the best cell; `observe` gets the state of the search instead of a progress bar."""
     space = spaces_pnasnet.pnasnet(config.nodes, growing=config.algorithm == "progressive")
-    children = Children(
-        config,
-        space,
-        family="pnasnet",
-        presets=child_search.cell_presets(config.repeats, config.filters),
-        images=child_search.load_images(config),
-    )
-    if config.dry_run:
-        return child_search.dry_run(children, spaces.uniform_cells(space))
-    return child_search.run(oracle(config, space, children), children, "pnasnet", observe)
+    return child_search.of_cells(config, space, "pnasnet", "pnasnet", oracle, observe)
 
 
 def oracle(config: Config, space: spaces_pnasnet.GrowingCellSpace, children: Children) -> SearchOracle:
     """Returns the oracle that `config` asks for."""
-    objective = keras_tuner.Objective(child_search.OBJECTIVE, "max")
-    limits = {"seed": config.seed, "key": space.key, "check": children.check}
+    arguments = child_search.oracle_arguments(config, space, children)
     if config.algorithm == "random":
-        return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
+        return RandomSearch(**arguments)
     return ProgressiveOracle(
-        objective,
-        config.trials,
-        space.hyperparameters(),
-        **limits,
+        **arguments,
         levels=space.levels,
         depth=spaces_pnasnet.DEPTH,
         kinds=space.kinds,

@@ -33,8 +33,8 @@ from recipes import _main, tuner
 from recipes.cards import card as report_card
 from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.generations import GenerationalEvolution
-from recipes.runner import child_search, progress
-from recipes.runner.child_search import Children
+from recipes.runner import child_networks, child_search, progress
+from recipes.runner.child_networks import Children
 from recipes.spaces.tinynas import RESOLUTIONS, WIDTHS
 from recipes.supernets import tinynas_dry_run, tinynas_result
 from recipes.supernets.tinynas import Supernet
@@ -104,7 +104,7 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
 
         explored = first_stage(config, report)
         sized = dataclasses.replace(config, image_size=explored.chosen.resolution)
-        images = child_search.load_images(sized)
+        images = child_networks.load_images(sized)
         width = explored.chosen.width
         net = Supernet(config.space(width), images.classes, images.input_shape[2], config.kernel_transform)
         shape = {"input_shape": list(images.input_shape), "classes": images.classes}
@@ -139,7 +139,7 @@ def _watched(observe: Callable[[tuner.Status], None] | None) -> Any:
 def first_stage(config: Config, report: Callable[[float, str], None]) -> Explored:
     """Returns resolutions and widths with the one to search at in front; writes space.json and space.png."""
     resolutions = config.resolutions if config.image_size is None else (config.image_size,)
-    images = child_search.load_images(dataclasses.replace(config, image_size=resolutions[0]))
+    images = child_networks.load_images(dataclasses.replace(config, image_size=resolutions[0]))
     explored = explore(
         resolutions,
         config.widths,
@@ -159,7 +159,7 @@ def first_stage(config: Config, report: Callable[[float, str], None]) -> Explore
 
 def oracle(config: Config, children: SubNetworks) -> SearchOracle:
     """Returns the oracle that `config` asks for."""
-    objective = keras_tuner.Objective(child_search.OBJECTIVE, "max")
+    objective = keras_tuner.Objective(child_networks.OBJECTIVE, "max")
     space = children.net.space
     limits = {"seed": config.seed, "key": space.key, "check": children.check}
     if config.algorithm == "random":

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import zoo
 from recipes import amoebanet, tuner
-from recipes.runner import child_search, progress
+from recipes.runner import child_networks, progress
 
 SMOKE = amoebanet.PRESETS["smoke"]
 
@@ -119,7 +119,7 @@ def test_a_dry_run_trains_nothing_and_prints_what_is_needed(tmp_path, capsys):
 
 
 def test_test_images_are_never_loaded_into_a_search():
-    assert len(child_search.load_images(SMOKE).test) == 0
+    assert len(child_networks.load_images(SMOKE).test) == 0
 
 
 def test_the_paper_preset_has_the_papers_numbers():

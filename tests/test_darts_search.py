@@ -11,7 +11,7 @@ import tensorflow as tf
 import zoo
 from recipes import darts
 from recipes.cards import reading as report_data
-from recipes.runner import child_search
+from recipes.runner import child_networks
 from recipes.spaces.darts import RandomCells
 from recipes.supernets import base as supernet
 from recipes.supernets import darts_ranking as supernet_ranking
@@ -59,7 +59,7 @@ def test_learning_rate_falls_along_a_cosine_to_its_least():
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_alphas(order, tmp_path):
     config = dataclasses.replace(SMOKE, order=order)
-    images = child_search.load_images(config)
+    images = child_networks.load_images(config)
     whole = darts.find_cells(config, images, 3, tmp_path / "whole", lambda share, text: None)
     batches = darts.Batches(config, images, 3)
     with supernet.without_rewrites():

@@ -15,7 +15,7 @@ import tensorflow as tf
 import zoo
 from recipes import enas
 from recipes.oracles.networks import Parameters
-from recipes.runner import child_search
+from recipes.runner import child_networks
 from recipes.spaces.enas import ChainSpace, MicroSpace, path_of
 from recipes.supernets import base as supernet
 from recipes.supernets import enas_layers as supernet_paths
@@ -238,7 +238,7 @@ def test_presets_are_complete_and_refuse_what_cannot_be():
 
 def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
     config = dataclasses.replace(SMOKE, algorithm="uniform")
-    search = enas.make(config, child_search.load_images(config), 0)
+    search = enas.make(config, child_networks.load_images(config), 0)
     # 2 epochs x 2 updates x 2 samples = 8 rewards of a batch; a score takes the 20 images in 2 batches of 10
     assert search.candidates == 2 + 8 // 2
     assert search.epoch_steps == 4
@@ -248,7 +248,7 @@ def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
 @pytest.mark.parametrize("preset", ["smoke", "smoke-macro"])
 def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset, tmp_path):
     config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6)
-    images = child_search.load_images(config)
+    images = child_networks.load_images(config)
     with supernet.without_rewrites():
         whole = find_path(enas.make(config, images, 3), tmp_path / "whole.npz", lambda share, text: None)
     state = tmp_path / "killed.npz"
@@ -275,12 +275,12 @@ _KILLED = """
 import dataclasses, sys
 from pathlib import Path
 from recipes import enas
-from recipes.runner import child_search
+from recipes.runner import child_networks
 from recipes.supernets.base import without_rewrites
 from recipes.supernets.enas_search import find_path
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
-images = child_search.load_images(config)
+images = child_networks.load_images(config)
 with without_rewrites():
     search = enas.make(config, images, 3)
     find_path(search, Path(sys.argv[2]), lambda share, text: print("step" if search.done % 6 == 4 else "-", flush=True))

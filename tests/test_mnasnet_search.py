@@ -14,7 +14,7 @@ import pytest
 
 import zoo
 from recipes import measure_latencies, mnasnet, tuner
-from recipes.runner import child_search, latency, latency_table
+from recipes.runner import child_networks, latency, latency_table
 from recipes.runner.limits import Limits
 from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from zoo.genotype import Block
@@ -247,7 +247,7 @@ def untrained(monkeypatch):
     def train(build, *parts, seed, **options) -> dict[str, float]:
         return {"val_accuracy": seed % 1000 / 1000, "params": float(build().count_params())}
 
-    monkeypatch.setattr(child_search.trial, "train", train)
+    monkeypatch.setattr(child_networks.trial, "train", train)
 
 
 @pytest.mark.slow
@@ -407,6 +407,6 @@ def test_a_data_set_that_is_not_there_is_an_error_unless_nothing_is_learned(monk
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = dataclasses.replace(mnasnet.PRESETS["paper"], image_size=32)
     with pytest.raises(ValueError, match="imagenet2012"):
-        child_search.load_images(config)
-    images = child_search.load_images(dataclasses.replace(config, dry_run=True))
+        child_networks.load_images(config)
+    images = child_networks.load_images(dataclasses.replace(config, dry_run=True))
     assert (images.input_shape, images.classes, len(images.train)) == ((32, 32, 3), 1000, 1_231_167)

@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 
 from recipes import mnasnet, nasnet, spaces
-from recipes.runner import child_search
-from recipes.runner.child_search import Children
+from recipes.runner import child_networks, child_search
+from recipes.runner.child_networks import Children
 from recipes.runner.places import FIELDS, PlaceConfig
 from recipes.runner.workers import LocalWorkers
 from tests import cheap_trials
@@ -46,8 +46,8 @@ def test_a_search_may_go_on_in_another_place():
 
 
 def test_children_travel_without_their_images_and_read_them_there():
-    images = child_search.load_images(SMOKE)
-    presets = child_search.cell_presets(1, 4)
+    images = child_networks.load_images(SMOKE)
+    presets = child_networks.cell_presets(1, 4)
     children = Children(SMOKE, spaces.nasnet(1), "nasnet", presets, images)
     assert "images" not in children.__getstate__()
     twin = copy.copy(children)  # as pickle does it
@@ -71,6 +71,6 @@ class Shared(Children):
 )
 def test_what_must_stay_in_one_process_is_refused_elsewhere(tmp_path, kind, options, message):
     config = dataclasses.replace(SMOKE, workers="2", folder=tmp_path, **options)
-    children = kind(config, spaces.nasnet(1), "nasnet", {}, child_search.load_images(config))
+    children = kind(config, spaces.nasnet(1), "nasnet", {}, child_networks.load_images(config))
     with pytest.raises(ValueError, match=message):
         child_search.run(nasnet.oracle(config, spaces.nasnet(1), children), children, "nasnet", print)

@@ -16,7 +16,7 @@ import pytest
 
 from recipes import spaces, tuner
 from recipes.oracles import AgingEvolution, RandomSearch
-from recipes.runner import child_search
+from recipes.runner import child_networks
 from recipes.runner.journal import Journal
 from recipes.spaces import Decision
 from zoo.canonical import canonical_hash
@@ -378,11 +378,11 @@ class TwoBlocks:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is told by /proc, on Linux")
 def test_memory_does_not_grow_over_two_hundred_trained_networks(tmp_path):
-    config = child_search.ChildConfig(
+    config = child_networks.ChildConfig(
         trials=220, image_size=8, training_images=32, validation_images=32, batch_size=32, epochs=1, folder=tmp_path
     )
     space = TwoBlocks()
-    children = child_search.Children(config, space, "mnasnet", {"search": {}}, child_search.load_images(config))
+    children = child_networks.Children(config, space, "mnasnet", {"search": {}}, child_networks.load_images(config))
     sizes = []
 
     def evaluate(task: tuner.Task) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recipes import tuner
-from recipes.runner.child_search import Children
+from recipes.runner.child_networks import Children
 from recipes.supernets.elastic_training import Scorer
 from recipes.supernets.tinynas import Supernet
 from recipes.supernets.tinynas_config import Config

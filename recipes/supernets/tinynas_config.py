@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from recipes.runner.child_search import ChildConfig
+from recipes.runner.child_networks import ChildConfig
 from recipes.spaces.tinynas import SMALL_STRIDES, STRIDES, TinySpace
 from recipes.supernets.tinynas_needs import Budget
 

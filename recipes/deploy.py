@@ -5,6 +5,7 @@
     python -m recipes.deploy --model=model.keras --gate=0.01             # exit code 1 if int8 loses more than that
     python -m recipes.deploy --model=model.keras --board=stm32f746       # does it fit, and by how much
     python -m recipes.deploy --model=any.tflite --diagnose               # which operators lose the accuracy, and why
+    python -m recipes.deploy --model=model.keras --compact=smallest      # an int8 file of least memory on a board, too
 
 Writes into runs/deploy: the files, deploy.json, deploy.md, each as a whole; with --board memory.png, with --diagnose
 noise.png. Float and int8 are judged on the same held-out images; ranges are measured on training images. A trained
@@ -13,6 +14,7 @@ network should keep its accuracy in int8 to about 0.01.
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +23,11 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from zoo.atomic import write_atomically
-from zoo.deploy import boards, c_array, doctor, memory_chart, noise_chart, planner, report, tflite_file
+from zoo.deploy import boards, c_array, compact, doctor, memory_chart, noise_chart, planner, report, tflite_file, turn
 from zoo.deploy.report import Report, export
+from zoo.deploy.strips import Region
+
+COMPACT = "int8 compact"  # the scheme of the compact file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +40,17 @@ class Config(ModelAndData):
     schemes: tuple[Literal["int8", "int16x8", "dynamic", "float16"], ...] = ("int8",)  # besides float32
     gate: float | None = None  # largest loss of accuracy, as a share, that any scheme may have; exit code 1 beyond
     diagnose: bool = False  # shows the operators of the int8 (or int16x8) file that lose the most
-    # says whether the int8 file, else the smallest, fits, and draws the lifetimes of its tensors
+    # says whether the compact file, else the int8 one, else the smallest, fits, and draws the lifetimes of its tensors
     board: (
         Literal["stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3"] | None
     ) = None
-    c_array: bool = False  # writes the int8 file as C source too, model.c and model.h
+    # an int8 file of least arena, too: its operators in order, its tensors placed by a plan that the file brings along;
+    # smallest takes the smaller of the two: upright, or of the image turned by 180 degrees (as the page then says)
+    compact: Literal["smallest", "upright", "turned"] | None = None
+    # with compact: stages that run in strips of rows, as FIRST:LAST:COUNT by the names of layers, such as
+    # stem_conv:block01_0_project_bn:8; less memory for more time
+    strips: tuple[str, ...] = ()
+    c_array: bool = False  # writes the int8 file, the compact one if there is one, as C source too, model.c and model.h
     folder: Path = Path("runs/deploy")  # the files and the report
 
     def __post_init__(self):
@@ -56,6 +67,26 @@ class Config(ModelAndData):
             raise ValueError("diagnose looks into the int8 or int16x8 file, and schemes has neither; add one")
         if self.c_array and not self.is_file and "int8" not in self.schemes:
             raise ValueError("c_array writes the int8 file, and schemes leaves int8 out; add it")
+        if self.compact is not None and self.is_file:
+            raise ValueError(f"compact makes a file of a Keras model, and model={self.model} is one already; give that")
+        if self.strips and self.compact is None:
+            raise ValueError("strips are for the compact file; add compact=smallest, or leave them out")
+        _ = self.regions
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The `strips` as regions.
+
+        Raises:
+            ValueError: one is not FIRST:LAST:COUNT.
+        """
+        found = []
+        for one in self.strips:
+            first, last, count = one.split(":") if one.count(":") == 2 else ("", "", "")
+            if not (first and last and count.isdecimal()):
+                raise ValueError(f"strips has {one!r}; expected FIRST:LAST:COUNT, two names of layers and a number")
+            found.append(Region(first, last, int(count)))
+        return tuple(found)
 
     @property
     def is_file(self) -> bool:
@@ -85,6 +116,7 @@ def deploy(config: Config) -> Report:
                 config.folder,
                 calibration=subject.calibration,
                 schemes=config.schemes,
+                also=_compact(config, subject),
                 threads=config.threads,
                 progress=tell,
             )
@@ -98,8 +130,19 @@ def deploy(config: Config) -> Report:
             page += _planned(config, result, files)
         write_atomically(config.folder / "deploy.md", page)
         if config.c_array:
-            c_array.write(files["int8"], config.folder, "model")
+            c_array.write(files.get(COMPACT) or files["int8"], config.folder, "model")
     return result
+
+
+def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callable[[], bytes]]:
+    """Returns what makes the compact file, if it is wanted."""
+    model, images, regions = subject.model, subject.calibration, config.regions
+    make = {
+        "smallest": lambda: compact.smallest(model, images, regions=regions),
+        "upright": lambda: compact.convert(model, images, turned=False, regions=regions),
+        "turned": lambda: compact.convert(model, images, turned=True, regions=regions),
+    }
+    return {} if config.compact is None else {COMPACT: make[config.compact]}
 
 
 def _judge(config: Config) -> tuple[Report, dict[str, bytes], np.ndarray]:
@@ -125,13 +168,15 @@ def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.nd
     scheme = "int8" if "int8" in files else "int16x8"
     if scheme not in files:
         raise ValueError(f"diagnose looks into an int8 or int16x8 file, and {config.model} is neither")
+    images = turn.images(images) if compact.is_turned(files[scheme]) else images
     diagnosis = doctor.diagnose(files[scheme], images, files.get("float32"))
     noise_chart.draw(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
     return f"\n## Rounding noise of {scheme}\n\n{diagnosis.to_markdown()}"
 
 
 def _planned(config: Config, result: Report, files: dict[str, bytes]) -> str:
-    scheme = "int8" if "int8" in files else min(files, key=lambda name: len(files[name]))
+    smallest = min(files, key=lambda name: len(files[name]))
+    scheme = next((name for name in (COMPACT, "int8") if name in files), smallest)
     plan = planner.plan(files[scheme])
     memory_chart.draw(plan, config.folder / "memory.png", f"{result.model}, {scheme}")
     fit = boards.fit(plan, config.board or "")

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.deploy import compact, float_twin, graph, measure, memory_plan, planner, strips, tflite, tflite_file, turn
+from zoo.deploy import (
+    c_array,
+    compact,
+    float_twin,
+    graph,
+    measure,
+    memory_plan,
+    planner,
+    strips,
+    tflite,
+    tflite_file,
+    turn,
+)
 from zoo.deploy.strips import Region
 from zoo.weights import tensor_files
 
@@ -188,6 +200,27 @@ def test_compact_file_needs_far_less_and_says_how_its_image_lies(model, compact_
     assert plan.head == plan.bound == measure.arena(compact_file).head
     assert compact.is_turned(compact_file)
     assert not compact.is_turned(compact.convert(model, IMAGES, turned=False))
+
+
+@pytest.mark.slow
+def test_smallest_file_is_turned_where_that_rids_it_of_paddings_and_upright_where_it_brings_them(model):
+    assert compact.is_turned(compact.smallest(model, IMAGES))
+    image = keras.Input((32, 32, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="half")(image)
+    keras_style = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    assert not compact.is_turned(compact.smallest(keras_style, IMAGES))
+    flat = keras.Model(image, layers.Dense(2)(layers.Flatten()(layers.Conv2D(1, 3, strides=4)(image))))
+    assert not compact.is_turned(compact.smallest(flat, IMAGES))  # cannot be turned
+
+
+def test_smallest_file_says_why_its_regions_cannot_be_cut(model):
+    with pytest.raises(strips.StripsError, match="'nowhere' is called 0 times"):
+        compact.smallest(model, IMAGES, regions=[Region("nowhere", "project", 2)])
+
+
+def test_c_header_says_how_the_image_lies(compact_file, tmp_path):
+    header, _ = c_array.write(compact_file, tmp_path, "turned")
+    assert "turned by 180 degrees: the pixels from the last to the first" in header.read_text()
 
 
 def test_compact_file_computes_what_the_model_computes_of_the_image_not_turned(model, compact_file):

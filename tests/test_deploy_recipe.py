@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from recipes import data, deploy, deployable
-from zoo.deploy import measure, report, tflite
+from zoo.deploy import measure, report, strips, tflite
 
 layers = keras.layers
 
@@ -107,6 +107,40 @@ def test_int8_file_is_judged_as_it_is_beside_its_float_file(result, config, tmp_
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_compact_file_is_judged_on_turned_images_planned_and_written_as_c(tmp_path):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((28, 28, 1))
+    x = layers.Conv2D(8, 5, strides=2, activation="relu", name="stem")(layers.ZeroPadding2D(2)(image))
+    x = layers.Conv2D(16, 3, strides=2, activation="relu", name="wide")(layers.ZeroPadding2D(1)(x))
+    trained = keras.Model(image, layers.Dense(10, "softmax")(layers.GlobalMaxPooling2D()(x)), name="padded")
+    trained.compile(keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
+    trained.fit(data.load(limit=2000).train.dataset(32, training=True), epochs=2, shuffle=False, verbose=0)
+    trained.save(tmp_path / "padded.keras")
+    config = deploy.Config(
+        model=str(tmp_path / "padded.keras"), images=200, calibration=64, folder=tmp_path / "out",
+        compact="turned", board="stm32f746", c_array=True,
+    )  # fmt: skip
+    result = deploy.deploy(config)
+    row = result.row("int8 compact")
+    assert (row.file, row.turned, result.row("int8").turned) == ("padded_int8_compact.tflite", True, False)
+    assert abs(result.drop("int8 compact")) <= 0.03
+    assert row.arena < result.row("int8").arena
+    page = (config.folder / "deploy.md").read_text()
+    assert "padded_int8_compact.tflite takes its image turned by 180 degrees" in page
+    assert "## Memory of int8 compact: fits on STM32F746" in page
+    assert f"model_len = {row.size}u" in (config.folder / "model.c").read_text()
+    alone = deploy.deploy(deploy.Config(model=str(config.folder / row.file), images=200, folder=tmp_path / "alone"))
+    assert alone.row("int8").accuracy == row.accuracy
+    with pytest.raises(strips.StripsError, match="'nowhere' is called 0 times"):
+        deploy.deploy(dataclasses.replace(config, strips=("nowhere:wide:2",)))
+
+
+def test_strips_are_read_as_regions():
+    config = deploy.Config(compact="upright", strips=("stem:block1_bn:8", "block2:block2_bn:4"))
+    assert config.regions == (strips.Region("stem", "block1_bn", 8), strips.Region("block2", "block2_bn", 4))
+
+
 def test_int8_file_alone_has_nothing_to_be_compared_with(result, config, tmp_path):
     path = config.folder / result.row("int8").file
     alone = dataclasses.replace(config, model=str(path), folder=tmp_path, c_array=False, images=20)
@@ -150,6 +184,12 @@ def test_folder_that_is_a_file_is_named(model, tmp_path):
         ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8 file"),
         ({"schemes": ("float16",), "diagnose": True}, "diagnose looks into the int8 or int16x8 file"),
         ({"model": "x.tflite", "gate": 0.01}, "give that as reference="),
+        (
+            {"model": "x.tflite", "compact": "upright"},
+            "compact makes a file of a Keras model, and model=x.tflite is one",
+        ),
+        ({"strips": ("stem:stem:2",)}, "strips are for the compact file; add compact=smallest"),
+        ({"compact": "upright", "strips": ("stem:2",)}, "strips has 'stem:2'; expected FIRST:LAST:COUNT"),
         ({"reference": Path("x.tflite")}, "reference goes with a .tflite file"),
     ],
 )

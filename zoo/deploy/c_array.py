@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from zoo.atomic import write_atomically
+from zoo.deploy import compact
 from zoo.deploy.tflite_file import Source, read
 
 _KEYWORDS = frozenset(
@@ -20,7 +21,7 @@ def write(tflite: Source, folder: str | os.PathLike, name: str = "model") -> tup
     """Writes `folder/NAME.h` and `folder/NAME.c` and returns their paths.
 
     They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM asks, and `const unsigned int NAME_len`, for
-    C11 and C++.
+    C11 and C++. The header says so where the file takes its image turned by 180 degrees.
 
     Raises:
         ValueError: `name` is no C identifier.
@@ -36,13 +37,14 @@ def write(tflite: Source, folder: str | os.PathLike, name: str = "model") -> tup
         )
     data = read(tflite)
     header, source = Path(folder, f"{name}.h"), Path(folder, f"{name}.c")
-    write_atomically(header, _header(name))
+    write_atomically(header, _header(name, compact.is_turned(data)))
     write_atomically(source, _source(name, data))
     return header, source
 
 
-def _header(name: str) -> str:
+def _header(name: str, turned: bool) -> str:
     guard = f"{name.upper()}_H_"
+    note = "/* Takes its image turned by 180 degrees: the pixels from the last to the first. */\n" if turned else ""
     return f"""#ifndef {guard}
 #define {guard}
 
@@ -50,7 +52,7 @@ def _header(name: str) -> str:
 extern "C" {{
 #endif
 
-extern const unsigned char {name}[];
+{note}extern const unsigned char {name}[];
 extern const unsigned int {name}_len;
 
 #ifdef __cplusplus

@@ -42,6 +42,29 @@ def convert(
     return with_best_plan(pack(parsed))
 
 
+def smallest(
+    model: keras.Model, calibration: np.ndarray | Iterable[Any], *, regions: Sequence[strips.Region] = ()
+) -> bytes:
+    """Returns the smaller of the two files of `convert`, turned or not; the one that is not where they are equal.
+
+    Turning rids a network of PyTorch's paddings, and brings them into one that pads as TensorFlow does.
+
+    Raises:
+        ConversionError, GraphError: as `convert`.
+        StripsError: the regions can be cut neither way.
+    """
+    images = np.stack(tflite.calibration_images(model, calibration))
+    files, failures = [], []
+    for turned in (False, True):
+        try:
+            files.append(convert(model, images, turned=turned, regions=regions))
+        except (turn.TurnError, strips.StripsError) as error:
+            failures.append(error)
+    if not files:
+        raise failures[0]
+    return min(files, key=lambda file: planner.plan(file).arena)
+
+
 def is_turned(tflite_file: Source) -> bool:
     """Whether the file says that it takes images turned by 180 degrees."""
     return metadata(parse(tflite_file), turn.METADATA) == turn.TURNED

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from zoo.atomic import write_atomically
-from zoo.deploy import measure, planner, tflite, tflm
+from zoo.deploy import compact, measure, planner, tflite, tflm, turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Row:
     arena: int | None
     planned: int | None
     note: str = ""
+    turned: bool = False  # whether the file takes its images turned by 180 degrees (`zoo.deploy.compact`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,13 @@ class Report:
             f"Latency: LiteRT on this machine, {', '.join(map(str, threads))} thread(s), one image at a time. "
             "Arena: told from the file, and recorded by TensorFlow Lite for Microcontrollers on a 64-bit machine.",
         ]
+        for row in self.rows:
+            if row.turned:
+                lines += [
+                    "",
+                    f"{row.file} takes its image turned by 180 degrees, as its metadata {turn.METADATA} say: in "
+                    "Python zoo.deploy.turn.images(images), on a board the pixels from the last to the first.",
+                ]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -116,6 +124,7 @@ def export(
     *,
     calibration: np.ndarray,
     schemes: Sequence[str] = ("int8",),
+    also: Mapping[str, Callable[[], bytes]] | None = None,
     threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -129,6 +138,7 @@ def export(
         labels: their class numbers (n,).
         calibration: training images (never held-out ones), on which the ranges of "int8" and "int16x8" are measured.
         schemes: besides float32; of `zoo.deploy.tflite.SCHEMES`.
+        also: further schemes, by the name that their rows get, and what makes their file.
         progress: called with what is about to be done.
 
     Raises:
@@ -141,6 +151,9 @@ def export(
         tell(f"convert to {scheme}")
         options = {"calibration": calibration} if scheme in tflite.CALIBRATED_SCHEMES else {}
         files[scheme] = tflite.convert(model, quantize=None if scheme == "float32" else scheme, **options)  # pyright: ignore
+    for scheme, make in (also or {}).items():
+        tell(f"convert to {scheme}")
+        files[scheme] = make()
     return assemble(model, files, images, labels, folder, threads=threads, progress=progress)
 
 
@@ -173,7 +186,8 @@ def assemble(
 def measure_file(
     data: bytes, scheme: str, name: str, images: np.ndarray, labels: np.ndarray, *, threads: int = 1
 ) -> Row:
-    """Returns the measured row of one file."""
+    """Returns the measured row of one file; where it takes turned images they are turned here."""
+    turned = compact.is_turned(data)
     try:
         arena, note = measure.arena(data).total, ""
     except tflm.TflmError as error:
@@ -186,9 +200,10 @@ def measure_file(
         scheme,
         name,
         measure.size(data),
-        measure.accuracy(data, images, labels, threads=threads),
+        measure.accuracy(data, turn.images(images) if turned else images, labels, threads=threads),
         measure.latency(data, threads=threads),
         arena,
         planned,
         note,
+        turned,
     )

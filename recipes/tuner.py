@@ -9,14 +9,12 @@ resumed search replays the journal through the oracle, whose draws depend on its
 """
 
 import collections
-import dataclasses
 import gc
 import itertools
 import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,36 +26,15 @@ from keras_tuner.engine import trial as trial_module
 
 from recipes.oracles.base import SearchOracle
 from recipes.runner import parallel
+from recipes.runner.checkpoints import Checkpoints
 from recipes.runner.journal import Journal
+from recipes.runner.records import Record, Status, pareto_front
 from recipes.runner.tasks import Evaluate, FailedElsewhereError, Outcome, Task, is_fatal, reason_of
 from zoo import atomic
 
+__all__ = ["Record", "Status", "Task", "Tuner", "forget_models", "pareto_front"]
+
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One trial that has ended; `score` is None and `message` the reason where it is INVALID."""
-
-    number: int
-    values: Mapping[str, Any]
-    status: str
-    score: float | None
-    metrics: Mapping[str, float]
-    seconds: float
-    message: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """Where a search stands, for a progress display; `total` and `seconds_left` are None where nobody knows them."""
-
-    done: int
-    total: int | None
-    best: float | None
-    seconds_left: float | None
-    share: float  # of the running trial
-    text: str
 
 
 class Tuner(base_tuner.BaseTuner):
@@ -103,7 +80,7 @@ class Tuner(base_tuner.BaseTuner):
             )
         if not oracle.hyperparameters.space:
             raise ValueError("the oracle has no choices; give it hyperparameters=space.hyperparameters()")
-        self.folder = Path(folder)
+        self.folder, self.checkpoints = Path(folder), Checkpoints(Path(folder) / "checkpoints")
         self._evaluate, self._keep, self._observe = evaluate, keep, observe
         self._snapshot_seconds, self._attempts = snapshot_seconds, attempts
         self._workers, self._retries = workers, retries
@@ -189,7 +166,7 @@ class Tuner(base_tuner.BaseTuner):
         """Returns what `evaluate` gets of a trial that has started."""
         number = self._started[trial.trial_id]
         seed = np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0]
-        return Task(number, trial.hyperparameters.values, int(seed >> 1), self._trial_folder(number), report)
+        return Task(number, trial.hyperparameters.values, int(seed >> 1), self.checkpoints.of(number), report)
 
     def close(self) -> None:
         """Saves the state and lets go of the folder; a search that was not run to its end may be closed too."""
@@ -235,8 +212,8 @@ class Tuner(base_tuner.BaseTuner):
             if self._workers is not None:  # the process that died was not the one that ran it
                 return
             number = self._started[trial.trial_id]
-            self.journal.append({"resume": number, "mark": self._mark(number)})
-            self.journal.records.append({"resume": number, "mark": self._mark(number)})
+            self.journal.append({"resume": number, "mark": self.checkpoints.mark(number)})
+            self.journal.records.append({"resume": number, "mark": self.checkpoints.mark(number)})
             return
         number = self._started[trial.trial_id] = len(self._started)
         self.journal.append({"start": number, "genome": self.oracle.choices.genome(trial.hyperparameters.values)})
@@ -257,7 +234,8 @@ class Tuner(base_tuner.BaseTuner):
         )
         self._count(record)
         self._recent.append(seconds)
-        self._remove_checkpoints(record)
+        running = [self._started[trial_id] for trial_id in self.oracle.running_genomes]
+        self.checkpoints.keep([record.number, *running, *(number for _, number, _ in self._kept[: self._keep])])
         self.tell(0.0, "")
         if time.monotonic() - self._snapshotted > self._snapshot_seconds:
             self.save()
@@ -398,25 +376,6 @@ class Tuner(base_tuner.BaseTuner):
         self._best = self._kept[0][2]
         del self._kept[max(1, self._keep) :]
 
-    def _remove_checkpoints(self, last: Record) -> None:
-        folder = self.folder / "checkpoints"
-        if not folder.exists():
-            return
-        running = [self._started[trial_id] for trial_id in self.oracle.running_genomes]
-        numbers = [last.number, *running, *(number for _, number, _ in self._kept[: self._keep])]
-        wanted = {self._trial_folder(number).name for number in numbers}
-        for path in folder.iterdir():
-            if path.name not in wanted:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _trial_folder(self, number: int) -> Path:
-        return self.folder / "checkpoints" / f"trial_{number:05d}"
-
-    def _mark(self, number: int) -> int:
-        """Returns a number that changes when the trial has written a checkpoint."""
-        folder = self._trial_folder(number)
-        return max((path.stat().st_mtime_ns for path in folder.rglob("*")), default=0) if folder.exists() else 0
-
     def _died(self, number: int) -> int:
         """Returns how often the process died in this trial since its last checkpoint."""
         marks = [record["mark"] for record in self.journal.records if record.get("resume") == number]
@@ -446,32 +405,6 @@ class Tuner(base_tuner.BaseTuner):
             left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._recent)) / self.at_once)
         best = None if self._best is None else self._best.score
         self._observe(Status(len(self.history), total, best, left, share, text))
-
-
-def pareto_front(history: Sequence[Record], objectives: Mapping[str, str]) -> list[Record]:
-    """Returns the trials that no other beats in every objective, in the order of the first one, the best first.
-
-    Args:
-        history: `Tuner.history`.
-        objectives: name of a metric -> "max" or "min"; one or more.
-    """
-    for name, direction in objectives.items():
-        if direction not in ("max", "min"):
-            raise ValueError(f"the direction of {name!r} is {direction!r}; expected 'max' or 'min'")
-    signs = [1.0 if direction == "max" else -1.0 for direction in objectives.values()]
-    points = []
-    for record in history:
-        if record.score is not None:
-            missing = [name for name in objectives if record.metrics.get(name) is None]
-            if missing:
-                raise ValueError(f"trial {record.number} has no {missing[0]!r}; it has {sorted(record.metrics)}")
-            points.append((tuple(s * record.metrics[name] for s, name in zip(signs, objectives, strict=True)), record))
-    front = [
-        (point, record)
-        for point, record in points
-        if not any(other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other, _ in points)
-    ]
-    return [record for _, record in sorted(front, key=lambda entry: entry[0], reverse=True)]
 
 
 def forget_models() -> None:

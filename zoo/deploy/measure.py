@@ -37,18 +37,21 @@ def size(tflite: Source) -> int:
     return len(read(tflite))
 
 
-def predict(model: keras.Model | Source, images: np.ndarray, *, threads: int = 1) -> np.ndarray:
+def predict(
+    model: keras.Model | Source, images: np.ndarray, *, threads: int = 1, reference: bool = False
+) -> np.ndarray:
     """Returns the outputs (n, classes) as float32 for float images (n, height, width, channels).
 
     Images are quantized and outputs dequantized as the file asks. A .tflite file runs one image at a time under LiteRT.
-    Of several outputs the first is returned.
+    Of several outputs the first is returned. `reference` runs LiteRT's plain kernels, which round as TFLM's do; its
+    fast ones round each operator's sums a little otherwise, which comes to some steps behind a hundred operators.
     """
     images = _checked_images(images)
     if isinstance(model, keras.Model):
         with quiet():  # the trainer warns of retracing where many models are measured one after the other
             outputs: Any = model.predict(images, batch_size=KERAS_BATCH, verbose=0)  # pyright: ignore
         return np.asarray(outputs[0] if isinstance(outputs, (list, tuple)) else outputs, np.float32)
-    interpreter = interpret(model, threads=threads)
+    interpreter = interpret(model, threads=threads, reference=reference)
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     check_shape(images, source)
     outputs = []
@@ -115,13 +118,17 @@ def arena(tflite: Source) -> tflm.Arena:
     return tflm.run(tflite, np.zeros(0))[1]
 
 
-def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False) -> Any:
-    """Returns a LiteRT interpreter with its tensors allocated; `keep_tensors` leaves every inner tensor readable."""
+def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, reference: bool = False) -> Any:
+    """Returns a LiteRT interpreter with its tensors allocated; `keep_tensors` leaves every inner tensor readable.
+
+    `reference` takes the plain kernels instead of the fast ones.
+    """
     parse(tflite)  # LiteRT reads past the end of a file that is cut off
     litert = require("ai_edge_litert.interpreter", "ai-edge-litert")
     data = read(tflite)
     resolvers = litert.OpResolverType  # the default delegate computes inside and leaves the tensors unwritten
     resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else resolvers.AUTO
+    resolver = resolvers.BUILTIN_REF if reference else resolver
     with quiet() as printed:
         try:
             interpreter = litert.Interpreter(

@@ -22,8 +22,15 @@ from keras import layers
 
 from recipes.supernets import darts as supernet_darts
 from recipes.supernets.base import EPSILON
+from zoo.genotype import INPUT_STATES
 
 STEPS = 5
+CONVOLUTIONS = {  # kernel size, repeats, dilation
+    "sep_conv_3x3": (3, 2, 1),
+    "sep_conv_5x5": (5, 2, 1),
+    "dil_conv_3x3": (3, 1, 2),
+    "dil_conv_5x5": (5, 1, 2),
+}
 
 
 class WeightedSum(layers.Layer):
@@ -93,7 +100,7 @@ class PlainSupernet:
             y = pool(3, 1, "same")(x)
             found.append(self._norm(layers.MaxPooling2D(1, strides)(y) if strides > 1 else y))
         found.append(self._reduce(f"{name}/skip", x, filters) if strides > 1 else x)
-        for op, (size, repeats, dilation) in supernet_darts.CONVOLUTIONS.items():
+        for op, (size, repeats, dilation) in CONVOLUTIONS.items():
             y, step = x, strides
             for repeat in range(repeats):
                 y = layers.ReLU()(y)
@@ -114,24 +121,36 @@ class PlainSupernet:
         """Gives the layers the weights of the flat vector."""
         ours = self.like.packing.unpack(vector)
         for name, layer in self.layers.items():
-            layer.set_weights(self._weights(name, layer, ours))
+            layer.set_weights([*self.weights_of(name, ours), *layer.get_weights()[2:]])
 
-    def _weights(self, name: str, layer: Any, ours: Any) -> list:
+    def weights_of(self, name: str, ours: Any) -> list:
+        """Returns what a layer learns, of the unpacked flat vector, or of a gradient in it."""
         if name == "stem_bn":
-            return [ours["stem_scale"], ours["stem_shift"], *layer.get_weights()[2:]]
+            return [ours["stem_scale"], ours["stem_shift"]]
         if name == "classifier":
             return [ours[name], ours["classifier_bias"]]
-        if name.endswith(("/0", "/1")):
-            return [ours[name[:-2]][int(name[-1])][None, None]]
-        if "/pointwise" in name:
-            edge, op, place = name.rsplit("/", 2)
-            if op.startswith("sep") and place == "pointwise0":
-                return [ours[f"{edge}/{op}/pointwise"][None, None]]
-            node, source = edge.rsplit("/state", 1)
-            index = 4 * int(source) + list(supernet_darts.CONVOLUTIONS).index(op)
-            return [ours[f"{node}/last"][index][None, None]]
+        if name not in ours:
+            weight = self.of_edge(name, ours) if "/state" in name else ours[name[:-2]][int(name[-1])]
+            return [weight if weight.ndim == 4 else weight[None, None]]
         weight = ours[name]
         return [weight[None, None] if weight.ndim == 2 else weight]
+
+    def of_edge(self, name: str, ours: Any) -> np.ndarray:
+        """Returns the weight in our stacks of a layer of an edge, "cell0/node1/state2/sep_conv_3x3/depthwise0" say."""
+        cell, node, state, op, part = name.split("/")
+        number, source = int(node.removeprefix("node")), int(state.removeprefix("state"))
+        edges = INPUT_STATES + number
+        edge = sum(INPUT_STATES + earlier for earlier in range(number)) + source
+        if op == "skip":
+            return ours[f"{cell}/{node}/skip"][source, int(part)]
+        size, repeats, _ = CONVOLUTIONS[op]
+        wide = int(size == 5)
+        if part.startswith("depthwise"):
+            kernel = int(part[-1]) if repeats > 1 else 2
+            return ours[f"{cell}/depthwise{size}"][3 * edge + kernel]
+        if part == "pointwise0" and repeats > 1:
+            return ours[f"{cell}/{node}/middle"][2 * source + wide]
+        return ours[f"{cell}/{node}/last"][2 * source + wide + (0 if repeats > 1 else 2 * edges)]
 
     def logits(self, alphas, images):
         """Returns logits in batch-statistics mode."""

@@ -12,8 +12,9 @@ runs/darts/ranking.json says how well the supernet ranks them. Killed and starte
 on where it was.
 
 Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
-Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections). Departures: the halves are
-drawn by the seed, and validation batches come in shuffled epochs where quark0/darts draws them with replacement.
+Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); epochs of warm-up by Chen et
+al., "Progressive Differentiable Architecture Search", ICCV 2019. Departures: the halves are drawn by the seed, and
+validation batches come in shuffled epochs where quark0/darts draws them with replacement.
 """
 
 import dataclasses
@@ -53,16 +54,18 @@ class Config(ChildConfig):
     trials: int = 2  # searches, each with a seed of its own; random cells where the algorithm is random
     algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
     order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights, at four times the cost of the alphas
-    search_epochs: int = 6  # of a supernet
+    search_epochs: int = 8  # of a supernet
+    warm_up_epochs: int = 2  # of these, in which only the weights learn; 0 in the paper, 10 of 25 in P-DARTS
     search_batch_size: int = 32  # images in a step of the supernet
     search_cells: int = 3  # of the supernet; the paper has 8
     search_filters: int = 4  # of its nodes before the first reduction; the paper has 16
     nodes: int = 3  # of each cell; the paper has 4
-    alpha_rate: float = 3e-3  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
+    alpha_rate: float = 0.03  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
     stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
     random_cells: int = 12  # of the space, trained alike after a search by gradient; 12 or more give Kendall's tau too
     eigenvalue: bool = True  # log the largest eigenvalue of the Hessian in alpha after each epoch
     save_seconds: float = 60.0  # between two saved states inside an epoch
+    dry_run_steps: int = 2  # of a dry run, beside the first, which has the time of tracing in it
     cells: int = 3  # of the networks that are trained to compare results
     filters: int = 8  # of their nodes before the first reduction
     folder: Path = Path("runs/darts")  # results, and the state to resume from
@@ -70,11 +73,16 @@ class Config(ChildConfig):
     def __post_init__(self):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
-        least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0}
+        least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0, "warm_up_epochs": 0, "dry_run_steps": 1}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
+        if self.warm_up_epochs >= self.search_epochs:
+            raise ValueError(
+                f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, for "
+                "the alphas learn in the others"
+            )
         if self.search_filters % 2 or self.filters % 2:
             raise ValueError(
                 f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
@@ -89,21 +97,23 @@ class Config(ChildConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to go on: the number of random cells need not."""
-        return {name: value for name, value in super().settings().items() if name != "random_cells"}
+        """Returns what must be equal for a search to go on: the numbers of random cells and dry steps need not."""
+        free = ("random_cells", "dry_run_steps")
+        return {name: value for name, value in super().settings().items() if name not in free}
 
 
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
         trials=4, data="tfds:cifar10", image_size=None, training_images=None, validation_images=None, epochs=100,
-        batch_size=96, learning_rate=0.025, weight_decay=3e-4, augment=True, search_epochs=50, search_batch_size=64,
-        search_cells=8, search_filters=16, nodes=4, alpha_rate=3e-4, cells=20, filters=36, random_cells=24,
-        folder=Path("runs/darts-paper"),
+        batch_size=96, learning_rate=0.025, weight_decay=3e-4, augment=True, search_epochs=50, warm_up_epochs=0,
+        search_batch_size=64, search_cells=8, search_filters=16, nodes=4, alpha_rate=3e-4, cells=20, filters=36,
+        random_cells=24, folder=Path("runs/darts-paper"),
     ),
     "smoke": Config(
         trials=1, image_size=8, training_images=60, validation_images=50, epochs=1, search_epochs=2,
-        search_batch_size=10, search_filters=2, nodes=1, filters=2, random_cells=0, folder=Path("runs/darts-smoke"),
+        warm_up_epochs=1, search_batch_size=10, search_filters=2, nodes=1, filters=2, random_cells=0,
+        folder=Path("runs/darts-smoke"),
     ),
 }  # fmt: skip
 
@@ -198,7 +208,8 @@ def find_cells(
             epoch, number = divmod(state.step, batches.steps)
             report(0.9 * state.step / (config.search_epochs * batches.steps), f"supernet, epoch {epoch + 1}")
             rate = state.rates.at(epoch, config.search_epochs)
-            state.learn(batches.of(0, epoch, number), batches.of(1, epoch, number), rate)
+            validation = batches.of(1, epoch, number) if epoch >= config.warm_up_epochs else None
+            state.learn(batches.of(0, epoch, number), validation, rate)
             if number + 1 == batches.steps:
                 state.history.append(_record(config, state, batches.of(1, epoch, 0)))
                 state.marks = []
@@ -231,7 +242,7 @@ def make(config: Config, images: image_data.Data, seed: int) -> Bilevel:
 
 def _record(config: Config, state: Bilevel, validation: tuple[Any, Any]) -> dict[str, Any]:
     """Returns what is known after an epoch."""
-    loss, accuracy, validation_loss, validation_accuracy = np.mean(state.marks, axis=0)
+    loss, accuracy, validation_loss, validation_accuracy = state.epoch_marks(validation)
     if not np.isfinite(loss) or not np.isfinite(validation_loss):
         raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
     cells = state.cells()
@@ -273,28 +284,30 @@ class Batches:
         part, size = self._halves[half], self._config.search_batch_size
         order = np.random.default_rng([self._seed, half, epoch]).permutation(len(part))
         chosen = order[number * size : (number + 1) * size]
-        images = part.images[chosen]
+        batch = part.take(chosen)
+        images = batch.images
         if self._augment is not None:
             step = 2 * (epoch * self.steps + number) + half
             images = self._augment(tf.constant(images), tf.constant([self._seed, step]))
-        return self._normalize(images), part.labels[chosen]
+        return self._normalize(images), batch.labels
 
 
 def dry_run(config: Config, images: image_data.Data, presets: Mapping[str, Any]) -> Genotype:
-    """Takes two steps of the supernet, prints what the search would need, and returns the cells of that moment."""
+    """Takes some steps of the supernet, prints what the search would need, and returns the cells of that moment."""
     batches = Batches(config, images, config.seed)
-    begin = time.perf_counter()
+    marks = [time.perf_counter()]
     with supernet.without_rewrites():
         state = make(config, images, config.seed)
-        marks = []
-        for _ in range(2):
-            state.learn(batches.of(0, 0, 0), batches.of(1, 0, 0), state.rates.learning_rate)
+        for number in range(1 + config.dry_run_steps):
+            place = number % batches.steps
+            state.learn(batches.of(0, 0, place), batches.of(1, 0, place), state.rates.learning_rate)
             marks.append(time.perf_counter())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    step, steps = marks[1] - marks[0], batches.steps * config.search_epochs
+    first, *seconds = np.diff(marks)
+    step, steps = float(np.median(seconds)), batches.steps * config.search_epochs
     print(
-        f"dry run: {state.weights.size:,} weights, first step after {marks[0] - begin:.1f} s, then {step:.2f} s a step "
-        f"of 2 x {config.search_batch_size} images, {memory:.2f} GiB at most\n"
+        f"dry run: {state.weights.size:,} weights, first step after {first:.1f} s, then {step:.2f} s a step of "
+        f"2 x {config.search_batch_size} images (median of {len(seconds)}), {memory:.2f} GiB at most\n"
         f"predicted: {steps:,} steps a search, {config.trials} x {steps * step / 3600:.2f} h on this machine, "
         "and the trainings that compare the results"
     )

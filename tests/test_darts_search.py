@@ -55,21 +55,47 @@ def test_learning_rate_falls_along_a_cosine_to_its_least():
     assert rates.at(25, 50) == pytest.approx(0.013)
 
 
+def test_alphas_rest_while_the_weights_warm_up():
+    state = Bilevel(Supernet(3, 2, 2, 1, nodes=1), Rates(weight_decay=0.0), seed=0)
+    Quadratic(state)
+    state._gradient["weights"] = lambda weights, alphas, batch: ([6.0, 0.5], weights * alphas)
+    state._gradient["alphas"] = lambda weights, alphas, batch: (np.array([7.0, 0.25]), weights**2 / 2)
+    state.learn((0, 0), None, 0.1)
+    assert state.alphas == [3.0]
+    assert state.weights == pytest.approx([2.0 - 0.1 * 5.0])  # the gradient, 6, is clipped to 5
+    assert state.epoch_marks((0, 0)) == (6.0, 0.5, 7.0, 0.25)
+
+
+def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="warm_up_epochs is 2 of 2 search_epochs"):
+        dataclasses.replace(SMOKE, warm_up_epochs=2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("order", [1, 2])
-def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_alphas(order, tmp_path):
-    config = dataclasses.replace(SMOKE, order=order)
+@pytest.mark.parametrize(("order", "warm_up"), [(1, 1), (2, 0)])
+def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_alphas(order, warm_up, tmp_path):
+    config = dataclasses.replace(SMOKE, order=order, warm_up_epochs=warm_up)
     images = child_networks.load_images(config)
     whole = darts.find_cells(config, images, 3, tmp_path / "whole", lambda share, text: None)
     batches = darts.Batches(config, images, 3)
     with supernet.without_rewrites():
         state = darts.make(config, images, 3)
-        state.learn(batches.of(0, 0, 0), batches.of(1, 0, 0), state.rates.at(0, config.search_epochs))
+        validation = None if warm_up else batches.of(1, 0, 0)
+        state.learn(batches.of(0, 0, 0), validation, state.rates.at(0, config.search_epochs))
     state.save(tmp_path / "again" / "seed3.state.npz")
     again = darts.find_cells(config, images, 3, tmp_path / "again", lambda share, text: None)
     assert again["strengths"] == whole["strengths"]
     assert again["normal"] == whole["normal"]
     assert again["history"] == whole["history"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_papers_search_needs_no_images(tmp_path, capsys):
+    sizes: Any = {"search_cells": 3, "search_filters": 2, "nodes": 1, "search_batch_size": 8, "image_size": 8}
+    config = dataclasses.replace(darts.PRESETS["paper"], dry_run=True, dry_run_steps=1, folder=tmp_path, **sizes)
+    darts.search(config)
+    steps = 50 * (49_999 // 2 // 8)  # one image stands in for validation
+    assert f"{steps:,} steps a search, 4 x " in capsys.readouterr().out
 
 
 @pytest.mark.slow

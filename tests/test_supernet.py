@@ -9,17 +9,33 @@ import tensorflow as tf
 from benchmarks import darts_step
 from recipes.supernets import base as supernet
 from recipes.supernets import darts as supernet_darts
+from recipes.supernets import normalized
 
 
-def test_folded_matrix_is_normalisation_of_the_product():
+def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the_rows():
     rng = np.random.default_rng(0)
-    x: Any = tf.constant(rng.normal(1, 2, (50, 3)), tf.float32)
-    weight: Any = tf.constant(rng.normal(size=(3, 2)), tf.float32)
-    mean, covariance = supernet.moments([x])
-    matrix, bias = supernet.folded(weight[None], tf.constant([0.5]), mean, covariance)
-    y = (x @ weight).numpy()
-    expected = 0.5 * (y - y.mean(0)) / np.sqrt(y.var(0) + supernet.EPSILON)
-    np.testing.assert_allclose(x @ matrix[0] + bias, expected, atol=1e-5)
+    x, other = (rng.normal(1, 2, (50, 3)).astype(np.float32) for _ in range(2))
+    weight = rng.normal(size=(2, 3, 2)).astype(np.float32)
+    first, second = normalized.weighted_sums([[tf.constant(x)], [tf.constant(other)]], weight, tf.constant([0.5, 3.0]))
+
+    def normal(y: np.ndarray) -> np.ndarray:
+        return (y - y.mean(0)) / np.sqrt(y.var(0) + supernet.EPSILON)
+
+    expected = 0.5 * normal(x @ weight[0]) + 3 * normal(other @ weight[1])
+    np.testing.assert_allclose(first + second, expected, atol=1e-5)
+
+
+def test_gradient_in_a_kernel_five_wide_is_that_of_the_plain_convolution():
+    rng = np.random.default_rng(0)
+    x, kernel = (tf.constant(rng.normal(size=shape), tf.float32) for shape in ((2, 6, 8, 3), (5, 5, 3, 1)))
+    gradients = []
+    for convolution in (supernet.depthwise, lambda x, k: tf.nn.depthwise_conv2d(x, k, [1, 1, 1, 1], "SAME")):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            loss = tf.reduce_sum(convolution(x, kernel) ** 2)
+        gradients.append(tape.gradient(loss, [x, kernel]))
+    np.testing.assert_allclose(gradients[0][0], gradients[1][0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradients[0][1], gradients[1][1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_packed_vector_unpacks_to_the_same_weights_as_array_and_tensor():
@@ -41,21 +57,28 @@ def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
     images = tf.constant(rng.normal(size=(16, 8, 8, 3)), tf.float32)
     labels = tf.constant(rng.integers(0, 5, 16), tf.int32)
     alphas, weights = tf.constant(rng.normal(size=(2, net.edges, 8)), tf.float32), tf.constant(vector)
-    tape: Any = tf.GradientTape(persistent=True)
-    with tape:
-        tape.watch([alphas, weights])
-        ours, theirs = net.logits(weights, alphas, images), plain.logits(alphas, images)
-        losses = [
-            tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)) for logits in (ours, theirs)
-        ]
+    names = [name for name in plain.layers if name not in ("stem_bn", "classifier")]
+
+    def gradients(logits_of: Any, variables: Any) -> Any:
+        def both() -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch([alphas, weights])
+                logits = logits_of()
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+            return logits, tape.gradient(loss, [alphas, *variables])
+
+        with supernet.without_rewrites():
+            return tf.function(both, autograph=False)()
+
+    ours, (of_alphas, of_weights) = gradients(lambda: net.logits(weights, alphas, images), [weights])
+    theirs, (expected, *of_layers) = gradients(
+        lambda: plain.logits(alphas, images), [plain.layers[name].trainable_weights[0].value for name in names]
+    )
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    np.testing.assert_allclose(tape.gradient(losses[0], alphas), tape.gradient(losses[1], alphas), atol=1e-4)
-    named = net.packing.unpack(tape.gradient(losses[0], weights).numpy())
-    for name in ("stem", "cell0/node0/state0/sep_conv_5x5/depthwise0", "cell1/node0/state1/dil_conv_3x3/depthwise0"):
-        gradient = tape.gradient(losses[1], plain.layers[name].trainable_weights[0].value)
-        np.testing.assert_allclose(named[name], gradient, atol=1e-4)
-    pointwise = plain.layers["cell2/node1/state2/sep_conv_3x3/pointwise1"].trainable_weights[0].value
-    np.testing.assert_allclose(named["cell2/node1/last"][8], tape.gradient(losses[1], pointwise)[0, 0], atol=1e-4)
+    np.testing.assert_allclose(of_alphas, expected, atol=1e-4)
+    named = net.packing.unpack(of_weights.numpy())
+    for name, gradient in zip(names, of_layers, strict=True):
+        np.testing.assert_allclose(plain.weights_of(name, named)[0], gradient, atol=1e-4, err_msg=name)
 
 
 def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():

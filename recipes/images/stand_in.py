@@ -44,6 +44,11 @@ class Noise(Part):
         """A part of at most `count` images."""
         return Noise(self._count if count is None else min(count, self._count), self.image_shape, self._classes)
 
+    def split(self, fraction: float, seed: int | None) -> tuple["Noise", "Noise"]:
+        """Two parts of as many images as the set would be cut into."""
+        count = round(fraction * self._count)
+        return self.first(self._count - count), self.first(count)
+
     def _batches(self, batch_size, shuffle, drop_remainder):
         raise ValueError("these images stand in for a data set that is not there; only a dry run takes them")
 

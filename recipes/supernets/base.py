@@ -1,8 +1,7 @@
 """What fast supernets share: weights in one flat vector, and normalisation by the statistics of a batch.
 
 A supernet's graph has thousands of operations; each that is not made saves tracing, time and memory. So all weights are
-one vector, whose optimizer is three operations, and a linear map with its normalisation is one matrix product: mean and
-covariance of the input give those of the output exactly.
+one vector, whose optimizer is three operations.
 """
 
 import contextlib
@@ -82,80 +81,76 @@ def like(flat: Any, x: Any) -> Any:
     return tf.reshape(flat, [-1, *x.shape[1:3], flat.shape[-1]])
 
 
-@tf.custom_gradient
-def sums(x: Any) -> Any:
-    """Returns the sum (K,) and the sum of products (K, K) of rows (N, K).
-
-    Its own gradient takes one product, where that of matmul(x, x) takes two of this size and a sum.
-    """
-
-    def gradient(sum_gradient: Any, product_gradient: Any) -> Any:
-        return tf.matmul(x, product_gradient + tf.transpose(product_gradient)) + sum_gradient
-
-    return (tf.reduce_sum(x, 0), tf.matmul(x, x, transpose_a=True)), gradient
-
-
-def moments(inputs: Sequence[Any]) -> tuple[Any, Any]:
-    """Returns the means (E, K) and covariances (E, K, K) of E arrays of as many rows (N, K)."""
-    count = inputs[0].shape[0] or tf.cast(tf.shape(inputs[0])[0], tf.float32)
-    found: list[Any] = [sums(x) for x in inputs]
-    mean = tf.stack([each[0] for each in found]) / count
-    second = tf.stack([each[1] for each in found]) / count
-    return mean, second - mean[:, :, None] * mean[:, None, :]
-
-
-def folded(weight: Any, strength: Any, mean: Any, covariance: Any) -> tuple[Any, Any]:
-    """Folds y = strength x normalised(x @ weight) into y = x @ matrix + bias, for a stack of E maps.
-
-    Args:
-        weight: (E, K, C).
-        strength: (E,).
-        mean: (E, K), of the inputs.
-        covariance: (E, K, K), of the inputs.
-
-    Returns:
-        Matrices (E, K, C) and the sum of all biases (C,).
-    """
-    variance = tf.reduce_sum(weight * tf.matmul(covariance, weight), 1)
-    scale = strength[:, None] * tf.math.rsqrt(tf.maximum(variance, 0.0) + EPSILON)
-    bias = -tf.reduce_sum(tf.reduce_sum(mean[:, :, None] * weight, 1) * scale, 0)
-    return weight * scale[:, None, :], bias
-
-
 def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
     """A depthwise convolution padded as PyTorch pads; `kernel` is (size, size, channels, 1).
 
-    One of stride 2 and dilation 2 reads every second pixel only: give a plain one these.
+    One of dilation 2 is a plain one of what `spread` returns, at half the cost; one of stride 2 and dilation 2 reads
+    every second pixel only: give a plain one these.
     """
     if dilation > 1:
-        return _dilated(x, kernel, dilation)
+        return tf.nn.depthwise_conv2d(x, kernel, _ONES, "SAME", dilations=[dilation, dilation])
     if strides == 1:
-        return tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
+        paired = kernel.shape[0] == 5 and x.shape[2] % 2 == 0
+        return _five_wide(x, kernel) if paired else tf.nn.depthwise_conv2d(x, kernel, _ONES, "SAME")
     pad = kernel.shape[0] // 2
     x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
     return tf.nn.depthwise_conv2d(x, kernel, [1, strides, strides, 1], "VALID")
 
 
-def _dilated(x: Any, kernel: Any, dilation: int) -> Any:
-    """What tf.nn.depthwise_conv2d does with `dilations`, in three operations where that makes twenty."""
-    pad, block = dilation * (kernel.shape[0] // 2), [dilation, dilation]
-    rest = [-side % dilation for side in x.shape[1:3]]
-    x = tf.space_to_batch(x, block, [[pad, pad + more] for more in rest])
-    x = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "VALID")
-    return tf.batch_to_space(x, block, [[0, more] for more in rest])
+@tf.custom_gradient
+def _five_wide(x: Any, kernel: Any) -> Any:
+    """A depthwise convolution of a kernel 5 wide, whose gradient is made by kernels 3 wide.
+
+    oneDNN's gradient in a depthwise kernel takes up to 8 times as long for kernels of more than 3 columns. So columns 1
+    to 3 are found as those of a kernel 3 wide, and 0 and 4 by another that reads pairs of pixels as one pixel of twice
+    the channels: a step of one pair is a step of two pixels.
+    """
+
+    def gradient(of_output: Any) -> tuple[Any, Any]:
+        of_input = tf.nn.depthwise_conv2d_backprop_input(tf.shape(x), kernel, of_output, _ONES, "SAME")
+        _, height, width, channels = x.shape
+        near = tf.nn.depthwise_conv2d_backprop_filter(x, [5, 3, channels, 1], of_output, _ONES, "SAME")
+        pairs = [tf.reshape(each, [-1, height, width // 2, 2 * channels]) for each in (x, of_output)]
+        far = tf.nn.depthwise_conv2d_backprop_filter(pairs[0], [5, 3, 2 * channels, 1], pairs[1], _ONES, "SAME")
+        far = tf.reduce_sum(tf.reshape(far, [5, 3, 2, channels, 1]), 2)
+        return of_input, tf.concat([far[:, :1], near, far[:, 2:]], 1)
+
+    return tf.nn.depthwise_conv2d(x, kernel, _ONES, "SAME"), gradient
+
+
+_ONES = [1, 1, 1, 1]
+
+
+def spread(x: Any) -> Any:
+    """Puts even and odd pixels into images of their own, (4 batch, height / 2, width / 2, channels).
+
+    A convolution of these is one of dilation 2, once they are put back by `gathered`. Expects even sides.
+    """
+    return tf.space_to_batch(x, [2, 2], [[0, 0], [0, 0]])
+
+
+def gathered(x: Any) -> Any:
+    """The inverse of `spread`."""
+    return tf.batch_to_space(x, [2, 2], [[0, 0], [0, 0]])
 
 
 def halves(x: Any) -> Any:
     """What factorized reduction reads: even pixels, and those one down and right, side by side in the channels."""
     height, width = x.shape[1:3]
-    shifted = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
-    return tf.concat([x[:, ::2, ::2], shifted[:, 1::2, 1::2]], -1)
+    shifted = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])[:, 1:, 1:]
+    return tf.concat([every_second(x), every_second(shifted)], -1)
+
+
+def every_second(x: Any) -> Any:
+    """The pixels 0, 2, .., which a pool takes at a seventh of the time of a slice and its gradient."""
+    return tf.nn.max_pool2d(x, 1, 2, "SAME")
 
 
 def two_paths(weight: Any) -> Any:
-    """The two 1x1 convolutions (2, K, C/2) of a factorized reduction as one matrix (2K, C) on `halves`."""
-    zero = tf.zeros_like(weight[0])
-    return tf.concat([tf.concat([weight[0], zero], 1), tf.concat([zero, weight[1]], 1)], 0)
+    """The two 1x1 convolutions (.., 2, K, C/2) of a factorized reduction as one matrix (.., 2K, C) on `halves`."""
+    first, second = tf.unstack(weight, axis=-3)
+    zero = tf.zeros_like(first)
+    return tf.concat([tf.concat([first, zero], -1), tf.concat([zero, second], -1)], -2)
 
 
 @contextlib.contextmanager

@@ -43,14 +43,16 @@ class Rates:
 class Bilevel:
     """A supernet with the state of its search.
 
-    `step` counts the steps that are done; `history` holds one record an epoch.
+    `step` counts the steps that are done, `alpha_step` those of the alphas; `history` holds one record an epoch.
     """
 
     def __init__(self, net: Supernet, rates: Rates, seed: int):
         self.net, self.rates = net, rates
-        self.step = 0
+        self.step = self.alpha_step = 0
         self.history: list[dict[str, Any]] = []
-        self.marks: list[list[float]] = []  # of each step of this epoch: loss, accuracy, validation loss and accuracy
+        self.marks: list[
+            list[float]
+        ] = []  # of this epoch's steps: loss, accuracy; validation loss and accuracy, if the alphas learn
         rng = np.random.default_rng([seed, 1])
         self.weights = net.packing.initial(seed)
         self.velocity = np.zeros_like(self.weights)
@@ -77,10 +79,15 @@ class Bilevel:
 
         return call
 
-    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float) -> None:
-        """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both marks."""
-        validation_marks, gradient = self.alpha_gradient(training, validation, rate)
-        self._adam(gradient)
+    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> None:
+        """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both marks.
+
+        Without `validation` the alphas stay.
+        """
+        validation_marks: Any = ()
+        if validation is not None:
+            validation_marks, gradient = self.alpha_gradient(training, validation, rate)
+            self._adam(gradient)
         marks, gradient = self._gradient["weights"](self.weights, self.alphas, training)
         norm = float(np.linalg.norm(gradient))
         gradient = gradient * min(1.0, self.rates.clip / (norm + 1e-6))
@@ -88,6 +95,17 @@ class Bilevel:
         self.weights = self.weights - np.float32(rate) * self.velocity
         self.step += 1
         self.marks.append([float(mark) for mark in (*marks, *validation_marks)])
+
+    def epoch_marks(self, validation: tuple[Any, Any]) -> tuple[float, ...]:
+        """Returns loss, accuracy, validation loss and accuracy of this epoch; if the alphas rest, the last of a batch.
+
+        Args:
+            validation: that batch.
+        """
+        marks = np.mean(self.marks, axis=0).tolist()
+        if len(marks) == 2:
+            marks += self._gradient["alphas"](self.weights, self.alphas, validation)[0].tolist()
+        return tuple(marks)
 
     def alpha_gradient(
         self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float
@@ -110,12 +128,13 @@ class Bilevel:
         return marks, gradient - np.float32(rate) * (above - below) / (2 * size)
 
     def _adam(self, gradient: np.ndarray) -> None:
+        self.alpha_step += 1
         gradient = gradient + self.rates.alpha_decay * self.alphas
         first, second = _ADAM_BETAS
         self.alpha_mean = first * self.alpha_mean + (1 - first) * gradient
         self.alpha_square = second * self.alpha_square + (1 - second) * gradient**2
-        mean = self.alpha_mean / (1 - first ** (self.step + 1))
-        root = np.sqrt(self.alpha_square / (1 - second ** (self.step + 1)))
+        mean = self.alpha_mean / (1 - first**self.alpha_step)
+        root = np.sqrt(self.alpha_square / (1 - second**self.alpha_step))
         self.alphas = (self.alphas - self.rates.alpha_rate * mean / (root + _ADAM_EPSILON)).astype(np.float32)
 
     def strengths(self) -> np.ndarray:
@@ -138,21 +157,24 @@ class Bilevel:
         """Writes the state, whole or not at all."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with atomic.replacing(path) as stream:
-            np.savez(stream, step=self.step, history=json.dumps([self.history, self.marks]), **arrays)
+            np.savez(
+                stream, steps=[self.step, self.alpha_step], history=json.dumps([self.history, self.marks]), **arrays
+            )
 
     def restore(self, path: Path) -> None:
         """Takes over the state of the file; does nothing where there is none that fits."""
         try:
             with path.open("rb") as stream, np.load(stream) as found:
                 arrays = {name: found[name] for name in _ARRAYS}
-                step, (history, marks) = int(found["step"]), json.loads(str(found["history"]))
+                steps, (history, marks) = found["steps"].tolist(), json.loads(str(found["history"]))
         except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
             return
         if any(array.shape != getattr(self, name).shape for name, array in arrays.items()):
             return
         for name, array in arrays.items():
             setattr(self, name, array)
-        self.step, self.history, self.marks = step, history, marks
+        self.step, self.alpha_step = steps
+        self.history, self.marks = history, marks
 
 
 _ARRAYS = ("weights", "velocity", "alphas", "alpha_mean", "alpha_square")

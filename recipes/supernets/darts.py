@@ -1,15 +1,17 @@
 """The supernet of DARTS: every edge does all eight operations, weighted by the softmax of its alphas.
 
 Values are those of quark0/darts (cnn/model_search.py). The way there is another: ReLU, pools and their statistics are
-made once a state; the last 1x1 convolution of each operation, its normalisation and the weighted sum are one matrix.
+made once a state; each 1x1 convolution with its normalisation is a matrix, and so is the weighted sum behind the last.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from recipes.supernets import base as supernet
+from recipes.supernets import normalized
 from recipes.supernets.base import Packing, Shape
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 
@@ -17,13 +19,11 @@ from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 OPS = tuple(
     """none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5""".split()
 )
-CONVOLUTIONS = {
-    "sep_conv_3x3": (3, 2, 1),
-    "sep_conv_5x5": (5, 2, 1),
-    "dil_conv_3x3": (3, 1, 2),
-    "dil_conv_5x5": (5, 1, 2),
-}
-_FIRST_CONVOLUTION = OPS.index("sep_conv_3x3")
+KERNELS = ("first", "second", "dilated")  # of each size that an edge has: two of its separable convolution, and one
+_SHARED = slice(OPS.index("max_pool_3x3"), OPS.index("skip_connect") + 1)
+_SKIP = OPS.index("skip_connect")
+_SEPARABLE = slice(OPS.index("sep_conv_3x3"), OPS.index("dil_conv_3x3"))
+_DILATED = slice(OPS.index("dil_conv_3x3"), len(OPS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,29 +67,25 @@ class Supernet:
         self.packing = Packing(shapes)
 
     def _cell_shapes(self, name: str, place: Place) -> list[Shape]:
-        filters = place.filters
+        """The kernels of all edges are two weights, for a graph has one operation to cut a stack into its parts."""
+        filters, edges = place.filters, self.edges
         oldest = (2, place.widths[0], filters // 2) if place.after_reduction else (place.widths[0], filters)
         shapes = [Shape(f"{name}/input0", oldest, place.widths[0])]
         shapes.append(Shape(f"{name}/input1", (place.widths[1], filters), place.widths[1]))
+        for size in (3, 5):
+            kernels = (len(KERNELS) * edges, size, size, filters, 1)
+            shapes.append(Shape(f"{name}/depthwise{size}", kernels, size * size))
         for node in range(self.nodes):
-            for source in range(INPUT_STATES + node):
-                edge = f"{name}/node{node}/state{source}"
-                for op, (size, repeats, _) in CONVOLUTIONS.items():
-                    shapes += [
-                        Shape(f"{edge}/{op}/depthwise{repeat}", (size, size, filters, 1), size * size)
-                        for repeat in range(repeats)
-                    ]
-                    if repeats > 1:
-                        shapes.append(Shape(f"{edge}/{op}/pointwise", (filters, filters), filters))
-                if place.reducing and source < INPUT_STATES:
-                    shapes.append(Shape(f"{edge}/skip", (2, filters, filters // 2), filters))
             edges = INPUT_STATES + node
-            shapes.append(Shape(f"{name}/node{node}/last", (edges * len(CONVOLUTIONS), filters, filters), filters))
+            shapes.append(Shape(f"{name}/node{node}/middle", (2 * edges, filters, filters), filters))
+            shapes.append(Shape(f"{name}/node{node}/last", (4 * edges, filters, filters), filters))
+            if place.reducing:
+                shapes.append(Shape(f"{name}/node{node}/skip", (INPUT_STATES, 2, filters, filters // 2), filters))
         return shapes
 
     def logits(self, vector: Any, alphas: Any, images: Any) -> Any:
         """Returns the logits (batch, classes) for weights (size,), alphas (2, edges, ops) and normalised images."""
-        weights, strengths = self.packing.unpack(vector), tf.nn.softmax(alphas)
+        weights, strengths = self.packing.unpack(vector), tf.unstack(tf.nn.softmax(alphas))
         x = tf.nn.conv2d(images, weights["stem"], 1, "SAME")
         x = supernet.normalize(x) * weights["stem_scale"] + weights["stem_shift"]
         oldest, newest = x, x
@@ -105,83 +101,78 @@ class Supernet:
         states = [_State(supernet.normalize(supernet.pointwise(oldest, weight)), place.reducing)]
         newest = supernet.pointwise(tf.nn.relu(newest), weights[f"{name}/input1"])
         states.append(_State(supernet.normalize(newest), place.reducing))
-        edge = 0
+        edges = _edges(weights, name, strengths, place.filters)
         for node in range(self.nodes):
-            part = strengths[edge : edge + len(states)]
-            states.append(_State(_node(f"{name}/node{node}", weights, part, states), reducing=False))
-            edge += len(states) - 1
+            at, incoming = f"{name}/node{node}", [next(edges) for _ in states]
+            stacks = {kind: weights.get(f"{at}/{kind}") for kind in ("middle", "last", "skip")}
+            states.append(_State(_node(incoming, states, stacks), reducing=False))
         return tf.concat([state.tensor for state in states[INPUT_STATES:]], -1)
 
 
 class _State:
-    """A state, with its ReLU, and the inputs and their moments that all edges which read it share."""
+    """A state, and what all edges that read it share: its ReLU, normalised pools, and itself in other orders."""
 
     def __init__(self, tensor: Any, reducing: bool):
         self.tensor, self.strides = tensor, 2 if reducing else 1
         self.relu = tf.nn.relu(tensor)
-        step = self.strides
         pools = [tf.nn.max_pool2d(tensor, 3, 1, "SAME"), tf.nn.avg_pool2d(tensor, 3, 1, "SAME")]
-        # PyTorch's strided windows lie around the pixels 0, 2, ..
-        pools = [pool[:, ::step, ::step] for pool in pools] if reducing else pools
-        both = supernet.halves(self.relu) if reducing else tensor
-        self.subsampled = both[..., : tensor.shape[-1]]  # what strided dilated convolutions read
-        self.shared = tf.concat([*pools, both], -1)
-        flat = supernet.rows(self.shared)
-        self.mean, self.covariance = supernet.moments([flat])
-        filters = tensor.shape[-1]
-        pooled = 2 * filters  # channels of `shared` that are pools
-        scale = tf.math.rsqrt(tf.linalg.diag_part(self.covariance[0, :pooled, :pooled]) + supernet.EPSILON)
-        # An identity is not normalised; a strided one is a factorized reduction, which differs from edge to edge.
-        rows = tf.concat([scale] if reducing else [scale, tf.ones([filters])], 0)
-        count = 2 if reducing else 3
-        self._strong = slice(1, 1 + count)
-        self._matrices = tf.linalg.diag(tf.reshape(rows, [count, filters]))
-        shifts = tf.reshape(-self.mean[0, :pooled] * scale, [2, filters])
-        self._shifts = shifts if reducing else tf.concat([shifts, tf.zeros([1, filters])], 0)
-
-    def matrix(self, strengths: Any, skip: Any) -> tuple[Any, Any]:
-        """Returns matrix and bias of pools and skip on `shared`, weighted by `strengths` (ops,)."""
-        filters = self.tensor.shape[-1]
-        strong = strengths[self._strong]
-        matrix = tf.reshape(strong[:, None, None] * self._matrices, [-1, filters])
-        bias = tf.reduce_sum(strong[:, None] * self._shifts, 0)
-        if skip is None:
-            return matrix, bias
-        moments = self.mean[:, 2 * filters :], self.covariance[:, 2 * filters :, 2 * filters :]
-        folded, shift = supernet.folded(supernet.two_paths(skip)[None], strengths[3:4], *moments)
-        return tf.concat([matrix, folded[0]], 0), bias + shift
+        if reducing:  # PyTorch's strided windows lie around the pixels 0, 2, ..
+            pools = [supernet.every_second(pool) for pool in pools]
+            halves = supernet.halves(self.relu)
+            self.skip = supernet.rows(halves)  # a strided identity is a factorized reduction
+            self.dilated = halves[..., : tensor.shape[-1]]  # strided dilated convolutions read every second pixel
+        else:
+            self.spread = not any(side % 2 for side in tensor.shape[1:3])
+            self.dilated = supernet.spread(self.relu) if self.spread else self.relu
+        shared = [supernet.normalize(pool) for pool in pools] + ([] if reducing else [tensor])
+        self.shared = supernet.rows(tf.concat(shared, -1))
 
 
-def _node(name: str, weights: Any, strengths: Any, states: list[_State]) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _Edge:
+    """What an edge adds to the states: its strengths (ops,), kernels by size, and pools and identity as a matrix."""
+
+    strengths: Any
+    kernels: dict[int, list[Any]]
+    shared: Any
+
+
+def _edges(weights: Any, name: str, strengths: Any, filters: int) -> Iterator[_Edge]:
+    """Cuts the stacks of a cell into its edges."""
+    stacks = {size: tf.unstack(weights[f"{name}/depthwise{size}"]) for size in (3, 5)}
+    shared = strengths[:, _SHARED, None, None] * tf.eye(filters)
+    shared = tf.unstack(tf.reshape(shared, [-1, 3 * filters, filters]))
+    for edge, (strong, matrix) in enumerate(zip(tf.unstack(strengths), shared, strict=True)):
+        at = slice(len(KERNELS) * edge, len(KERNELS) * (edge + 1))
+        yield _Edge(strong, {size: stack[at] for size, stack in stacks.items()}, matrix)
+
+
+def _node(edges: list[_Edge], states: list[_State], stacks: dict[str, Any]) -> Any:
     """Returns the sum of all operations of all edges into one node."""
-    inputs, parts, biases = [], [], []
-    table = tf.unstack(strengths, len(states))
-    for source, state in enumerate(states):
-        edge = f"{name}/state{source}"
-        inputs += [_last_input(f"{edge}/{op}", op, weights, state) for op in CONVOLUTIONS]
-        matrix, bias = state.matrix(table[source], weights.get(f"{edge}/skip") if state.strides > 1 else None)
-        parts.append(tf.matmul(supernet.rows(state.shared), matrix))
-        biases.append(bias)
-    flat = [supernet.rows(x) for x in inputs]
-    means, covariances = supernet.moments(flat)
-    strength = tf.reshape(strengths[:, _FIRST_CONVOLUTION:], [-1])
-    matrices, bias = supernet.folded(weights[f"{name}/last"], strength, means, covariances)
-    parts += [tf.matmul(x, matrix) for x, matrix in zip(flat, tf.unstack(matrices), strict=True)]
-    return supernet.like(tf.add_n(parts) + tf.add_n([*biases, bias]), inputs[0])
-
-
-def _last_input(name: str, op: str, weights: Any, state: _State) -> Any:
-    """Returns what the last 1x1 convolution of an operation reads."""
-    _, repeats, dilation = CONVOLUTIONS[op]
-    kernel = weights[f"{name}/depthwise0"]
-    if dilation > 1 and state.strides > 1:
-        x = supernet.depthwise(state.subsampled, kernel)
-    else:
-        x = supernet.depthwise(state.relu, kernel, state.strides, dilation)
-    if repeats == 1:
-        return x
-    x = tf.nn.relu(supernet.normalize(supernet.pointwise(x, weights[f"{name}/pointwise"])))
-    return supernet.depthwise(x, weights[f"{name}/depthwise1"])
+    read = list(zip(edges, states, strict=True))
+    first = [supernet.depthwise(s.relu, e.kernels[size][0], s.strides) for e, s in read for size in (3, 5)]
+    middle = normalized.products([supernet.rows(x) for x in first], stacks["middle"])
+    seconds = [e.kernels[size][1] for e in edges for size in (3, 5)]
+    plain = [
+        supernet.depthwise(tf.nn.relu(supernet.like(x, first[0])), kernel)
+        for x, kernel in zip(middle, seconds, strict=True)
+    ]
+    spread = []  # in the order of `supernet.spread`, which neither their statistics nor their sums depend on
+    for edge, state in read:
+        dilation = 2 if state.strides == 1 and not state.spread else 1
+        found = [supernet.depthwise(state.dilated, edge.kernels[size][2], dilation=dilation) for size in (3, 5)]
+        (spread if state.strides == 1 and state.spread else plain).extend(found)
+    groups = [[supernet.rows(x) for x in group] for group in (plain, spread) if group]
+    strengths = tf.stack([edge.strengths for edge in edges])
+    strong = tf.concat([tf.reshape(strengths[:, ops], [-1]) for ops in (_SEPARABLE, _DILATED)], 0)
+    sums = normalized.weighted_sums(groups, stacks["last"], strong)
+    parts = [tf.matmul(s.shared, e.shared[: s.shared.shape[1]]) for e, s in read]
+    if stacks["skip"] is not None:
+        skips = [[state.skip for state in states[:INPUT_STATES]]]
+        parts += normalized.weighted_sums(skips, supernet.two_paths(stacks["skip"]), strengths[:INPUT_STATES, _SKIP])
+    if spread:
+        parts.append(supernet.rows(supernet.gathered(supernet.like(sums[1], spread[0]))))
+    return supernet.like(tf.add_n([sums[0], *parts]), plain[0])
 
 
 def derive(strengths: Any, nodes: int) -> Cells:

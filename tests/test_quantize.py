@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import graph, int8_graph, measure, quantize, tf_keras_twin, tflite, tflite_file
+from zoo.deploy import compress, graph, int8_graph, measure, quantize, tf_keras_twin, tflite, tflite_file
 
 layers = keras.layers
 CLASSES = 4
@@ -244,6 +244,19 @@ def test_model_inside_a_model_is_refused(model, data):
     nested = keras.Sequential([keras.Input((16, 16, 3)), model])
     with pytest.raises(graph.GraphError, match=r"zoo\.deploy\.graph\.flatten"):
         quantize.prepare(nested, data[0])
+
+
+def test_weights_that_are_not_finite_or_too_many_are_refused_before_any_work(monkeypatch):
+    image = keras.Input((4, 4, 3))
+    broken = keras.Model(image, layers.Conv2D(2, 1, name="broken")(image))
+    monkeypatch.setattr(tflite, "LARGEST_FILE", 31)  # 8 weights of 4 bytes
+    with pytest.raises(tflite.ConversionError, match="Use fewer filters"):
+        quantize.prepare(broken, np.zeros((1, 4, 4, 3)))
+    monkeypatch.undo()
+    broken.get_layer("broken").kernel.assign(np.full((1, 1, 3, 2), np.inf))
+    for start in (quantize.prepare, lambda model, images: compress.cluster(model, images, np.zeros(1))):
+        with pytest.raises(tflite.ConversionError, match="'broken/kernel' has 6 values that are not finite"):
+            start(broken, np.zeros((1, 4, 4, 3)))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.deploy import tf_keras_twin
+from zoo.deploy import graph, tf_keras_twin, tflite
 from zoo.deploy.quiet import quiet
 from zoo.deploy.tflite_file import Source, read, require
 
@@ -34,12 +34,12 @@ def prune(
         labels: class numbers (n,); the model must end in class probabilities.
 
     Raises:
-        ValueError: a number that cannot be.
+        ValueError: a number that cannot be, ConversionError among them: weights that are not finite.
         TwinError, GraphError: as `tf_keras_twin.to_tf_keras`.
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"sparsity={sparsity}; expected a share above 0 and below 1, such as 0.5")
-    _check(images, labels, epochs)
+    _check(model, images, labels, epochs)
     tf_keras, tfmot = _load()
     steps = epochs * -(-len(images) // batch_size)
     twin = tf_keras_twin.to_tf_keras(model)
@@ -67,7 +67,7 @@ def cluster(
     """
     if clusters < 2:
         raise ValueError(f"clusters={clusters}; expected at least 2")
-    _check(images, labels, epochs)
+    _check(model, images, labels, epochs)
     tf_keras, tfmot = _load()
     twin = tf_keras_twin.to_tf_keras(model)
     api = tfmot.clustering.keras
@@ -103,7 +103,9 @@ def _back(twin: Any, model: keras.Model) -> keras.Model:
     return copy
 
 
-def _check(images: np.ndarray, labels: np.ndarray, epochs: int) -> None:
+def _check(model: keras.Model, images: np.ndarray, labels: np.ndarray, epochs: int) -> None:
+    graph.require_flat(model)
+    tflite.check_weights(model)
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; expected one label an image, at least one")
     if epochs < 1:

@@ -46,10 +46,12 @@ def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Awar
 
     Raises:
         Int8Error, TwinError: a layer cannot be trained for int8, or has no twin under tf_keras.
-        ConversionError: no calibration images, or of another shape.
+        ConversionError: no calibration images, or of another shape; weights that are not finite, or over 2 GB.
         MissingPackageError: tf_keras or TF-MOT is not installed.
     """
     tf_keras, fake_quant = _load()
+    graph.require_flat(model)
+    tflite.check_weights(model)
     images = tflite.calibration_images(model, calibration)
     rewritten = int8_graph.rewrite(model)
     rounded = int8_graph.rounded_layers(rewritten.model)
@@ -94,7 +96,7 @@ def fine_tune(
             it once the result is written.
 
     Raises:
-        ValueError: images and labels that do not match, or a number that cannot be.
+        ValueError: images and labels that do not match, a number that cannot be, or a loss that is not a number.
     """
     tf_keras, _ = _load()
     if len(images) != len(labels) or not len(images):
@@ -124,7 +126,12 @@ def fine_tune(
         history = aware.model.fit(
             images, np.asarray(labels), batch_size=batch_size, epochs=epochs, verbose=0, callbacks=callbacks
         )
-    return [float(loss) for loss in history.history.get("loss", [])]
+    losses = [float(loss) for loss in history.history.get("loss", [])]
+    if not np.all(np.isfinite(losses)):
+        raise ValueError(
+            f"the training diverged, losses {losses}; prepare() the model anew and lower learning_rate={learning_rate}"
+        )
+    return losses
 
 
 def convert(aware: Aware) -> bytes:

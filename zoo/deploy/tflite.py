@@ -61,7 +61,7 @@ def convert(
             f"{', '.join(CALIBRATED_SCHEMES)}"
         )
     graph.require_flat(model)
-    _check_weights(model)
+    check_weights(model)
     shape = _fixed_shape(model, input_shape)
     images = calibration_images(model, calibration, input_shape) if quantize in CALIBRATED_SCHEMES else None
     import tensorflow as tf
@@ -143,7 +143,8 @@ def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.nd
         converter.inference_input_type = converter.inference_output_type = tf.int16
 
 
-def _check_weights(model: keras.Model) -> None:
+def check_weights(model: keras.Model) -> None:
+    """Raises ConversionError unless the weights are finite, computed with in float32, and fit into a .tflite file."""
     size = sum(4 * int(np.prod(weight.shape)) for weight in model.weights)
     if size > LARGEST_FILE:
         raise ConversionError(

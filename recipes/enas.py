@@ -37,7 +37,7 @@ import keras_tuner
 import numpy as np
 
 import zoo
-from recipes import _main, spaces, tuner
+from recipes import _main, tuner
 from recipes import data as image_data
 from recipes.cards import card as report_card
 from recipes.cards import reading as report_data
@@ -212,7 +212,7 @@ def _run(config: Config, children: Children, observe: Callable[[tuner.Status], N
     oracle = RandomSearch(
         keras_tuner.Objective(child_networks.OBJECTIVE, "max"),
         config.trials,
-        spaces.hyperparameters_of(space.decisions),
+        space.hyperparameters(),
         seed=config.seed,
         key=space.key,
         check=children.check if config.algorithm == "random" else None,

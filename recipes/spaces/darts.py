@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.spaces import Decision
+from recipes.spaces import Decision, Space
 from recipes.supernets.darts import OPS
-from zoo.canonical import canonical_hash
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 from zoo.genotype_json import graph_from_dict
 
@@ -16,7 +15,7 @@ SEEDS = 1000  # that the outer selection chooses from
 
 
 @dataclasses.dataclass(frozen=True)
-class FoundCells:
+class FoundCells(Space):
     """The space of the outer selection: a seed, and the cells that the search with this seed has left in `folder`."""
 
     folder: Path
@@ -41,7 +40,7 @@ class FoundCells:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCells:
+class RandomCells(Space):
     """All cells that DARTS can end with: each node reads two different states, by operations other than "none"."""
 
     nodes: int
@@ -70,7 +69,3 @@ class RandomCells:
                 nodes.append(Node(edges))
             graphs.append(CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes))))
         return Cells(*graphs)
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns a hash that equal cells share."""
-        return canonical_hash(self.body(values))

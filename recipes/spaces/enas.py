@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from recipes.spaces import CellSpace, Decision
+from recipes.spaces import CellSpace, Decision, Space
 from recipes.supernets.enas import body_of as micro_body
 from recipes.supernets.enas_export import body_of
-from zoo.canonical import canonical_hash
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS, to_enas_macro, to_enas_micro
 from zoo.genotype import Cells, Chain, Layer
 
@@ -34,7 +33,7 @@ class MicroSpace(CellSpace):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainSpace:
+class ChainSpace(Space):
     """The chains of ENAS' macro space: each layer has one of six operations and any set of skips."""
 
     layers: int
@@ -67,13 +66,9 @@ class ChainSpace:
                 found[f"layer{number:02d}/skip{state:02d}"] = int(state in layer.skips)
         return found
 
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns a hash that equal chains share."""
-        return canonical_hash(self.body(values))
-
 
 @dataclasses.dataclass(frozen=True)
-class FoundPaths:
+class FoundPaths(Space):
     """The space of the outer selection: a seed, and the path that the search with this seed has left in `folder`."""
 
     folder: Path

@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recipes.spaces import Decision, check_values, hyperparameters_of, kinds_of
-from zoo.canonical import canonical_hash
+from recipes.spaces import Decision, Space, check_values
 from zoo.genotype import Block, Blocks
 
 # Sandler et al., arXiv:1801.04381, table 2: filters, layers, strides; the first is depthwise separable
@@ -26,7 +25,7 @@ FILTERS, LAYERS = (0.75, 1.0, 1.25), (-1, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockSpace:
+class BlockSpace(Space):
     """Networks of seven blocks around MobileNetV2; `width`, `depth` and `strides` fit them to small images.
 
     Attributes:
@@ -62,20 +61,6 @@ class BlockSpace:
             found += [Decision(f"block{block}/{kind}", options, kind) for kind, options in choices.items()]
         return tuple(found)
 
-    @property
-    def kinds(self) -> dict[str, list[str]]:
-        """Kind of mutation -> names of its decisions."""
-        return kinds_of(self.decisions)
-
-    @property
-    def size(self) -> int:
-        """How many ways there are to choose; equal networks are counted once for each way to write them."""
-        return math.prod(len(decision.choices) for decision in self.decisions)
-
-    def hyperparameters(self) -> Any:
-        """Returns the decisions as keras_tuner.HyperParameters."""
-        return hyperparameters_of(self.decisions)
-
     def body(self, values: Mapping[str, Any]) -> Blocks:
         """Returns the blocks that `values` (decision -> choice) stand for."""
         rows = []
@@ -86,10 +71,6 @@ class BlockSpace:
             )
         stem, head = self._rounded(MOBILENET_V2_STEM), self._rounded(MOBILENET_V2_HEAD)
         return Blocks(tuple(rows), stem, head)
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns a hash that equal networks share."""
-        return canonical_hash(self.body(values))
 
     def mobilenet_v2(self) -> dict[str, Any]:
         """Returns the values of MobileNetV2 itself, around which the space lies."""

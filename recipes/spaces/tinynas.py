@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.spaces import Decision, hyperparameters_of, kinds_of
+from recipes.spaces import Decision, Space
 from zoo.canonical import canonical_hash
 from zoo.genotype import Block, Blocks
 
@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class TinySpace:
+class TinySpace(Space):
     """All sub-networks of one once-for-all network.
 
     Attributes:
@@ -91,11 +91,6 @@ class TinySpace:
         return tuple(found)
 
     @property
-    def kinds(self) -> dict[str, list[str]]:
-        """Kind of mutation -> names of its decisions."""
-        return kinds_of(self.decisions)
-
-    @property
     def size(self) -> int:
         """How many different sub-networks there are."""
         block = len(self.kernels) * len(self.expansions)
@@ -126,10 +121,6 @@ class TinySpace:
     def filters(self, stage: int, share: float) -> int:
         """Returns the filters of a stage that keeps this share of them."""
         return self._rounded(FILTERS[stage] * share)
-
-    def hyperparameters(self) -> Any:
-        """Returns the decisions as keras_tuner.HyperParameters."""
-        return hyperparameters_of(self.decisions)
 
     def body(self, values: Mapping[str, Any]) -> Blocks:
         """Returns the blocks that `values` (decision -> choice) stand for, a row each."""

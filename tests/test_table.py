@@ -54,6 +54,14 @@ def test_lite_file_is_about_four_bytes_a_weight():
     assert 0.95 < found["bytes"] / (4 * found["params"]) < 1.1  # scale and offset fold into one bias
 
 
+@pytest.mark.slow
+def test_a_large_network_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "_LARGE", 0.1)
+    text = table.table(dataclasses.replace(table.PRESETS["smoke"], sizes=False, folder=tmp_path))
+    (row,) = [line for line in text.splitlines() if line.startswith("| mcunet_vww0")]
+    assert float(row.split("|")[8]) > 0
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="matches no network"):
         table.table(table.Config(names="resnet*"))

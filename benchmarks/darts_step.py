@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,6 +23,7 @@ from keras import layers
 
 from recipes.supernets import darts as supernet_darts
 from recipes.supernets.base import EPSILON
+from recipes.supernets.bilevel import Bilevel, Rates
 from zoo.genotype import INPUT_STATES
 
 STEPS = 5
@@ -157,53 +159,54 @@ class PlainSupernet:
         return self.model([images, *tf.unstack(tf.nn.softmax(alphas))], training=True)
 
 
-def measure(kind: str, cells: int, batch: int, start: float) -> None:
-    """Takes steps of one side in this process, which was started at `start`, and prints a line."""
-    if kind == "ours":  # what the recipe does
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    net = supernet_darts.Supernet(cells, 16, 10, 3)
-    rng = np.random.default_rng(0)
-    images = tf.constant(rng.normal(size=(batch, 32, 32, 3)), tf.float32)
-    labels = tf.constant(rng.integers(0, 10, batch), tf.int32)
-    keras_alphas = keras.Variable(np.zeros((2, net.edges, 8), "float32"))
-    alphas: Any = keras_alphas.value
-    if kind == "ours":
-        keras_weights: Any = [keras.Variable(net.packing.initial(0))]
+def our_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Returns a step of the alphas and the weights as the recipe takes it."""
+    state = Bilevel(net, Rates(), seed=0)
+    return lambda: state.learn((images, labels), (images, labels), 0.025)
 
-        def logits() -> Any:
-            return net.logits(weights[0], alphas, images)
-    else:
-        plain = PlainSupernet(net, (32, 32, 3))
-        plain.set_weights(net.packing.initial(0))
-        keras_weights = plain.model.trainable_weights
 
-        def logits() -> Any:
-            return plain.logits(alphas, images)
-
-    weights = [variable.value for variable in keras_weights]
+def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Returns the same of the plain supernet, by optimizers of Keras in one traced function."""
+    plain = PlainSupernet(net, images.shape[1:])
+    plain.set_weights(net.packing.initial(0))
+    keras_weights: Any = plain.model.trainable_weights
+    keras_alphas: Any = keras.Variable(np.zeros((2, net.edges, 8), "float32"))
     optimizers: Any = keras.optimizers.SGD(0.025, 0.9, global_clipnorm=5.0), keras.optimizers.Adam(3e-4, 0.5)
+    batch: Any = tf.constant(images), tf.constant(labels)
 
     def gradients(variables: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits()))
+            logits = plain.logits(keras_alphas.value, batch[0])
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch[1], logits))
         return tape.gradient(loss, variables)
 
     def update() -> None:
-        optimizers[1].apply_gradients([(gradients([alphas])[0], keras_alphas)])
-        optimizers[0].apply_gradients(zip(gradients(weights), keras_weights, strict=True))
+        optimizers[1].apply_gradients([(gradients([keras_alphas.value])[0], keras_alphas)])
+        found = gradients([variable.value for variable in keras_weights])
+        optimizers[0].apply_gradients(zip(found, keras_weights, strict=True))
 
     optimizers[0].build(keras_weights)
     optimizers[1].build([keras_alphas])
-    step = tf.function(update, autograph=False)
+    return tf.function(update, autograph=False)
+
+
+def measure(kind: str, cells: int, batch: int, start: float) -> None:
+    """Takes steps of one side in this process, which was started at `start`, and prints a line."""
+    net = supernet_darts.Supernet(cells, 16, 10, 3)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, 32, 32, 3)).astype(np.float32)
+    labels = rng.integers(0, 10, batch).astype(np.int32)
+    step = {"ours": our_step, "plain": plain_step}[kind](net, images, labels)
     step()
-    first = time.time() - start
-    seconds = []
+    first, first_processor = time.time() - start, time.process_time()
+    seconds, processor = [], []
     for _ in range(STEPS):
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         step()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - begin[0])
+        processor.append(time.process_time() - begin[1])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(first, statistics.median(seconds), memory)
+    print(first, first_processor, statistics.median(seconds), statistics.median(processor), memory)
 
 
 def main() -> None:
@@ -211,18 +214,16 @@ def main() -> None:
     full = "--full" in sys.argv
     cells, batch = (8, 64) if full else (4, 32)
     print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    print(f"{cells} cells, 16 channels, batch {batch}, {STEPS} steps, seed 0")
+    print(f"{cells} cells, 16 channels, batch {batch}, {STEPS} steps, seed 0; in brackets, seconds of the processor")
     results = {}
     for kind in ("ours", "plain"):
         command = [sys.executable, "-m", "benchmarks.darts_step", kind, str(cells), str(batch), str(time.time())]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        results[kind] = [float(value) for value in output.split()[-3:]]
-        first, step, memory = results[kind]
-        print(
-            f"{kind:6} first step after {first:.1f} s, then {step:.3f} s a step, {memory:.2f} GiB at most", flush=True
-        )
+        results[kind] = [float(value) for value in output.split()[-5:]]
+        text = "{:6} first step after {:.1f} s ({:.1f}), then {:.3f} s ({:.3f}) a step, {:.2f} GiB at most"
+        print(text.format(kind, *results[kind]), flush=True)
     ratios = [a / b for a, b in zip(results["ours"], results["plain"], strict=True)]
-    print("ratios: start {:.2f}, step {:.2f}, memory {:.2f}".format(*ratios))
+    print("ratios: start {:.2f} ({:.2f}), step {:.2f} ({:.2f}), memory {:.2f}".format(*ratios))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import keras_tuner
 import numpy as np
 import tensorflow as tf
 
-from recipes import _main, spaces, tuner
+from recipes import _main, tuner
 from recipes import data as image_data
 from recipes.cards import card as report_card
 from recipes.cards import reading as report_data
@@ -159,7 +159,7 @@ def _run(config: Config, children: Children, observe: Callable[[tuner.Status], N
     oracle = RandomSearch(
         keras_tuner.Objective(child_networks.OBJECTIVE, "max"),
         config.trials,
-        spaces.hyperparameters_of(space.decisions),
+        space.hyperparameters(),
         seed=config.seed,
         key=space.key,
         check=children.check if config.algorithm == "random" else None,
@@ -199,27 +199,26 @@ def find_cells(
         FloatingPointError: the loss is not a number any more.
     """
     batches = Batches(config, images, seed)
-    with supernet.without_rewrites():
-        state = make(config, images, seed)
-        path = _state_path(folder, seed)
-        state.restore(path)
-        saved = time.monotonic()
-        while state.step < config.search_epochs * batches.steps:
-            epoch, number = divmod(state.step, batches.steps)
-            report(0.9 * state.step / (config.search_epochs * batches.steps), f"supernet, epoch {epoch + 1}")
-            rate = state.rates.at(epoch, config.search_epochs)
-            validation = batches.of(1, epoch, number) if epoch >= config.warm_up_epochs else None
-            state.learn(batches.of(0, epoch, number), validation, rate)
-            if number + 1 == batches.steps:
-                state.history.append(_record(config, state, batches.of(1, epoch, 0)))
-                state.marks = []
-                state.save(path)
-                skips = state.history[-1]["normal_skips"]
-                if config.stop_at_skips is not None and skips >= config.stop_at_skips:
-                    break
-            elif time.monotonic() - saved > config.save_seconds:
-                state.save(path)
-                saved = time.monotonic()
+    state = make(config, images, seed)
+    path = _state_path(folder, seed)
+    state.restore(path)
+    saved = time.monotonic()
+    while state.step < config.search_epochs * batches.steps:
+        epoch, number = divmod(state.step, batches.steps)
+        report(0.9 * state.step / (config.search_epochs * batches.steps), f"supernet, epoch {epoch + 1}")
+        rate = state.rates.at(epoch, config.search_epochs)
+        validation = batches.of(1, epoch, number) if epoch >= config.warm_up_epochs else None
+        state.learn(batches.of(0, epoch, number), validation, rate)
+        if number + 1 == batches.steps:
+            state.history.append(_record(config, state, batches.of(1, epoch, 0)))
+            state.marks = []
+            state.save(path)
+            skips = state.history[-1]["normal_skips"]
+            if config.stop_at_skips is not None and skips >= config.stop_at_skips:
+                break
+        elif time.monotonic() - saved > config.save_seconds:
+            state.save(path)
+            saved = time.monotonic()
     cells = state.cells()
     tuner.forget_models()
     return {
@@ -296,12 +295,11 @@ def dry_run(config: Config, images: image_data.Data, presets: Mapping[str, Any])
     """Takes some steps of the supernet, prints what the search would need, and returns the cells of that moment."""
     batches = Batches(config, images, config.seed)
     marks = [time.perf_counter()]
-    with supernet.without_rewrites():
-        state = make(config, images, config.seed)
-        for number in range(1 + config.dry_run_steps):
-            place = number % batches.steps
-            state.learn(batches.of(0, 0, place), batches.of(1, 0, place), state.rates.learning_rate)
-            marks.append(time.perf_counter())
+    state = make(config, images, config.seed)
+    for number in range(1 + config.dry_run_steps):
+        place = number % batches.steps
+        state.learn(batches.of(0, 0, place), batches.of(1, 0, place), state.rates.learning_rate)
+        marks.append(time.perf_counter())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     first, *seconds = np.diff(marks)
     step, steps = float(np.median(seconds)), batches.steps * config.search_epochs

@@ -13,7 +13,6 @@ from recipes import darts
 from recipes.cards import reading as report_data
 from recipes.runner import child_networks
 from recipes.spaces.darts import RandomCells
-from recipes.supernets import base as supernet
 from recipes.supernets import darts_ranking as supernet_ranking
 from recipes.supernets.bilevel import Bilevel, Rates, largest_eigenvalue
 from recipes.supernets.darts import Supernet, derive
@@ -78,10 +77,9 @@ def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_
     images = child_networks.load_images(config)
     whole = darts.find_cells(config, images, 3, tmp_path / "whole", lambda share, text: None)
     batches = darts.Batches(config, images, 3)
-    with supernet.without_rewrites():
-        state = darts.make(config, images, 3)
-        validation = None if warm_up else batches.of(1, 0, 0)
-        state.learn(batches.of(0, 0, 0), validation, state.rates.at(0, config.search_epochs))
+    state = darts.make(config, images, 3)
+    validation = None if warm_up else batches.of(1, 0, 0)
+    state.learn(batches.of(0, 0, 0), validation, state.rates.at(0, config.search_epochs))
     state.save(tmp_path / "again" / "seed3.state.npz")
     again = darts.find_cells(config, images, 3, tmp_path / "again", lambda share, text: None)
     assert again["strengths"] == whole["strengths"]

@@ -4,10 +4,11 @@ The state is five arrays and a step number, so a killed search goes on at the st
 """
 
 import dataclasses
+import functools
 import json
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,44 @@ class Rates:
         return self.least_rate + 0.5 * (self.learning_rate - self.least_rate) * (1 + math.cos(math.pi * epoch / epochs))
 
 
+class Gradients:
+    """Loss, accuracy and gradients of a supernet; one graph serves all, and each call runs the part that it needs.
+
+    Graphs of functions would be two, each traced and optimized for itself. Without grappler, whose rewrites of a
+    supernet's graph take longer than they save.
+    """
+
+    def __init__(self, net: Supernet):
+        self._net = net
+        self._made: dict[tuple[int, ...], tuple[Any, list[Any], dict[str, Any]]] = {}  # by the shape of the images
+
+    def __call__(
+        self, names: Sequence[str], weights: np.ndarray, alphas: np.ndarray, batch: tuple[Any, Any]
+    ) -> list[np.ndarray]:
+        """Returns loss and accuracy (2,) on a batch (images, labels), then the gradients in `names`."""
+        images, labels = (np.asarray(part) for part in batch)
+        if images.shape not in self._made:
+            self._made[images.shape] = self._graph(images.shape, alphas.shape)
+        session, places, found = self._made[images.shape]
+        given = dict(zip(places, (weights, alphas, images, labels), strict=True))
+        return session.run([found[name] for name in ("marks", *names)], given)
+
+    def _graph(self, images_shape: tuple[int, ...], alphas_shape: tuple[int, ...]) -> tuple[Any, list[Any], Any]:
+        with tf.Graph().as_default() as graph:
+            shapes = [(self._net.packing.size,), alphas_shape, images_shape]
+            weights, alphas, images = (tf.compat.v1.placeholder(tf.float32, shape) for shape in shapes)
+            labels = tf.compat.v1.placeholder(tf.int32, images_shape[:1])
+            logits = self._net.logits(weights, alphas, images)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+            right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
+            found = dict(zip(("alphas", "weights"), tf.compat.v1.gradients(loss, [alphas, weights]), strict=True))
+            found["marks"] = tf.stack([loss, right])
+        options: Any = tf.compat.v1.ConfigProto()
+        options.graph_options.rewrite_options.disable_meta_optimizer = True
+        session = tf.compat.v1.Session(graph=graph, config=options)
+        return session, [weights, alphas, images, labels], found
+
+
 class Bilevel:
     """A supernet with the state of its search.
 
@@ -58,26 +97,9 @@ class Bilevel:
         self.velocity = np.zeros_like(self.weights)
         self.alphas = 1e-3 * rng.standard_normal((2, net.edges, len(OPS))).astype(np.float32)
         self.alpha_mean, self.alpha_square = np.zeros_like(self.alphas), np.zeros_like(self.alphas)
-        self._gradient = {name: self._traced(name) for name in ("weights", "alphas", "both")}
-
-    def _traced(self, name: str) -> Callable[..., Any]:
-        def gradient(weights: Any, alphas: Any, images: Any, labels: Any) -> Any:
-            watched = {"weights": [weights], "alphas": [alphas], "both": [alphas, weights]}[name]
-            with tf.GradientTape() as tape:
-                tape.watch(watched)
-                logits = self.net.logits(weights, alphas, images)
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
-            return tf.stack([loss, right]), *tape.gradient(loss, watched)  # pyright: ignore[reportGeneralTypeIssues]
-
-        function = tf.function(gradient, autograph=False)  # traced at the first call, "both" in second order only
-
-        def call(weights: np.ndarray, alphas: np.ndarray, batch: tuple[Any, Any]) -> list[np.ndarray]:
-            images, labels = batch
-            arguments = (tf.constant(array, tf.float32) for array in (weights, alphas, images))
-            return [result.numpy() for result in function(*arguments, tf.constant(labels, tf.int32))]
-
-        return call
+        gradients = Gradients(net)
+        wanted = {"weights": ["weights"], "alphas": ["alphas"], "both": ["alphas", "weights"]}
+        self._gradient = {name: functools.partial(gradients, names) for name, names in wanted.items()}
 
     def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> None:
         """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both marks.

@@ -151,6 +151,8 @@ def test_three_seeds_beside_random_search_give_a_result_at_reduced_scale(tmp_pat
     assert card["comparison"]["gain"] == pytest.approx(0.21)
     assert card["comparison"]["standard_error"] == pytest.approx(0.01 / 3**0.5, abs=1e-6)
     assert card["anytime"]["random_mean"] == [0.5, 0.6]
+    assert card["comparison"]["later_half"] == [0.8, 0.81, 0.82]
+    assert "| mean of the later half of evolution's networks | 0.8100 ± 0.0100 |" in page
     assert "**0.8100 ± 0.0100**" in page
     for picture in card["pictures"]:
         assert f"]({picture['file']})" in page

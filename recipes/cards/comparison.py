@@ -51,6 +51,7 @@ def comparison(searches: Sequence[Search], random: Sequence[Search]) -> dict[str
         "draws_in_budget": wanted,
         "random": {"mean": mean, "std": std, "values": expected},
         "random_cell": float(np.mean([score for search in random for score in search.scores])),
+        "later_half": [float(np.mean(search.scores[len(search.scores) // 2 :])) for search in searches],
         "gain": difference,
         "standard_error": error,
         "paired": paired,

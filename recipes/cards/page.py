@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recipes.cards import statistics
 from recipes.cards.pictures import name_of
 from recipes.runner.progress import duration
 
@@ -128,6 +129,9 @@ def _comparison(card: Mapping[str, Any]) -> str:
             f"{found['gain']:+.4f}" + ("" if error is None else f", standard error {error:.4f}"),
         ),
     ]
+    if found["budget"] == "trials":
+        mean, std = statistics.mean_and_std(found["later_half"])
+        rows.insert(1, (f"mean of the later half of {card['algorithm']}'s networks", _spread(mean, std)))
     text = f"## Beside random search\n\n{table(('', name), rows)}\n\n"
     text += f"The budget is {budget}. The expectation is exact for these random networks (order statistics). "
     paired = "Each search is compared with the random search of its seed, on the same images."

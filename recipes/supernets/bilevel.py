@@ -71,8 +71,8 @@ class Gradients:
             logits = self._net.logits(weights, alphas, images)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
-            found = dict(zip(("alphas", "weights"), tf.compat.v1.gradients(loss, [alphas, weights]), strict=True))
-            found["marks"] = tf.stack([loss, right])
+            gradients = tf.compat.v1.gradients(loss, [alphas, weights])
+            found = {"marks": tf.stack([loss, right]), "alphas": gradients[0], "weights": gradients[1]}
         options: Any = tf.compat.v1.ConfigProto()
         options.graph_options.rewrite_options.disable_meta_optimizer = True
         session = tf.compat.v1.Session(graph=graph, config=options)
@@ -99,7 +99,9 @@ class Bilevel:
         self.alpha_mean, self.alpha_square = np.zeros_like(self.alphas), np.zeros_like(self.alphas)
         gradients = Gradients(net)
         wanted = {"weights": ["weights"], "alphas": ["alphas"], "both": ["alphas", "weights"]}
-        self._gradient = {name: functools.partial(gradients, names) for name, names in wanted.items()}
+        self._gradient: dict[str, Callable[..., Sequence[Any]]] = {
+            name: functools.partial(gradients, names) for name, names in wanted.items()
+        }
 
     def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> None:
         """Takes one step of the alphas and one of the weights, on batches (images, labels); notes both marks.

@@ -35,6 +35,7 @@ from zoo.deploy import measure, quantize, report, tflite
 from zoo.genotype import Genotype
 from zoo.weights.published import transfer
 
+WEIGHTS = "model.weights.h5"  # what recipes.trial leaves of a finished training
 RUNS = 250  # of each file, for its latency
 HEAD = (
     "network", "image", "parameters, k", "multiply-adds, M", "float", "int8, PTQ", "int8, QAT", "file, kB",
@@ -119,7 +120,7 @@ def table(config: Config) -> str:
             def tell(text: str, number: int = number, family: str = family, seed: int = seed) -> None:
                 print(f"{number + 1} of {len(wanted)}: {family}, seed {seed}: {text}", file=sys.stderr, flush=True)
 
-            row = {"digest": digest, **measure_row(NETWORKS[family], seed, config, store.with_suffix(""), tell)}
+            row = {"digest": digest, **measure_row(NETWORKS[family], seed, config, store.with_suffix(""), digest, tell)}
             write_atomically(store, json.dumps(row, indent=1) + "\n")
         found.setdefault(family, []).append(row)
     lines = [
@@ -134,8 +135,15 @@ def table(config: Config) -> str:
     return text
 
 
-def measure_row(small: Small, seed: int, config: Config, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Trains one network and returns what is measured on it; its files stay beside `folder`, the training's state."""
+def measure_row(
+    small: Small, seed: int, config: Config, path: Path, digest: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Trains one network and returns what is measured on it.
+
+    Its files become `path` with a suffix; until they are there, a folder beside them, named by `digest` too, holds the
+    training to go on from.
+    """
+    folder = path.with_name(f"{path.name}-{digest[:8]}")
     source = data.load(size=small.side)
     train, test = source.train.first(config.training_images), source.test.first(config.images)
     model = _trained(small, source, train, seed, config, folder, tell)
@@ -151,7 +159,7 @@ def measure_row(small: Small, seed: int, config: Config, folder: Path, tell: Cal
     trained = quantize.convert(aware)
     tell("measuring")
     rows = {
-        scheme: report.measure_file(file, "int8", folder.with_suffix(f".{scheme}.tflite").name, judged, truth)
+        scheme: report.measure_file(file, "int8", path.with_suffix(f".{scheme}.tflite").name, judged, truth)
         for scheme, file in (("ptq", after), ("qat", trained))
     }
     result = {
@@ -163,8 +171,8 @@ def measure_row(small: Small, seed: int, config: Config, folder: Path, tell: Cal
         **{scheme: dataclasses.asdict(row) for scheme, row in rows.items()},
     }
     for scheme, file in (("ptq", after), ("qat", trained)):
-        write_atomically(folder.parent / rows[scheme].file, file)
-    (folder / "model.weights.h5").unlink(missing_ok=True)
+        write_atomically(path.with_name(rows[scheme].file), file)
+    (folder / WEIGHTS).unlink()
     folder.rmdir()
     del model, aware
     keras.backend.clear_session()
@@ -189,8 +197,11 @@ def _trained(
         made.append(zoo.build(small.genotype(), classifier_activation=None, **size))
         return made[-1]
 
-    tell(f"training for {config.epochs} epochs on {len(train):,} images")
-    trial.train(make, train, source.validation, trial.Training(config.epochs), seed=seed, folder=folder)
+    if (folder / WEIGHTS).exists():
+        make().load_weights(folder / WEIGHTS)
+    else:
+        tell(f"training for {_epochs(config.epochs)} on {len(train):,} images")
+        trial.train(make, train, source.validation, trial.Training(config.epochs), seed=seed, folder=folder)
     model = zoo.build(small.genotype(), **size)
     transfer(made[-1], model)
     return model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 import numpy as np
 
-from zoo.deploy import graph, joins
+from zoo.deploy import graph, joins, scales
 from zoo.deploy.quiet import quiet
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def from_function(
             data, failure = b"", error
     if failure is not None:
         raise _explained(failure, printed.text, model) from failure
-    return joins.narrow(data)
+    return joins.narrow(scales.widen(data) if quantize == "int8" else data)
 
 
 def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.ndarray] | None) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 import zoo
 from zoo.blocks import Style
+from zoo.canonical import canonical_hash
 from zoo.cell import expand
 from zoo.families import amoebanet, darts, enas, nasnet, pnasnet
-from zoo.genotype import CellGraph, GenotypeError, Node
+from zoo.genotype import CellGraph, Cells, GenotypeError, Node
 
 STYLES = {
     "nasnet": nasnet.STYLE,
@@ -257,5 +258,21 @@ def test_bad_input_is_refused_with_value_and_expectation(make, message):
 
 
 def test_a_node_of_nones_that_the_output_needs_is_an_error():
-    with pytest.raises(GenotypeError, match='node 2 of cell has only "none" edges, but the output needs it: put an op'):
-        call_of(CellGraph([Node([("none", 0), ("none", 1)])], [2]), pair(), 4)
+    zero = Node([("none", 0), ("none", 1)])
+    for graph in (CellGraph([zero], [2]), CellGraph([zero, Node([("conv_3x3", 2)])], [3])):
+        with pytest.raises(GenotypeError, match=r"is zero, for its edges .* but the output needs it: put an operation"):
+            call_of(graph, pair(), 4)
+
+
+def test_what_reads_a_node_of_nones_is_left_out():
+    zero = Node([("none", 0), ("none", 1)])
+    graph = CellGraph(
+        [zero, Node([("conv_3x3", 2), ("none", 1)]), Node([("sep_conv_3x3", 3), ("skip_connect", 1)])], [4]
+    )
+    plain = CellGraph([Node([("skip_connect", 1)])], [2])
+    assert graph.live_states() == {1, 4}
+    assert {layer.name for layer in call_of(graph, pair(), 4).layers if layer.weights} == {
+        "cell_input1_conv",
+        "cell_input1_bn",
+    }
+    assert canonical_hash(Cells(graph)) == canonical_hash(Cells(plain))

@@ -39,8 +39,7 @@ def canonical_form(graph: CellGraph) -> list[Any]:
     live = sorted(state for state in graph.live_states() if state >= INPUT_STATES)
     nodes = {}
     for state in live:
-        node = graph.nodes[state - INPUT_STATES]
-        nodes[state] = (node.combine, [edge for edge in node.edges if edge.op != "none"])
+        nodes[state] = (graph.nodes[state - INPUT_STATES].combine, [edge for _, edge in graph.edges_of(state)])
     return _least_form(nodes, frozenset(graph.concat), dict.fromkeys(live, 0))
 
 

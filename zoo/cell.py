@@ -39,7 +39,7 @@ def expand(
         drop_path_rate: the chance that an example loses an edge in training.
 
     Raises:
-        GenotypeError: a node that the output needs has no edge but "none".
+        GenotypeError: a node of the output has no edge that brings something.
     """
     live = graph.live_states()
     states: dict[int, State] = {}
@@ -52,16 +52,15 @@ def expand(
         if number not in live:
             continue
         parts = []
-        for place, (op, source) in enumerate(node.edges):
-            if op != "none":
-                edge = f"{name}_node{number}_edge{place}"
-                step = strides if source < INPUT_STATES else 1
-                x = OPS[op](states[source], filters, step, style, edge)
-                parts.append(_drop_path(x, op, states[source], drop_path_rate, style, edge))
+        for place, (op, source) in graph.edges_of(number):
+            edge = f"{name}_node{number}_edge{place}"
+            step = strides if source < INPUT_STATES else 1
+            x = OPS[op](states[source], filters, step, style, edge)
+            parts.append(_drop_path(x, op, states[source], drop_path_rate, style, edge))
         if not parts:
             raise GenotypeError(
-                f'node {number} of {name} has only "none" edges, but the output needs it: put an operation on an edge, '
-                "or leave the node out of concat"
+                f'node {number} of {name} is zero, for its edges are "none" or read such nodes, but the output needs '
+                "it: put an operation on an edge, or leave the node out of concat"
             )
         states[number] = State(
             _combine(parts, node.combine, filters, style, f"{name}_node{number}"), f"{name}_node{number}"

@@ -93,8 +93,8 @@ def _places(graph: CellGraph) -> dict[int, _Place]:
     depths = dict.fromkeys(range(INPUT_STATES), 0)
     places: dict[int, _Place] = {}
     y = 0.0
-    for number, node in enumerate(graph.nodes, start=INPUT_STATES):
-        sources = [edge.state for edge in node.edges if edge.op != "none"]
+    for number in range(INPUT_STATES, INPUT_STATES + len(graph.nodes)):
+        sources = [edge.state for _, edge in graph.edges_of(number)]
         depths[number] = 1 + max((depths[state] for state in sources), default=0)
         ops = tuple(y + 0.5 * place for place in range(len(sources)))
         y = (ops[-1] if ops else y) + 0.8
@@ -111,7 +111,7 @@ def _draw_cell(axes: Any, graph: CellGraph, places: dict[int, _Place]) -> None:
     for number, node in enumerate(graph.nodes, start=INPUT_STATES):
         place = places[number]
         faded = 0.3 if number not in live else 1.0
-        edges = [edge for edge in node.edges if edge.op != "none"]
+        edges = [edge for _, edge in graph.edges_of(number)]
         for edge, y in zip(edges, place.ops, strict=True):
             left, right = place.x - _BOX - 0.5, place.x - 0.5
             _line(axes, (places[edge.state].x, places[edge.state].y), (left, y), edge.state, faded)

@@ -85,15 +85,28 @@ class CellGraph:
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "concat", concat)
 
+    def edges_of(self, number: int) -> list[tuple[int, Edge]]:
+        """Returns the (place, edge) pairs of node `number` that bring something, in the node's order.
+
+        "none" brings nothing, and neither does what reads a node that nothing is brought to: such a node is zero, and
+        an operation makes of zeros a constant at most.
+        """
+        silent: set[int] = set()
+        for earlier, node in enumerate(self.nodes[: number - INPUT_STATES], start=INPUT_STATES):
+            if all(op == "none" or state in silent for op, state in node.edges):
+                silent.add(earlier)
+        edges = enumerate(self.nodes[number - INPUT_STATES].edges)
+        return [(place, edge) for place, edge in edges if edge.op != "none" and edge.state not in silent]
+
     def live_states(self) -> frozenset[int]:
-        """Returns the states that the output depends on, through edges other than "none"."""
+        """Returns the states that the output depends on, through the edges of `edges_of`."""
         live, pending = set(), list(self.concat)
         while pending:
             state = pending.pop()
             if state not in live:
                 live.add(state)
                 if state >= INPUT_STATES:
-                    pending += [edge.state for edge in self.nodes[state - INPUT_STATES].edges if edge.op != "none"]
+                    pending += [edge.state for _, edge in self.edges_of(state)]
         return frozenset(live)
 
 

@@ -4,6 +4,8 @@
 That benchmark's node 0, the cell's one input, is state 1 here (h[c-1]); node k is state k+1; state 0 is not read. The
 last node is the output. Nothing says what a reduction is: there it is a residual block of its own, here, where such a
 cell is built in the DARTS skeleton, the cell at stride 2. So accuracies of its tables are not those of what we build.
+A node of "none" alone is zero; what reads it is left out (its normalisation would add a constant). A cell whose last
+node is zero cannot be built.
 """
 
 import re

@@ -158,7 +158,7 @@ def preset_of(**changes) -> Genotype:
         ([shrunk("nasnet_a", "mobile", filters=3)], {}, "would have 0 filters, for it has a share of the network's"),
         ([preset_of(input_shape=None)], {}, "input_shape is not given, and the preset has none"),
         ([preset_of(classes=None)], {}, "classes is not given, and the preset has none"),
-        ([NONES], {}, 'mine, preset \'small\': node 2 of cell00 is zero, for its edges are "none" or read such nodes, but the output needs it'),
+        ([NONES], {}, 'mine, preset \'small\': node 2 of cell00 is zero, for its edges are "none" or read such'),
         *(([DARTS], {"classes": value}, f"classes={value!r}; expected a whole number from 1")
           for value in (0, -1, True, 2.0, "10")),
         *(([DARTS], {"input_shape": value}, f"input_shape={value!r}; expected (height, width, channels), such as (224")

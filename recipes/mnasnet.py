@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import keras
 
 from recipes import _main, tuner
-from recipes.oracles import SearchOracle
+from recipes.oracles import ControllerOracle, SearchOracle
 from recipes.runner import child_networks, child_search
 from recipes.runner.child_networks import Children
 from recipes.runner.controller_config import ControllerConfig
@@ -34,6 +34,18 @@ from recipes.runner.latency import machine
 from recipes.runner.latency_table import Table, names_of_space
 from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from zoo.genotype import Genotype
+
+__all__ = [
+    "OBJECTIVE",
+    "PRESETS",
+    "Config",
+    "ControllerOracle",
+    "RewardedChildren",
+    "oracle",
+    "reward",
+    "search",
+    "space_of",
+]
 
 OBJECTIVE = "reward"
 

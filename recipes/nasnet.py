@@ -16,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes import _main, spaces, tuner
-from recipes.oracles import SearchOracle
+from recipes.oracles import ControllerOracle, SearchOracle
 from recipes.runner import child_search
 from recipes.runner.child_networks import Children
 from recipes.runner.controller_config import ControllerConfig
 from zoo.genotype import Genotype
+
+__all__ = ["PRESETS", "Config", "ControllerOracle", "oracle", "search"]
 
 
 @dataclasses.dataclass(frozen=True)

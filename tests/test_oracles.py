@@ -1,5 +1,6 @@
 """The oracles of recipes/oracles, as any KerasTuner user would use them."""
 
+import importlib
 import json
 
 import keras_tuner
@@ -249,3 +250,17 @@ def test_draws_do_not_touch_the_global_random_state():
     before = np.random.get_state()[1].copy()
     run(AgingEvolution(OBJECTIVE, 10, two_choices(), seed=0, population=3, sample=2), sum_of, 10)
     assert (np.random.get_state()[1] == before).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("nasnet", "ControllerOracle"),
+        ("mnasnet", "ControllerOracle"),
+        ("amoebanet", "AgingEvolution"),
+        ("pnasnet", "ProgressiveOracle"),
+    ],
+)
+def test_each_recipe_offers_its_oracle_to_tuners_of_ones_own(recipe: str, name: str):
+    module = importlib.import_module(f"recipes.{recipe}")
+    assert issubclass(getattr(module, name), keras_tuner.Oracle)

@@ -2,11 +2,12 @@
 
     python -m recipes.quantize --model=runs/train/model.keras            # minutes on 2 cores
     python -m recipes.quantize --model=nasnet_a --size=cifar10 --weights=my.weights.h5 --data=tfds:cifar10 --epochs=10
+    python -m recipes.quantize --sparsity=0.5 --clusters=16              # pruned and clustered int8 files, too
 
-Writes into runs/quantize the files (float32, int8, "int8 QAT"), deploy.json, deploy.md and, with --copy_back,
-model.keras with the weights learnt. All are judged on the same held-out images. Started again after a kill,
-training goes on behind the last whole epoch. Expected: where int8 after training loses more than a point of accuracy,
-most of it comes back.
+Writes into runs/quantize the files (float32, int8, "int8 QAT", "int8 pruned", "int8 clustered"), deploy.json, deploy.md
+(with each file's size after compression) and, with --copy_back, model.keras with the weights learnt. All are judged on
+the same held-out images. Started again after a kill, training goes on behind the last whole epoch. Expected: where int8
+after training loses more than a point of accuracy, most of it comes back.
 
 The images are trained on as they are, without augmentation: the network knows them, only the rounding is new to it.
 """
@@ -17,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +26,7 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import Deployable, ModelAndData
 from zoo.atomic import write_atomically
-from zoo.deploy import quantize, report, tflite
+from zoo.deploy import compress, quantize, report, tflite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Config(ModelAndData):
     batch_size: int = 64  # images a step
     training_images: int | None = None  # how many of the training part; none takes all
     seed: int = 0  # of the order of the images
+    sparsity: float | None = None  # also prunes: the share of each kernel's values that become zero, such as 0.5
+    clusters: int | None = None  # also clusters: how many different values each kernel may have, such as 16
     copy_back: bool = False  # writes model.keras: the float model with the weights that were learnt
     folder: Path = Path("runs/quantize")  # files, report, and the state to go on from
 
@@ -46,10 +50,15 @@ class Config(ModelAndData):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
         if self.training_images is not None and self.training_images < 1:
             raise ValueError(f"training_images is {self.training_images}; expected a whole number from 1, or none")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity}; expected a share above 0 and below 1, such as 0.5, or none")
+        if self.clusters is not None and self.clusters < 2:
+            raise ValueError(f"clusters is {self.clusters}; expected a whole number from 2, or none")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0, such as 1e-4")
 
 
+_FREE = ("folder", "threads", "sparsity", "clusters")  # options that have no influence on the training for int8
 PRESETS = {
     "laptop": Config(),
     "paper": Config(images=None, calibration=512, epochs=10),
@@ -71,21 +80,47 @@ def train(config: Config) -> report.Report:
         tell("quantization-aware training: building")
         aware = quantize.prepare(subject.model, subject.calibration)
         files["int8 QAT"] = _trained(config, subject, aware, tell)
+        files |= _compressed(config, subject, tell)
         result = report.assemble(
             subject.model, files, subject.images, subject.labels, config.folder, threads=config.threads, progress=tell
         )
         if config.copy_back:
             tell("model.keras")
             _write_copy(config, subject.model, aware)
+        page = f"{result.to_markdown()}\nDeflated, as in a zip file: {_deflated(files)}.\n"
+        write_atomically(config.folder / "deploy.md", page)
     shutil.rmtree(_state(config, subject.model))
-    print(result.to_markdown())
+    print(page)
     return result
 
 
+def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:
+    """Returns the int8 files of the pruned and of the clustered model, as far as they are wanted."""
+    if config.sparsity is None and config.clusters is None:
+        return {}
+    images, labels = _training_images(config, subject)
+    options: dict[str, Any] = {
+        "epochs": config.epochs, "learning_rate": config.learning_rate, "batch_size": config.batch_size,
+    }  # fmt: skip
+    models: dict[str, keras.Model] = {}
+    if config.sparsity is not None:
+        tell(f"pruning to {config.sparsity:.0%} zeros")
+        models["int8 pruned"] = compress.prune(subject.model, images, labels, sparsity=config.sparsity, **options)
+    if config.clusters is not None:
+        tell(f"clustering to {config.clusters} values")
+        models["int8 clustered"] = compress.cluster(subject.model, images, labels, clusters=config.clusters, **options)
+    return {
+        scheme: tflite.convert(model, quantize="int8", calibration=subject.calibration)
+        for scheme, model in models.items()
+    }
+
+
+def _deflated(files: dict[str, bytes]) -> str:
+    return ", ".join(f"{scheme} {compress.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
+
+
 def _trained(config: Config, subject: Deployable, aware: quantize.Aware, tell: Callable[[str], None]) -> bytes:
-    part = subject.data.train.first(config.training_images)
-    pixels, labels = part.head(len(part))
-    images = np.asarray(deployable.PREPROCESSING[config.preprocess](pixels), np.float32)
+    images, labels = _training_images(config, subject)
     quantize.fine_tune(
         aware,
         images,
@@ -102,9 +137,15 @@ def _trained(config: Config, subject: Deployable, aware: quantize.Aware, tell: C
     return quantize.convert(aware)
 
 
+def _training_images(config: Config, subject: Deployable) -> tuple[np.ndarray, np.ndarray]:
+    part = subject.data.train.first(config.training_images)
+    pixels, labels = part.head(len(part))
+    return np.asarray(deployable.PREPROCESSING[config.preprocess](pixels), np.float32), labels
+
+
 def _state(config: Config, model: keras.Model) -> Path:
     """Returns the folder of the state, whose name tells this very training from that of other weights or options."""
-    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("folder", "threads")}
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
     for weight in model.weights:
         digest.update(weight.numpy().tobytes())

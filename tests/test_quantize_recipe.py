@@ -28,6 +28,8 @@ def config(tmp_path_factory) -> quantize.Config:
         training_images=640,
         epochs=1,
         copy_back=True,
+        sparsity=0.75,
+        clusters=4,
         folder=folder / "out",
     )
 
@@ -37,8 +39,8 @@ def result(config) -> report.Report:
     return quantize.train(config)
 
 
-def test_all_three_files_are_judged_on_the_same_images(result, config):
-    assert result.schemes == ("float32", "int8", "int8 QAT")
+def test_all_files_are_judged_on_the_same_images(result, config):
+    assert result.schemes == ("float32", "int8", "int8 QAT", "int8 pruned", "int8 clustered")
     assert result.n == 200
     assert result.accuracy > 0.6
     assert abs(result.drop("int8 QAT")) <= 0.05
@@ -48,8 +50,17 @@ def test_all_three_files_are_judged_on_the_same_images(result, config):
         "model.keras",
         "small_float32.tflite",
         "small_int8.tflite",
+        "small_int8_clustered.tflite",
+        "small_int8_pruned.tflite",
         "small_int8_qat.tflite",
     ]
+
+
+def test_pruned_and_clustered_files_are_smaller_once_compressed_as_the_page_says(result, config):
+    line = re.search("Deflated, .*", (config.folder / "deploy.md").read_text())[0]
+    sizes = {name: float(size) for name, size in re.findall(r"(int8 ?\w*) ([\d.]+) kB", line)}
+    assert sizes["int8 pruned"] < 0.8 * sizes["int8"]
+    assert sizes["int8 clustered"] < 0.8 * sizes["int8"]
 
 
 def test_copied_back_weights_are_the_trained_ones(result, config):
@@ -73,6 +84,8 @@ def test_state_of_other_options_is_not_taken(config):
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; expected a number above 0"),
         ({"training_images": 0}, "training_images is 0"),
+        ({"sparsity": 1.0}, "sparsity is 1.0; expected a share above 0 and below 1"),
+        ({"clusters": 1}, "clusters is 1; expected a whole number from 2"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

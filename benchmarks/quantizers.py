@@ -1,0 +1,101 @@
+"""TensorFlow's converter beside the recipes of ai-edge-quantizer on small trained networks; some five minutes.
+
+    pip install ai-edge-quantizer
+    python benchmarks/quantizers.py mcunet darts
+
+Each network of recipes.deploy_table is trained for three epochs on the embedded images and quantized in every way of
+both tools from the same float file, ranges measured on the same 256 training images. Printed for each file: accuracy on
+all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thread, and the arena that TFLM records.
+What came of it is in docs/quantization.md. The package is no part of the extras: it wants one very version of LiteRT.
+"""
+
+import datetime
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import zoo
+from recipes import data, trial
+from recipes.deploy_table import NETWORKS
+from zoo.deploy import measure, tflite, tflm
+from zoo.weights.published import transfer
+
+EPOCHS, SEED, CALIBRATION = 3, 0, 256
+RECIPES = (
+    "static_wi8_ai8", "static_wi8_ai16", "dynamic_wi8_afp32", "weight_only_wi8_afp32", "dynamic_wi4_afp32",
+    "weight_only_wi4_afp32",
+)  # fmt: skip
+
+
+def trained(family: str, source: data.Data) -> keras.Model:
+    """Returns a small network of the family, trained."""
+    made = []
+
+    def make() -> keras.Model:
+        made.append(build(None))
+        return made[-1]
+
+    def build(activation: str | None) -> keras.Model:
+        return zoo.build(
+            NETWORKS[family].genotype(),
+            classes=source.classes,
+            input_shape=source.input_shape,
+            classifier_activation=activation,
+        )
+
+    trial.train(make, source.train, source.validation, trial.Training(EPOCHS), seed=SEED)
+    model = build("softmax")
+    transfer(made[-1], model)
+    return model
+
+
+def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """Yields each way's name and its file."""
+    from ai_edge_quantizer import quantizer, recipe  # pyright: ignore[reportMissingImports]
+
+    whole = tflite.convert(model)
+    yield "float32", whole
+    for scheme in tflite.SCHEMES:
+        images = calibration if scheme in tflite.CALIBRATED_SCHEMES else None
+        yield f"converter, {scheme}", tflite.convert(model, quantize=scheme, calibration=images)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "float.tflite")
+        path.write_bytes(whole)
+        for name in RECIPES:
+            tool = quantizer.Quantizer(str(path), getattr(recipe, name)())
+            signature = {"serving_default": [{"image": image[None]} for image in calibration]}
+            ranges = tool.calibrate(signature) if tool.need_calibration else None
+            yield f"ai-edge-quantizer, {name}", bytes(tool.quantize(ranges).quantized_model)
+
+
+def main(families: list[str]) -> None:
+    """Prints a table for each family."""
+    try:
+        import ai_edge_quantizer  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        print("left out: this needs pip install ai-edge-quantizer")
+        return
+    print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, seed {SEED}, {EPOCHS} epochs")
+    for family in families:
+        source = data.load(size=NETWORKS[family].side)
+        model = trained(family, source)
+        images, labels = np.asarray(source.test.head(len(source.test))[0], np.float32) / 255, source.test.labels
+        calibration = np.asarray(source.train.first(CALIBRATION).head(CALIBRATION)[0], np.float32) / 255
+        print(f"{family}: accuracy (n = {len(labels):,}), bytes, ms, arena")
+        for name, file in files(model, calibration):
+            try:
+                arena = f"{measure.arena(file).total:,}"
+            except tflm.TflmError:
+                arena = "TFLM cannot run it"
+            accuracy, latency = measure.accuracy(file, images, labels), measure.latency(file).median_ms
+            print(f"  {name:40} {accuracy:.4f} {len(file):10,} {latency:7.3f} {arena:>20}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["mcunet", "darts"])

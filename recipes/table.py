@@ -9,6 +9,7 @@ where a paper or its code gives them, top-1 as a percentage (for CIFAR-10, 100 m
 Build time in processor seconds and the size of the float32 LiteRT file are measured here, with fresh weights.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import gc
@@ -19,6 +20,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,6 @@ HEAD = (
     "network", "preset", "parameters, M", "published", "multiply-adds, M", "published", "top-1 published, %",
     "build, s", "LiteRT, MB",
 )  # fmt: skip
-
-
-_LARGE = 20.0  # million parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +75,20 @@ def table(config: Config) -> str:
         markers.between(config.readme.read_text(encoding="utf-8"), "table", "")  # before hours of work, not after
     store = config.folder / "table.json"
     known: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
-    zoo.build("mcunet_vww0")  # the first network that a process builds loads what all need
+    _load_all()
     rows, start, measured = [], time.perf_counter(), 0
-    for number, (name, preset) in enumerate(wanted):
-        genotype = zoo.load(name)
-        key, digest = f"{name} {preset}", _digest(genotype, preset, config)
-        if not _holds(known.get(key), digest, config):
-            left = (time.perf_counter() - start) / measured * (len(wanted) - number) if measured else None
-            rest = "" if left is None else f", about {duration(left)} left"
-            print(f"network {number + 1} of {len(wanted)}: {key}{rest}", file=sys.stderr, flush=True)
-            known[key] = {"digest": digest, **_measure_apart(name, preset, config)}
-            write_atomically(store, json.dumps(known, indent=1) + "\n")
-            measured += 1
-        rows.append(_row(genotype, preset, known[key]))
+    with _measuring(config) as measurement:
+        for number, (name, preset) in enumerate(wanted):
+            genotype = zoo.load(name)
+            key, digest = f"{name} {preset}", _digest(genotype, preset, config)
+            if not _holds(known.get(key), digest, config):
+                left = (time.perf_counter() - start) / measured * (len(wanted) - number) if measured else None
+                rest = "" if left is None else f", about {duration(left)} left"
+                print(f"network {number + 1} of {len(wanted)}: {key}{rest}", file=sys.stderr, flush=True)
+                known[key] = {"digest": digest, **measurement(name, preset)}
+                write_atomically(store, json.dumps(known, indent=1) + "\n")
+                measured += 1
+            rows.append(_row(genotype, preset, known[key]))
     text = f"{_lines(rows)}\n{_where()}\n"
     write_atomically(config.folder / "table.md", text)
     if config.readme is not None:
@@ -98,18 +98,25 @@ def table(config: Config) -> str:
     return text
 
 
-def _measure_apart(name: str, preset: str, config: Config) -> dict[str, Any]:
-    """Does `measure`; for a large network in a process of its own, with whose end all its gigabytes are free again."""
-    genotype = zoo.load(name)
-    counted = measure(genotype, preset, dataclasses.replace(config, largest=min(config.largest, _LARGE)))
-    if counted["seconds"] is not None or counted["params"] > config.largest * 1e6:
-        return counted
-    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure_named, name, preset, config).result()
+@contextlib.contextmanager
+def _measuring(config: Config) -> Iterator[Callable[[str, str], dict[str, Any]]]:
+    """Yields a function that measures a network by its name and preset.
+
+    Conversions leave gigabytes behind, so they are made by a process that ends after two of them.
+    """
+    if not config.sizes:
+        yield lambda name, preset: measure(zoo.load(name), preset, config)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(1, spawn, _load_all, max_tasks_per_child=2) as process:
+        yield lambda name, preset: process.submit(_measure_named, name, preset, config).result()
+
+
+def _load_all() -> None:
+    zoo.build("mcunet_vww0")  # the first network that a process builds loads what all need
 
 
 def _measure_named(name: str, preset: str, config: Config) -> dict[str, Any]:
-    zoo.build("mcunet_vww0")  # loads what all need
     return measure(zoo.load(name), preset, config)
 
 

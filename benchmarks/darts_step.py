@@ -1,6 +1,7 @@
 """A DARTS search step here, and of a plain Keras 3 supernet with one layer an operation: time, start, memory.
 
-A few minutes for the default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does.
+The plain one runs twice: as TensorFlow shares the cores, and as the recipe has them shared. A few minutes for the
+default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does.
 Each side runs in a process of its own, one after the other. First order: a step of the alphas, then one of the weights.
 
 Default size, 2 cores of an Intel Xeon that other programs used, 2026-11-25, TensorFlow 2.21.0: start 0.17, step 0.64
@@ -24,12 +25,14 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from recipes.runner.threads import run_branches_side_by_side
 from recipes.supernets import darts as supernet_darts
 from recipes.supernets.base import EPSILON
 from recipes.supernets.bilevel import Bilevel, Rates
 from zoo.genotype import INPUT_STATES
 
 STEPS = 5
+OURS, PLAIN, SHARED = "ours", "plain", "plain_shared"
 CONVOLUTIONS = {  # kernel size, repeats, dilation
     "sep_conv_3x3": (3, 2, 1),
     "sep_conv_5x5": (5, 2, 1),
@@ -197,9 +200,11 @@ def measure(kind: str, cells: int, batch: int, start: float) -> None:
     """Takes steps of one side in this process, which was started at `start`, and prints a line."""
     net = supernet_darts.Supernet(cells, 16, 10, 3)
     rng = np.random.default_rng(0)
+    if kind != PLAIN:
+        run_branches_side_by_side()
     images = rng.normal(size=(batch, 32, 32, 3)).astype(np.float32)
     labels = rng.integers(0, 10, batch).astype(np.int32)
-    step = {"ours": our_step, "plain": plain_step}[kind](net, images, labels)
+    step = (our_step if kind == OURS else plain_step)(net, images, labels)
     step()
     first, first_processor = time.time() - start, time.process_time()
     seconds, processor = [], []
@@ -219,14 +224,15 @@ def main() -> None:
     print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
     print(f"{cells} cells, 16 channels, batch {batch}, {STEPS} steps, seed 0; in brackets, seconds of the processor")
     results = {}
-    for kind in ("ours", "plain"):
+    for kind in (OURS, PLAIN, SHARED):
         command = [sys.executable, "-m", "benchmarks.darts_step", kind, str(cells), str(batch), str(time.time())]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[kind] = [float(value) for value in output.split()[-5:]]
-        text = "{:6} first step after {:.1f} s ({:.1f}), then {:.3f} s ({:.3f}) a step, {:.2f} GiB at most"
+        text = "{:12} first step after {:.1f} s ({:.1f}), then {:.3f} s ({:.3f}) a step, {:.2f} GiB at most"
         print(text.format(kind, *results[kind]), flush=True)
-    ratios = [a / b for a, b in zip(results["ours"], results["plain"], strict=True)]
-    print("ratios: start {:.2f} ({:.2f}), step {:.2f} ({:.2f}), memory {:.2f}".format(*ratios))
+    for kind in (PLAIN, SHARED):
+        ratios = [a / b for a, b in zip(results[OURS], results[kind], strict=True)]
+        print("{} / {}: start {:.2f} ({:.2f}), step {:.2f} ({:.2f}), memory {:.2f}".format(OURS, kind, *ratios))
 
 
 if __name__ == "__main__":

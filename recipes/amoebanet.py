@@ -20,6 +20,7 @@ from recipes import _main, spaces, tuner
 from recipes.oracles import AgingEvolution, RandomSearch, SearchOracle
 from recipes.runner import child_search
 from recipes.runner.child_networks import ChildConfig, Children
+from recipes.runner.threads import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 
@@ -104,4 +105,5 @@ def oracle(config: Config, space: spaces.CellSpace, children: Children) -> Searc
 
 
 if __name__ == "__main__":
+    run_branches_side_by_side()
     _main.run(search, PRESETS)

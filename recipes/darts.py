@@ -18,30 +18,29 @@ validation batches come in shuffled epochs where quark0/darts draws them with re
 """
 
 import dataclasses
+import functools
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import keras_tuner
 import numpy as np
 import tensorflow as tf
 
 from recipes import _main, tuner
 from recipes import data as image_data
-from recipes.cards import card as report_card
-from recipes.cards import reading as report_data
 from recipes.images import augment
-from recipes.oracles import RandomSearch
-from recipes.runner import child_networks, child_search
+from recipes.runner import child_networks, seed_search
 from recipes.runner.child_networks import ChildConfig, Children
-from recipes.spaces.darts import SEEDS, FoundCells, RandomCells
+from recipes.runner.threads import run_branches_side_by_side
+from recipes.spaces.darts import RandomCells, cells_of
+from recipes.spaces.seeds import SEEDS, FoundBodies
 from recipes.supernets import base as supernet
-from recipes.supernets import darts_ranking as supernet_ranking
 from recipes.supernets.bilevel import Bilevel, Rates
 from recipes.supernets.darts import Supernet
+from recipes.supernets.darts_ranking import SharedAccuracies
 from zoo import atomic
 from zoo.genotype import CellGraph, Genotype
 from zoo.genotype_json import graph_as_dict
@@ -125,7 +124,7 @@ class SearchedChildren(Children):
         """Searches with the task's seed, unless that is done, then trains the network briefly."""
         config, space = self.config, self.space
         assert isinstance(config, Config)
-        assert isinstance(space, FoundCells)
+        assert isinstance(space, FoundBodies)
         if not space.path(task.values).exists():
             result = find_cells(config, self.images, task.values["seed"], space.folder, task.report)
             atomic.write_atomically(space.path(task.values), json.dumps(result))
@@ -139,55 +138,30 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
     presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
     if config.dry_run:
         return dry_run(config, images, presets)
+    cells = Children(config, RandomCells(config.nodes), "darts", presets, images)
     if config.algorithm == "random":
-        return _run(config, Children(config, RandomCells(config.nodes), "darts", presets, images), observe)
-    found = FoundCells(config.folder / "seeds")
-    genotype = _run(config, SearchedChildren(config, found, "darts", presets, images), observe)
+        return seed_search.run(cells, "darts", observe)
+    found = FoundBodies(config.folder / "seeds", cells_of)
+    genotype = seed_search.run(SearchedChildren(config, found, "darts", presets, images), "darts", observe)
     if config.random_cells:
-        folder, space = config.folder / "baseline", RandomCells(config.nodes)
-        baseline = dataclasses.replace(config, algorithm="random", trials=config.random_cells, folder=folder)
-        _run(baseline, Children(baseline, space, "darts", presets, images), observe)
-        rank(config, images, space)
-        report_card.write([config.folder])  # once more, with the baseline
+        judge = functools.partial(shared_accuracies, config, images)
+        seed_search.add_baseline(cells, config.random_cells, "darts", judge, observe)
     return genotype
 
 
-def _run(config: Config, children: Children, observe: Callable[[tuner.Status], None] | None) -> Genotype:
-    """Trains what random draws from the children's space stand for, and returns the best."""
-    space = children.space
-    assert isinstance(space, (FoundCells, RandomCells))
-    oracle = RandomSearch(
-        keras_tuner.Objective(child_networks.OBJECTIVE, "max"),
-        config.trials,
-        space.hyperparameters(),
-        seed=config.seed,
-        key=space.key,
-        check=children.check if config.algorithm == "random" else None,
-    )
-    return child_search.run(oracle, children, "darts", observe)
-
-
-def rank(config: Config, images: image_data.Data, space: RandomCells) -> None:
-    """Writes how well each seed's supernet ranks the random cells of the baseline, if they are enough for that."""
-    baseline = report_data.read(config.folder / "baseline")
-    trials = [trial for trial in baseline.trials if trial.score is not None]
-    if len(trials) < supernet_ranking.LEAST_NETWORKS:
-        return
-    seeds = [int(path.stem.removeprefix("seed")) for path in (config.folder / "seeds").glob("seed*.json")]
-    cells = [space.body(trial.values(space.decisions)) for trial in trials]
+def shared_accuracies(
+    config: Config, images: image_data.Data, seeds: Sequence[int], cells: Sequence[Any]
+) -> Iterator[tuple[int, list[float]]]:
+    """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
     normalize = augment.Normalization.of(images.train.images)
-    found = {}
     with supernet.without_rewrites():
-        shared = supernet_ranking.SharedAccuracies(make(config, images, 0).net)
-        for seed in sorted(seeds):
+        shared = SharedAccuracies(make(config, images, 0).net)
+        for seed in seeds:
             state = make(config, images, seed)
-            state.restore(_state_path(config.folder / "seeds", seed))
-            if not state.step:  # the file is gone, and with it the weights
-                continue
-            accuracies = shared(state.weights, cells, normalize(images.validation.images), images.validation.labels)
-            found[str(seed)] = supernet_ranking.ranking(accuracies, baseline.scores)
-    tuner.forget_models()
-    atomic.write_atomically(config.folder / "ranking.json", json.dumps(found, indent=1) + "\n")
+            state.restore(seed_search.state_file(config.folder / "seeds", seed))
+            if state.step:  # else the file is gone, and with it the weights
+                normalized = normalize(images.validation.images)
+                yield seed, shared(state.weights, cells, normalized, images.validation.labels)
 
 
 def find_cells(
@@ -200,7 +174,7 @@ def find_cells(
     """
     batches = Batches(config, images, seed)
     state = make(config, images, seed)
-    path = _state_path(folder, seed)
+    path = seed_search.state_file(folder, seed)
     state.restore(path)
     saved = time.monotonic()
     while state.step < config.search_epochs * batches.steps:
@@ -227,10 +201,6 @@ def find_cells(
         "strengths": np.round(state.strengths(), 6).tolist(),
         "history": state.history,
     }
-
-
-def _state_path(folder: Path, seed: int) -> Path:
-    return folder / f"seed{seed}.state.npz"
 
 
 def make(config: Config, images: image_data.Data, seed: int) -> Bilevel:
@@ -313,4 +283,5 @@ def dry_run(config: Config, images: image_data.Data, presets: Mapping[str, Any])
 
 
 if __name__ == "__main__":
+    run_branches_side_by_side()
     _main.run(search, PRESETS)

@@ -40,6 +40,7 @@ RUNS = 250  # of each file, for its latency
 HEAD = (
     "network", "image", "parameters, k", "multiply-adds, M", "float", "int8, PTQ", "int8, QAT", "file, kB",
     "arena predicted, kB", "measured, kB", "latency, ms",
+    "without XNNPACK",
 )  # fmt: skip
 
 
@@ -124,7 +125,8 @@ def table(config: Config) -> str:
             write_atomically(store, json.dumps(row, indent=1) + "\n")
         found.setdefault(family, []).append(row)
     lines = [
-        _row(NETWORKS[family], rows, latency(config.folder / rows[0]["ptq"]["file"])) for family, rows in found.items()
+        _row(NETWORKS[family], rows, latencies(config.folder / rows[0]["ptq"]["file"]))
+        for family, rows in found.items()
     ]
     text = f"{_lines(lines)}\n{_where(config, found)}\n"
     write_atomically(config.folder / "table.md", text)
@@ -211,12 +213,12 @@ def _preprocessed(images: Any) -> np.ndarray:
     return np.asarray(augment.UNIT(images), np.float32)
 
 
-def latency(file: Path) -> float:
-    """Returns LiteRT's median of `RUNS` runs on one thread, in milliseconds."""
-    return measure.latency(file, runs=RUNS).median_ms
+def latencies(file: Path) -> tuple[float, float]:
+    """Returns LiteRT's medians of `RUNS` runs on one thread, in milliseconds, with XNNPACK and without."""
+    return measure.latency(file, runs=RUNS).median_ms, measure.latency(file, runs=RUNS, kernels="builtin").median_ms
 
 
-def _row(small: Small, rows: list[dict[str, Any]], milliseconds: float) -> tuple[str, ...]:
+def _row(small: Small, rows: list[dict[str, Any]], milliseconds: tuple[float, float]) -> tuple[str, ...]:
     first = rows[0]
     file = first["ptq"]
     accuracies = [_mean([row["float"] for row in rows])]
@@ -231,7 +233,7 @@ def _row(small: Small, rows: list[dict[str, Any]], milliseconds: float) -> tuple
         f"{file['size'] / 1000:,.0f}",
         _kilobytes(file["planned"]),
         _kilobytes(file["arena"]),
-        f"{milliseconds:.2f}",
+        *(f"{each:.2f}" for each in milliseconds),
     )
 
 
@@ -258,7 +260,8 @@ def _where(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
         f"same {first['training']:,} images for {_epochs(config.epochs)}, for QAT {_epochs(config.aware_epochs)} more. "
         "Size, memory and latency are those of the PTQ file: memory predicted from the file by zoo.deploy.planner, and "
         "measured by TensorFlow Lite for Microcontrollers on a 64-bit machine; latency LiteRT's median of "
-        f"{RUNS} runs on one thread, {platform.machine()} with {os.cpu_count()} cores. kB: 1,000 bytes."
+        f"{RUNS} runs on one thread, with XNNPACK, its default, and without, {platform.machine()} with {os.cpu_count()} "
+        "cores. kB: 1,000 bytes."
     )
 
 

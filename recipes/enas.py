@@ -29,25 +29,22 @@ import functools
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import keras_tuner
 import numpy as np
 
 import zoo
 from recipes import _main, tuner
 from recipes import data as image_data
-from recipes.cards import card as report_card
-from recipes.cards import reading as report_data
 from recipes.images.augment import Normalization
-from recipes.oracles import RandomSearch
-from recipes.runner import child_networks, child_search
+from recipes.runner import child_networks, seed_search
 from recipes.runner.child_networks import ChildConfig, Children
-from recipes.spaces.enas import SEEDS, ChainSpace, FoundPaths, MicroSpace, path_of
+from recipes.runner.threads import run_branches_side_by_side
+from recipes.spaces.enas import ChainSpace, MicroSpace, found_body, path_of
+from recipes.spaces.seeds import SEEDS, FoundBodies
 from recipes.supernets import base as supernet
-from recipes.supernets import darts_ranking as supernet_ranking
 from recipes.supernets.enas import MicroSupernet
 from recipes.supernets.enas_controller import Controller, MacroController, MicroController, Policy, random_path
 from recipes.supernets.enas_export import body_of
@@ -166,13 +163,13 @@ class SearchedChildren(Children):
         """Searches with the task's seed, unless that is done, then trains the network on its own."""
         config, space = self.config, self.space
         assert isinstance(config, Config)
-        assert isinstance(space, FoundPaths)
-        file = space.path(task.values)
+        assert isinstance(space, FoundBodies)
+        file, seed = space.path(task.values), task.values["seed"]
         if not file.exists():
             networks = Children(config, space_of(config), "enas", self.presets, self.images)
             with supernet.without_rewrites():
-                search = make(config, self.images, task.values["seed"])
-                result = find_path(search, state_file(file), task.report, functools.partial(_refused, networks))
+                search, state = make(config, self.images, seed), seed_search.state_file(space.folder, seed)
+                result = find_path(search, state, task.report, functools.partial(_refused, networks))
             tuner.forget_models()
             atomic.write_atomically(file, json.dumps(result))
         return super().score(task)
@@ -191,57 +188,33 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
     if config.dry_run:
         return dry_run(config, images)
     presets = presets_of(config)
+    networks = Children(config, space_of(config), "enas", presets, images)
     if config.algorithm == "random":
-        return _run(config, Children(config, space_of(config), "enas", presets, images), observe)
-    found = FoundPaths(config.folder / "seeds")
-    genotype = _run(config, SearchedChildren(config, found, "enas", presets, images), observe)
+        return seed_search.run(networks, "enas", observe)
+    found = FoundBodies(config.folder / "seeds", found_body)
+    genotype = seed_search.run(SearchedChildren(config, found, "enas", presets, images), "enas", observe)
     zoo.draw(genotype, config.folder / "genotype.png")
     if config.random_networks:
-        folder = config.folder / "baseline"
-        baseline = dataclasses.replace(config, algorithm="random", trials=config.random_networks, folder=folder)
-        _run(baseline, Children(baseline, space_of(config), "enas", presets, images), observe)
-        rank(config, images)
-        report_card.write([config.folder])  # once more, with the baseline and the ranking
+        judge = functools.partial(shared_accuracies, config, images)
+        seed_search.add_baseline(networks, config.random_networks, "enas", judge, observe)
     return genotype
 
 
-def _run(config: Config, children: Children, observe: Callable[[tuner.Status], None] | None) -> Genotype:
-    """Trains what random draws from the children's space stand for, and returns the best."""
-    space = children.space
-    assert isinstance(space, (FoundPaths, MicroSpace, ChainSpace))
-    oracle = RandomSearch(
-        keras_tuner.Objective(child_networks.OBJECTIVE, "max"),
-        config.trials,
-        space.hyperparameters(),
-        seed=config.seed,
-        key=space.key,
-        check=children.check if config.algorithm == "random" else None,
-    )
-    return child_search.run(oracle, children, "enas", observe)
-
-
-def rank(config: Config, images: image_data.Data) -> None:
-    """Writes how well each seed's shared weights rank the random networks of the baseline, if these are enough."""
-    baseline = report_data.read(config.folder / "baseline")
-    trials = [trial for trial in baseline.trials if trial.score is not None]
-    if len(trials) < supernet_ranking.LEAST_NETWORKS:
-        return
-    space = space_of(config)
-    paths = [path_of(space.body(trial.values(space.decisions))) for trial in trials]
+def shared_accuracies(
+    config: Config, images: image_data.Data, seeds: Sequence[int], bodies: Sequence[Any]
+) -> Iterator[tuple[int, list[float]]]:
+    """Yields each seed whose shared weights are still there, with the accuracies of `bodies` by them."""
+    paths = [path_of(body) for body in bodies]
     normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
-    found = {}
-    for file in sorted((config.folder / "seeds").glob("seed*.json")):
-        seed = int(file.stem.removeprefix("seed"))
+    for seed in seeds:
         with supernet.without_rewrites():
             finished = make(config, images, seed)
-            finished.restore(state_file(file))
+            finished.restore(seed_search.state_file(config.folder / "seeds", seed))
             if not finished.done:  # the state is gone, and with it the weights
                 continue
             batches = finished.images.in_batches(normalized, images.validation.labels)
-            shared = [finished.score(path, batches) for path in paths]
-        found[str(seed)] = supernet_ranking.ranking(shared, [float(trial.score or 0) for trial in trials])
-    tuner.forget_models()
-    atomic.write_atomically(config.folder / "ranking.json", json.dumps(found, indent=1) + "\n")
+            accuracies = [finished.score(path, batches) for path in paths]
+        yield seed, accuracies
 
 
 def presets_of(config: Config) -> dict[str, dict[str, Any]]:
@@ -253,11 +226,6 @@ def presets_of(config: Config) -> dict[str, dict[str, Any]]:
 def space_of(config: Config) -> MicroSpace | ChainSpace:
     """Returns all architectures of the space."""
     return MicroSpace(config.nodes) if config.space == "micro" else ChainSpace(config.layers)
-
-
-def state_file(result: Path) -> Path:
-    """Returns where the state of the search is whose result is in this file."""
-    return result.with_suffix(".state.npz")
 
 
 def make(config: Config, images: image_data.Data, seed: int) -> Search:
@@ -323,4 +291,5 @@ def dry_run(config: Config, images: image_data.Data) -> Genotype:
 
 
 if __name__ == "__main__":
+    run_branches_side_by_side()
     _main.run(search, PRESETS)

@@ -20,6 +20,7 @@ from recipes.oracles import ControllerOracle, SearchOracle
 from recipes.runner import child_search
 from recipes.runner.child_networks import Children
 from recipes.runner.controller_config import ControllerConfig
+from recipes.runner.threads import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 __all__ = ["PRESETS", "Config", "ControllerOracle", "oracle", "search"]
@@ -87,4 +88,5 @@ def oracle(config: Config, space: spaces.CellSpace, children: Children) -> Searc
 
 
 if __name__ == "__main__":
+    run_branches_side_by_side()
     _main.run(search, PRESETS)

@@ -21,6 +21,7 @@ from recipes import _main, tuner
 from recipes.oracles import Fitting, ProgressiveOracle, RandomSearch, SearchOracle
 from recipes.runner import child_search
 from recipes.runner.child_networks import ChildConfig, Children
+from recipes.runner.threads import run_branches_side_by_side
 from recipes.spaces import pnasnet as spaces_pnasnet
 from zoo.genotype import Genotype
 
@@ -139,4 +140,5 @@ def oracle(config: Config, space: spaces_pnasnet.GrowingCellSpace, children: Chi
 
 
 if __name__ == "__main__":
+    run_branches_side_by_side()
     _main.run(search, PRESETS)

@@ -21,6 +21,7 @@ from rich.console import Console
 import zoo
 from recipes import _main, amoebanet, deploy, train
 from recipes.runner.progress import duration
+from recipes.runner.threads import run_branches_side_by_side
 from zoo.atomic import write_atomically
 from zoo.deploy.report import Report
 from zoo.genotype import Genotype
@@ -144,4 +145,5 @@ def _verdict(holds: bool) -> str:
 
 
 if __name__ == "__main__":
+    run_branches_side_by_side()
     _main.run(tour, PRESETS)

@@ -11,7 +11,7 @@ import tensorflow as tf
 import zoo
 from recipes import darts
 from recipes.cards import reading as report_data
-from recipes.runner import child_networks
+from recipes.runner import child_networks, seed_search
 from recipes.spaces.darts import RandomCells
 from recipes.supernets import darts_ranking as supernet_ranking
 from recipes.supernets.bilevel import Bilevel, Rates, largest_eigenvalue
@@ -107,7 +107,7 @@ def test_the_result_is_a_genotype_file_that_builds(tmp_path):
 
 @pytest.mark.slow
 def test_random_cells_are_trained_alike_and_ranked_by_the_shared_weights_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(supernet_ranking, "LEAST_NETWORKS", 2)
+    monkeypatch.setattr(seed_search, "LEAST_NETWORKS", 2)
     config = dataclasses.replace(SMOKE, folder=tmp_path, random_cells=2)
     darts.search(config, observe=lambda status: None)
     alone = [trial.score for trial in report_data.read(tmp_path / "baseline").trials]

@@ -41,8 +41,8 @@ def test_widened_file_runs_everywhere_and_computes_what_the_model_computes(model
     spread = expected.max() - expected.min()
     np.testing.assert_allclose(measure.predict(file, IMAGES), expected, atol=0.03 * spread)
     step = measure.interpret(file, threads=1).get_output_details()[0]["quantization"][0]
-    before = measure.predict(as_converted, IMAGES, reference=True)  # the plain kernels do run it
-    np.testing.assert_allclose(measure.predict(file, IMAGES, reference=True), before, atol=1.01 * step)
+    before = measure.predict(as_converted, IMAGES, kernels="reference")  # the plain kernels do run it
+    np.testing.assert_allclose(measure.predict(file, IMAGES, kernels="reference"), before, atol=1.01 * step)
     np.testing.assert_allclose(measure.predict_tflm(file, IMAGES), before, atol=1.01 * step)
 
 

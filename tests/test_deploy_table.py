@@ -28,7 +28,7 @@ def measured(monkeypatch) -> list[tuple[str, int]]:
         return {**ROW, "ptq": {**FILE, "accuracy": 0.8595 + 0.01 * seed}, "qat": {**FILE, "accuracy": 0.8675}}
 
     monkeypatch.setattr(deploy_table, "measure_row", measure_row)
-    monkeypatch.setattr(deploy_table, "latency", lambda file: 1.234)
+    monkeypatch.setattr(deploy_table, "latencies", lambda file: (1.234, 5.678))
     return calls
 
 
@@ -42,7 +42,7 @@ def test_table_stands_between_the_markers_and_says_how_it_was_made(measured, tmp
     readme.write_text(DOCUMENT)
     text = deploy_table.table(deploy_table.Config(families=("nasnet", "mcunet"), readme=readme, folder=tmp_path))
     assert (
-        "| nasnet_a (repeats 1, filters 8) | 14 x 14 | 73 | 2.4 | 0.8610 | 0.8595 | 0.8675 | 123 | 50.1 | 50.4 | 1.23 |"
+        "| nasnet_a (repeats 1, filters 8) | 14 x 14 | 73 | 2.4 | 0.8610 | 0.8595 | 0.8675 | 123 | 50.1 | 50.4 | 1.23 | 5.68 |"
         in text
     )
     assert "n = 2,000 held-out images" in text

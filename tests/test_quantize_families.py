@@ -55,5 +55,5 @@ def test_litert_and_tflm_compute_the_same_within_two_steps(name, preset):
     others = images(12)[8:]
     step = measure.interpret(file, threads=1).get_output_details()[0]["quantization"][0]
     # LiteRT's plain kernels: its fast ones are as far from them as they are from TFLM's
-    difference = measure.predict(file, others, reference=True) - measure.predict_tflm(file, others)
+    difference = measure.predict(file, others, kernels="reference") - measure.predict_tflm(file, others)
     assert np.abs(difference).max() <= 2.01 * step

@@ -1,8 +1,11 @@
 """How well one ranking agrees with another: Kendall's tau-b, for scores by shared weights against stand-alone ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+LEAST_NETWORKS = 12  # of which a tau says anything
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
@@ -27,3 +30,12 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
     ]
     ordered = np.prod([np.count_nonzero(order) for order in orders], dtype=np.float64)
     return float((orders[0] * orders[1]).sum() / np.sqrt(ordered)) if ordered else float("nan")
+
+
+def ranking(shared: Sequence[float], alone: Sequence[float]) -> dict[str, Any]:
+    """Returns the accuracies by shared weights and stand-alone with their tau, as JSON holds them.
+
+    `tau` is None where one of the two orders nothing, all its values being the same.
+    """
+    tau = kendall_tau(shared, alone)
+    return {"shared": list(shared), "alone": list(alone), "tau": None if np.isnan(tau) else round(tau, 6)}

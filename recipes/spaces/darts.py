@@ -1,42 +1,13 @@
-"""What DARTS chooses from: all cells that it can end with, and, for its outer selection, the seeds of its searches."""
+"""All cells that DARTS can end with."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from recipes.spaces import Decision, Space
 from recipes.supernets.darts import OPS
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 from zoo.genotype_json import graph_from_dict
-
-SEEDS = 1000  # that the outer selection chooses from
-
-
-@dataclasses.dataclass(frozen=True)
-class FoundCells(Space):
-    """The space of the outer selection: a seed, and the cells that the search with this seed has left in `folder`."""
-
-    folder: Path
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """One: the seed."""
-        return (Decision("seed", tuple(range(SEEDS)), "seed"),)
-
-    def path(self, values: Mapping[str, Any]) -> Path:
-        """Returns the file of this seed's result."""
-        return self.folder / f"seed{values['seed']}.json"
-
-    def body(self, values: Mapping[str, Any]) -> Cells:
-        """Returns the cells that were found with this seed."""
-        found = json.loads(self.path(values).read_text(encoding="utf-8"))
-        return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns the seed: what a search finds is not known before."""
-        return str(values["seed"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +40,8 @@ class RandomCells(Space):
                 nodes.append(Node(edges))
             graphs.append(CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes))))
         return Cells(*graphs)
+
+
+def cells_of(found: Mapping[str, Any]) -> Cells:
+    """Returns the cells that a search has left in its file."""
+    return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))

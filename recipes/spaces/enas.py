@@ -1,9 +1,7 @@
-"""What ENAS chooses from: cells or chains, as decisions and as paths of a supernet; and the seeds of its searches."""
+"""What ENAS chooses from: cells or chains, as decisions and as paths of a supernet."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,6 @@ from recipes.supernets.enas import body_of as micro_body
 from recipes.supernets.enas_export import body_of
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS, to_enas_macro, to_enas_micro
 from zoo.genotype import Cells, Chain, Layer
-
-SEEDS = 1000  # that the outer selection chooses from
 
 
 class MicroSpace(CellSpace):
@@ -67,31 +63,6 @@ class ChainSpace(Space):
         return found
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundPaths(Space):
-    """The space of the outer selection: a seed, and the path that the search with this seed has left in `folder`."""
-
-    folder: Path
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """One: the seed."""
-        return (Decision("seed", tuple(range(SEEDS)), "seed"),)
-
-    def path(self, values: Mapping[str, Any]) -> Path:
-        """Returns the file of this seed's result."""
-        return self.folder / f"seed{values['seed']}.json"
-
-    def body(self, values: Mapping[str, Any]) -> Cells | Chain:
-        """Returns the architecture that was found with this seed."""
-        found = json.loads(self.path(values).read_text(encoding="utf-8"))
-        return body_of(np.array(found["path"], np.int32))
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns the seed: what a search finds is not known before."""
-        return str(values["seed"])
-
-
 def path_of(body: Cells | Chain) -> np.ndarray:
     """Returns the path, int32, under which a supernet is this architecture; see its class for the shape."""
     if isinstance(body, Cells):
@@ -101,3 +72,8 @@ def path_of(body: Cells | Chain) -> np.ndarray:
     for layer in range(layers):
         path[layer, : 1 + layer], arc = arc[: 1 + layer], arc[1 + layer :]
     return path
+
+
+def found_body(found: Mapping[str, Any]) -> Cells | Chain:
+    """Returns the architecture that a search has left in its file."""
+    return body_of(np.array(found["path"], np.int32))

@@ -44,8 +44,7 @@ class Rates:
 class Gradients:
     """Loss, accuracy and gradients of a supernet; one graph serves all, and each call runs the part that it needs.
 
-    Graphs of functions would be two, each traced and optimized for itself. Without grappler, whose rewrites of a
-    supernet's graph take longer than they save.
+    Graphs of functions would be two, each traced and optimized for itself.
     """
 
     def __init__(self, net: Supernet):
@@ -73,10 +72,29 @@ class Gradients:
             right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
             gradients = tf.compat.v1.gradients(loss, [alphas, weights])
             found = {"marks": tf.stack([loss, right]), "alphas": gradients[0], "weights": gradients[1]}
-        options: Any = tf.compat.v1.ConfigProto()
-        options.graph_options.rewrite_options.disable_meta_optimizer = True
-        session = tf.compat.v1.Session(graph=graph, config=options)
+        session = tf.compat.v1.Session(graph=graph, config=_only_fusions())
         return session, [weights, alphas, images, labels], found
+
+
+def _only_fusions() -> Any:
+    """Options of a session of whose rewrites one is on: a product with the bias and the sum behind it is one operation.
+
+    All others take longer on a supernet's graph than they save.
+    """
+    options: Any = tf.compat.v1.ConfigProto()
+    rewrites = options.graph_options.rewrite_options
+    for name in _REWRITES:
+        setattr(rewrites, name, rewrites.OFF)
+    rewrites.remapping = rewrites.ON
+    rewrites.memory_optimization = rewrites.NO_MEM_OPT
+    rewrites.meta_optimizer_iterations = rewrites.ONE
+    rewrites.disable_model_pruning = rewrites.disable_tfg_optimizer = True
+    return options
+
+
+_REWRITES = """layout_optimizer constant_folding shape_optimization arithmetic_optimization dependency_optimization
+    loop_optimization function_optimization debug_stripper scoped_allocator_optimization pin_to_host_optimization
+    implementation_selector auto_mixed_precision common_subgraph_elimination use_plugin_optimizers""".split()
 
 
 class Bilevel:

@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from recipes.cards.ranking import kendall_tau
 from recipes.supernets.darts import OPS, Supernet
 from zoo.genotype import INPUT_STATES, Cells
 
-LEAST_NETWORKS = 12  # of which a tau says anything
 _CERTAIN = 50.0  # an alpha whose softmax beside zeros is 1 in float32
 _BATCH = 250  # images; the supernet normalises by the statistics of a batch
 
@@ -69,12 +67,3 @@ class SharedAccuracies:
     def _count_right(self, weights: Any, alphas: Any, images: Any, labels: Any) -> Any:
         told = tf.argmax(self._net.logits(weights, alphas, images), -1, tf.int32)
         return tf.reduce_sum(tf.cast(tf.equal(told, labels), tf.int32))
-
-
-def ranking(shared: Sequence[float], alone: Sequence[float]) -> dict[str, Any]:
-    """Returns the accuracies by shared weights and stand-alone with their tau, as JSON holds them.
-
-    `tau` is None where one of the two orders nothing, all its values being the same.
-    """
-    tau = kendall_tau(shared, alone)
-    return {"shared": list(shared), "alone": list(alone), "tau": None if np.isnan(tau) else round(tau, 6)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from recipes.supernets import base as supernet
 from recipes.supernets.base import EPSILON
 
 
@@ -50,18 +51,38 @@ def products(inputs: Sequence[Any], weight: Any) -> list[Any]:
 
     @tf.custom_gradient
     def run(weight: Any, *flat: Any) -> Any:
-        statistics, one = _Statistics(flat, weight), tf.ones([len(flat)])
-        matrices, bias = (tf.unstack(stack) for stack in statistics.matrices(one))
+        statistics = _Statistics(flat, weight)
+        matrices, bias = (tf.unstack(stack) for stack in statistics.matrices(tf.ones([len(flat)])))
+        found = [tf.nn.bias_add(tf.matmul(x, matrix), b) for x, matrix, b in zip(flat, matrices, bias, strict=True)]
 
         def gradient(*gradients: Any) -> tuple[Any, ...]:
-            totals = tf.stack([_row_sum(each) for each in gradients])
-            found = statistics.gradients(one, gradients, totals)
-            return found[0], *found[2:]
+            scales = tf.unstack(statistics.inverse)
+            before = [_before(g, y, scale) for g, y, scale in zip(gradients, found, scales, strict=True)]
+            of_weight = tf.stack([tf.matmul(x, g, transpose_a=True) for x, g in zip(flat, before, strict=True)])
+            return of_weight, *(
+                tf.matmul(g, w, transpose_b=True) for g, w in zip(before, tf.unstack(weight), strict=True)
+            )
 
-        found = [tf.nn.bias_add(tf.matmul(x, matrix), b) for x, matrix, b in zip(flat, matrices, bias, strict=True)]
         return tuple(found), gradient
 
     return list(run(weight, *inputs))
+
+
+def _before(gradient: Any, normalised: Any, scale: Any) -> Any:
+    """Returns the gradient in y, (N, C), of the one in normalised(y), given that and `scale`, 1 / deviation of y.
+
+    What TensorFlow's operation wants is y; it gets what is normalised already: mean 0, variance 1.
+    """
+    found = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=gradient[None, None],
+        x=normalised[None, None],
+        scale=scale,
+        reserve_space_1=tf.zeros_like(scale),
+        reserve_space_2=tf.ones_like(scale) - EPSILON,
+        reserve_space_3=[],
+        epsilon=EPSILON,
+    )
+    return supernet.rows(found[0])
 
 
 class _Statistics:
@@ -105,7 +126,7 @@ class _Statistics:
         constants = -constants - tf.reduce_sum(quadratic * self.mean[:, None, :], 2)
         tables = [tf.unstack(stack) for stack in (matrices, quadratic, constants)]
         of_inputs = [
-            tf.nn.bias_add(tf.matmul(g, matrix, transpose_b=True) + tf.matmul(x, square), constant)
+            tf.nn.bias_add(tf.matmul(x, square), constant) + tf.matmul(g, matrix, transpose_b=True)
             for g, x, matrix, square, constant in zip(gradients, self.inputs, *tables, strict=True)
         ]
         return of_weight, of_strength, *of_inputs

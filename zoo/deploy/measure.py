@@ -6,7 +6,7 @@ needs.
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -15,6 +15,9 @@ from zoo.deploy import tflm
 from zoo.deploy.quiet import quiet
 from zoo.deploy.tflite_file import Source, parse, read, require
 
+# Of LiteRT: those it takes by default, those of its own, which are faster for int8 depthwise convolutions of 7x7, and
+# the plain ones
+Kernels = Literal["xnnpack", "builtin", "reference"]
 KERAS_BATCH = 64  # images at once through a Keras model; has no influence on its outputs
 
 
@@ -30,6 +33,7 @@ class Latency:
     p90_ms: float
     threads: int
     runs: int
+    kernels: Kernels = "xnnpack"
 
 
 def size(tflite: Source) -> int:
@@ -38,20 +42,20 @@ def size(tflite: Source) -> int:
 
 
 def predict(
-    model: keras.Model | Source, images: np.ndarray, *, threads: int = 1, reference: bool = False
+    model: keras.Model | Source, images: np.ndarray, *, threads: int = 1, kernels: Kernels = "xnnpack"
 ) -> np.ndarray:
     """Returns the outputs (n, classes) as float32 for float images (n, height, width, channels).
 
     Images are quantized and outputs dequantized as the file asks. A .tflite file runs one image at a time under LiteRT.
-    Of several outputs the first is returned. `reference` runs LiteRT's plain kernels, which round as TFLM's do; its
-    fast ones round each operator's sums a little otherwise, which comes to some steps behind a hundred operators.
+    Of several outputs the first is returned. LiteRT's kernels "reference" round as TFLM's do; the others round each
+    operator's sums a little otherwise, which comes to some steps behind a hundred operators.
     """
     images = _checked_images(images)
     if isinstance(model, keras.Model):
         with quiet():  # the trainer warns of retracing where many models are measured one after the other
             outputs: Any = model.predict(images, batch_size=KERAS_BATCH, verbose=0)  # pyright: ignore
         return np.asarray(outputs[0] if isinstance(outputs, (list, tuple)) else outputs, np.float32)
-    interpreter = interpret(model, threads=threads, reference=reference)
+    interpreter = interpret(model, threads=threads, kernels=kernels)
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     check_shape(images, source)
     outputs = []
@@ -89,13 +93,15 @@ def accuracy(model: keras.Model | Source, images: np.ndarray, labels: np.ndarray
     return float(np.mean(predict(model, images, threads=threads).argmax(axis=-1) == labels))
 
 
-def latency(tflite: Source, *, threads: int = 1, runs: int = 50, warmup: int = 5) -> Latency:
+def latency(
+    tflite: Source, *, threads: int = 1, runs: int = 50, warmup: int = 5, kernels: Kernels = "xnnpack"
+) -> Latency:
     """Measures LiteRT on one image at a time; the image is noise, which takes as long as any other."""
     if threads < 1 or runs < 1 or warmup < 0:
         raise MeasureError(
             f"threads={threads}, runs={runs}, warmup={warmup}: expected threads >= 1, runs >= 1, warmup >= 0"
         )
-    interpreter = interpret(tflite, threads=threads)
+    interpreter = interpret(tflite, threads=threads, kernels=kernels)
     source = interpreter.get_input_details()[0]
     noise = np.random.default_rng(0).uniform(-1, 1, source["shape"]).astype(np.float32)
     interpreter.set_tensor(source["index"], quantize(noise, source))
@@ -105,7 +111,7 @@ def latency(tflite: Source, *, threads: int = 1, runs: int = 50, warmup: int = 5
         interpreter.invoke()
         if run >= warmup:
             times.append(1000 * (time.perf_counter() - start))
-    return Latency(float(np.median(times)), float(np.percentile(times, 90)), threads, runs)
+    return Latency(float(np.median(times)), float(np.percentile(times, 90)), threads, runs, kernels)
 
 
 def arena(tflite: Source) -> tflm.Arena:
@@ -118,17 +124,17 @@ def arena(tflite: Source) -> tflm.Arena:
     return tflm.run(tflite, np.zeros(0))[1]
 
 
-def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, reference: bool = False) -> Any:
-    """Returns a LiteRT interpreter with its tensors allocated; `keep_tensors` leaves every inner tensor readable.
-
-    `reference` takes the plain kernels instead of the fast ones.
-    """
+def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kernels: Kernels = "xnnpack") -> Any:
+    """Returns a LiteRT interpreter with its tensors allocated; `keep_tensors` leaves every inner tensor readable."""
     parse(tflite)  # LiteRT reads past the end of a file that is cut off
     litert = require("ai_edge_litert.interpreter", "ai-edge-litert")
     data = read(tflite)
-    resolvers = litert.OpResolverType  # the default delegate computes inside and leaves the tensors unwritten
-    resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else resolvers.AUTO
-    resolver = resolvers.BUILTIN_REF if reference else resolver
+    resolvers = litert.OpResolverType
+    resolver = {
+        "xnnpack": resolvers.AUTO,
+        "builtin": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        "reference": resolvers.BUILTIN_REF,
+    }["builtin" if keep_tensors and kernels == "xnnpack" else kernels]  # XNNPACK leaves inner tensors unwritten
     with quiet() as printed:
         try:
             interpreter = litert.Interpreter(

@@ -260,8 +260,8 @@ def _where(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
         f"same {first['training']:,} images for {_epochs(config.epochs)}, for QAT {_epochs(config.aware_epochs)} more. "
         "Size, memory and latency are those of the PTQ file: memory predicted from the file by zoo.deploy.planner, and "
         "measured by TensorFlow Lite for Microcontrollers on a 64-bit machine; latency LiteRT's median of "
-        f"{RUNS} runs on one thread, with XNNPACK, its default, and without, {platform.machine()} with {os.cpu_count()} "
-        "cores. kB: 1,000 bytes."
+        f"{RUNS} runs on one thread, with XNNPACK, its default, and without, {platform.machine()} with "
+        f"{os.cpu_count()} cores. kB: 1,000 bytes."
     )
 
 

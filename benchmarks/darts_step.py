@@ -4,8 +4,8 @@ The plain one runs twice: as TensorFlow shares the cores, and as the recipe has 
 default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does.
 Each side runs in a process of its own, one after the other. First order: a step of the alphas, then one of the weights.
 
-Default size, 2 cores of an Intel Xeon that other programs used, 2026-11-25, TensorFlow 2.21.0: start 0.17, step 0.64
-(0.68 by processor seconds), memory 0.53 of the plain one's; with less beside it: 0.11, 0.70 (0.66), 0.47.
+`--full`, 2 cores of an Intel Xeon that did little else, 2026-11-25, TensorFlow 2.21.0: 4.18 s a step. Of the plain
+one's: start 0.11, step 0.46 (0.46 by processor seconds), memory 0.54; with the cores shared alike, step 0.56 (0.55).
 """
 
 import os

@@ -10,7 +10,8 @@ import pytest
 from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.surrogate import make, quantiles
+from recipes.oracles.predictors import make
+from recipes.oracles.surrogate import quantiles
 from recipes.spaces import pnasnet as spaces_pnasnet
 
 OBJECTIVE = keras_tuner.Objective("score", "max")

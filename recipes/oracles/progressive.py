@@ -10,7 +10,8 @@ from recipes.oracles.base import _LARGEST_ENUMERATION, SearchOracle, Wait
 from recipes.oracles.choices import Genome
 from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.networks import packed, unpacked
-from recipes.oracles.surrogate import Fitting, Surrogate, make
+from recipes.oracles.predictors import make
+from recipes.oracles.surrogate import Fitting, Surrogate
 
 _MOST_COMBINATIONS = 1_000_000  # of one level
 _MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone

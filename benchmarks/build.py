@@ -1,6 +1,6 @@
 """How long NASNet-A takes to build and to make its first train step, beside keras.applications; some ten minutes.
 
-`python benchmarks/build.py [repeats]`: each network is built in a process of its own, the sides in turn. A first step
+`python -m benchmarks.build [repeats]`: each network is built in a process of its own, the sides in turn. A first step
 is tracing and one step of gradient descent, without XLA, images drawn at random: by Keras' `train_on_batch` on both
 sides, and ours by the step that recipes.train takes, too. Printed are medians of wall-clock and of processor seconds
 (all threads), and the ratios to theirs; imports are not counted. Processor seconds hold better where other programs

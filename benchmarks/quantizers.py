@@ -1,7 +1,7 @@
 """TensorFlow's converter beside the recipes of ai-edge-quantizer on small trained networks; some five minutes.
 
     pip install ai-edge-quantizer
-    python benchmarks/quantizers.py mcunet darts
+    python -m benchmarks.quantizers mcunet darts
 
 Each network of recipes.deploy_table is trained for three epochs on the embedded images and quantized in every way of
 both tools from the same float file, ranges measured on the same 256 training images. Printed for each file: accuracy on

@@ -1,6 +1,6 @@
 """Every search on tables of really trained networks: mean test accuracy +- standard error over 100 seeds.
 
-    python benchmarks/search_gates.py nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
+    python -m benchmarks.search_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
 
 Each search selects by validation accuracy. Random search has its exact expectation. Up to half an hour on 2 cores; a
 controller's seed costs as much as ten of evolution.

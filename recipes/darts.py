@@ -37,10 +37,10 @@ from recipes.runner.child_networks import ChildConfig, Children
 from recipes.runner.threads import run_branches_side_by_side
 from recipes.spaces.darts import RandomCells, cells_of
 from recipes.spaces.seeds import SEEDS, FoundBodies
-from recipes.supernets import base as supernet
 from recipes.supernets.bilevel import Bilevel, Rates
 from recipes.supernets.darts import Supernet
 from recipes.supernets.darts_ranking import SharedAccuracies
+from recipes.training import grappler
 from zoo import atomic
 from zoo.genotype import CellGraph, Genotype
 from zoo.genotype_json import graph_as_dict
@@ -154,7 +154,7 @@ def shared_accuracies(
 ) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
     normalize = augment.Normalization.of(images.train.images)
-    with supernet.without_rewrites():
+    with grappler.without_rewrites():
         shared = SharedAccuracies(make(config, images, 0).net)
         for seed in seeds:
             state = make(config, images, seed)

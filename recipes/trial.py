@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from recipes.images.augment import UNIT, Step
 from recipes.images.parts import Part, Stream
-from recipes.training import mirrored
+from recipes.training import grappler, mirrored
 from recipes.training.descent import Descent, Learner
 from zoo import atomic
 
@@ -101,7 +101,7 @@ def train(
     """
     devices = mirrored.visible() if devices is None else devices
     mirror = mirrored.Mirror(devices) if devices else None
-    with _no_rewrites():
+    with grappler.without_rewrites():
         keras.utils.set_random_seed(seed % 2**32)
         with contextlib.nullcontext() if mirror is None else mirror.scope():
             model = make_model()
@@ -237,14 +237,3 @@ def _shorten_moving_averages(model: keras.Model) -> None:
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, _LARGEST_MOMENTUM)
-
-
-@contextlib.contextmanager
-def _no_rewrites() -> Iterator[None]:
-    """Turns grappler's rewrites off: they take longer than they save in a few hundred steps."""
-    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})

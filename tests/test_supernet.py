@@ -10,6 +10,7 @@ from benchmarks import darts_step
 from recipes.supernets import base as supernet
 from recipes.supernets import darts as supernet_darts
 from recipes.supernets import normalized
+from recipes.training import grappler
 
 
 def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the_rows():
@@ -67,7 +68,7 @@ def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             return logits, tape.gradient(loss, [alphas, *variables])
 
-        with supernet.without_rewrites():
+        with grappler.without_rewrites():
             return tf.function(both, autograph=False)()
 
     ours, (of_alphas, of_weights) = gradients(lambda: net.logits(weights, alphas, images), [weights])

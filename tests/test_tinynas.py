@@ -20,11 +20,11 @@ import zoo
 from recipes import tinynas
 from recipes.oracles.generations import GenerationalEvolution
 from recipes.spaces.tinynas import SMALL_STRIDES, TinySpace
-from recipes.supernets import base as supernet
 from recipes.supernets import tinynas_export, tinynas_space
 from recipes.supernets.elastic_training import Elastic, Scorer, Settings, sorted_channels
 from recipes.supernets.tinynas import Supernet
 from recipes.supernets.tinynas_needs import Budget, needs
+from recipes.training import grappler
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
 
@@ -334,7 +334,7 @@ def test_distillation_and_random_sampling_learn_too():
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(8, 16, 16, 1)), np.arange(8) % 4
     settings = Settings(1, 1, 9, networks=2, sampling="random", distillation=0.5)
-    with supernet.without_rewrites():
+    with grappler.without_rewrites():
         state = Elastic(Supernet(SMALL, 4, 1), settings, 0, (16, 16, 1))
         for _ in range(10):
             state.learn(batch)

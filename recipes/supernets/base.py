@@ -4,10 +4,9 @@ A supernet's graph has thousands of operations; each that is not made saves trac
 one vector, whose optimizer is three operations.
 """
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -152,14 +151,3 @@ def two_paths(weight: Any) -> Any:
     first, second = tf.unstack(weight, axis=-3)
     zero = tf.zeros_like(first)
     return tf.concat([tf.concat([first, zero], -1), tf.concat([zero, second], -1)], -2)
-
-
-@contextlib.contextmanager
-def without_rewrites() -> Iterator[None]:
-    """Turns grappler's rewrites off: of a supernet's graph they take longer than they save."""
-    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.supernets.darts import OPS, Supernet, derive
+from recipes.training import grappler
 from zoo import atomic
 
 _ADAM_BETAS, _ADAM_EPSILON = (0.5, 0.999), 1e-8  # of the alphas (Liu et al. 2019, A.1.1)
@@ -72,29 +73,8 @@ class Gradients:
             right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
             gradients = tf.compat.v1.gradients(loss, [alphas, weights])
             found = {"marks": tf.stack([loss, right]), "alphas": gradients[0], "weights": gradients[1]}
-        session = tf.compat.v1.Session(graph=graph, config=_only_fusions())
+        session = tf.compat.v1.Session(graph=graph, config=grappler.only_fusions())
         return session, [weights, alphas, images, labels], found
-
-
-def _only_fusions() -> Any:
-    """Options of a session of whose rewrites one is on: a product with the bias and the sum behind it is one operation.
-
-    All others take longer on a supernet's graph than they save.
-    """
-    options: Any = tf.compat.v1.ConfigProto()
-    rewrites = options.graph_options.rewrite_options
-    for name in _REWRITES:
-        setattr(rewrites, name, rewrites.OFF)
-    rewrites.remapping = rewrites.ON
-    rewrites.memory_optimization = rewrites.NO_MEM_OPT
-    rewrites.meta_optimizer_iterations = rewrites.ONE
-    rewrites.disable_model_pruning = rewrites.disable_tfg_optimizer = True
-    return options
-
-
-_REWRITES = """layout_optimizer constant_folding shape_optimization arithmetic_optimization dependency_optimization
-    loop_optimization function_optimization debug_stripper scoped_allocator_optimization pin_to_host_optimization
-    implementation_selector auto_mixed_precision common_subgraph_elimination use_plugin_optimizers""".split()
 
 
 class Bilevel:

@@ -7,11 +7,11 @@ import numpy as np
 
 import zoo
 from recipes.runner.progress import duration
-from recipes.supernets import base as supernet
 from recipes.supernets.tinynas_children import SubNetworks, candidates
 from recipes.supernets.tinynas_config import Config
 from recipes.supernets.tinynas_result import arena
 from recipes.supernets.tinynas_training import make
+from recipes.training import grappler
 from zoo.deploy import tflite
 from zoo.genotype import Genotype
 
@@ -33,7 +33,7 @@ def run(children: SubNetworks) -> Genotype:
     part = images.train.take(np.resize(np.arange(len(images.train)), batch))
     pixels, labels = part.images / np.float32(255), part.labels
     marks = [time.perf_counter()]
-    with supernet.without_rewrites():
+    with grappler.without_rewrites():
         for _ in range(2):
             state.learn((pixels, labels))
             marks.append(time.perf_counter())

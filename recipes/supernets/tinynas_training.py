@@ -11,10 +11,10 @@ import tensorflow as tf
 from recipes import data as image_data
 from recipes.images import augment
 from recipes.images.parts import Part, Stream
-from recipes.supernets import base as supernet
 from recipes.supernets.elastic_training import Elastic, Settings
 from recipes.supernets.tinynas import Supernet
 from recipes.supernets.tinynas_config import Config
+from recipes.training import grappler
 from zoo import atomic
 
 # What the shared weights depend on, beside Settings: searches that agree in these may share them.
@@ -40,7 +40,7 @@ def train_supernet(
     state = make(config, net, images)
     path, settings = config.supernet or config.folder / "supernet.npz", state.settings
     state.restore(path)
-    with supernet.without_rewrites():
+    with grappler.without_rewrites():
         saved, begun = time.monotonic(), state.step
         try:
             for pixels, labels in batches(config, images, settings.steps, state.step):

@@ -31,13 +31,8 @@ def images(count: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(0, 1, (count, 32, 32, 3)).astype(np.float32)
 
 
-@pytest.mark.slow
-@FAMILIES
-def test_family_goes_through_quantization_aware_training_to_a_file(name, preset):
-    model = tiny(name, preset)
-    aware = quantize.prepare(model, images(8))
-    quantize.fine_tune(aware, images(8), np.arange(8) % 4, batch_size=8)
-    file = quantize.convert(aware)
+def check_int8(file: bytes) -> None:
+    """Whether all of it is int8, TFLM runs it, and takes as much memory as the planner has told."""
     types = tflite_file.load_schema().TensorType
     tensors = tflite_file.parse(file).subgraphs[0].tensors
     assert {tensor.type for tensor in tensors} <= {types.INT8, types.INT32}
@@ -50,6 +45,15 @@ def test_family_goes_through_quantization_aware_training_to_a_file(name, preset)
 
 @pytest.mark.slow
 @FAMILIES
+def test_family_goes_through_quantization_aware_training_to_a_file(name, preset):
+    model = tiny(name, preset)
+    aware = quantize.prepare(model, images(8))
+    quantize.fine_tune(aware, images(8), np.arange(8) % 4, batch_size=8)
+    check_int8(quantize.convert(aware))
+
+
+@pytest.mark.slow
+@FAMILIES
 def test_litert_and_tflm_compute_the_same_within_two_steps(name, preset):
     file = tflite.convert(randomised(tiny(name, preset)), quantize="int8", calibration=images(8))
     others = images(12)[8:]
@@ -57,3 +61,12 @@ def test_litert_and_tflm_compute_the_same_within_two_steps(name, preset):
     # LiteRT's plain kernels: its fast ones are as far from them as they are from TFLM's
     difference = measure.predict(file, others, kernels="reference") - measure.predict_tflm(file, others)
     assert np.abs(difference).max() <= 2.01 * step
+
+
+@pytest.mark.slow
+def test_nasnet_mobile_at_full_size_goes_through_quantization_aware_training_to_a_file():
+    model = zoo.build("nasnet_a", preset="mobile", classifier_activation=None)
+    pictures = np.random.default_rng(0).uniform(0, 1, (2, 224, 224, 3)).astype(np.float32)
+    aware = quantize.prepare(model, pictures)
+    quantize.fine_tune(aware, pictures, np.array([1, 2]), batch_size=2)
+    check_int8(quantize.convert(aware))

@@ -78,7 +78,7 @@ class Config(ChildConfig):
     search_decay: float = 2e-4  # L2 on all shared weights
     search_dropout: float = 0.1  # share of features that a step leaves out
     reward_images: int = 400  # training images that are kept for rewards and the choice of the path
-    updates: int = 4  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
+    updates: int = 12  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
     samples: int = 5  # paths in an update, each rewarded on a batch; the paper has 10 (micro) and 20 (macro)
     candidates: int = 50  # paths that are scored at the end, seconds in all
     hidden: int = 64  # units of the controller

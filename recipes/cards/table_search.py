@@ -25,10 +25,15 @@ def plain_evolution(table: Table, seed: int) -> SearchOracle:
     )
 
 
-def evolution(table: Table, seed: int) -> SearchOracle:
+def evolution(table: Table, seed: int, population: int = 20, sample: int = 10) -> SearchOracle:
     """Aging evolution with a larger sample: a few hundred evaluations are too few to wait for luck."""
     return AgingEvolution(
-        OBJECTIVE, hyperparameters=table.hyperparameters(), seed=seed, population=20, sample=10, identity=0.0
+        OBJECTIVE,
+        hyperparameters=table.hyperparameters(),
+        seed=seed,
+        population=population,
+        sample=sample,
+        identity=0.0,
     )
 
 

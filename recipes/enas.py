@@ -65,7 +65,7 @@ class Config(ChildConfig):
     trials: int = 1  # searches, each with a seed of its own; random networks where the algorithm is random
     algorithm: Literal["enas", "uniform", "random"] = "enas"  # uniform and random are the baselines
     space: Literal["micro", "macro"] = "micro"  # cells, or a chain of layers
-    epochs: int = 10  # of each final training; after three, small networks are ahead of good ones
+    epochs: int = 10  # of each final training; 3 would order networks otherwise (Kendall's tau 0.6 over 12)
     search_epochs: int = 60  # of the shared weights
     search_batch_size: int = 32  # images in a step of the shared weights, and in a reward
     search_cells: int = 3  # normal cells of the supernet, two reductions come on top (micro); the paper has 6

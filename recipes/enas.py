@@ -13,10 +13,10 @@ runs/enas/baseline holds random networks of the space, trained as the found one;
 runs/enas/ranking.json says how well the shared weights rank them. Killed and started again with the same command, it
 goes on where it was.
 
-Result: procedure only. The laptop preset (seeds 0 to 2, 2 cores, 2026-11-25) raises the controller's rewards from 0.10
-to 0.71, 0.56 and 0.65 and finds networks of 0.828, 0.827 and 0.830 validation accuracy, where 12 random ones each,
-trained alike, have 0.823, 0.813 and 0.814 on average and the time of a search buys the best of 14 to 21; Kendall's tau of
-shared-weight and stand-alone accuracy is -0.06, 0.31 and 0.36.
+Result: procedure only. The laptop preset (seeds 0 to 2, 2 cores, 2026-11-25) raises the controller's rewards from
+0.10 to 0.71, 0.56 and 0.65 and finds networks of 0.828, 0.827 and 0.830 validation accuracy, where 12 random ones
+each, trained alike, have 0.823, 0.813 and 0.814 on average and the time of a search buys the best of 14 to 21;
+Kendall's tau of shared-weight and stand-alone accuracy is -0.06, 0.31 and 0.36.
 
 Source: Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018, and the scripts of
 melodyguan/enas, whose settings the presets paper and paper-macro have (the paper's controller: rate 0.00035,

@@ -10,9 +10,9 @@ What is found is in runs/tinynas: genotype.json, model.keras, model.tflite and r
 resolution and width. Killed and started again with the same command, the search goes on at the step that was saved.
 
 Result: procedure only. Laptop preset, 2 cores, 2026-11-25, seeds 0 to 2: 28 pixels at a width of 0.3; test accuracies
-of 0.827, 0.829 and 0.842 after three epochs of fine-tuning with inherited weights. From scratch the found networks come
-to 0.797, 0.802 and 0.796, 12 random ones that fit to 0.800, 0.798 and 0.796 on average, so that evolution does not show at
-this scale; 40,996, 36,292 and 40,600 bytes of RAM predicted, 68 to 72 fewer measured.
+of 0.827, 0.829 and 0.842 after three epochs of fine-tuning with inherited weights. From scratch the found networks
+come to 0.797, 0.802 and 0.796, 12 random ones that fit to 0.800, 0.798 and 0.796 on average, so that evolution does
+not show at this scale; 40,996, 36,292 and 40,600 bytes of RAM predicted, 68 to 72 fewer measured.
 
 Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Stages, in
 recipes/supernets: tinynas_space; the once-for-all network of tinynas, trained by elastic_training; evolution of

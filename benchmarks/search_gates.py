@@ -26,7 +26,7 @@ CONTROLLERS = ("ppo", "reinforce")
 def main() -> None:
     """Runs all searches and prints a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="+", type=Path, help="files of recipes.tables")
+    parser.add_argument("tables", nargs="*", type=Path, help="files of recipes.tables")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--only", choices=list(table_search.ORACLES), nargs="*", help="searches to run; all by default")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="numbers of evaluations")
@@ -34,6 +34,9 @@ def main() -> None:
         "--evolution", nargs="*", default=[], metavar="POPULATION:SAMPLE", help="more rows of evolution"
     )
     arguments = parser.parse_args()
+    if not arguments.tables:  # `make bench` has none
+        parser.print_help()
+        return
     budgets = tuple(arguments.budgets)
     oracles = dict(table_search.ORACLES)
     for sizes in arguments.evolution:

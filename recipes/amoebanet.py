@@ -32,7 +32,7 @@ class Config(ChildConfig):
     space: Literal["amoebanet", "nasnet"] = "amoebanet"  # the 8 ops of AmoebaNet, or the 13 and two combiners of NASNet
     nodes: int = 3  # of each cell; the paper has 5
     population: int = 12  # cells that are alive at once
-    sample: int = 12  # cells of a tournament, drawn with replacement; 3 of 8 find no more in 24 trials than luck does
+    sample: int = 12  # cells of a tournament, drawn with replacement; large ones suit short searches
     identity: float = 0.05  # probability that a child is its parent
     ageing: bool = True  # the oldest dies; without, the worst
     repeats: int = 1  # N: normal cells before, between and behind the two reductions

@@ -153,14 +153,13 @@ def shared_accuracies(
     config: Config, images: image_data.Data, seeds: Sequence[int], cells: Sequence[Any]
 ) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
-    normalize = augment.Normalization.of(images.train.images)
+    normalized = augment.Normalization.of(images.train.images)(images.validation.images)
     with grappler.without_rewrites():
         shared = SharedAccuracies(make(config, images, 0).net)
         for seed in seeds:
             state = make(config, images, seed)
             state.restore(seed_search.state_file(config.folder / "seeds", seed))
             if state.step:  # else the file is gone, and with it the weights
-                normalized = normalize(images.validation.images)
                 yield seed, shared(state.weights, cells, normalized, images.validation.labels)
 
 

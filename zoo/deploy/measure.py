@@ -125,7 +125,10 @@ def arena(tflite: Source) -> tflm.Arena:
 
 
 def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kernels: Kernels = "xnnpack") -> Any:
-    """Returns a LiteRT interpreter with its tensors allocated; `keep_tensors` leaves every inner tensor readable."""
+    """Returns a LiteRT interpreter with its tensors allocated.
+
+    `keep_tensors` leaves every inner tensor readable, but those that XNNPACK computes within are never written.
+    """
     parse(tflite)  # LiteRT reads past the end of a file that is cut off
     litert = require("ai_edge_litert.interpreter", "ai-edge-litert")
     data = read(tflite)
@@ -134,7 +137,7 @@ def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kerne
         "xnnpack": resolvers.AUTO,
         "builtin": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         "reference": resolvers.BUILTIN_REF,
-    }["builtin" if keep_tensors and kernels == "xnnpack" else kernels]  # XNNPACK leaves inner tensors unwritten
+    }[kernels]
     with quiet() as printed:
         try:
             interpreter = litert.Interpreter(

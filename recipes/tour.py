@@ -69,9 +69,15 @@ def tour(config: Config) -> Tour:
         console.print(f"\n[bold]Step {number} of 4: {text}[/bold]", soft_wrap=True)
 
     announce(1, f"search, {config.trials} small networks of evolving cells")
+    half = max(1, config.trials // 2)  # of the networks are random, the others their children
     genotype = amoebanet.search(
         dataclasses.replace(
-            amoebanet.PRESETS[config.steps], trials=config.trials, seed=config.seed, folder=config.folder / "search"
+            amoebanet.PRESETS[config.steps],
+            trials=config.trials,
+            population=half,
+            sample=half,
+            seed=config.seed,
+            folder=config.folder / "search",
         )
     )
     announce(2, "draw the best cells")

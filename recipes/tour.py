@@ -113,7 +113,8 @@ def to_markdown(result: Tour, folder: Path, seconds: float) -> str:
     """Returns the page: what was found and how good it is, the files, and where to go from here."""
     genotype, training, report = result
     rows = "\n".join(
-        f"| {row.scheme} | {row.accuracy:.4f} | {row.size / 1000:,.0f} kB | {row.latency.median_ms:.2f} ms | "
+        f"| {row.scheme} | {row.accuracy:.4f} | {row.size / 1000:,.0f} kB | "
+        f"{row.latency.median_ms:.2f}, {row.builtin_latency.median_ms:.2f} ms | "
         f"{'none' if row.arena is None else f'{row.arena / 1000:,.0f} kB'} |"
         for row in report.rows
     )
@@ -128,7 +129,7 @@ def to_markdown(result: Tour, folder: Path, seconds: float) -> str:
 - Trained: {training["params"]:,} parameters; {training["test_accuracy"]:.4f} of the {training["test_images"]:,} \
 held-out images are told right.
 
-| file | accuracy, n = {report.n:,} | size | LiteRT latency | TFLM arena |
+| file | accuracy, n = {report.n:,} | size | LiteRT latency with XNNPACK, without | TFLM arena |
 |---|---|---|---|---|
 {rows}
 

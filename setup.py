@@ -25,7 +25,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["zoo*", "recipes*", "searched_genotypes"]),
-    package_data={"searched_genotypes": ["*.json"], "recipes": ["embedded/*"], "zoo.weights": ["*.json"]},
+    package_data={"searched_genotypes": ["*.json"], "recipes.images": ["embedded/*"], "zoo.weights": ["*.json"]},
     install_requires=[
         "tensorflow>=2.20,<3",
         "keras>=3.12,<4",

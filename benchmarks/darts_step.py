@@ -25,10 +25,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from recipes.runner.threads import run_branches_side_by_side
-from recipes.supernets import darts as supernet_darts
-from recipes.supernets.base import EPSILON
-from recipes.supernets.bilevel import Bilevel, Rates
+from recipes.darts import supernet as supernet_darts
+from recipes.darts.training import Bilevel, Rates
+from recipes.training.supernet import EPSILON
+from recipes.training.threads import run_branches_side_by_side
 from zoo.genotype import INPUT_STATES
 
 STEPS = 5

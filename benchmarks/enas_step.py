@@ -24,12 +24,12 @@ import numpy as np
 import tensorflow as tf
 
 import zoo
-from recipes.supernets.enas import MicroSupernet
-from recipes.supernets.enas_controller import random_path
-from recipes.supernets.enas_export import body_of, preset_of
-from recipes.supernets.enas_macro import MacroSupernet
-from recipes.supernets.shared import Descent as SharedDescent
-from recipes.supernets.shared import SharedWeights
+from recipes.enas.controller import random_path
+from recipes.enas.export import body_of, preset_of
+from recipes.enas.macro import MacroSupernet
+from recipes.enas.micro import MicroSupernet
+from recipes.enas.shared_weights import Descent as SharedDescent
+from recipes.enas.shared_weights import SharedWeights
 from recipes.training import grappler
 from recipes.training.descent import Descent, Learner
 from zoo.genotype import Genotype

@@ -18,8 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from recipes import data, deploy_table
+from recipes import deploy_table
 from recipes.images import augment
+from recipes.images import sources as data
 from zoo.deploy import measure
 
 IMAGES = 20

@@ -21,8 +21,9 @@ import keras
 import numpy as np
 
 import zoo
-from recipes import data, trial
 from recipes.deploy_table import NETWORKS
+from recipes.engine import child_training as trial
+from recipes.images import sources as data
 from zoo.deploy import measure, tflite, tflm
 from zoo.weights.published import transfer
 

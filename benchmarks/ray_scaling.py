@@ -21,10 +21,10 @@ from typing import Any
 
 import keras_tuner
 
-from recipes import spaces, tuner
+from recipes.engine import spaces, tuner
+from recipes.engine.ray import RayWorkers
+from recipes.engine.tasks import Task
 from recipes.oracles import AgingEvolution
-from recipes.runner.ray_workers import RayWorkers
-from recipes.runner.tasks import Task
 
 SEED = 0
 SPACE = spaces.amoebanet(nodes=5)

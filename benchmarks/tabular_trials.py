@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keras_tuner
 
-from recipes import spaces, tuner
+from recipes.engine import spaces, tuner
 from recipes.oracles import AgingEvolution
 
 TRIALS, POPULATION, SAMPLE, SEED = 20_000, 100, 25, 0

@@ -16,11 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes.spaces.tinynas import SMALL_STRIDES, TinySpace
-from recipes.supernets.elastic_training import Scorer
-from recipes.supernets.tinynas import Supernet
-from recipes.supernets.tinynas_export import standalone
-from recipes.supernets.tinynas_needs import Budget, needs
+from recipes.tinynas.elastic import Scorer
+from recipes.tinynas.export import standalone
+from recipes.tinynas.needs import Budget, needs
+from recipes.tinynas.space import SMALL_STRIDES, TinySpace
+from recipes.tinynas.supernet import Supernet
 from zoo.genotype import Genotype
 
 IMAGES, BATCH, REPEATS, NETWORKS = 2000, 500, 9, 5

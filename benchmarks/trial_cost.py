@@ -1,7 +1,7 @@
 """The fixed cost of a child network, build + trace + first step, here and with plain keras.Model.compile/fit.
 
 A few minutes. The networks are NASNet cells of a search's size; each side runs in processes of its own, one after the
-other, the imports and a first small network left out. How ours gets away with less (see recipes/trial.py):
+other, the imports and a first small network left out. Why ours takes less (recipes/engine/child_training.py):
 
 * grappler's rewrites are off while the step is traced: for a graph of thousands of nodes that is run some hundred times
   they take longer than they save;
@@ -30,8 +30,8 @@ def networks():
     import numpy as np
 
     import zoo
-    from recipes import spaces
-    from recipes.runner import child_networks
+    from recipes.engine import children as child_networks
+    from recipes.engine import spaces
 
     rng = np.random.default_rng(SEED)
     space, presets = spaces.nasnet(NODES), child_networks.cell_presets(1, FILTERS)
@@ -43,8 +43,8 @@ def networks():
 
 
 def ours(build, images, labels) -> None:
-    """Builds a network and takes one step, as recipes.trial does."""
-    from recipes import trial
+    """Builds a network and takes one step, as recipes.engine.child_training does."""
+    from recipes.engine import child_training as trial
     from recipes.training.descent import Learner
 
     with trial._no_rewrites():
@@ -69,7 +69,7 @@ def measure(side: str) -> None:
     """Prints, for each network, the seconds of this process' time on the clock and on the processor."""
     import numpy as np
 
-    from recipes import tuner
+    from recipes.engine import tuner
 
     rng = np.random.default_rng(SEED)
     images = rng.random((BATCH, SIDE, SIDE, 1), np.float32)

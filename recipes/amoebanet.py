@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from recipes import _main, spaces, tuner
+from recipes import _main
+from recipes.engine import run as child_search
+from recipes.engine import spaces, tuner
+from recipes.engine.children import ChildConfig, Children
 from recipes.oracles import AgingEvolution, RandomSearch, SearchOracle
-from recipes.runner import child_search
-from recipes.runner.child_networks import ChildConfig, Children
-from recipes.runner.threads import run_branches_side_by_side
+from recipes.training.threads import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 

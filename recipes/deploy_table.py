@@ -26,16 +26,18 @@ import keras
 import numpy as np
 
 import zoo
-from recipes import _main, data, trial
+from recipes import _main
 from recipes.cards import markers
+from recipes.engine import child_training as trial
 from recipes.images import augment
+from recipes.images import sources as data
 from zoo import genotype_json
 from zoo.atomic import write_atomically
 from zoo.deploy import measure, quantize, report, tflite
 from zoo.genotype import Genotype
 from zoo.weights.published import transfer
 
-WEIGHTS = "model.weights.h5"  # what recipes.trial leaves of a finished training
+WEIGHTS = "model.weights.h5"  # what recipes.engine.child_training leaves of a finished training
 RUNS = 250  # of each file, for its latency
 HEAD = (
     "network", "image", "parameters, k", "multiply-adds, M", "float", "int8, PTQ", "int8, QAT", "file, kB",

@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 
 import zoo
-from recipes import data
 from recipes.images import augment
+from recipes.images import sources as data
 
 PREPROCESSING = {
     "unit": augment.UNIT,
@@ -30,7 +30,9 @@ class ModelAndData:
     model: str = "runs/train/model.keras"  # a .keras file, a genotype file, or a name of zoo.list_models()
     size: str | None = None  # the preset of a name or genotype, such as cifar10; none takes the first
     weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
-    data: str = data.EMBEDDED  # as recipes.data.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
+    data: str = (
+        data.EMBEDDED
+    )  # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
     image_size: int | None = None  # pixels; none takes what the .keras file expects, else what the images have
     # as in training: pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
     preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"

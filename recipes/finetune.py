@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 import zoo
-from recipes import _main, data
+from recipes import _main
 from recipes.deployable import PREPROCESSING
 from recipes.images import augment
+from recipes.images import sources as data
 from recipes.training import display as training_display
 from recipes.training.descent import Descent
 from recipes.training.fitting import STATE_FILE, Outcome, Settings, fit
@@ -36,7 +37,7 @@ _MOMENTUM = 0.9  # of moving averages, which a short training with the published
 class Config:
     """Options of the fine-tuning."""
 
-    data: str = data.EMBEDDED  # a folder of images, one sub-folder a class; or as recipes.data takes it
+    data: str = data.EMBEDDED  # a folder of images, one sub-folder a class; or as recipes.images.sources takes it
     model: str = "mnasnet"  # a name of zoo.list_models(), or a genotype file; with a .keras file of weights not used
     scale: str | None = None  # the zoo's preset; none takes the first
     weights: Path | None = None  # .keras, whose network it then is, or .weights.h5 of the same classes; none is fresh

@@ -3,7 +3,7 @@
     python -m recipes.make_embedded                          # from the files of Debian's dataset-fashion-mnist
     python -m recipes.make_embedded --folder=path/to/files   # the four *-ubyte.gz files as the authors give them
 
-Takes ten seconds. Prints the SHA-256 of the pixels, which recipes/data.py checks when it loads them.
+Takes ten seconds. Prints the SHA-256 of the pixels, which recipes/images/sources.py checks when it loads them.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes import _main, data
+from recipes import _main
+from recipes.images import sources as data
 from zoo.atomic import write_atomically
 
 _HEADER_BYTES = {"images": 16, "labels": 8}  # of the IDX format: magic number, then one 32-bit size a dimension

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from recipes import _main, tuner
-from recipes.runner import latency, latency_table, progress
-from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
-from recipes.tuner import Status
+from recipes import _main
+from recipes.engine import latency, latency_table, tuner
+from recipes.engine.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes.engine.tuner import Status
+from recipes.training import progress
 from zoo import atomic
 
 

@@ -10,8 +10,8 @@ The result is runs/mnasnet/genotype.json; runs/mnasnet/pareto holds the networks
 latency. Killed and started again with the same command, the search goes on.
 
 Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those of
-recipes.spaces.mnasnet and recipes.nasnet, whose controller this is; equal networks are trained once; the laptop preset
-has MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
+recipes.engine.spaces_mnasnet and recipes.nasnet, whose controller this is; equal networks are trained once; the laptop
+preset has MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
 
 Seen of the first command on 2 cores, seed 0, one run: the best of 24 networks has the reward 0.739 (0.750 of the 1,000
 validation images, 0.053 ms where the target is 0.043); 16 random ones have 0.620 on average, with a deviation of 0.076.
@@ -24,15 +24,17 @@ from typing import Any, ClassVar, Literal
 
 import keras
 
-from recipes import _main, tuner
+from recipes import _main
+from recipes.engine import children as child_networks
+from recipes.engine import run as child_search
+from recipes.engine import tuner
+from recipes.engine.children import Children
+from recipes.engine.controller_config import ControllerConfig
+from recipes.engine.dry_run import dry_run
+from recipes.engine.latency import machine
+from recipes.engine.latency_table import Table, names_of_space
+from recipes.engine.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from recipes.oracles import ControllerOracle, SearchOracle
-from recipes.runner import child_networks, child_search
-from recipes.runner.child_networks import Children
-from recipes.runner.controller_config import ControllerConfig
-from recipes.runner.dry_run import dry_run
-from recipes.runner.latency import machine
-from recipes.runner.latency_table import Table, names_of_space
-from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from zoo.genotype import Genotype
 
 __all__ = [
@@ -81,7 +83,7 @@ class Config(ControllerConfig):
             )
         if self.latency_table is not None and not self.latency_table.is_file():
             raise ValueError(
-                f"latency_table: there is no file {self.latency_table}; see recipes.runner.latency_table for its form"
+                f"latency_table: there is no file {self.latency_table}; see recipes.engine.latency_table for its form"
             )
 
 

@@ -15,12 +15,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes import _main, spaces, tuner
+from recipes import _main
+from recipes.engine import run as child_search
+from recipes.engine import spaces, tuner
+from recipes.engine.children import Children
+from recipes.engine.controller_config import ControllerConfig
 from recipes.oracles import ControllerOracle, SearchOracle
-from recipes.runner import child_search
-from recipes.runner.child_networks import Children
-from recipes.runner.controller_config import ControllerConfig
-from recipes.runner.threads import run_branches_side_by_side
+from recipes.training.threads import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 __all__ = ["PRESETS", "Config", "ControllerOracle", "oracle", "search"]

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from recipes import _main, tuner
+from recipes import _main
+from recipes.engine import run as child_search
+from recipes.engine import spaces_pnasnet, tuner
+from recipes.engine.children import ChildConfig, Children
 from recipes.oracles import Fitting, ProgressiveOracle, RandomSearch, SearchOracle
-from recipes.runner import child_search
-from recipes.runner.child_networks import ChildConfig, Children
-from recipes.runner.threads import run_branches_side_by_side
-from recipes.spaces import pnasnet as spaces_pnasnet
+from recipes.training.threads import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 

@@ -30,7 +30,7 @@ import keras
 import zoo
 from recipes import _main
 from recipes.cards import markers
-from recipes.runner.progress import duration
+from recipes.training.progress import duration
 from zoo import genotype_json
 from zoo.atomic import write_atomically
 from zoo.genotype import Genotype

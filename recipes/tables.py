@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.spaces import Decision, check_values, hyperparameters_of, kinds_of
+from recipes.engine.spaces import Decision, check_values, hyperparameters_of, kinds_of
 
 NAS_BENCH_201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 _EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (node, what it reads), in the order of the cell's text

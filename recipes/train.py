@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 import zoo
-from recipes import _main, data
+from recipes import _main
 from recipes.deployable import PREPROCESSING
 from recipes.images import augment
+from recipes.images import sources as data
 from recipes.training import display as training_display
 from recipes.training.descent import Descent
 from recipes.training.drop_path import scheduled

@@ -14,8 +14,10 @@ import pytest
 from rich.console import Console
 
 import zoo
-from recipes import amoebanet, tuner
-from recipes.runner import child_networks, progress
+from recipes import amoebanet
+from recipes.engine import children as child_networks
+from recipes.engine import tuner
+from recipes.training import progress
 
 SMOKE = amoebanet.PRESETS["smoke"]
 

@@ -11,11 +11,12 @@ import tensorflow as tf
 import zoo
 from recipes import darts
 from recipes.cards import reading as report_data
-from recipes.runner import child_networks, seed_search
-from recipes.spaces.darts import RandomCells
-from recipes.supernets import darts_ranking as supernet_ranking
-from recipes.supernets.bilevel import Bilevel, Rates, largest_eigenvalue
-from recipes.supernets.darts import Supernet, derive
+from recipes.darts import ranking as supernet_ranking
+from recipes.darts.space import RandomCells
+from recipes.darts.supernet import Supernet, derive
+from recipes.darts.training import Bilevel, Rates, largest_eigenvalue
+from recipes.engine import children as child_networks
+from recipes.engine import seed_search
 from zoo.genotype import CellGraph, Cells, Edge, Node
 
 SMOKE = darts.PRESETS["smoke"]

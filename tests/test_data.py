@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from recipes import data
 from recipes.images import augment
+from recipes.images import sources as data
 from recipes.images.parts import Arrays
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes import data
 from recipes.images import files as images
 from recipes.images import folder as image_folder
+from recipes.images import sources as data
 
 
 def picture(number: int, height: int = 6, width: int = 8) -> Image.Image:

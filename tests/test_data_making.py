@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes import data, make_embedded
+from recipes import make_embedded
+from recipes.images import sources as data
 
 
 def write_originals(folder: Path) -> dict[str, np.ndarray]:

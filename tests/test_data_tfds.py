@@ -9,9 +9,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from recipes import data
 from recipes.images import augment, tfds_sets
 from recipes.images import files as images
+from recipes.images import sources as data
 
 
 def blot(number: int) -> np.ndarray:

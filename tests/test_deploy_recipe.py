@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from recipes import data, deploy, deployable
+from recipes import deploy, deployable
+from recipes.images import sources as data
 from zoo.deploy import measure, report, strips, tflite
 
 layers = keras.layers

@@ -14,18 +14,18 @@ import tensorflow as tf
 
 import zoo
 from recipes import enas
+from recipes.enas import layers as supernet_paths
+from recipes.enas import search as enas_search
+from recipes.enas.controller import MacroController, MicroController, Policy, random_path
+from recipes.enas.export import body_of, export
+from recipes.enas.macro import MacroSupernet
+from recipes.enas.micro import MicroSupernet
+from recipes.enas.search import find_path
+from recipes.enas.shared_weights import Descent, SharedWeights
+from recipes.enas.space import ChainSpace, MicroSpace, path_of
+from recipes.enas.tape import Tape, Value
+from recipes.engine import children as child_networks
 from recipes.oracles.networks import Parameters
-from recipes.runner import child_networks
-from recipes.spaces.enas import ChainSpace, MicroSpace, path_of
-from recipes.supernets import enas_layers as supernet_paths
-from recipes.supernets import enas_search
-from recipes.supernets.enas import MicroSupernet
-from recipes.supernets.enas_controller import MacroController, MicroController, Policy, random_path
-from recipes.supernets.enas_export import body_of, export
-from recipes.supernets.enas_macro import MacroSupernet
-from recipes.supernets.enas_search import find_path
-from recipes.supernets.shared import Descent, SharedWeights
-from recipes.supernets.tape import Tape, Value
 from recipes.training import grappler
 
 pytestmark = pytest.mark.usefixtures("fast_start")
@@ -275,9 +275,9 @@ _KILLED = """
 import dataclasses, sys
 from pathlib import Path
 from recipes import enas
-from recipes.runner import child_networks
+from recipes.engine import children as child_networks
 from recipes.training.grappler import without_rewrites
-from recipes.supernets.enas_search import find_path
+from recipes.enas.search import find_path
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
 images = child_networks.load_images(config)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import zoo
-from recipes import measure_latencies, mnasnet, tuner
-from recipes.runner import child_networks, latency, latency_table
-from recipes.runner.limits import Limits
-from recipes.spaces.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes import measure_latencies, mnasnet
+from recipes.engine import children as child_networks
+from recipes.engine import latency, latency_table, tuner
+from recipes.engine.limits import Limits
+from recipes.engine.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from zoo.genotype import Block
 
 SMOKE = mnasnet.PRESETS["smoke"]

@@ -7,7 +7,7 @@ import keras_tuner
 import numpy as np
 import pytest
 
-from recipes import spaces
+from recipes.engine import spaces
 from recipes.oracles import AgingEvolution, RandomSearch
 from recipes.oracles.choices import Choices, SharedSpace
 

@@ -5,11 +5,13 @@ import dataclasses
 
 import pytest
 
-from recipes import mnasnet, nasnet, spaces
-from recipes.runner import child_networks, child_search
-from recipes.runner.child_networks import Children
-from recipes.runner.places import FIELDS, PlaceConfig
-from recipes.runner.workers import LocalWorkers
+from recipes import mnasnet, nasnet
+from recipes.engine import children as child_networks
+from recipes.engine import run as child_search
+from recipes.engine import spaces
+from recipes.engine.children import Children
+from recipes.engine.places import FIELDS, PlaceConfig
+from recipes.engine.workers import LocalWorkers
 from tests import cheap_trials
 
 SMOKE = nasnet.PRESETS["smoke"]

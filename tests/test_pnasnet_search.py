@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from recipes import pnasnet
-from recipes.spaces import pnasnet as spaces_pnasnet
+from recipes.engine import spaces_pnasnet
 
 SMOKE = pnasnet.PRESETS["smoke"]
 

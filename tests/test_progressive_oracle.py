@@ -7,12 +7,12 @@ import keras_tuner
 import numpy as np
 import pytest
 
+from recipes.engine import spaces_pnasnet
 from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.predictors import make
 from recipes.oracles.surrogate import quantiles
-from recipes.spaces import pnasnet as spaces_pnasnet
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 QUICK = Fitting(embedding=4, hidden=8, steps=30)

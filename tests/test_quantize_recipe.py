@@ -6,7 +6,8 @@ import re
 import keras
 import pytest
 
-from recipes import data, quantize
+from recipes import quantize
+from recipes.images import sources as data
 from zoo.deploy import report
 
 layers = keras.layers

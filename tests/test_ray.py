@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes import tuner
-from recipes.runner.ray_workers import _VARIABLES, RayWorkers
+from recipes.engine import tuner
+from recipes.engine.ray import _VARIABLES, RayWorkers
 from tests import cheap_trials, test_workers
 from tests.test_workers import evolution, outcome, wait_until
 
@@ -94,8 +94,8 @@ def test_reports_reach_the_search(tmp_path, cluster):
 PROGRAM = """
     import sys
     from pathlib import Path
-    from recipes import tuner
-    from recipes.runner.ray_workers import RayWorkers
+    from recipes.engine import tuner
+    from recipes.engine.ray import RayWorkers
     from tests import cheap_trials
     from tests.test_workers import evolution
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorflow.core.util import event_pb2
 
 import zoo
-from recipes import _main, amoebanet, report, tuner
+from recipes import _main, amoebanet, report
 from recipes.cards import about as report_about
 from recipes.cards import card as report_card
 from recipes.cards import comparison as report_comparison
@@ -22,6 +22,7 @@ from recipes.cards import reading as report_data
 from recipes.cards import statistics as report_statistics
 from recipes.cards import strengths as report_strengths
 from recipes.cards import tensorboard_logs
+from recipes.engine import tuner
 
 
 def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: int = 0, **options) -> Path:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-from recipes import spaces
+from recipes.engine import spaces
 from recipes.oracles import AgingEvolution
 
 

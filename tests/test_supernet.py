@@ -7,10 +7,9 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import darts_step
-from recipes.supernets import base as supernet
-from recipes.supernets import darts as supernet_darts
-from recipes.supernets import normalized
-from recipes.training import grappler
+from recipes.darts import normalized
+from recipes.darts import supernet as supernet_darts
+from recipes.training import grappler, supernet
 
 
 def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the_rows():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from recipes.runner import threads
+from recipes.training import threads
 
 VARIABLE = "TF_NUM_INTRAOP_THREADS"
 

@@ -19,11 +19,12 @@ import tensorflow as tf
 import zoo
 from recipes import tinynas
 from recipes.oracles.generations import GenerationalEvolution
-from recipes.spaces.tinynas import SMALL_STRIDES, TinySpace
-from recipes.supernets import tinynas_export, tinynas_space
-from recipes.supernets.elastic_training import Elastic, Scorer, Settings, sorted_channels
-from recipes.supernets.tinynas import Supernet
-from recipes.supernets.tinynas_needs import Budget, needs
+from recipes.tinynas import export as tinynas_export
+from recipes.tinynas import widths as tinynas_space
+from recipes.tinynas.elastic import Elastic, Scorer, Settings, sorted_channels
+from recipes.tinynas.needs import Budget, needs
+from recipes.tinynas.space import SMALL_STRIDES, TinySpace
+from recipes.tinynas.supernet import Supernet
 from recipes.training import grappler
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype

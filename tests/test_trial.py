@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recipes import trial
+from recipes.engine import child_training as trial
 from recipes.images.parts import Arrays, Stream
 from recipes.training.descent import Learner
 

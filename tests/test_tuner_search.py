@@ -14,11 +14,11 @@ from pathlib import Path
 import keras_tuner
 import pytest
 
-from recipes import spaces, tuner
+from recipes.engine import children as child_networks
+from recipes.engine import spaces, tuner
+from recipes.engine.journal import Journal
+from recipes.engine.spaces import Decision
 from recipes.oracles import AgingEvolution, RandomSearch
-from recipes.runner import child_networks
-from recipes.runner.journal import Journal
-from recipes.spaces import Decision
 from zoo.canonical import canonical_hash
 from zoo.genotype import Block, Blocks
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import keras_tuner
 import pytest
 
-from recipes import spaces, tuner
+from recipes.engine import spaces, tuner
+from recipes.engine.tasks import Outcome, Task
+from recipes.engine.workers import LocalWorkers, variables_of
 from recipes.oracles import AgingEvolution, ControllerOracle, RandomSearch
 from recipes.oracles.base import SearchOracle, Wait
-from recipes.runner.tasks import Outcome, Task
-from recipes.runner.workers import LocalWorkers, variables_of
 from tests import cheap_trials
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
@@ -475,7 +475,7 @@ def test_a_full_disk_ends_the_search_which_goes_on_when_there_is_room(tmp_path, 
 
 def test_a_file_that_may_not_grow_keeps_whole_lines(tmp_path):
     """RLIMIT_FSIZE stands for a full disk where none can be mounted."""
-    from recipes.runner.journal import Journal
+    from recipes.engine.journal import Journal
 
     journal = Journal(tmp_path / "j.jsonl", {})
     journal.append({"a": 1})

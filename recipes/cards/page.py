@@ -5,7 +5,7 @@ from typing import Any
 
 from recipes.cards import statistics
 from recipes.cards.pictures import name_of
-from recipes.runner.progress import duration
+from recipes.training.progress import duration
 
 _DIGITS = 4
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.spaces import Decision
+from recipes.engine.spaces import Decision
 
 JOURNAL = "journal.jsonl"
 ABOUT = "about.json"  # written at the start of a search by recipes.cards.about

@@ -57,7 +57,7 @@ def _picture(table: np.ndarray, name: str) -> Any:
     """Returns the image of the cells that strengths stand for."""
     from PIL import Image
 
-    from recipes.supernets.darts import derive
+    from recipes.darts.supernet import derive
 
     nodes = nodes_of(table.shape[1])
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def nodes_of(edges: int) -> int:
 
 def _edges(tables: np.ndarray, title: str) -> Any:
     """Returns a figure with a panel for each edge: columns are what it reads, rows the node that it leads to."""
-    from recipes.supernets.darts import OPS, derive
+    from recipes.darts.supernet import OPS, derive
 
     nodes = nodes_of(tables.shape[2])
     last = derive(tables[-1], nodes)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 from tensorflow.core.framework import summary_pb2
 
-from recipes.tuner import Task
+from recipes.engine.tuner import Task
 
 Evaluate = Callable[[Task], Mapping[str, float]]
 
@@ -55,7 +55,7 @@ def logged(evaluate: Evaluate, folder: Path) -> Evaluate:
     """Returns `evaluate` with a log of each trial in `folder`/trial_00000; a trial that is run again begins a new one.
 
     Args:
-        evaluate: task -> name -> number, as `recipes.tuner.Tuner` takes it.
+        evaluate: task -> name -> number, as `recipes.engine.tuner.Tuner` takes it.
         folder: for `tensorboard --logdir`.
     """
     return _Logged(evaluate, folder)

@@ -1,1 +1,1 @@
-"""From files and data sets to batches of pixels: reading, resizing, augmentation; recipes.data is the door."""
+"""From files and data sets to batches of pixels: reading, resizing, augmentation; start at recipes.images.sources."""

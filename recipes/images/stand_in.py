@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from recipes.data import Data
 from recipes.images.parts import Arrays, Part
+from recipes.images.sources import Data
 
 # name -> images' shape, classes, training images; of the sets that the papers searched on
 SETS = {

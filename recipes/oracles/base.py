@@ -66,7 +66,7 @@ class SearchOracle(LeasingOracle):
         self.key = key or (lambda values: tuple(sorted(values.items())))
         self.check = check
         self.max_redraws = max_redraws
-        self.persistent = True  # False: somebody else keeps the state, as recipes.tuner does with its journal
+        self.persistent = True  # False: somebody else keeps the state, as recipes.engine.tuner does with its journal
         self.message = ""  # why the search stopped, once it has
         self.refused: dict[Hashable, str] = {}  # key -> why it is never trained (again)
         self.duplicates = 0

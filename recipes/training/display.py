@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from recipes.runner.progress import duration
+from recipes.training.progress import duration
 
 _LOG_SECONDS = 30.0  # between two lines where there is no terminal
 

@@ -1,0 +1,9 @@
+"""Starts the search; recipes/darts/__init__.py has its options."""
+
+from recipes import _main
+from recipes.darts import PRESETS, search
+from recipes.training.threads import run_branches_side_by_side
+
+if __name__ == "__main__":
+    run_branches_side_by_side()
+    _main.run(search, PRESETS)

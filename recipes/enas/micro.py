@@ -1,0 +1,301 @@
+"""The supernet of ENAS' micro space: all cells of the space in one set of weights, one of them run at a time.
+
+Under a path the values are those of the network that zoo/families/enas.py builds from the path's cells. Weights belong
+to the cell, node, edge, operation and to the state that is read, as in melodyguan/enas.
+
+Departure: that code searches with another network than it trains afterwards (reductions before the cells, loose ends
+through one more 1x1 convolution); here they are the same, so that a path can be exported with its weights.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from recipes.enas import layers as paths
+from recipes.enas.layers import norm, norm_shapes
+from recipes.training.supernet import Packing, Shape
+from zoo.formats.enas import MICRO_OPS
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
+
+SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}
+REPEATS = 2  # of depthwise and 1x1 convolution in a separable one
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a cell stands: its width, whether it reduces, and what it reads, each as (states, channels of one)."""
+
+    filters: int
+    reducing: bool
+    after_reduction: bool
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """A cell's output, or the stem's: joined states, and which states of how many these are (None: all)."""
+
+    tensor: Any
+    chosen: Any = None
+
+    def kernel(self, weight: Any) -> Any:
+        """Returns the rows (inputs, outputs) of a weight (.., states, channels, outputs) that belong to the tensor."""
+        if self.chosen is not None:
+            weight = tf.gather(weight, self.chosen, axis=-3)
+        *front, _, channels, outputs = weight.shape
+        count = weight.shape[-3] if self.chosen is None else tf.shape(self.chosen)[0]
+        return tf.ensure_shape(tf.reshape(weight, [*front, count * channels, outputs]), [*front, None, outputs])
+
+
+class MicroSupernet:
+    """Pure functions of a weight vector, a path and images.
+
+    A path is an int32 array (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state
+    and the operation (an index of MICRO_OPS).
+    """
+
+    def __init__(self, cells: int, filters: int, classes: int, channels: int, nodes: int = 5):
+        """Lays the weights out.
+
+        Args:
+            cells: normal cells; two reductions come on top.
+            filters: channels of a node before the first reduction.
+            classes, channels: of the images.
+            nodes: of each cell; the paper's blocks.
+        """
+        self.nodes, self.classes, self.filters, self.cells = nodes, classes, filters, cells
+        self.states = INPUT_STATES + nodes  # of a cell
+        self.places: list[Place] = []
+        self._edges = {strides: paths.traced(functools.partial(_edge, strides)) for strides in (1, 2)}
+        third, outputs, before = cells // 3, [(3, filters), (3, filters)], False
+        for number in range(cells + 2):
+            reducing = number in (third, 2 * third + 1)
+            filters *= 2 if reducing else 1
+            self.places.append(Place(filters, reducing, before, *outputs))
+            outputs, before = [outputs[1], (self.states, filters)], reducing
+        # the row of a weight for edge (node, side), before the number of the state that it reads is added
+        self.first_rows = np.array([[2 * sum(range(INPUT_STATES, INPUT_STATES + node)) + side * (INPUT_STATES + node)
+                                      for side in (0, 1)] for node in range(nodes)], np.int32)  # fmt: skip
+        self._rows = 2 * sum(range(INPUT_STATES, INPUT_STATES + nodes))
+        stem = 3 * self.filters
+        shapes = [Shape("stem", (3, 3, channels, stem), 9 * channels), *norm_shapes("stem", (), stem)]
+        statistics = [Shape("stem", (2, stem))]
+        for number, place in enumerate(self.places):
+            shapes += self._cell_shapes(f"cell{number}", place)
+            for part in ("calibrate", "input0", "input1"):
+                statistics.append(Shape(f"cell{number}/{part}", (2, place.filters)))
+            if place.reducing:
+                statistics += [
+                    Shape(f"cell{number}/output{state}", (2, place.filters)) for state in range(INPUT_STATES)
+                ]
+            statistics.append(Shape(f"cell{number}/edges", (nodes, 2, REPEATS, 2, place.filters)))
+        self.last = outputs[1]
+        shapes.append(Shape("classifier", (*self.last, classes), self.last[0] * self.last[1]))
+        self.packing, self.statistics = Packing(shapes), Packing(statistics)
+
+    def _cell_shapes(self, name: str, place: Place) -> list[Shape]:
+        filters, shapes = place.filters, []
+        halved = (2, *place.oldest, filters // 2) if place.after_reduction else (*place.oldest, filters)
+        for part, shape in (("input0", halved), ("calibrate", (*place.newest, filters))):
+            shapes += [
+                Shape(f"{name}/{part}", shape, shape[-3] * shape[-2]),
+                *norm_shapes(f"{name}/{part}", (), filters),
+            ]
+        shapes += [Shape(f"{name}/input1", (filters, filters), filters), *norm_shapes(f"{name}/input1", (), filters)]
+        for op, size in SEPARABLE.items():
+            stack = (self._rows, REPEATS)
+            shapes.append(Shape(f"{name}/{op}/depthwise", (*stack, size, size, filters, 1), size * size))
+            shapes.append(Shape(f"{name}/{op}/pointwise", (*stack, filters, filters), filters))
+            shapes += norm_shapes(f"{name}/{op}", stack, filters)
+        if place.reducing:
+            stack = (self._rows,)
+            shapes.append(Shape(f"{name}/skip_connect", (*stack, 2, filters, filters // 2), filters))
+            shapes += norm_shapes(f"{name}/skip_connect", stack, filters)
+            for end in (f"{name}/output{state}" for state in range(INPUT_STATES)):
+                shapes += [Shape(end, (2, filters, filters // 2), filters), *norm_shapes(end, (), filters)]
+        return shapes
+
+    def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
+        """Returns the logits (batch, classes), and the statistics by which was normalised.
+
+        Args:
+            vector: all weights.
+            path: int32 (2, nodes, 2, 2).
+            images: normalised, (batch, height, width, channels).
+            statistics: what another call returned, for inference; those of this batch unless given.
+            drop: a function of the features, such as dropout.
+        """
+        weights = self.packing.unpack(vector)
+        fixed = {} if statistics is None else self.statistics.unpack(statistics)
+        found: dict[str, Any] = {}
+        x = tf.nn.conv2d(images, weights["stem"], 1, "SAME")
+        x, found["stem"] = norm(x, "stem", weights, fixed)
+        outputs = [_Output(x), _Output(x)]
+        for number, place in enumerate(self.places):
+            name = f"cell{number}"
+            newest = self._whole(f"{name}/calibrate", place.newest, place.filters, outputs[1], weights, fixed, found)
+            newest = paths.pointwise(tf.nn.relu(newest), weights[f"{name}/input1"])
+            newest, found[f"{name}/input1"] = norm(newest, f"{name}/input1", weights, fixed)
+            oldest = self._oldest(name, place, outputs[0], weights, fixed, found)
+            part = path[int(place.reducing)]
+            outputs = [outputs[1], self._cell(name, place, part, (oldest, newest), weights, fixed, found)]
+        features = tf.reduce_mean(tf.nn.relu(outputs[1].tensor), [1, 2])
+        features = features if drop is None else drop(features)
+        logits = tf.matmul(features, outputs[1].kernel(weights["classifier"]))
+        return logits, tf.concat([tf.reshape(found[shape.name], [-1]) for shape in self.statistics.shapes], 0)
+
+    def _whole(self, name, source, filters, output, weights, fixed, found) -> Any:
+        """The output of a cell at the width of the next: as it is where that agrees, else by ReLU, 1x1 and BN."""
+        height, width = output.tensor.shape[1:3]
+
+        def projected() -> tuple[Any, Any]:
+            x = paths.pointwise(tf.nn.relu(output.tensor), output.kernel(weights[name]))
+            return norm(x, name, weights, fixed)
+
+        def untouched() -> tuple[Any, Any]:
+            return output.tensor, tf.zeros([2, filters])
+
+        states, channels = source
+        count = filters // channels if filters % channels == 0 else states + 1
+        if output.chosen is None:
+            x, found[name] = untouched() if count == states else projected()
+        else:
+            agrees = tf.equal(tf.shape(output.chosen)[0], count)
+            x, found[name] = tf.cond(agrees, untouched, projected) if count <= states else projected()
+        return tf.ensure_shape(x, [None, height, width, filters])
+
+    def _oldest(self, name, place, output, weights, fixed, found) -> Any:
+        name = f"{name}/input0"
+        if not place.after_reduction:
+            return self._whole(name, place.oldest, place.filters, output, weights, fixed, found)
+        x = paths.factorized(tf.nn.relu(output.tensor), output.kernel(weights[name]))
+        x, found[name] = norm(x, name, weights, fixed)
+        return x
+
+    def _cell(self, name, place, path, inputs, weights, fixed, found) -> _Output:
+        """Returns the output of a cell for its part (nodes, 2, 2) of the path."""
+        sides = inputs[1].shape[1:3]
+        after = [-(-side // 2) for side in sides] if place.reducing else sides
+        unread = self._unread(path)
+        states, ends = _array(self.states, after, place.filters), None
+        if place.reducing:  # what the operations read has other sides than what they make
+            ends = _array(INPUT_STATES, sides, place.filters)
+            for number, x in enumerate(inputs):
+                ends = ends.write(number, x)
+            inputs = [self._end(f"{name}/output{n}", x, unread[n], weights, fixed, found) for n, x in enumerate(inputs)]
+        for number, x in enumerate(inputs):
+            states = states.write(number, x)
+        rows = tf.reshape(self.first_rows + path[..., 0], [-1])
+        chosen = {key: tf.unstack(tf.gather(stack, rows)) for key, stack in stacks_of(name, weights).items()}
+        statistics = []
+        for node in range(self.nodes):
+            sums = []
+            for side in (0, 1):
+                kernels = {key: parts[2 * node + side] for key, parts in chosen.items()}
+                edge = fixed[f"{name}/edges"][node, side] if fixed else None
+                x, used = self._run(node, path[node, side], ends, states, kernels, edge)
+                sums.append(tf.ensure_shape(x, [None, *after, place.filters]))
+                statistics.append(used)
+            states = states.write(INPUT_STATES + node, sums[0] + sums[1])
+        found[f"{name}/edges"] = tf.reshape(tf.stack(statistics), [self.nodes, 2, REPEATS, 2, place.filters])
+        loose = tf.cast(tf.where(unread)[:, 0], tf.int32)
+        return _Output(paths.joined(states, loose, self.nodes + 1), loose)
+
+    def _run(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any, fixed: Any) -> Any:
+        """Runs one edge of a node; `ends` are the inputs of a reduction cell, which are read at stride 2."""
+        state, op = choice[0], choice[1]
+        if ends is None:
+            return self._edges[1](op, states.read(state), None, kernels, fixed)
+        if node == 0:
+            return self._edges[2](op, ends.read(state), None, kernels, fixed)
+        inner = states.read(tf.maximum(state, INPUT_STATES))
+        op += len(MICRO_OPS) * tf.cast(state >= INPUT_STATES, tf.int32)
+        return self._edges[2](op, ends.read(tf.minimum(state, INPUT_STATES - 1)), inner, kernels, fixed)
+
+    def _end(self, name: str, x: Any, unread: Any, weights: Any, fixed: Any, found: Any) -> Any:
+        """An input of a reduction cell as part of its output: halved where no node reads it, else of no account."""
+        filters = x.shape[-1]
+
+        def halved() -> tuple[Any, Any]:
+            return norm(paths.factorized(x, weights[name]), name, weights, fixed)
+
+        def nothing() -> tuple[Any, Any]:
+            height, width = (-(-side // 2) for side in x.shape[1:3])
+            return tf.zeros([tf.shape(x)[0], height, width, filters]), tf.zeros([2, filters])
+
+        x, found[name] = tf.cond(unread, halved, nothing)
+        return x
+
+    def _unread(self, path: Any) -> Any:
+        """Says of each state of a cell whether no node reads it."""
+        return tf.reduce_sum(tf.one_hot(tf.reshape(path[..., 0], [-1]), self.states), 0) < 0.5
+
+
+def _array(size: int, sides: Any, filters: int) -> tf.TensorArray:
+    return tf.TensorArray(tf.float32, size, element_shape=[None, *sides, filters], clear_after_read=False)
+
+
+def stacks_of(cell: str, weights: Any) -> dict[str, Any]:
+    """Returns those weights of a cell that a row is chosen of, by their name within the cell."""
+    names = [f"{op}/{part}" for op in SEPARABLE for part in ("depthwise", "pointwise", "scale", "shift")]
+    names += ["skip_connect", "skip_connect/scale", "skip_connect/shift"]
+    return {name: weights[f"{cell}/{name}"] for name in names if f"{cell}/{name}" in weights}
+
+
+def _edge(strides: int, op: Any, x: Any, inner: Any, kernels: Any, fixed: Any) -> Any:
+    """Runs operation `op` on an edge: one of MICRO_OPS on `x`, or, from their number on, at stride 1 on `inner`."""
+    operations = _operations(x, kernels, strides, fixed)
+    return tf.switch_case(op, operations + ([] if inner is None else _operations(inner, kernels, 1, fixed)))
+
+
+def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
+    """Returns the operations on a state, in the order of MICRO_OPS, as functions that return (tensor, statistics)."""
+    filters = x.shape[-1]
+    none = tf.zeros([REPEATS, 2, filters])
+
+    def separable(op: str) -> tuple[Any, Any]:
+        y, used = x, []
+        for repeat in range(REPEATS):
+            step = strides if repeat == 0 else 1
+            depthwise = kernels[f"{op}/depthwise"][repeat]
+            y = tf.nn.depthwise_conv2d(tf.nn.relu(y), depthwise, [1, step, step, 1], "SAME")
+            y = paths.pointwise(y, kernels[f"{op}/pointwise"][repeat])
+            scale, shift = kernels[f"{op}/scale"][repeat], kernels[f"{op}/shift"][repeat]
+            y, statistics = paths.normalize(y, scale, shift, None if fixed is None else fixed[repeat])
+            used.append(statistics)
+        return y, tf.stack(used)
+
+    def skip() -> tuple[Any, Any]:
+        if strides == 1:
+            return tf.identity(x), none
+        y = paths.factorized(x, kernels["skip_connect"])
+        scale, shift = kernels["skip_connect/scale"], kernels["skip_connect/shift"]
+        y, statistics = paths.normalize(y, scale, shift, None if fixed is None else fixed[0])
+        return y, tf.stack([statistics, none[1]])
+
+    return [
+        lambda: separable("sep_conv_3x3"),
+        lambda: separable("sep_conv_5x5"),
+        lambda: (tf.nn.avg_pool2d(x, 3, strides, "SAME"), none),
+        lambda: (paths.max_pool(x, strides), none),
+        skip,
+    ]
+
+
+def body_of(path: np.ndarray) -> Cells:
+    """Returns the cells that a path (2, nodes, 2, 2) stands for: all states that no node reads are the output."""
+    graphs = []
+    for cell in path.tolist():
+        nodes = tuple(Node(tuple(Edge(MICRO_OPS[op], state) for state, op in edges)) for edges in cell)
+        graphs.append(CellGraph(nodes, tuple(unread_states(cell))))
+    return Cells(*graphs)
+
+
+def unread_states(cell: Any) -> list[int]:
+    """Returns the states, inputs too, that no node reads of a cell: nested lists or an array (nodes, 2, 2)."""
+    read = {int(state) for edges in cell for state, _ in edges}
+    return [state for state in range(INPUT_STATES + len(cell)) if state not in read]

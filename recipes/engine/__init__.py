@@ -1,0 +1,1 @@
+"""Runs the trials of a search and loses none: tuner, journal, limits, workers here and elsewhere."""

@@ -1,0 +1,128 @@
+"""The spaces of cells: node by node, which earlier states a node reads and what it does to them.
+
+Node j may read the two inputs and the nodes before it, so whatever is drawn or mutated has no cycle.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from recipes.engine.spaces.decisions import Decision, Space, check_values
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node
+
+# Zoph et al. 2018, section 3; its "identity" is skip_connect here
+NASNET_OPS = tuple(
+    """skip_connect conv_1x3_3x1 conv_1x7_7x1 dil_conv_3x3 avg_pool_3x3 max_pool_3x3 max_pool_5x5 max_pool_7x7
+    conv_1x1 conv_3x3 sep_conv_3x3 sep_conv_5x5 sep_conv_7x7""".split()
+)
+# Real et al. 2019, Methods; Liu et al. 2018 (PNASNet) uses the same eight
+AMOEBANET_OPS = tuple(
+    """skip_connect sep_conv_3x3 sep_conv_5x5 sep_conv_7x7 avg_pool_3x3 max_pool_3x3 dil_conv_3x3
+    conv_1x7_7x1""".split()
+)
+PNASNET_OPS = AMOEBANET_OPS
+
+
+@dataclasses.dataclass(frozen=True)
+class CellSpace(Space):
+    """Cells of `nodes` nodes; each node reads two earlier states, does one op to each, and combines the results.
+
+    What no node reads is the cell's output, joined along the channels.
+
+    Attributes:
+        name: for messages and provenance.
+        ops: names of zoo.genotype.OP_NAMES.
+        nodes: nodes a cell; the paper calls them blocks or combinations, and has 5.
+        combiners: ("add",), or with "concat" as NASNet's space has it.
+        cells: ("normal", "reduce"), or ("normal",) where one cell does both (PNASNet).
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    nodes: int = 5
+    combiners: tuple[str, ...] = ("add",)
+    cells: tuple[str, ...] = ("normal", "reduce")
+
+    def __post_init__(self):
+        if self.nodes < 1:
+            raise ValueError(f"nodes is {self.nodes}; expected a whole number from 1")
+        if not self.ops:
+            raise ValueError("a cell space without ops; expected at least one, such as 'sep_conv_3x3'")
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """In the order of the NASNet controller: cell by cell, node by node: inputs, ops, combiner."""
+        found = []
+        for cell, node in itertools.product(self.cells, range(self.nodes)):
+            states = tuple(range(INPUT_STATES + node))
+            found += [Decision(f"{cell}/node{node}/state{edge}", states, "state") for edge in (0, 1)]
+            found += [Decision(f"{cell}/node{node}/op{edge}", self.ops, "op") for edge in (0, 1)]
+            if len(self.combiners) > 1:
+                found.append(Decision(f"{cell}/node{node}/combine", self.combiners, "combine"))
+        return tuple(found)
+
+    def body(self, values: Mapping[str, Any]) -> Cells:
+        """Returns the cells that `values` (decision -> choice) stand for."""
+        graphs = {cell: self._graph(cell, values) for cell in self.cells}
+        return Cells(graphs["normal"], graphs.get("reduce"))
+
+    def genotype(
+        self,
+        values: Mapping[str, Any],
+        *,
+        name: str,
+        family: str,
+        presets: Mapping[str, Mapping[str, Any]],
+        source: Mapping[str, Any] | None = None,
+    ) -> Genotype:
+        """Returns the architecture with its provenance; see zoo.genotype.Genotype for the arguments."""
+        return Genotype(name=name, family=family, body=self.body(values), presets=presets, source=source or {})
+
+    def values(self, body: Cells) -> dict[str, Any]:
+        """Returns the values that stand for `body`: the inverse of `body`, for cells that lie in this space.
+
+        Raises:
+            ValueError: the cell has another number of nodes, or an op or combiner that the space lacks.
+        """
+        found = {}
+        for cell in self.cells:
+            graph = getattr(body, cell)
+            if graph is None or len(graph.nodes) != self.nodes:
+                count = 0 if graph is None else len(graph.nodes)
+                raise ValueError(f"the {cell} cell has {count} nodes; the space {self.name} has {self.nodes}")
+            for number, node in enumerate(graph.nodes):
+                for edge, (op, state) in enumerate(node.edges):
+                    found[f"{cell}/node{number}/state{edge}"] = state
+                    found[f"{cell}/node{number}/op{edge}"] = op
+                if len(self.combiners) > 1:
+                    found[f"{cell}/node{number}/combine"] = node.combine
+        return check_values(found, self.decisions)
+
+    def _graph(self, cell: str, values: Mapping[str, Any]) -> CellGraph:
+        nodes = []
+        for number in range(self.nodes):
+            at = f"{cell}/node{number}"
+            edges = tuple(Edge(values[f"{at}/op{edge}"], values[f"{at}/state{edge}"]) for edge in (0, 1))
+            nodes.append(Node(edges, values.get(f"{at}/combine", self.combiners[0])))
+        used = {edge.state for node in nodes for edge in node.edges}
+        loose = tuple(state for state in range(INPUT_STATES, INPUT_STATES + self.nodes) if state not in used)
+        return CellGraph(tuple(nodes), loose)
+
+
+def nasnet(nodes: int = 5) -> CellSpace:
+    """The space of NASNet: 13 ops, results added or joined."""
+    return CellSpace("nasnet", NASNET_OPS, nodes, combiners=("add", "concat"))
+
+
+def amoebanet(nodes: int = 5) -> CellSpace:
+    """The space of AmoebaNet: 8 ops, results added."""
+    return CellSpace("amoebanet", AMOEBANET_OPS, nodes)
+
+
+def uniform_cells(space: CellSpace) -> list[dict[str, Any]]:
+    """Returns, for each op, the values of the deepest cells that have nothing but it: the largest network is one."""
+    found = []
+    for op in space.ops:
+        found.append({d.name: op if d.kind == "op" else d.choices[-1] for d in space.decisions})
+    return found

@@ -1,0 +1,7 @@
+"""Starts the search; recipes/tinynas/__init__.py has its options."""
+
+from recipes import _main
+from recipes.tinynas import PRESETS, search
+
+if __name__ == "__main__":
+    _main.run(search, PRESETS)

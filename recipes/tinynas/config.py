@@ -1,0 +1,95 @@
+"""TinyNAS, a search for microcontrollers: first the resolution and width, then the network; here its options."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from recipes.engine.children import ChildConfig
+from recipes.tinynas.needs import Budget
+from recipes.tinynas.space import SMALL_STRIDES, STRIDES, TinySpace
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ChildConfig):
+    """Options of the search."""
+
+    trials: int = 100  # sub-networks to score by the shared weights
+    algorithm: Literal["evolution", "random"] = "evolution"  # random is the baseline
+    # whose RAM and flash are the limits, where max_sram and max_flash do not say otherwise; tiny is made up: 48 kB of
+    # RAM and 192 kB of flash, which small images fill
+    board: Literal[
+        "tiny", "stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3"
+    ] = "tiny"
+    engine: Literal["tflm", "bare"] = "tflm"  # bare counts activations and weights alone, as for the paper's engine
+    image_size: int | None = None  # the resolution; none lets the first stage choose
+    resolutions: tuple[int, ...] = (16, 20, 24, 28)  # that the first stage chooses from
+    widths: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.4)  # of ProxylessNAS' filters, that it chooses from
+    space_networks: int = 500  # random networks of each resolution and width
+    rank_by: Literal["mean", "percentile"] = "mean"  # of their multiply-adds; the percentile is the 80th
+    least_share: float = 0.05  # of them that must fit; below, a resolution and width are not chosen
+    strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five
+    kernels: tuple[int, ...] = (3, 5, 7)  # sizes that a block chooses from
+    expansions: tuple[int, ...] = (3, 4, 6)  # factors that a block chooses from
+    depths: tuple[int, ...] = (1, 2)  # numbers of blocks that a stage chooses from
+    shares: tuple[float, ...] = (1.0,)  # of its filters that a stage may keep, such as 0.75,1
+    kernel_transform: bool = False  # smaller kernels are learnt from larger ones, not cut out (once-for-all)
+    largest_epochs: int = 3  # of the largest sub-network alone
+    elastic_epochs: int = 6  # of several sub-networks a step
+    networks: int = 4  # sub-networks a step
+    sampling: Literal["sandwich", "random"] = "sandwich"  # sandwich: largest, smallest, random ones; the paper: random
+    distillation: float = 1.0  # weight of what the largest sub-network teaches the others; the paper has none
+    supernet_rate: float = 0.05  # learning rate of the shared weights
+    population: int = 20  # networks of a generation
+    parents: int = 5  # of the next generation, the best until then
+    mutation: float = 0.1  # chance of each choice to be drawn anew
+    calibration_batches: int = 8  # of batch_size images, for the normalisation of each sub-network
+    # file of the shared weights, where several searches are to have the same; none: supernet.npz in the folder
+    supernet: Path | None = None
+    save_seconds: float = 30.0  # between two saved states of the shared weights
+    training_images: int | None = 3000  # classes in proportion; none takes all
+    augment: bool = False  # crop and flip
+    epochs: int = 3  # of the final training with inherited weights, and of those from scratch to compare
+    random_networks: int = 12  # to train from scratch beside the found one, and to rank by shared weights too
+    folder: Path = Path("runs/tinynas")  # results, and the state to resume from
+
+    metrics: ClassVar[tuple[str, ...]] = (
+        "val_accuracy", "val_loss", "params", "macs", "peak_memory", "flash", "arena", "file"
+    )  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = {"largest_epochs": 0, "elastic_epochs": 0, "networks": 1, "population": 2, "parents": 1}
+        least |= {"calibration_batches": 1, "random_networks": 0, "space_networks": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from {smallest}")
+        if not self.resolutions or min(self.resolutions) < 8 or not self.widths:
+            raise ValueError(
+                f"resolutions is {self.resolutions} and widths {self.widths}; expected pixels from 8, and numbers "
+                "above 0, at least one of each"
+            )
+        if self.supernet_rate <= 0 or self.distillation < 0 or self.save_seconds < 0 or not 0 <= self.least_share <= 1:
+            raise ValueError(
+                f"supernet_rate is {self.supernet_rate}, distillation {self.distillation}, save_seconds "
+                f"{self.save_seconds} and least_share {self.least_share}; expected a rate above 0, a weight and "
+                "seconds of 0 or more, and a share from 0 to 1"
+            )
+        if self.elastic_epochs + self.largest_epochs == 0:
+            raise ValueError("largest_epochs and elastic_epochs are both 0; nothing would be learnt. Give one of them")
+        self.space(self.widths[0])
+        self.budget()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be equal for a search to go on, with lists for tuples, as a file gives them back."""
+        free = ("random_networks", "save_seconds", "supernet")
+        values = {name: value for name, value in super().settings().items() if name not in free}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def space(self, width: float) -> TinySpace:
+        """Returns the space of this width."""
+        strides = SMALL_STRIDES if self.strides == "small" else STRIDES
+        return TinySpace(width, strides, self.kernels, self.expansions, self.depths, self.shares)
+
+    def budget(self) -> Budget:
+        """Returns the memory that a network may take."""
+        return Budget.of(self.board, self.max_sram, self.max_flash, bare=self.engine == "bare")

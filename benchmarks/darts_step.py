@@ -28,7 +28,7 @@ from keras import layers
 from recipes.darts import supernet as supernet_darts
 from recipes.darts.training import Bilevel, Rates
 from recipes.training.supernet import EPSILON
-from recipes.training.threads import run_branches_side_by_side
+from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import INPUT_STATES
 
 STEPS = 5

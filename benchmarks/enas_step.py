@@ -30,7 +30,7 @@ from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.shared_weights import Descent as SharedDescent
 from recipes.enas.shared_weights import SharedWeights
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from recipes.training.descent import Descent, Learner
 from zoo.genotype import Genotype
 
@@ -64,7 +64,7 @@ def compare(macro: bool, full: bool, paths: int) -> None:
     images = tf.constant(rng.normal(size=(batch, SIDE, SIDE, 3)), tf.float32)
     labels = tf.constant(rng.integers(0, 10, batch), tf.int32)
     path = random_path(net, rng)
-    with grappler.without_rewrites():  # as the recipe does
+    with tensorflow_options.without_rewrites():  # as the recipe does
         shared = SharedWeights(net, path.shape, (SIDE, SIDE, 3), SharedDescent(), 0)
         wall, cpu = seconds_of(lambda: shared.step(path, images, labels, 0.05, [0, 0]))
     print(f"shared weights: first step after {wall:.1f} s ({cpu:.1f} s of processor)", flush=True)
@@ -78,7 +78,7 @@ def compare(macro: bool, full: bool, paths: int) -> None:
             def step(learner: Any = learner) -> float:
                 return float(learner.step(images, labels, 0.05)[0])
 
-            with contextlib.nullcontext() if rewritten else grappler.without_rewrites():
+            with contextlib.nullcontext() if rewritten else tensorflow_options.without_rewrites():
                 wall, cpu = seconds_of(step)
             print(f"fixed network, {'with' if rewritten else 'without'} rewrites: first step after {wall:.1f} s "
                   f"({cpu:.1f} s of processor)", flush=True)  # fmt: skip
@@ -86,7 +86,9 @@ def compare(macro: bool, full: bool, paths: int) -> None:
         sides = [lambda path=path: shared.step(path, images, labels, 0.05, [0, 1]), *fixed]
         times = []
         for _ in range(STEPS):
-            with grappler.without_rewrites():  # each side in its own mode: in the other, TensorFlow prepares it anew
+            with (
+                tensorflow_options.without_rewrites()
+            ):  # each side in its own mode: in the other, TensorFlow prepares it anew
                 times.append([seconds_of(side) for side in sides[:2]])
             times[-1].append(seconds_of(sides[2]))
         wall, cpu = ([statistics.median(row[side][kind] for row in times) for side in range(3)] for kind in (0, 1))

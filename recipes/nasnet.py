@@ -21,7 +21,7 @@ from recipes.engine import spaces, tuner
 from recipes.engine.children import Children
 from recipes.engine.controller_config import ControllerConfig
 from recipes.oracles import ControllerOracle, SearchOracle
-from recipes.training.threads import run_branches_side_by_side
+from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 __all__ = ["PRESETS", "Config", "ControllerOracle", "oracle", "search"]

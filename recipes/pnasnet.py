@@ -22,7 +22,7 @@ from recipes.engine import run as child_search
 from recipes.engine import spaces_pnasnet, tuner
 from recipes.engine.children import ChildConfig, Children
 from recipes.oracles import Fitting, ProgressiveOracle, RandomSearch, SearchOracle
-from recipes.training.threads import run_branches_side_by_side
+from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 

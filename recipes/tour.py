@@ -21,7 +21,7 @@ from rich.console import Console
 import zoo
 from recipes import _main, amoebanet, deploy, train
 from recipes.training.progress import duration
-from recipes.training.threads import run_branches_side_by_side
+from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.atomic import write_atomically
 from zoo.deploy.report import Report
 from zoo.genotype import Genotype

@@ -26,7 +26,7 @@ from recipes.enas.space import ChainSpace, MicroSpace, path_of
 from recipes.enas.tape import Tape, Value
 from recipes.engine import children as child_networks
 from recipes.oracles.networks import Parameters
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 
 pytestmark = pytest.mark.usefixtures("fast_start")
 SMOKE = enas.PRESETS["smoke"]
@@ -39,7 +39,7 @@ DEEP = np.array([[[[0, 0], [0, 4]], [[2, 1], [1, 2]]], [[[0, 4], [0, 3]], [[2, 1
 
 @pytest.fixture
 def fast_start():
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         yield
 
 
@@ -249,7 +249,7 @@ def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
 def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset, tmp_path):
     config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6)
     images = child_networks.load_images(config)
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         whole = find_path(enas.make(config, images, 3), tmp_path / "whole.npz", lambda share, text: None)
     state = tmp_path / "killed.npz"
     command = [sys.executable, "-c", _KILLED, preset, str(state)]
@@ -266,7 +266,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
     assert state.exists()
     with np.load(state) as found:
         assert 0 < json.loads(str(found["progress"]))[0] < 36
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         again = find_path(enas.make(config, images, 3), state, lambda share, text: None)
     assert again == whole
 
@@ -276,7 +276,7 @@ import dataclasses, sys
 from pathlib import Path
 from recipes import enas
 from recipes.engine import children as child_networks
-from recipes.training.grappler import without_rewrites
+from recipes.training.tensorflow_options import without_rewrites
 from recipes.enas.search import find_path
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from benchmarks import darts_step
 from recipes.darts import normalized
 from recipes.darts import supernet as supernet_darts
-from recipes.training import grappler, supernet
+from recipes.training import supernet, tensorflow_options
 
 
 def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the_rows():
@@ -67,7 +67,7 @@ def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             return logits, tape.gradient(loss, [alphas, *variables])
 
-        with grappler.without_rewrites():
+        with tensorflow_options.without_rewrites():
             return tf.function(both, autograph=False)()
 
     ours, (of_alphas, of_weights) = gradients(lambda: net.logits(weights, alphas, images), [weights])

@@ -25,7 +25,7 @@ from recipes.tinynas.elastic import Elastic, Scorer, Settings, sorted_channels
 from recipes.tinynas.needs import Budget, needs
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
 from recipes.tinynas.supernet import Supernet
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
 
@@ -335,7 +335,7 @@ def test_distillation_and_random_sampling_learn_too():
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(8, 16, 16, 1)), np.arange(8) % 4
     settings = Settings(1, 1, 9, networks=2, sampling="random", distillation=0.5)
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         state = Elastic(Supernet(SMALL, 4, 1), settings, 0, (16, 16, 1))
         for _ in range(10):
             state.learn(batch)

@@ -39,7 +39,7 @@ from recipes.engine.children import ChildConfig, Children
 from recipes.engine.seeds import SEEDS, FoundBodies
 from recipes.images import augment
 from recipes.images import sources as image_data
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from zoo import atomic
 from zoo.genotype import CellGraph, Genotype
 from zoo.genotype_json import graph_as_dict
@@ -153,7 +153,7 @@ def shared_accuracies(
 ) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
     normalized = augment.Normalization.of(images.train.images)(images.validation.images)
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         shared = SharedAccuracies(make(config, images, 0).net)
         for seed in seeds:
             state = make(config, images, seed)

@@ -2,7 +2,7 @@
 
 from recipes import _main
 from recipes.darts import PRESETS, search
-from recipes.training.threads import run_branches_side_by_side
+from recipes.training.tensorflow_options import run_branches_side_by_side
 
 if __name__ == "__main__":
     run_branches_side_by_side()

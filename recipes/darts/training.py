@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.darts.supernet import OPS, Supernet, derive
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from zoo import atomic
 
 _ADAM_BETAS, _ADAM_EPSILON = (0.5, 0.999), 1e-8  # of the alphas (Liu et al. 2019, A.1.1)
@@ -73,7 +73,7 @@ class Gradients:
             right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
             gradients = tf.compat.v1.gradients(loss, [alphas, weights])
             found = {"marks": tf.stack([loss, right]), "alphas": gradients[0], "weights": gradients[1]}
-        session = tf.compat.v1.Session(graph=graph, config=grappler.only_fusions())
+        session = tf.compat.v1.Session(graph=graph, config=tensorflow_options.only_fusions())
         return session, [weights, alphas, images, labels], found
 
 

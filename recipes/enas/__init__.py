@@ -50,7 +50,7 @@ from recipes.engine.children import ChildConfig, Children
 from recipes.engine.seeds import SEEDS, FoundBodies
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from zoo import atomic
 from zoo.genotype import Genotype
 
@@ -167,7 +167,7 @@ class SearchedChildren(Children):
         file, seed = space.path(task.values), task.values["seed"]
         if not file.exists():
             networks = Children(config, space_of(config), "enas", self.presets, self.images)
-            with grappler.without_rewrites():
+            with tensorflow_options.without_rewrites():
                 search, state = make(config, self.images, seed), seed_search.state_file(space.folder, seed)
                 result = find_path(search, state, task.report, functools.partial(_refused, networks))
             tuner.forget_models()
@@ -207,7 +207,7 @@ def shared_accuracies(
     paths = [path_of(body) for body in bodies]
     normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
     for seed in seeds:
-        with grappler.without_rewrites():
+        with tensorflow_options.without_rewrites():
             finished = make(config, images, seed)
             finished.restore(seed_search.state_file(config.folder / "seeds", seed))
             if not finished.done:  # the state is gone, and with it the weights
@@ -263,7 +263,7 @@ def dry_run(config: Config, images: image_data.Data) -> Genotype:
     batch_size = min(config.search_batch_size, _DRY_RUN_IMAGES)
     part = images.train.take(np.resize(np.arange(len(images.train)), 4 * batch_size))
     small = dataclasses.replace(config, search_batch_size=batch_size, reward_images=batch_size)
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         search = make(small, dataclasses.replace(images, train=part), config.seed)
         marks = []
         for _ in range(3):  # the path, and with it the time of a step, differs

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from recipes.images.augment import UNIT, Step
 from recipes.images.parts import Part, Stream
-from recipes.training import grappler, mirrored
+from recipes.training import mirrored, tensorflow_options
 from recipes.training.descent import Descent, Learner
 from zoo import atomic
 
@@ -101,7 +101,7 @@ def train(
     """
     devices = mirrored.visible() if devices is None else devices
     mirror = mirrored.Mirror(devices) if devices else None
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         keras.utils.set_random_seed(seed % 2**32)
         with contextlib.nullcontext() if mirror is None else mirror.scope():
             model = make_model()

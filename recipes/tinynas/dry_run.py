@@ -10,7 +10,7 @@ from recipes.tinynas.children import SubNetworks, candidates
 from recipes.tinynas.config import Config
 from recipes.tinynas.result import arena
 from recipes.tinynas.training import make
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from recipes.training.progress import duration
 from zoo.deploy import tflite
 from zoo.genotype import Genotype
@@ -33,7 +33,7 @@ def run(children: SubNetworks) -> Genotype:
     part = images.train.take(np.resize(np.arange(len(images.train)), batch))
     pixels, labels = part.images / np.float32(255), part.labels
     marks = [time.perf_counter()]
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         for _ in range(2):
             state.learn((pixels, labels))
             marks.append(time.perf_counter())

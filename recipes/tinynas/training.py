@@ -14,7 +14,7 @@ from recipes.images.parts import Part, Stream
 from recipes.tinynas.config import Config
 from recipes.tinynas.elastic import Elastic, Settings
 from recipes.tinynas.supernet import Supernet
-from recipes.training import grappler
+from recipes.training import tensorflow_options
 from zoo import atomic
 
 # What the shared weights depend on, beside Settings: searches that agree in these may share them.
@@ -40,7 +40,7 @@ def train_supernet(
     state = make(config, net, images)
     path, settings = config.supernet or config.folder / "supernet.npz", state.settings
     state.restore(path)
-    with grappler.without_rewrites():
+    with tensorflow_options.without_rewrites():
         saved, begun = time.monotonic(), state.step
         try:
             for pixels, labels in batches(config, images, settings.steps, state.step):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from recipes.training import threads
+from recipes.training import tensorflow_options
 
 VARIABLE = "TF_NUM_INTRAOP_THREADS"
 
@@ -14,11 +14,11 @@ def test_an_operation_gets_a_quarter_of_the_cores_and_at_least_one(monkeypatch, 
     monkeypatch.setenv(VARIABLE, "to be put back")
     del os.environ[VARIABLE]
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    threads.run_branches_side_by_side()
+    tensorflow_options.run_branches_side_by_side()
     assert os.environ[VARIABLE] == expected
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.setenv(VARIABLE, "7")
-    threads.run_branches_side_by_side()
+    tensorflow_options.run_branches_side_by_side()
     assert os.environ[VARIABLE] == "7"

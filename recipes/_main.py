@@ -1,6 +1,6 @@
-"""The command line of every recipe: one absl flag for each field of its frozen Config dataclass.
+"""The command line of every program: one absl flag for each field of its frozen Config dataclass.
 
-What a recipe writes:
+What a program writes:
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -14,18 +14,21 @@ What a recipe writes:
     if __name__ == "__main__":
         _main.run(search, PRESETS)
 
-What a user then has: `python -m recipes.amoebanet --preset=paper --population=50`, and a `--help` made of the recipe's
-docstring, its fields and their comments.
+What a user then has: `python -m recipes.amoebanet --preset=paper --population=50`, and a `--help` made of the program's
+docstring, its fields and their comments. For `--help` and errors to answer at once, Config and PRESETS need no
+TensorFlow: a program imports what is heavy inside the functions that use it.
 
-* A field's help is the comment behind it or, where there is none, the comment lines right above it;
-  `metadata={"help": ...}` replaces both. Fields inherited from another dataclass are flags too.
+* A field's help is the comment on its last line or, if there is none, the comment lines right above it;
+  `metadata={"help": ...}` replaces both. Inherited fields are flags too.
 * Types: bool (`--x`, `--nox`, `--x=false`), int, float, str, Path (`~` is expanded), Literal (one of its values),
   tuple and list of these (comma-separated; `tuple[int, int]` takes exactly two), and `T | None` (`--x=none`).
-* A field whose metadata say {"positional": True} takes the words that are no flags; its type is a tuple of paths.
+* Metadata {"positional": True}: the field, a tuple of paths, takes the words that are not flags.
+* Metadata {"old_names": ("size",)}: flags of the version before, taken with a warning.
 * The first preset is the default one. A preset gives every field a value, and explicit flags win over it.
 * `Config.__post_init__` checks the values: it raises ValueError with the value, what was expected and the remedy.
-* The field `folder`, where there is one, is where the recipe keeps its state: after Ctrl-C (exit code 130) the user
-  is told that the same command goes on from there, so it must.
+  Names of fields in such texts are printed as the flags that a user types.
+* The field `folder`, if there is one, is where the program keeps its results and state. Whether it can be written is
+  found out before the work; after Ctrl-C (exit code 130) the user reads that the same command resumes, so it must.
 * ValueError and ImportError raised by zoo or recipes, and every OSError, are the user's business: one line on stderr
   and exit code 2. Any other exception is a bug of ours and keeps its traceback; `--traceback` shows it for both.
 """
@@ -34,13 +37,15 @@ import ast
 import dataclasses
 import difflib
 import inspect
-import io
+import itertools
+import json
 import os
+import re
 import shlex
 import shutil
 import sys
+import tempfile
 import textwrap
-import tokenize
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,8 +61,9 @@ _OWN_FLAGS = {
     "traceback": "show where an error was raised",
     "help": "show this text",
 }
-_OUR_PACKAGES = ("zoo", "recipes", "__main__")
+_OUR_PACKAGES = ("zoo", "recipes", "benchmarks", "__main__")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_PROBE_BYTES = 1 << 20  # that must fit on the disk before the work begins
 
 
 class UsageError(ValueError):
@@ -70,7 +76,7 @@ def run(
     """Parses the command line into a Config and calls `main` with it; returns when `main` does, dropping its value.
 
     Args:
-        main: the recipe; the docstring of its module heads the help.
+        main: the program; the docstring of its module heads the help.
         presets: name -> complete Config; the first is the default.
         arguments: `sys.argv[1:]` unless given.
 
@@ -87,6 +93,8 @@ def run(
             print(help_text(presets, program, inspect.getdoc(inspect.getmodule(main)) or ""))
             sys.exit(0)
         config = _config(values, presets)
+        _require_tensorflow()
+        _require_room(config)
         main(config)
     except KeyboardInterrupt:
         print(f"\n{_farewell(config, [*program.split(), *arguments])}", file=sys.stderr)
@@ -97,7 +105,8 @@ def run(
     except (ValueError, OSError, ImportError) as error:
         if traceback_wanted or not _is_for_the_user(error):
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        names = [field.name for field, _ in _fields(type(next(iter(presets.values()))))]
+        print(f"error: {_with_flags(_one_line(error), names, refused=config is None)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -128,7 +137,7 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
         default = shown[names[0]] if same else ", ".join(f"{name} {value}" for name, value in shown.items())
         for paragraph in filter(None, (text, f"default: {default}")):
             lines += textwrap.wrap(paragraph, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    lines += ["", "flags of every recipe:", f"  --preset={'|'.join(names)}", f"      {_OWN_FLAGS['preset']}"]
+    lines += ["", "flags of every program:", f"  --preset={'|'.join(names)}", f"      {_OWN_FLAGS['preset']}"]
     lines += ["  --flagfile=FILE", "      read more flags from FILE, one a line"]
     lines += ["  --traceback", f"      {_OWN_FLAGS['traceback']}", "  --help", f"      {_OWN_FLAGS['help']}"]
     return "\n".join(lines)
@@ -142,10 +151,11 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
     flags.DEFINE(parser, "preset", first, _OWN_FLAGS["preset"], flag_values=values)
     flags.DEFINE_boolean("traceback", False, _OWN_FLAGS["traceback"], flag_values=values)
     flags.DEFINE_boolean("help", False, _OWN_FLAGS["help"], flag_values=values, short_name="h")
-    for field, hint in _fields(type(preset)):
-        # `boolean` is what lets absl take `--x` and `--nox`
-        flag = flags.Flag(_Parser(hint), None, field.name, None, "", boolean=hint is bool)
-        flags.DEFINE_flag(flag, flag_values=values)
+    fields = _fields(type(preset))
+    for field, hint in fields:
+        for name in (field.name, *field.metadata.get("old_names", ())):
+            # `boolean` is what lets absl take `--x` and `--nox`
+            flags.DEFINE_flag(flags.Flag(_Parser(hint), None, name, None, "", boolean=hint is bool), flag_values=values)
     try:
         rest = values(["recipe", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -153,13 +163,24 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
         raise UsageError(f"unknown flag --{error.flagname}{near}; --help lists them") from None
     except flags.Error as error:
         raise UsageError(_one_line(error)) from None
-    words = next((field.name for field, _ in _fields(type(preset)) if field.metadata.get("positional")), None)
+    for field, _ in fields:
+        for old in field.metadata.get("old_names", ()):
+            if values[old].present:
+                _rename(values, old, field.name)
+    words = next((field.name for field, _ in fields if field.metadata.get("positional")), None)
     if rest and (words is None or values[words].present):
         raise UsageError(f"unexpected {rest[0]!r}: every option is written --name=value; --help lists them")
     if rest:
         values[words].value = tuple(Path(word).expanduser() for word in rest)
         values[words].present = 1
     return values
+
+
+def _rename(values: flags.FlagValues, old: str, new: str) -> None:
+    if values[new].present:
+        raise UsageError(f"--{old} is the old name of --{new}; give --{new} alone")
+    print(f"warning: --{old} is called --{new} now; the next version knows that name alone", file=sys.stderr)
+    values[new].value, values[new].present = values[old].value, 1
 
 
 def _config(values: flags.FlagValues, presets: Mapping[str, Config]) -> Config:
@@ -195,16 +216,19 @@ def _convert(text: str, hint: Any) -> Any:
     """Returns `text` as a value of the type `hint`, or raises ValueError with what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        if text.lower() in ("none", ""):
-            return None
-        return _convert(text, _without_none(arguments))
+        return None if text.lower() in ("none", "") else _convert(text, _without_none(arguments))
     if origin is Literal:
         choices = {_show(choice): choice for choice in arguments}
         if text not in choices:
             raise ValueError(f"expected one of {', '.join(choices)}{_near(text, choices)}")
         return choices[text]
     if origin in (tuple, list):
-        return _convert_sequence(text, origin, arguments)
+        parts = [part.strip() for part in text.split(",")] if text.strip() else []
+        if origin is list or arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(parts)
+        if len(parts) != len(arguments):
+            raise ValueError(f"expected {len(arguments)} values separated by commas, got {len(parts)}")
+        return origin(_convert(part, argument) for part, argument in zip(parts, arguments, strict=True))
     if hint is bool:
         if text.lower() not in _TRUTH:
             raise ValueError("expected true or false")
@@ -215,15 +239,6 @@ def _convert(text: str, hint: Any) -> Any:
         return hint(text)
     except ValueError:
         raise ValueError("expected a whole number" if hint is int else "expected a number") from None
-
-
-def _convert_sequence(text: str, origin: type, arguments: tuple) -> Any:
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if origin is list or arguments[-1] is Ellipsis:
-        return origin(_convert(part, arguments[0]) for part in parts)
-    if len(parts) != len(arguments):
-        raise ValueError(f"expected {len(arguments)} values separated by commas, got {len(parts)}")
-    return tuple(_convert(part, hint) for part, hint in zip(parts, arguments, strict=True))
 
 
 def _describe(hint: Any) -> str:
@@ -253,13 +268,11 @@ def _show(value: Any) -> str:
     """Returns a value as it is typed on a command line."""
     if isinstance(value, (tuple, list)):
         return ",".join(_show(item) for item in value)
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def field_help(config_class: type) -> dict[str, str]:
-    """Returns field -> help text, from the metadata or the comments in the source; an heir's comment wins."""
+    """Returns field -> help text, from the metadata or the comments in the source; a subclass's comment wins."""
     found = {}
     for owner in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(owner):
@@ -269,42 +282,68 @@ def field_help(config_class: type) -> dict[str, str]:
 
 
 def _source_comments(owner: type) -> dict[str, str]:
+    """Returns field -> the comment that follows it or, if there is none, the comment lines right above it."""
     try:
-        source = textwrap.dedent(inspect.getsource(owner))
+        lines = textwrap.dedent(inspect.getsource(owner)).splitlines()
     except (OSError, TypeError):  # made at run time, or shipped without its source
         return {}
-    lines = source.splitlines()
-    comments = {
-        token.start[0]: token.string.lstrip("#").strip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
     found = {}
-    for node in typing.cast(ast.ClassDef, ast.parse(source).body[0]).body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        behind = comments.get(node.end_lineno or node.lineno)
-        above = []
-        line = node.lineno - 1
-        while line in comments and lines[line - 1].lstrip().startswith("#"):
-            above.insert(0, comments[line])
-            line -= 1
-        if behind or above:
-            found[node.target.id] = behind or " ".join(above)
-    return found
+    for node in typing.cast(ast.ClassDef, ast.parse("\n".join(lines)).body[0]).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            last_line = lines[(node.end_lineno or node.lineno) - 1].encode()  # columns of ast count bytes
+            after = last_line[node.end_col_offset :].decode().strip()
+            before = reversed([line.strip() for line in lines[: node.lineno - 1]])
+            above = [*itertools.takewhile(lambda line: line.startswith("#"), before)][::-1]
+            comment = [after] if after.startswith("#") else above
+            found[node.target.id] = " ".join(line.lstrip("#").strip() for line in comment)
+    return {name: text for name, text in found.items() if text}
 
 
 def _program(main: Callable) -> str:
-    """Returns the command that started the recipe, as a user types it."""
+    """Returns the command that started the program, as a user types it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None) if main.__module__ == "__main__" else None
-    return f"python -m {spec.name if spec else main.__module__}"
+    return f"python -m {spec.name if spec else main.__module__}".removesuffix(".__main__")
+
+
+def _require_tensorflow() -> None:
+    """Says at once what would fail after seconds: all that the programs train or convert is TensorFlow's."""
+    try:  # where Keras looks, in its order
+        home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+        backend = json.loads(Path(home, "keras.json").read_text(encoding="utf-8")).get("backend")
+    except (OSError, ValueError):
+        backend = None
+    backend = os.environ.get("KERAS_BACKEND") or backend or "tensorflow"
+    if backend != "tensorflow":
+        raise UsageError(
+            f"Keras' backend is {backend!r}, and the programs need TensorFlow: set KERAS_BACKEND=tensorflow. "
+            "(zoo.build works under every backend)"
+        )
+
+
+def _require_room(config: Any) -> None:
+    """Raises OSError where nothing can be written into the folder of the results; leaves nothing there."""
+    folder = getattr(config, "folder", None)
+    if folder is None or getattr(config, "dry_run", False):
+        return
+    absolute = folder.expanduser().absolute()
+    try:
+        existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing) as stream:
+            stream.write(bytes(_PROBE_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OSError(
+            f"folder={folder}: nothing can be written there ({error.strerror}). Free some space, or give a "
+            "folder that you may write to"
+        ) from error
 
 
 def _farewell(config: Any, command: Sequence[str]) -> str:
     folder = getattr(config, "folder", None)
     if folder is None:
         return "Stopped."
-    return f"Stopped. What was finished is kept in {folder}; the same command goes on from there: {shlex.join(command)}"
+    return f"Stopped. What was finished is kept in {folder}; the same command resumes from there: {shlex.join(command)}"
 
 
 def _is_for_the_user(error: BaseException) -> bool:
@@ -316,6 +355,19 @@ def _is_for_the_user(error: BaseException) -> bool:
         frame = frame.tb_next
     module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
     return module.partition(".")[0] in _OUR_PACKAGES
+
+
+def _with_flags(text: str, names: Iterable[str], refused: bool) -> str:
+    """Returns an error's text with fields written as flags where it can only mean the field.
+
+    That is `name=`, a name with an underscore, `name is` and `name:` at the start and, where the Config `refused` a
+    value, any name at the start.
+    """
+    for name in names:
+        start = f"^{name}" + ("(?= |:)" if refused else "(?= is |:)")
+        anywhere = rf"(?<![\w./'\"-]){name}" + (r"(?![\w.('\"])" if "_" in name else "(?==)")
+        text = re.sub(f"{start}|{anywhere}", f"--{name}", text)
+    return text
 
 
 def _one_line(error: BaseException) -> str:

@@ -36,7 +36,9 @@ class Config(Seeded):
     sizes: tuple[int, ...] = (1, 2)
     crop: tuple[int, float] = (3, 0.5)
     names: list[str] = dataclasses.field(default_factory=list, metadata={"help": "from the metadata"})  # not from here
-    limit: int | None = None
+    limit: int | None = dataclasses.field(default=None, metadata={"old_names": ("bound",)})
+    tag: str = "a # b"  # after a text with a #
+    batch_size: int = 8
     folder: Path = Path("runs/toy")  # what is kept
     derived: int = dataclasses.field(default=1, init=False)
 
@@ -122,6 +124,14 @@ def test_the_config_checks_its_own_values():
         parse("--population=0")
 
 
+def test_an_old_name_is_taken_with_a_warning(capsys: pytest.CaptureFixture):
+    assert parse("--bound=7").limit == 7
+    assert "--bound is called --limit now" in capsys.readouterr().err
+    with pytest.raises(_main.UsageError, match="--bound is the old name of --limit"):
+        parse("--bound=7", "--limit=7")
+    assert "bound" not in _main.help_text(PRESETS, "", "")
+
+
 def test_flags_can_come_from_a_file(tmp_path: Path):
     (tmp_path / "flags").write_text("--population=5\n# a remark\n--nocutout\n")
     assert parse(f"--flagfile={tmp_path / 'flags'}") == Config(population=5, cutout=False)
@@ -144,6 +154,7 @@ def test_help_shows_each_flag_with_its_comment_type_and_presets():
     assert sections["population=int"].endswith("cells that are alive at once default: laptop 16, paper 100, smoke 2")
     assert sections["rate=float"].endswith("step size of the optimiser default: 0.1")
     assert sections["seed=int"].endswith("of everything that is drawn default: 0")
+    assert sections["tag=text"].endswith("after a text with a # default: a # b")
     assert "from the metadata" in sections["names=text,..."]
     assert "replacement=aging|worst" in sections
     assert "[no]cutout" in sections
@@ -175,6 +186,53 @@ def _open_a_missing_file(config: Config) -> None:
 
 def _stumble(config: Config) -> None:
     textwrap.wrap("x", width=0)  # a ValueError from deep inside a library is no message for a user
+
+
+def _refuse(config: Config) -> None:
+    raise ValueError("batch_size is 8, and limit=3; see data.limit=, the limit and 'batch_size'")
+
+
+def test_errors_name_flags_as_a_user_types_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(_main, "_OUR_PACKAGES", (__name__.partition(".")[0],))
+    for recipe, arguments in [(_refuse, []), (parse, ["--population=0"])]:
+        with pytest.raises(SystemExit):
+            _main.run(recipe, PRESETS, arguments)
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --batch_size is 8, and --limit=3; see data.limit=, the limit and 'batch_size'",
+        "error: --population=0: a population has at least 1 cell",
+    ]
+
+
+@pytest.mark.parametrize("folder", ["file/results", "file"])
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(folder, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "file").touch()
+    seen = []
+    with pytest.raises(SystemExit):
+        _main.run(seen.append, PRESETS, [f"--folder={tmp_path / folder}"])
+    error = capsys.readouterr().err
+    assert f"error: --folder={tmp_path / folder}: nothing can be written there (Not a directory)" in error
+    assert not seen
+
+
+def test_a_folder_that_is_free_to_use_is_not_made_before_the_work(tmp_path: Path):
+    seen = []
+    _main.run(seen.append, PRESETS, [f"--folder={tmp_path / 'new'}"])
+    assert [config.folder for config in seen] == [tmp_path / "new"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_programs_say_that_they_need_tensorflow(monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(SystemExit):
+        _main.run(parse, PRESETS, [])
+    monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    with pytest.raises(SystemExit):
+        _main.run(parse, PRESETS, [])
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: Keras' backend is 'jax', and the programs need TensorFlow: set KERAS_BACKEND=")
+    assert second.startswith("error: Keras' backend is 'torch'")
 
 
 @pytest.mark.parametrize(
@@ -239,9 +297,25 @@ def test_ctrl_c_exits_with_130_and_one_line_that_tells_how_to_resume(toy: dict):
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert error.strip() == (
-        "Stopped. What was finished is kept in a b; the same command goes on from there: "
+        "Stopped. What was finished is kept in a b; the same command resumes from there: "
         "python -m toy --seconds=60 '--folder=a b'"
     )
+
+
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.argv = ["toy", "--folder=kept"]
+runpy.run_module("toy", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of a file's size")
+def test_a_full_disk_is_found_before_the_work(toy: dict):
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, timeout=30, check=False, **toy)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --folder=kept: nothing can be written there (File too large). Free some")
+    assert done.stdout == ""
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(toy: dict):

@@ -63,6 +63,7 @@ _OWN_FLAGS = {
 }
 _OUR_PACKAGES = ("zoo", "recipes", "benchmarks", "__main__")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_ARGUMENTS = {"size": "image_size"}  # arguments of recipes.data.load that are flags by another name
 _PROBE_BYTES = 1 << 20  # that must fit on the disk before the work begins
 
 
@@ -357,16 +358,17 @@ def _is_for_the_user(error: BaseException) -> bool:
     return module.partition(".")[0] in _OUR_PACKAGES
 
 
-def _with_flags(text: str, names: Iterable[str], refused: bool) -> str:
+def _with_flags(text: str, names: Sequence[str], refused: bool) -> str:
     """Returns an error's text with fields written as flags where it can only mean the field.
 
     That is `name=`, a name with an underscore, `name is` and `name:` at the start and, where the Config `refused` a
     value, any name at the start.
     """
-    for name in names:
+    own = {name: name for name in names}
+    for name, flag in {**{key: name for key, name in _ARGUMENTS.items() if name in own}, **own}.items():
         start = f"^{name}" + ("(?= |:)" if refused else "(?= is |:)")
         anywhere = rf"(?<![\w./'\"-]){name}" + (r"(?![\w.('\"])" if "_" in name else "(?==)")
-        text = re.sub(f"{start}|{anywhere}", f"--{name}", text)
+        text = re.sub(f"{start}|{anywhere}", f"--{flag}", text)
     return text
 
 

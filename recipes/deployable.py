@@ -28,7 +28,8 @@ class ModelAndData:
     """The options that name a model and images."""
 
     model: str = "runs/train/model.keras"  # a .keras file, a genotype file, or a name of zoo.list_models()
-    size: str | None = None  # the preset of a name or genotype, such as cifar10; none takes the first
+    # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes the first
+    model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("size",)})
     weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
     data: str = (
         data.EMBEDDED
@@ -66,8 +67,8 @@ def load(config: ModelAndData) -> Deployable:
     """
     path = Path(config.model).expanduser()
     from_file = path.suffix == ".keras"
-    if from_file and (config.size is not None or config.weights is not None):
-        raise ValueError(f"model={config.model} holds its own size and weights; leave size= and weights= out")
+    if from_file and (config.model_preset is not None or config.weights is not None):
+        raise ValueError(f"model={config.model} is a network with its weights; leave model_preset= and weights= out")
     if from_file and not path.is_file():
         raise FileNotFoundError(
             f"model: there is no file {path}. Train one (python -m recipes.train), or give a name of zoo.list_models()"
@@ -76,9 +77,8 @@ def load(config: ModelAndData) -> Deployable:
     source = load_data(config, None if model is None else model.input_shape)
     if model is None:
         weights = None if config.weights is None else config.weights.expanduser()
-        model = zoo.build(
-            config.model, config.size, classes=source.classes, input_shape=source.input_shape, weights=weights
-        )
+        shape = {"classes": source.classes, "input_shape": source.input_shape}
+        model = zoo.build(config.model, config.model_preset, **shape, weights=weights)
         if weights is None:
             print(
                 f"{config.model} is untrained: its accuracy says nothing. Give weights=, or a .keras file",

@@ -2,9 +2,9 @@
 
     python -m recipes.finetune --data=path/to/flowers --weights=runs/train/model.keras --model=runs/genotype.json
 
-Give --model, --scale (and --cells, --filters) as the weights were trained. Writes model.keras, class_names.json (a
-label is the place in it), results.json and the history of both phases into the folder. Killed and started again with
-the same command, it goes on behind the last whole epoch. The test part of the images is looked at once, at the end.
+Give --model and --model_preset as the weights were trained. Writes model.keras, class_names.json (a label is the place
+in it), results.json and the history of both phases into the folder. Killed and started again with the same command, it
+resumes after the last whole epoch. The test part of the images is looked at once, at the end.
 """
 
 import dataclasses
@@ -39,7 +39,8 @@ class Config:
 
     data: str = data.EMBEDDED  # a folder of images, one sub-folder a class; or as recipes.images.sources takes it
     model: str = "mnasnet"  # a name of zoo.list_models(), or a genotype file; with a .keras file of weights not used
-    scale: str | None = None  # the zoo's preset; none takes the first
+    # the model's own, as zoo.build takes it; none takes the first
+    model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
     weights: Path | None = None  # .keras, whose network it then is, or .weights.h5 of the same classes; none is fresh
     image_size: int | None = 96  # pixels; none keeps theirs, which must then be equal
     preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"  # as the weights were trained with
@@ -152,7 +153,7 @@ def _network(config: Config, source: keras.Model | None, images: data.Data) -> t
     else:
         network = zoo.build(
             config.model,
-            config.scale,
+            config.model_preset,
             classes=images.classes,
             input_shape=images.input_shape,
             classifier_activation=None,

@@ -1,7 +1,7 @@
 """Quantization-aware training of a trained model, beside what quantization after training gives.
 
     python -m recipes.quantize --model=runs/train/model.keras            # minutes on 2 cores
-    python -m recipes.quantize --model=nasnet_a --size=cifar10 --weights=my.weights.h5 --data=tfds:cifar10 --epochs=10
+    python -m recipes.quantize --model=nasnet_a --model_preset=cifar10 --weights=my.weights.h5 --data=tfds:cifar10
     python -m recipes.quantize --sparsity=0.5 --clusters=16              # pruned and clustered int8 files, too
 
 Writes into runs/quantize the files (float32, int8, "int8 QAT", "int8 pruned", "int8 clustered"), deploy.json, deploy.md

@@ -2,8 +2,8 @@
 
     python -m recipes.train                                      # AmoebaNet-A, small, embedded images: 2 minutes
     python -m recipes.train --model=runs/amoebanet/genotype.json
-    python -m recipes.train --preset=paper --model=darts --scale=cifar10 --data=tfds:cifar10   # days on one GPU
-    python -m recipes.train --preset=paper --model=darts --scale=cifar10 --dry_run   # builds all, takes one step
+    python -m recipes.train --preset=paper --model=darts --model_preset=cifar10 --data=tfds:cifar10   # days on one GPU
+    python -m recipes.train --preset=paper --model=darts --model_preset=cifar10 --dry_run   # builds all, takes one step
 
 Writes model.keras (standard layers only, without auxiliary head and drop path), history.json, history.csv,
 results.json and results.md into the folder. Killed and started again with the same command, it goes on behind the
@@ -41,7 +41,8 @@ class Config:
     """Options of the training."""
 
     model: str = "amoebanet_a"  # a name of zoo.list_models(), or a genotype file
-    scale: str | None = None  # the zoo's preset, such as cifar10; none takes cells and filters, else the first
+    # the model's own, as zoo.build takes it, such as cifar10; none takes cells and filters, else the first
+    model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
     cells: int | None = 1  # of a size of your own: DARTS' cells in all, ENAS' normal ones, else repeats in a third
     filters: int | None = 16  # of a size of your own: of each node before the first reduction
     data: str = data.EMBEDDED  # fashion_mnist_small, tfds:NAME or a folder of images
@@ -65,7 +66,9 @@ class Config:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a whole number from 1, or none")
         if (self.cells is None) != (self.filters is None):
-            raise ValueError(f"cells is {self.cells} and filters {self.filters}; give both, or none of them and scale")
+            raise ValueError(
+                f"cells is {self.cells} and filters {self.filters}; give both, or none of them and model_preset"
+            )
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
 
@@ -102,18 +105,18 @@ class Trained(NamedTuple):
 def train(config: Config) -> Trained | None:
     """Trains, writes the files, prints the accuracy; returns None from a dry run."""
     genotype = zoo.load(config.model)
-    scale = config.scale
-    if scale is None and config.cells is not None and config.filters is not None:
-        genotype, scale = _own_size(genotype, config.cells, config.filters), "own"
+    preset = config.model_preset
+    if preset is None and config.cells is not None and config.filters is not None:
+        genotype, preset = _own_size(genotype, config.cells, config.filters), "own"
     images = _images(config)
     paper = SMALL
     if config.settings == "paper":
-        paper = paper_of(genotype.family, "macro" if "macro" in genotype.name else scale or "", images.input_shape[0])
+        paper = paper_of(genotype.family, "macro" if "macro" in genotype.name else preset or "", images.input_shape[0])
     keras.utils.set_random_seed(config.seed)
     size: dict[str, Any] = {"classes": images.classes, "input_shape": images.input_shape}
     network = zoo.build(
         genotype,
-        scale,
+        preset,
         **size,
         classifier_activation=None,
         drop_path_rate=paper.drop_path,
@@ -145,7 +148,7 @@ def train(config: Config) -> Trained | None:
             tensorboard=config.tensorboard,
             observe=observe,
         )
-    plain = zoo.build(genotype, scale, **size)
+    plain = zoo.build(genotype, preset, **size)
     transfer(twin.model, plain)
     trained = Trained(plain, outcome, accuracy(plain, images.test, PREPROCESSING[config.preprocess]))
     _write(config, trained, images, paper)
@@ -162,7 +165,7 @@ def _own_size(genotype: Genotype, cells: int, filters: int) -> Genotype:
         preset = {"repeats": cells, "filters": filters, "stem": "cifar", "stem_filters": 2 * filters}
     else:
         raise ValueError(
-            f"cells and filters are not for the family {genotype.family!r}; give cells=none, filters=none and a scale"
+            f"cells and filters are not for the family {genotype.family!r}; give cells=none and filters=none"
         )
     return dataclasses.replace(genotype, presets={"own": preset})
 

@@ -38,7 +38,7 @@ class Config(Seeded):
     names: list[str] = dataclasses.field(default_factory=list, metadata={"help": "from the metadata"})  # not from here
     limit: int | None = dataclasses.field(default=None, metadata={"old_names": ("bound",)})
     tag: str = "a # b"  # after a text with a #
-    batch_size: int = 8
+    image_size: int = 8
     folder: Path = Path("runs/toy")  # what is kept
     derived: int = dataclasses.field(default=1, init=False)
 
@@ -189,7 +189,7 @@ def _stumble(config: Config) -> None:
 
 
 def _refuse(config: Config) -> None:
-    raise ValueError("batch_size is 8, and limit=3; see data.limit=, the limit and 'batch_size'")
+    raise ValueError("image_size is 8, and limit=3: give the size=, or data.limit=, a limit, 'image_size'")
 
 
 def test_errors_name_flags_as_a_user_types_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -198,7 +198,7 @@ def test_errors_name_flags_as_a_user_types_them(monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(SystemExit):
             _main.run(recipe, PRESETS, arguments)
     assert capsys.readouterr().err.splitlines() == [
-        "error: --batch_size is 8, and --limit=3; see data.limit=, the limit and 'batch_size'",
+        "error: --image_size is 8, and --limit=3: give the --image_size=, or data.limit=, a limit, 'image_size'",
         "error: --population=0: a population has at least 1 cell",
     ]
 
@@ -363,3 +363,12 @@ def test_every_recipe_has_presets_and_a_help_text_for_every_flag(name: str):
         assert type(config) is recipe.Config
         assert _main.parse([f"--preset={preset}"], recipe.PRESETS) == config
     assert not [field.name for field in dataclasses.fields(recipe.Config) if field.init and field.name not in comments]
+
+
+@pytest.mark.parametrize(
+    ("name", "old"), [("train", "scale"), ("finetune", "scale"), ("deploy", "size"), ("quantize", "size")]
+)
+def test_the_preset_of_the_model_has_one_name_and_the_old_ones_work(name: str, old: str, capsys):
+    presets = importlib.import_module(f"recipes.{name}").PRESETS
+    assert _main.parse([f"--{old}=cifar10"], presets) == _main.parse(["--model_preset=cifar10"], presets)
+    assert f"--{old} is called --model_preset now" in capsys.readouterr().err

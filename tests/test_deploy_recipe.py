@@ -204,7 +204,7 @@ def test_options_that_cannot_work_are_refused(options, message):
     [
         ({"model": "nowhere.keras"}, FileNotFoundError, "there is no file nowhere.keras. Train one"),
         ({"model": "nasnet_z"}, ValueError, "nasnet_a"),
-        ({"size": "mobile"}, ValueError, "holds its own size and weights"),
+        ({"model_preset": "mobile"}, ValueError, "is a network with its weights"),
         ({"image_size": 32}, ValueError, "takes 28 x 28; leave it out"),
     ],
 )

@@ -1,8 +1,23 @@
 """How the zoo's architectures are searched and trained; each module is a program: `python -m recipes.NAME --help`."""
 
+import importlib
 import sys
+from types import ModuleType
+
+_MOVED = {  # what users import as `from recipes import NAME`, and where it is now
+    "data": "recipes.images.sources",
+    "spaces": "recipes.engine.spaces",
+    "trial": "recipes.engine.child_training",
+    "tuner": "recipes.engine.tuner",
+}
 
 if sys.argv[:1] == ["-m"]:  # what Python puts there while it looks for the program of `python -m recipes.NAME`
     from recipes import _quiet
 
     _quiet.mute_tensorflow()
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _MOVED:
+        return importlib.import_module(_MOVED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

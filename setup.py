@@ -11,8 +11,17 @@ DEPLOY = [
     "tflite-micro>=0.dev20250101",  # has development releases only
 ]
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
+TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs
 CONVERT = ["torch>=2.6", "safetensors>=0.4"]
-TEST = [*DEPLOY, "pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "setuptools>=77", "wheel>=0.45"]
+TEST = [
+    *DEPLOY,
+    *TENSORBOARD,
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "setuptools>=77",
+    "wheel>=0.45",
+]
 LINT = ["ruff>=0.14", "pyright[nodejs]>=1.1.400"]
 
 setup(
@@ -42,6 +51,7 @@ setup(
         "deploy": DEPLOY,
         "convert": CONVERT,
         "ray": RAY,
+        "tensorboard": TENSORBOARD,
         "test": TEST,
         "lint": LINT,
         "dev": [*TEST, *LINT, *CONVERT, *RAY],

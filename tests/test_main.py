@@ -14,10 +14,10 @@ from typing import Literal
 import pytest
 
 from recipes import _main
+from recipes.__main__ import list_programs
 
 PROJECT = Path(__file__).resolve().parent.parent
-RECIPES = sorted(path.stem for path in (PROJECT / "recipes").glob("*.py") if "_main.run(" in path.read_text())
-RECIPES = [name for name in RECIPES if name != "_main"]
+PROGRAMS = list_programs()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +263,7 @@ TOY = '''
 import dataclasses, sys, time
 from pathlib import Path
 from recipes import _main
+from recipes.__main__ import list_programs
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -353,7 +354,17 @@ def test_programs_import_tensorflow_without_its_log_and_what_fails_is_shown(tmp_
     assert "broken" in done.stderr
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_the_package_lists_its_programs():
+    command = [sys.executable, "-m", "recipes"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True)
+    listed = [line.split()[0] for line in done.stdout.splitlines()[2:] if line[2] != " "]
+    searches = {"amoebanet", "darts", "enas", "mnasnet", "nasnet", "pnasnet", "tinynas"}
+    assert searches | {"train", "finetune", "deploy", "quantize", "report", "tour"} <= set(listed)
+    assert listed == list(PROGRAMS)
+    assert "AmoebaNet: aging evolution over cells" in done.stdout
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_every_recipe_has_presets_and_a_help_text_for_every_flag(name: str):
     recipe = importlib.import_module(f"recipes.{name}")
     assert next(iter(recipe.PRESETS)) == "laptop" or name == "make_embedded"  # which runs once, for the package

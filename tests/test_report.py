@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorflow.core.util import event_pb2
 
 import zoo
@@ -279,7 +281,7 @@ def events(folder: Path) -> list:
 
 def plugin_data(value):
     assert value.metadata.plugin_data.plugin_name == "hparams"
-    return tensorboard_logs.MESSAGES["PluginData"].FromString(value.metadata.plugin_data.content)
+    return HParamsPluginData.FromString(value.metadata.plugin_data.content)
 
 
 def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_path):
@@ -292,7 +294,7 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
     values = {"normal/op": "sep_conv_3x3", "normal/state": 1}
     logged(tuner.Task(0, values, 0, tmp_path / "x", lambda share, text: None))
     start, *metrics, end = events(tmp_path / "trial_00000")
-    told = {entry.key: entry.value for entry in plugin_data(start).session_start_info.hparams}
+    told = plugin_data(start).session_start_info.hparams
     assert told["normal/op"].string_value == "sep_conv_3x3"
     assert told["normal/state"].number_value == 1
     assert [(value.tag, float(tf.make_ndarray(value.tensor))) for value in metrics] == [
@@ -302,6 +304,12 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
     with pytest.raises(MemoryError):
         logged(tuner.Task(1, values, 0, tmp_path / "x", lambda share, text: None))
     assert plugin_data(events(tmp_path / "trial_00001")[-1]).session_end_info.status == 2
+
+
+def test_without_tensorboard_the_logs_name_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.plugins", None)
+    with pytest.raises(ImportError, match="pip install tensorboard, or leave the flag out"):
+        tensorboard_logs.logged(lambda task: {}, tmp_path)
 
 
 def test_a_search_writes_its_card_and_the_logs_that_were_asked_for(tmp_path):

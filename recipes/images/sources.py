@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from recipes.images import EMBEDDED, tfds_sets
 from recipes.images import files as images
 from recipes.images import folder as image_folder
-from recipes.images import tfds_sets
 from recipes.images.parts import Arrays, Part
 
-EMBEDDED = "fashion_mnist_small"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
 EMBEDDED_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

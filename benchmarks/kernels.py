@@ -1,6 +1,6 @@
 """LiteRT's kernels beside TensorFlow Lite for Microcontrollers: how far their int8 outputs are apart, and latencies.
 
-    python -m recipes.deploy_table                   # makes the files
+    python -m benchmarks.int8_table                   # makes the files
     python -m benchmarks.kernels runs/deploy-table   # a minute
 
 For each file, on 20 held-out images: the largest difference from TFLM's outputs in steps of the int8 output, and the
@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from recipes import deploy_table
+from benchmarks import int8_table
 from recipes.images import augment
 from recipes.images import sources as data
 from zoo.deploy import measure
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, {IMAGES} images, {datetime.datetime.now(datetime.UTC).date()}"
     )
     print(f"{'':24}" + "".join(f"{name:>22}" for name in KERNELS))
-    for family, small in deploy_table.NETWORKS.items():
+    for family, small in int8_table.NETWORKS.items():
         pixels = data.load(size=small.side).test.head(IMAGES)[0]
         images = np.asarray(augment.UNIT(pixels), np.float32)
         for file in sorted(folder.glob(f"{family}-seed*.tflite")):
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
             cells = []
             for name in KERNELS:
                 steps = np.abs(measure.predict(file, images, kernels=name) - expected).max() / step
-                milliseconds = measure.latency(file, runs=deploy_table.RUNS, kernels=name).median_ms
+                milliseconds = measure.latency(file, runs=int8_table.RUNS, kernels=name).median_ms
                 cells.append(f"{steps:.0f} steps, {milliseconds:.2f} ms")
             print(f"{file.stem:24}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
 

@@ -3,7 +3,7 @@
     pip install ai-edge-quantizer
     python -m benchmarks.quantizers mcunet darts
 
-Each network of recipes.deploy_table is trained for three epochs on the embedded images and quantized in every way of
+Each network of benchmarks.int8_table is trained for three epochs on the embedded images and quantized in every way of
 both tools from the same float file, ranges measured on the same 256 training images. Printed for each file: accuracy on
 all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thread, and the arena that TFLM records.
 What came of it is in docs/quantization.md. The package is no part of the extras: it wants one very version of LiteRT.
@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 import zoo
-from recipes.deploy_table import NETWORKS
+from benchmarks.int8_table import NETWORKS
 from recipes.engine import child_training as trial
 from recipes.images import sources as data
 from zoo.deploy import measure, tflite, tflm

@@ -15,8 +15,8 @@ import platform
 import time
 from pathlib import Path
 
+from benchmarks import table_search
 from recipes import tables
-from recipes.cards import table_search
 
 BUDGETS = (50, 100, 200)
 LONG = 1000  # evaluations of the controllers, which need more to learn from

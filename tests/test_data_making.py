@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes import make_embedded
+from benchmarks import embedded_images
 from recipes.images import sources as data
 
 
@@ -29,8 +29,8 @@ def write_originals(folder: Path) -> dict[str, np.ndarray]:
 
 def test_what_is_written_is_read_back_in_the_order_of_the_classes(tmp_path: Path, monkeypatch, capsys):
     chosen = write_originals(tmp_path)
-    monkeypatch.setattr(make_embedded, "_A_CLASS", {"train": 100, "test": 100})
-    make_embedded.make(make_embedded.Config(folder=tmp_path, output=tmp_path / "out"))
+    monkeypatch.setattr(embedded_images, "_A_CLASS", {"train": 100, "test": 100})
+    embedded_images.make(embedded_images.Config(source=tmp_path, folder=tmp_path / "out"))
     printed = capsys.readouterr().out.splitlines()
     hashes = {line.partition(":")[0]: line.split()[-1] for line in printed}
     monkeypatch.setattr(data, "EMBEDDED_FOLDER", tmp_path / "out")
@@ -40,16 +40,16 @@ def test_what_is_written_is_read_back_in_the_order_of_the_classes(tmp_path: Path
 
 
 def test_missing_originals_say_where_to_get_them(tmp_path: Path):
-    with pytest.raises(ValueError, match="is not there: apt-get install dataset-fashion-mnist, or give --folder"):
-        make_embedded.make(make_embedded.Config(folder=tmp_path))
+    with pytest.raises(ValueError, match="is not there: apt-get install dataset-fashion-mnist, or give --source"):
+        embedded_images.make(embedded_images.Config(source=tmp_path))
 
 
 @pytest.mark.slow
 def test_embedded_images_are_the_first_of_each_class_of_the_originals(tmp_path: Path):
-    folder = make_embedded.Config().folder
+    folder = embedded_images.Config().source
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: apt-get install dataset-fashion-mnist")
-    make_embedded.make(make_embedded.Config(output=tmp_path))
+    embedded_images.make(embedded_images.Config(folder=tmp_path))
     for part, digest in data.EMBEDDED_SHA256.items():
         with Image.open(tmp_path / f"{part}.png") as made:
             assert hashlib.sha256(np.asarray(made).tobytes()).hexdigest() == digest

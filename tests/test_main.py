@@ -367,7 +367,7 @@ def test_the_package_lists_its_programs():
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_recipe_has_presets_and_a_help_text_for_every_flag(name: str):
     recipe = importlib.import_module(f"recipes.{name}")
-    assert next(iter(recipe.PRESETS)) == "laptop" or name == "make_embedded"  # which runs once, for the package
+    assert next(iter(recipe.PRESETS)) == "laptop"
     assert recipe.__doc__
     comments = _main.field_help(recipe.Config)
     for preset, config in recipe.PRESETS.items():

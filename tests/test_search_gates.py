@@ -6,8 +6,8 @@
 import numpy as np
 import pytest
 
+from benchmarks import table_search
 from recipes import tables
-from recipes.cards import table_search
 
 FILES = ("nas-bench-201_cifar10_12epochs.csv", "nas-bench-macro_cifar10.json")
 CONTROLLERS = ("ppo", "reinforce")

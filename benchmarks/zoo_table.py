@@ -1,9 +1,9 @@
 """Every network of the zoo in one table: parameters, multiply-adds, what was published, build time, LiteRT file.
 
-    python -m recipes.table --names="mcunet*"                  # some of them
-    python -m recipes.table --readme=README.md                 # all, also into the document; half an hour on 2 cores
+    python -m benchmarks.zoo_table --names="mcunet*"     # some of them
+    python -m benchmarks.zoo_table --readme=README.md    # all, also into the document; half an hour on 2 cores
 
-Writes table.md into the folder, and table.json, from which a run that was stopped goes on. Parameters and multiply-adds
+Writes table.md into the folder, and table.json, from which a run that was stopped resumes. Parameters and multiply-adds
 (convolutions and dense layers, one image) are counted on the network that is built; published ones stand beside them
 where a paper or its code gives them, top-1 as a percentage (for CIFAR-10, 100 minus the published test error).
 Build time in processor seconds and the size of the float32 LiteRT file are measured here, with fresh weights.
@@ -11,13 +11,10 @@ Build time in processor seconds and the size of the float32 LiteRT file are meas
 
 import contextlib
 import dataclasses
-import datetime
 import gc
 import hashlib
 import json
 import multiprocessing
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +25,13 @@ from typing import Any
 import keras
 
 import zoo
+from benchmarks.machine import describe_machine
 from recipes import _main
-from recipes.cards import markers
 from recipes.training.progress import duration
 from zoo import genotype_json
 from zoo.atomic import write_atomically
 from zoo.genotype import Genotype
+from zoo.markdown import make_table
 
 HEAD = (
     "network", "preset", "parameters, M", "published", "multiply-adds, M", "published", "top-1 published, %",
@@ -49,7 +47,7 @@ class Config:
     sizes: bool = True  # whether to convert each network; without, the last column is empty
     largest: float = 100.0  # million parameters; larger networks are counted only: no build time, no file
     readme: Path | None = None  # a document whose text between the two marker comments becomes the table
-    folder: Path = Path("runs/table")  # table.md, and table.json to go on from
+    folder: Path = Path("runs/table")  # table.md, and table.json to resume from
 
     def __post_init__(self):
         if self.largest <= 0:
@@ -72,7 +70,7 @@ def table(config: Config) -> str:
     if not wanted:
         raise ValueError(f"names={config.names!r} matches no network; zoo.list_models() shows all")
     if config.readme is not None:
-        markers.between(config.readme.read_text(encoding="utf-8"), "table", "")  # before hours of work, not after
+        replace_between(config.readme.read_text(encoding="utf-8"), "table", "")  # before hours of work, not after
     store = config.folder / "table.json"
     known: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     _load_all()
@@ -89,13 +87,31 @@ def table(config: Config) -> str:
                 write_atomically(store, json.dumps(known, indent=1) + "\n")
                 measured += 1
             rows.append(_row(genotype, preset, known[key]))
-    text = f"{_lines(rows)}\n{_where()}\n"
-    write_atomically(config.folder / "table.md", text)
-    if config.readme is not None:
-        document = config.readme.read_text(encoding="utf-8")
-        write_atomically(config.readme, markers.between(document, "table", text))
-    print(text)
+    text = f"{make_table(HEAD, rows, numbers_from=2)}\n\n{_how_measured()}\n"
+    publish("table", text, config.folder, config.readme)
     return text
+
+
+def publish(name: str, text: str, folder: Path, readme: Path | None) -> None:
+    """Prints a table, writes it to folder/table.md and, in the document `readme`, between the markers of `name`."""
+    write_atomically(folder / "table.md", text)
+    if readme is not None:
+        write_atomically(readme, replace_between(readme.read_text(encoding="utf-8"), name, text))
+    print(text)
+
+
+def replace_between(document: str, name: str, text: str) -> str:
+    """Returns the document with `text` between the two marker comments of `name`, in place of what stands there.
+
+    Raises:
+        ValueError: it does not have each of them once, in this order.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, opened, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed) or begin in rest or end in after or end in before:
+        raise ValueError(f"the document needs the lines {begin} and {end} once each, in this order")
+    return f"{before}{begin}\n{text}{end}{after}"
 
 
 @contextlib.contextmanager
@@ -159,15 +175,9 @@ def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _lines(rows: list[tuple[str, ...]]) -> str:
-    rule = ["---", "---", *("---:" for _ in HEAD[2:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, rule, *rows)) + "\n"
-
-
-def _where() -> str:
+def _how_measured() -> str:
     return (
-        f"`python -m recipes.table`, {datetime.datetime.now(datetime.UTC).date()}: Keras {keras.__version__} on "
-        f"{keras.backend.backend()}, {platform.machine()} with {os.cpu_count()} cores; one run each, "
+        f"`python -m benchmarks.zoo_table`: {describe_machine('keras')}, {keras.backend.backend()}; one run each, "
         "processor seconds. M: millions, MB: 10^6 bytes. Empty: not published, or too large to measure here."
     )
 

@@ -1,7 +1,7 @@
 """Makes the embedded part of Fashion-MNIST: the first 1,000 training and 200 test images of each class, as two PNGs.
 
-    python -m recipes.make_embedded                          # from the files of Debian's dataset-fashion-mnist
-    python -m recipes.make_embedded --folder=path/to/files   # the four *-ubyte.gz files as the authors give them
+    python -m benchmarks.embedded_images                          # from the files of Debian's dataset-fashion-mnist
+    python -m benchmarks.embedded_images --source=path/to/files   # the four *-ubyte.gz files as the authors give them
 
 Takes ten seconds. Prints the SHA-256 of the pixels, which recipes/images/sources.py checks when it loads them.
 """
@@ -28,8 +28,8 @@ _A_CLASS = {"train": 1000, "test": 200}
 class Config:
     """What to read and where to write."""
 
-    folder: Path = Path("/usr/share/datasets/fashion-mnist")  # holds train-images-idx3-ubyte.gz and its three siblings
-    output: Path = data.EMBEDDED_FOLDER  # gets train.png and test.png
+    source: Path = Path("/usr/share/datasets/fashion-mnist")  # holds train-images-idx3-ubyte.gz and its three siblings
+    folder: Path = data.EMBEDDED_FOLDER  # gets train.png and test.png
 
 
 PRESETS = {"debian": Config()}
@@ -38,23 +38,23 @@ PRESETS = {"debian": Config()}
 def make(config: Config) -> None:
     """Writes both mosaics and prints their hashes."""
     for part, original in _ORIGINALS.items():
-        images = _read(config.folder / f"{original}-images-idx3-ubyte.gz", "images")
+        images = _read(config.source / f"{original}-images-idx3-ubyte.gz", "images")
         images = images.reshape(-1, data.EMBEDDED_SIDE, data.EMBEDDED_SIDE)
-        labels = _read(config.folder / f"{original}-labels-idx1-ubyte.gz", "labels")
+        labels = _read(config.source / f"{original}-labels-idx1-ubyte.gz", "labels")
         chosen = np.concatenate(
             [images[labels == label][: _A_CLASS[part]] for label in range(len(data.EMBEDDED_CLASSES))]
         )
         pixels = _mosaic(chosen)
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG", optimize=True)
-        write_atomically(config.output / f"{part}.png", stream.getvalue())
+        write_atomically(config.folder / f"{part}.png", stream.getvalue())
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
         print(f"{part}: {len(chosen):,} images, {len(stream.getvalue()):,} bytes, SHA-256 of the pixels {digest}")
 
 
 def _read(path: Path, kind: str) -> np.ndarray:
     if not path.is_file():
-        raise ValueError(f"{path} is not there: apt-get install dataset-fashion-mnist, or give --folder")
+        raise ValueError(f"{path} is not there: apt-get install dataset-fashion-mnist, or give --source")
     with gzip.open(path) as stream:
         return np.frombuffer(stream.read()[_HEADER_BYTES[kind] :], np.uint8)
 

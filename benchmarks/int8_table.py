@@ -1,22 +1,19 @@
 """A small network of each family, trained and brought to int8 in both ways: accuracy, size, memory, latency in a table.
 
-    python -m recipes.deploy_table --families=mcunet,darts        # some of them
-    python -m recipes.deploy_table --readme=README.md             # all, also into the document; 20 minutes on 2 cores
+    python -m benchmarks.int8_table --families=mcunet,darts    # some of them
+    python -m benchmarks.int8_table --readme=README.md         # all, also into the document; 20 minutes on 2 cores
 
 Each network is trained on the embedded images with the same epochs and options, converted to int8 after training
 ("PTQ"), and trained on for int8 ("QAT", `zoo.deploy.quantize`). All three are judged on the same held-out images.
-Writes table.md into the folder, and for each row a JSON file and the two .tflite files; a run that was stopped goes on
-behind the last epoch. Latencies alone are measured anew each time, one row after the other. Expected: int8 at most 0.01
+Writes table.md into the folder, and for each row a JSON file and the two .tflite files; a run that was stopped resumes
+after the last epoch. Latencies alone are measured anew each time, one row after the other. Expected: int8 at most 0.01
 below float in either way, and the arena predicted within 5 %.
 """
 
 import dataclasses
-import datetime
 import gc
 import hashlib
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +23,9 @@ import keras
 import numpy as np
 
 import zoo
+from benchmarks.machine import describe_machine
+from benchmarks.zoo_table import publish, replace_between
 from recipes import _main
-from recipes.cards import markers
 from recipes.engine import child_training as trial
 from recipes.images import augment
 from recipes.images import sources as data
@@ -35,6 +33,7 @@ from zoo import genotype_json
 from zoo.atomic import write_atomically
 from zoo.deploy import measure, quantize, report, tflite
 from zoo.genotype import Genotype
+from zoo.markdown import make_table
 from zoo.weights.published import transfer
 
 WEIGHTS = "model.weights.h5"  # what recipes.engine.child_training leaves of a finished training
@@ -86,7 +85,7 @@ class Config:
     images: int | None = None  # held-out ones, on which all files are judged; none takes all 2,000
     calibration: int = 256  # training images that int8 ranges are measured on
     readme: Path | None = None  # a document whose text between the two marker comments becomes the table
-    folder: Path = Path("runs/deploy-table")  # table.md, the rows to go on from, the .tflite files
+    folder: Path = Path("runs/deploy-table")  # table.md, the rows to resume from, the .tflite files
 
     def __post_init__(self):
         for name in ("seeds", "epochs", "aware_epochs", "training_images", "images", "calibration"):
@@ -112,7 +111,7 @@ def table(config: Config) -> str:
         ValueError: the document lacks the markers `<!-- deploy-table:begin -->` and `end`.
     """
     if config.readme is not None:
-        markers.between(config.readme.read_text(encoding="utf-8"), "deploy-table", "")  # before the work, not after
+        replace_between(config.readme.read_text(encoding="utf-8"), "deploy-table", "")  # before the work, not after
     wanted = [(family, seed) for family in config.families for seed in range(config.seeds)]
     found: dict[str, list[dict[str, Any]]] = {}
     for number, (family, seed) in enumerate(wanted):
@@ -130,12 +129,8 @@ def table(config: Config) -> str:
         _row(NETWORKS[family], rows, latencies(config.folder / rows[0]["ptq"]["file"]))
         for family, rows in found.items()
     ]
-    text = f"{_lines(lines)}\n{_where(config, found)}\n"
-    write_atomically(config.folder / "table.md", text)
-    if config.readme is not None:
-        document = config.readme.read_text(encoding="utf-8")
-        write_atomically(config.readme, markers.between(document, "deploy-table", text))
-    print(text)
+    text = f"{make_table(HEAD, lines, numbers_from=2)}\n\n{_how_measured(config, found)}\n"
+    publish("deploy-table", text, config.folder, config.readme)
     return text
 
 
@@ -145,7 +140,7 @@ def measure_row(
     """Trains one network and returns what is measured on it.
 
     Its files become `path` with a suffix; until they are there, a folder beside them, named by `digest` too, holds the
-    training to go on from.
+    training to resume from.
     """
     folder = path.with_name(f"{path.name}-{digest[:8]}")
     source = data.load(size=small.side)
@@ -248,22 +243,16 @@ def _kilobytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1000:,.1f}"
 
 
-def _lines(rows: list[tuple[str, ...]]) -> str:
-    rule = ["---", "---", *("---:" for _ in HEAD[2:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, rule, *rows)) + "\n"
-
-
-def _where(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
+def _how_measured(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
     first = next(iter(found.values()))[0]
     seeds = "seed 0" if config.seeds == 1 else f"means ± standard deviations over the seeds 0 to {config.seeds - 1}"
     return (
-        f"`python -m recipes.deploy_table`, {datetime.datetime.now(datetime.UTC).date()}: accuracy on the same "
+        f"`python -m benchmarks.int8_table`, {describe_machine()}: accuracy on the same "
         f"n = {first['n']:,} held-out images of the embedded Fashion-MNIST, {seeds}. Each network is trained on the "
         f"same {first['training']:,} images for {_epochs(config.epochs)}, for QAT {_epochs(config.aware_epochs)} more. "
         "Size, memory and latency are those of the PTQ file: memory predicted from the file by zoo.deploy.planner, and "
         "measured by TensorFlow Lite for Microcontrollers on a 64-bit machine; latency LiteRT's median of "
-        f"{RUNS} runs on one thread, with XNNPACK, its default, and without, {platform.machine()} with "
-        f"{os.cpu_count()} cores. kB: 1,000 bytes."
+        f"{RUNS} runs on one thread, with XNNPACK, its default, and without. kB: 1,000 bytes."
     )
 
 

@@ -1,14 +1,18 @@
-"""The rule by which the reference fills an independent implementation's tensors, and what it gave with them.
+"""The rules by which the references fill independent implementations' tensors, and what those gave with them.
 
-It stands in README.md of the reference data: each tensor comes from its name alone.
+PyTorch's stands in README.md of the reference data, TensorFlow's in each fixture of parity_tf: each tensor comes from
+its name alone.
 """
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
+import pytest
 
 LARGEST_DIFFERENCE = 1e-3  # of the logits' standard deviation
 
@@ -52,4 +56,49 @@ def _filled(name: str, shape: list[int]) -> np.ndarray:
         values = rng.uniform(0.5, 1.5, shape)
     else:
         values = rng.normal(0, np.sqrt(1 / np.prod(shape[1:])), shape)
+    return values.astype(np.float32)
+
+
+def load_tensorflow(reference: Path, name: str) -> dict[str, Any]:
+    """Reads the fixture `name` of TensorFlow code."""
+    path = reference / "parity_tf" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"no fixture of TensorFlow code: {path} is not there")
+    return json.loads(path.read_text())
+
+
+def fill_as_tensorflow(model: keras.Model, record: dict[str, Any]) -> None:
+    """Gives each variable of `model` its tensor, or its part of one, of a TensorFlow fixture; all must be used."""
+    shapes, used = dict(record["tensors"]), set()
+    for layer in model.layers:
+        values = []
+        for variable in layer.weights:
+            tensor, *part = record["ours"][f"{layer.name}/{variable.name}"]
+            used.add(tensor)
+            values.append(_filled_as_tensorflow(tensor, shapes[tensor])[slice(*part) if part else slice(None)])
+        if values:
+            layer.set_weights(values)
+    assert used == set(shapes)
+
+
+def tensorflow_difference(record: dict[str, Any], head: str, outputs: Any) -> float:
+    """Returns the largest difference from the logits of the fixture's "logits" or "aux", in standard deviations."""
+    outputs, expected = np.asarray(outputs, np.float64), np.array(record[f"{head}_first16"])
+    largest = max(
+        np.abs(outputs[:, : expected.shape[1]] - expected).max(),
+        np.abs(outputs.mean(axis=1) - record[f"{head}_mean"]).max(),
+    )
+    return float(largest / max(record[f"{head}_std"]))
+
+
+def _filled_as_tensorflow(name: str, shape: list[int]) -> np.ndarray:
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    last = name.rsplit("/", 1)[-1]
+    if last in ("moving_variance", "gamma", "scale"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif last in ("moving_mean", "beta", "biases", "bias", "offset"):
+        values = rng.normal(0, 0.1, shape)
+    else:
+        fan = math.prod(shape[:2] if "depth" in last else shape[:-1])
+        values = rng.normal(0, math.sqrt(1 / max(1, fan)), shape)
     return values.astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 
 from zoo import blocks, ops
 from zoo.blocks import Style
-from zoo.families import amoebanet, darts, enas, nasnet
+from zoo.families import amoebanet, darts, enas
 
 TORCH, SAME = Style(padding="torch", epsilon=1e-12), Style(epsilon=1e-12)
 
@@ -40,12 +40,18 @@ def test_windows_of_strided_pools_lie_as_the_code_that_published_the_family_lays
     ("side", "zeros"), [(4, [[9, 6], [6, 4]]), (5, [[4, 6, 4], [6, 9, 6], [4, 6, 4]])], ids=["even", "odd"]
 )
 def test_means_leave_the_border_out_or_count_it_as_zeros(side, zeros):
-    def mean(style):
+    def mean(border):
+        style = Style(border_average=border)
         image = np.ones((1, side, side, 1), np.float32)
         return run(lambda x: blocks.pool(x, "avg", 3, 2, style, "pool"), image)[..., 0]
 
-    np.testing.assert_allclose(mean(SAME), np.ones_like(zeros))
-    np.testing.assert_allclose(mean(nasnet.STYLE), np.array(zeros) / 9, rtol=1e-6)
+    np.testing.assert_allclose(mean("leave_out"), np.ones_like(zeros))
+    np.testing.assert_allclose(mean("zeros"), np.array(zeros) / 9, rtol=1e-6)
+
+
+def test_zeros_at_a_border_of_unknown_place_are_refused():
+    with pytest.raises(ValueError, match=r"pool counts zeros .* \(None, 8\).* give an input_shape of known height"):
+        blocks.pool(keras.Input((None, 8, 1)), "avg", 3, 2, Style(border_average="zeros"), "pool")
 
 
 @pytest.mark.parametrize("height", [4, 5])
@@ -84,11 +90,13 @@ def test_convolutions_without_filters_are_refused():
         blocks.conv(keras.Input((8, 8, 1)), 0, 3, 1, SAME, "stem_conv")
 
 
-def layers_of(op: str, style: Style, strides: int = 1, channels: int = 8) -> dict[str, tuple[int, ...]]:
-    """The kernels that an operation with 8 filters makes, by the names of their layers behind the edge's."""
+def layers_of(
+    op: str, style: Style, strides: int = 1, channels: int = 8, filters: int = 8
+) -> dict[str, tuple[int, ...]]:
+    """The kernels that an operation makes, by the names of their layers after the edge's."""
     image = keras.Input((8, 8, channels))
-    model = keras.Model(image, ops.OPS[op](ops.State(image, "state"), 8, strides, style, "edge"))
-    assert model.output_shape == (None, 8 // strides, 8 // strides, 8)
+    model = keras.Model(image, ops.OPS[op](ops.State(image, "state"), filters, strides, style, "edge"))
+    assert model.output_shape == (None, 8 // strides, 8 // strides, filters)
     return {layer.name.removeprefix("edge_"): tuple(layer.kernel.shape) for layer in model.layers if layer.weights
             and hasattr(layer, "kernel")}  # fmt: skip
 
@@ -109,6 +117,17 @@ def layers_of(op: str, style: Style, strides: int = 1, channels: int = 8) -> dic
             {"narrow_conv": (1, 1, 8, 2), "conv": (3, 3, 2, 2), "widen_conv": (1, 1, 2, 8)},
         ),
         ("conv_1x1", amoebanet.STYLE, 1, {"conv": (1, 1, 8, 8)}),
+        (
+            "conv_1x3_3x1",
+            amoebanet.STYLE,
+            1,
+            {
+                "narrow_conv": (1, 1, 8, 3),
+                "row_conv": (1, 3, 3, 3),
+                "column_conv": (3, 1, 3, 3),
+                "widen_conv": (1, 1, 3, 8),
+            },
+        ),
         ("conv_1x7_7x1", SAME, 2, {"row_conv": (1, 7, 8, 8), "column_conv": (7, 1, 8, 8)}),
         ("conv_1x3_3x1", SAME, 1, {"row_conv": (1, 3, 8, 8), "column_conv": (3, 1, 8, 8)}),
         ("conv_7x1_1x7", darts.STYLE, 2, {"row_conv": (1, 7, 8, 8), "column_conv": (7, 1, 8, 8)}),
@@ -116,6 +135,19 @@ def layers_of(op: str, style: Style, strides: int = 1, channels: int = 8) -> dic
 )
 def test_operations_have_the_kernels_of_the_papers(op, style, strides, kernels):
     assert layers_of(op, style, strides) == kernels
+
+
+@pytest.mark.parametrize(
+    ("op", "filters", "kernels"),
+    [
+        ("conv_3x3", 3, {"conv": (3, 3, 3, 3)}),
+        ("conv_3x3", 4, {"narrow_conv": (1, 1, 4, 1), "conv": (3, 3, 1, 1), "widen_conv": (1, 1, 1, 4)}),
+        ("conv_1x7_7x1", 2, {"row_conv": (1, 7, 2, 2), "column_conv": (7, 1, 2, 2)}),
+        ("conv_1x3_3x1", 2, {"row_conv": (1, 3, 2, 2), "column_conv": (3, 1, 2, 2)}),
+    ],
+)
+def test_a_bottleneck_that_would_have_no_channel_is_left_out(op, filters, kernels):
+    assert layers_of(op, amoebanet.STYLE, channels=filters, filters=filters) == kernels
 
 
 def test_pools_and_identities_get_a_projection_only_where_the_width_differs():

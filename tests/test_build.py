@@ -77,6 +77,19 @@ def test_a_saved_network_computes_the_same_when_it_is_loaded(kind, tmp_path):
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
 
 
+@kinds
+def test_a_network_for_images_of_any_size_computes_what_one_for_this_size_does(kind):
+    open_sized = zoo.build(small(kind), input_shape=(None, None, 3), classifier_activation=None)
+    open_sized.set_weights(built(kind).get_weights())
+    smallest = KINDS[kind][3]
+    for shape in [(2 * smallest,) * 2, (2 * smallest + 1,) * 2, (smallest + 2, smallest + 5)]:
+        fixed = zoo.build(small(kind), input_shape=(*shape, 3), classifier_activation=None)
+        fixed.set_weights(built(kind).get_weights())
+        images = images_for(fixed)
+        expected = outputs_of(fixed, images)
+        np.testing.assert_allclose(outputs_of(open_sized, images), expected, rtol=0, atol=1e-5 * np.std(expected))
+
+
 def few_filters(genotype: Genotype, preset: str) -> Genotype:
     """The preset as deep as it is, but narrow: AmoebaNet's stem has a quarter of a quarter."""
     changes = {"filters": 16 if genotype.family == "amoebanet" else 8, "stem_filters": 8}

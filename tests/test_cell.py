@@ -249,7 +249,8 @@ def test_an_input_in_the_output_takes_the_strides_of_the_cell():
         (lambda: zoo.Cell(MIXED, 4)([keras.Input((8, 8, None))] * 2), "of known channels; got"),
         (lambda: zoo.Cell(MIXED, 4)(pair(oldest_strides=2)), "do not fit oldest_strides=1: expected h0 as high"),
         (lambda: zoo.Cell(MIXED, 4, oldest_strides=2)(pair()), "do not fit oldest_strides=2"),
-        (lambda: zoo.Cell(MIXED, 2, style=amoebanet.STYLE)(pair()), "would have 0 filters"),
+        (lambda: zoo.Cell(MIXED, 4, style=Style(epsilon=0)), "epsilon is 0; expected a number between 0 and 1"),
+        (lambda: zoo.Cell(MIXED, 4, style={"momentum": True}), "momentum is True; expected a number between 0 and 1"),
     ],
 )
 def test_bad_input_is_refused_with_value_and_expectation(make, message):

@@ -16,12 +16,13 @@ POOL = blocks.pool
 
 
 def pool_of_keras_applications(x, kind, size, strides, style, name):
-    """What its reduction cells have: maxima, too, see zeros around the image."""
-    if kind != "max" or strides == 1:
+    """What its reduction cells have: means and maxima see zeros around the image."""
+    if strides == 1:
         return POOL(x, kind, size, strides, style, name)
     # as TensorFlow's "same" pads: an odd side at both ends, an even one at the last
     x = keras.layers.ZeroPadding2D([(side % 2, 1) for side in x.shape[1:3]], name=f"{name}_pad")(x)
-    return keras.layers.MaxPooling2D(size, strides, name=name)(x)
+    layer = keras.layers.AveragePooling2D if kind == "avg" else keras.layers.MaxPooling2D
+    return layer(size, strides, name=name)(x)
 
 
 def small_reference(side: int, *, blocks: int = 1, skip_reduction: bool = False, **options: Any) -> keras.Model:
@@ -65,7 +66,7 @@ def test_a_small_network_computes_the_same_once_the_border_is_treated_alike(side
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [224, 97, 64])
-def test_mobile_computes_the_same_but_for_the_border_of_maxima(side, monkeypatch):
+def test_mobile_computes_the_same_but_for_the_border_of_pools(side, monkeypatch):
     reference = randomised(keras.applications.NASNetMobile((side, side, 3), weights=None, classes=7))
     plain = zoo.build("nasnet_a", "mobile", input_shape=(side, side, 3), classes=7)
     zoo.weights.from_keras_applications(plain, reference)

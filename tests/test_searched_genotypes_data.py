@@ -25,7 +25,12 @@ CELLS = {
     "darts": "DARTS_V2",
     "enas_micro": "ENAS-micro",
 }
-MNASNETS = {"mnasnet_a1": "MnasNet-A1", "mnasnet_b1": "MnasNet-B1", "mnasnet_small": "MnasNet-small"}
+MNASNETS = {
+    "mnasnet_a1": "MnasNet-A1",
+    "mnasnet_b1": "MnasNet-B1",
+    "mnasnet_small": "MnasNet-small",
+    "mnasnet_small_tpu": "MnasNet-small",
+}
 MCUNETS = {
     **{f"mcunet_{name}": f"mcunet-{name}" for name in "in0 in1 in2 in3 in4 vww0 vww1 vww2".split()},
     "mcunet_mbv2_w035": "mbv2-w0.35",
@@ -209,8 +214,11 @@ def test_mnasnet_blocks_are_the_published_ones(name, reference_name, published_c
     record, body = published_cells[reference_name], load(name).body
     assert (body.stem_filters, body.head_filters) == (record["stem"], record["head_conv"])
     assert len(body.rows) == len(record["tpu_blocks"])
-    for row, text in zip(body.rows, record["tpu_blocks"], strict=True):
+    for place, (row, text) in enumerate(zip(body.rows, record["tpu_blocks"], strict=True)):
         tokens = set(text.split("_"))
+        if name == "mnasnet_small_tpu" and place == 0:  # declared with 16 input filters, and so without a residual
+            assert "i16" in tokens
+            tokens.add("noskip")
         expected = {f"r{row.repeats}", f"k{row.kernel_size}", f"s{row.strides}{row.strides}", f"e{row.expansion}"}
         assert expected | {f"o{row.filters}"} <= tokens
         assert ("noskip" in tokens) == (row.skip == "none")

@@ -129,6 +129,41 @@ def test_a_network_of_another_kind_has_no_place_for_them(tensors):
     )  # fmt: skip
 
 
+QUARK0 = {  # of its cnn/operations.py: the modules with weights of an operation in a normal and a reduction cell
+    "sep_conv": ["op.1", "op.2", "op.3", "op.5", "op.6", "op.7"],
+    "dil_conv": ["op.1", "op.2", "op.3"],
+    "conv_7x1": ["1", "2", "3"],  # a bare Sequential
+    "skip_connect strided": ["conv_1", "conv_2", "bn"],
+}
+# genotypes.py: what its readers can do but its own search does not find
+QUARK0_AMOEBANET = """Genotype(normal=[('avg_pool_3x3', 0), ('max_pool_3x3', 1), ('sep_conv_3x3', 0),
+('sep_conv_5x5', 2), ('sep_conv_3x3', 0), ('avg_pool_3x3', 3), ('sep_conv_3x3', 1), ('skip_connect', 1),
+('skip_connect', 0), ('avg_pool_3x3', 1)], normal_concat=[4, 5, 6], reduce=[('avg_pool_3x3', 0), ('sep_conv_3x3', 1),
+('max_pool_3x3', 0), ('sep_conv_7x7', 2), ('sep_conv_7x7', 0), ('avg_pool_3x3', 1), ('max_pool_3x3', 0),
+('max_pool_3x3', 1), ('conv_7x1_1x7', 0), ('sep_conv_3x3', 5)], reduce_concat=[3, 4, 6])"""
+OWN = """Genotype(normal=[('conv_7x1_1x7', 1), ('dil_conv_5x5', 0), ('none', 2), ('skip_connect', 2)],
+normal_concat=[3], reduce=[('skip_connect', 1), ('dil_conv_3x3', 0), ('sep_conv_7x7', 2), ('skip_connect', 2)],
+reduce_concat=[2, 3])"""
+
+
+@pytest.mark.parametrize("text", [QUARK0_AMOEBANET, OWN], ids=["amoebanet", "own"])
+@pytest.mark.parametrize("preset", ["cifar10", "imagenet"])
+def test_every_operation_of_quark0_darts_has_its_names_in_both_skeletons(text, preset):
+    genotype = dataclasses.replace(
+        zoo.formats.from_darts(text), presets={"small": {"cells": 3, "filters": 4, "stem": preset.removesuffix("10")}}
+    )
+    with keras.StatelessScope():
+        model = zoo.build(genotype, input_shape=(32, 32, 3), classes=4)
+    modules = set(cell_names.darts([layer.name for layer in model.layers if layer.weights], []).values())
+    for number, graph in enumerate((genotype.body.normal, genotype.body.reduce, genotype.body.reduce)):
+        reducing = number > 0
+        expected = set()
+        for place, (op, state) in enumerate(edge for node in graph.nodes for edge in node.edges):
+            kind = f"{op} strided" if op == "skip_connect" and reducing and state < 2 else op[:8]
+            expected |= {f"cells.{number}._ops.{place}.{module}" for module in QUARK0.get(kind, [])}
+        assert {module for module in modules if module.startswith(f"cells.{number}._ops")} == expected
+
+
 def test_names_of_the_released_codes():
     layers = "stem_conv stem_bn cell02_input0_path2_bn cell05_node3_edge1_dw2 cell05_node2_edge0_bn1".split()
     assert list(cell_names.darts(layers, []).values()) == (

@@ -31,7 +31,7 @@ class Style:
         drop_path_on_skip: whether a strided skip is dropped like any other edge (DARTS).
         drop_path_by_depth: whether the drop path rate grows linearly with the cell's place (NASNet).
         border_average: what a strided mean does at the border: leave out what lies outside the image, or count it as
-            zeros (timm's and Keras' NASNet).
+            zeros (timm's and Keras' NASNet, which is here for their parity tests).
     """
 
     padding: Literal["same", "torch"] = "same"
@@ -48,6 +48,10 @@ class Style:
         for field in dataclasses.fields(self):
             if choices := get_args(field.type):
                 check_choice(f"the style's {field.name}", getattr(self, field.name), choices)
+        for name, example in (("momentum", "0.9"), ("epsilon", "1e-5")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise GenotypeError(f"{name} is {value!r}; expected a number between 0 and 1, such as {example}")
 
 
 def relu(x: Any, name: str) -> Any:
@@ -115,12 +119,18 @@ def subsample(x: Any, strides: int, name: str) -> Any:
 
 
 def pool(x: Any, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Any:
-    """A pool that ignores what lies outside the image, in maximum and, but for `Style.border_average`, in mean.
+    """A pool that ignores what lies outside the image, in its maximum and, but for `Style.border_average`, in its mean.
 
-    Of an unknown height or width the padding cannot be told beforehand; then nothing is counted as zeros.
+    Raises:
+        ValueError: zeros are to be counted at a border whose place is not known.
     """
     layer = layers.AveragePooling2D if kind == "avg" else layers.MaxPooling2D
-    if kind == "avg" and style.border_average == "zeros" and strides > 1 and None not in x.shape[1:3]:
+    if kind == "avg" and style.border_average == "zeros" and strides > 1:
+        if None in x.shape[1:3]:
+            raise ValueError(
+                f"{name} counts zeros at the border of a map of shape {x.shape[1:3]}, whose padding depends on the "
+                "size; give an input_shape of known height and width, or a style that leaves the border out"
+            )
         x = layers.ZeroPadding2D([_same_padding(side, size, strides) for side in x.shape[1:3]], name=f"{name}_pad")(x)
         return layer(size, strides, name=name)(x)
     if style.padding == "torch" and strides > 1 and not _odd(x):

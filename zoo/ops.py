@@ -80,35 +80,40 @@ def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
     return operation
 
 
-def _conv(size: int, bottleneck: bool = True) -> Operation:
-    """ReLU, convolution, BN; between two 1x1 convolutions where the style says so and this operation allows it."""
+def _conv(size: int, share: float = 1 / 4) -> Operation:
+    """ReLU, convolution, BN; where the style has bottlenecks, on a `share` of the channels between 1x1 convolutions."""
 
     def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
-        if not (bottleneck and style.bottleneck):
-            return blocks.conv_bn(state.relu(), filters, size, strides, style, name)
-        x = _narrow(state, filters, style, name)
-        x = blocks.conv_bn(x, filters // 4, size, strides, style, name)
-        return _widen(x, filters, style, name)
+        x, width = _narrow(state, filters, share, style, name)
+        x = blocks.conv_bn(x, width, size, strides, style, name)
+        return x if width == filters else _widen(x, filters, style, name)
 
     return operation
 
 
-def _conv_pair(size: int) -> Operation:
+def _conv_pair(size: int, share: float) -> Operation:
     """A convolution along rows, then one along columns, with BN each and a ReLU between; bottlenecks as in `_conv`."""
 
     def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
-        x = _narrow(state, filters, style, name) if style.bottleneck else state.relu()
-        width = filters // 4 if style.bottleneck else filters
+        x, width = _narrow(state, filters, share, style, name)
         x = blocks.conv_bn(x, width, (1, size), (1, strides), style, f"{name}_row")
         x = blocks.relu(x, f"{name}_row")
         x = blocks.conv_bn(x, width, (size, 1), (strides, 1), style, f"{name}_column")
-        return _widen(x, filters, style, name) if style.bottleneck else x
+        return x if width == filters else _widen(x, filters, style, name)
 
     return operation
 
 
-def _narrow(state: State, filters: int, style: Style, name: str) -> Any:
-    return blocks.relu(blocks.conv_bn(state.relu(), filters // 4, 1, 1, style, f"{name}_narrow"), f"{name}_narrow")
+def _narrow(state: State, filters: int, share: float, style: Style, name: str) -> tuple[Any, int]:
+    """Returns the state's ReLU, brought to the width of a bottleneck where there is one, and its width for the op.
+
+    As in the TPU code, a bottleneck that would have no channel is left out (network_utils.py, _apply_operation).
+    """
+    width = int(filters * share) if style.bottleneck else 0
+    if not width or width == filters:
+        return state.relu(), filters
+    x = blocks.conv_bn(state.relu(), width, 1, 1, style, f"{name}_narrow")
+    return blocks.relu(x, f"{name}_narrow"), width
 
 
 def _widen(x: Any, filters: int, style: Style, name: str) -> Any:
@@ -134,10 +139,10 @@ OPS: dict[str, Operation] = {
     "sep_conv_7x7": _sep_conv(7),
     "dil_conv_3x3": _sep_conv(3, repeats=1, dilation=2),
     "dil_conv_5x5": _sep_conv(5, repeats=1, dilation=2),
-    "conv_1x1": _conv(1, bottleneck=False),
+    "conv_1x1": _conv(1, share=1),
     "conv_3x3": _conv(3),
     "conv_5x5": _conv(5),
-    "conv_1x3_3x1": _conv_pair(3),
-    "conv_1x7_7x1": _conv_pair(7),
+    "conv_1x3_3x1": _conv_pair(3, share=3 / 8),
+    "conv_1x7_7x1": _conv_pair(7, share=1 / 4),
     "conv_7x1_1x7": conv_7x1_1x7,
 }

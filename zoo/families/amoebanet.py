@@ -2,8 +2,13 @@
 
 The stack is NASNet's. What differs: bottlenecks around conv_3x3 and conv_1x7_7x1, a drop path rate that does not grow
 with depth, and an auxiliary head of 0.4 times the width.
+
+Batch normalisation has the TPU code's hyperparameters (amoeba_net_model.py: 0.9997, 1e-3). That code has no CIFAR
+networks and the paper does not say how theirs normalise; it trains them as NASNet's, so they have TF-slim's values for
+NASNet on CIFAR (nasnet_cifar_arg_scope: 0.9, 1e-5).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +18,13 @@ from zoo.blocks import Style
 from zoo.genotype import Cells, Genotype
 from zoo.skeleton import CellStack, Options, body_of, read_preset, stack_cells
 
-STYLE = Style(momentum=0.9, epsilon=1e-5, bottleneck=True, drop_path_by_depth=False)
+STYLE = Style(momentum=0.9997, epsilon=1e-3, bottleneck=True, drop_path_by_depth=False)
+CIFAR_STYLE = dataclasses.replace(STYLE, momentum=0.9, epsilon=1e-5)
 AUXILIARY_WIDTHS = (51, 307)  # int(128 x 0.4), int(768 x 0.4)
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
     """Returns the network; `preset` is a `CellStack`."""
     cells, scale = body_of(genotype, Cells), read_preset(CellStack, preset)
-    return stack_cells(cells.normal, cells.reduce, scale, STYLE, options, AUXILIARY_WIDTHS)
+    style = STYLE if scale.stem == "imagenet" else CIFAR_STYLE
+    return stack_cells(cells.normal, cells.reduce, scale, style, options, AUXILIARY_WIDTHS)

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from zoo.blocks import Style
-from zoo.genotype import Blocks, Genotype, GenotypeError
+from zoo.genotype import Blocks, Genotype
 from zoo.mobile_blocks import expand_blocks
 from zoo.skeleton import Network, Options, body_of, read_preset
 
@@ -22,10 +22,6 @@ class Preset:
     """What a genotype file's preset may say besides the input's shape and the classes."""
 
     epsilon: float = STYLE.epsilon  # of batch normalisation; the MobileNetV2 and Proxyless baselines have 1e-3
-
-    def __post_init__(self):
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)) or not 0 < self.epsilon < 1:
-            raise GenotypeError(f"epsilon is {self.epsilon!r}; expected a number between 0 and 1, such as 1e-5")
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:

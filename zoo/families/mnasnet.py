@@ -1,13 +1,14 @@
 """MnasNet (Tan et al., 2019, arXiv:1807.11626), by the block lists of the authors' TPU code (mnasnet_models.py).
 
-Departures: the TPU checkpoints pad strided convolutions as TensorFlow does and divide with an epsilon of 1e-3; this
-network pads as PyTorch does, with 1e-5, because the published weights that load without the TPU code are timm's and
-torchvision's. The momentum is the paper's (section 5; timm has 0.9, torchvision 0.9997); it matters in training only.
+Departures: the TPU code pads strided convolutions as TensorFlow does and normalises with an epsilon of 1e-3; these
+networks pad as PyTorch does, with 1e-5, because most published weights are timm's and torchvision's. The presets named
+imagenet_tpu, and mnasnet_small_tpu, are the TPU code's networks. The momentum is the paper's (section 5; timm has 0.9,
+torchvision 0.9997); it matters in training only.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -25,6 +26,8 @@ class Preset:
     """What a genotype file's preset, or `zoo.build` itself, may say besides the input's shape and the classes."""
 
     width_multiplier: float = 1.0  # of all widths but the last convolution's; published: 0.35 to 1.4
+    padding: Literal["same", "torch"] | None = None  # in place of the style's, as is
+    epsilon: float | None = None
 
     def __post_init__(self):
         value = self.width_multiplier
@@ -45,12 +48,13 @@ def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> ke
     """
     if options.auxiliary:
         raise ValueError("auxiliary=True: MnasNet has no auxiliary head; leave the argument out")
-    multiplier = read_preset(Preset, {**preset, **options.extra}).width_multiplier
+    scale = read_preset(Preset, {**preset, **options.extra})
+    own = {name: value for name in ("padding", "epsilon") if (value := getattr(scale, name)) is not None}
     network = Network(options, smallest=1)
     x = expand_blocks(
-        scaled(body_of(genotype, Blocks), multiplier),
+        scaled(body_of(genotype, Blocks), scale.width_multiplier),
         network.image,
-        style=STYLE,
+        style=dataclasses.replace(STYLE, **own),
         activation="relu",
         drop_path_rate=options.drop_path_rate,
         note=network.note,

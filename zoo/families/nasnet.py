@@ -1,8 +1,8 @@
 """NASNet (Zoph et al., 2018, arXiv:1707.07012), as the authors' TF-slim code builds it (nets/nasnet).
 
-Strided means count zeros outside the image, as timm's and keras.applications' networks do, which run the published
-weights; TF-slim, where those were trained, leaves the border out. Maxima never see the border (keras.applications'
-do, as zeros).
+Pools leave out what lies outside the image, as they do in TF-slim, where all published weights were trained; the
+conversions of timm and keras.applications count zeros there in strided means, keras.applications' in maxima, too.
+Logits then differ by a tenth of their standard deviation. `Style.border_average` has timm's way.
 
 Drop path here has the rate that it reaches at the end of training; recipes/train.py lets it grow up to that.
 """
@@ -17,7 +17,7 @@ from zoo.blocks import Style
 from zoo.genotype import Cells, Genotype
 from zoo.skeleton import CellStack, Options, body_of, read_preset, stack_cells
 
-STYLE = Style(momentum=0.9997, epsilon=1e-3, border_average="zeros")
+STYLE = Style(momentum=0.9997, epsilon=1e-3)
 CIFAR_STYLE = dataclasses.replace(STYLE, momentum=0.9, epsilon=1e-5)
 
 

@@ -44,9 +44,9 @@ _DARTS_EDGE = {
     "dw2": "op.5",
     "pw2": "op.6",
     "bn2": "op.7",
-    "row_conv": "op.1",
-    "column_conv": "op.2",
-    "column_bn": "op.3",
+    "row_conv": "1",  # conv_7x1_1x7 is a bare Sequential
+    "column_conv": "2",
+    "column_bn": "3",
     "path1_conv": "conv_1",
     "path1_bn": "bn",
     "path2_conv": "conv_2",

@@ -16,8 +16,8 @@ _OUTSIDE = {"stem_conv": "stem_conv1", "stem_bn": "stem_bn1", "predictions": "pr
 def from_keras_applications(model: keras.Model, reference: keras.Model) -> None:
     """Fills `model`, a NASNet-A of `zoo.build`, from a NASNetMobile or NASNetLarge of keras.applications.
 
-    The networks differ in one thing: the maximum pools of keras.applications' reduction cells see zeros around the
-    image, ours see nothing there (as where these weights were trained).
+    The networks differ in one thing: the pools of keras.applications' reduction cells see zeros around the image, ours
+    see nothing there (as where these weights were trained).
 
     Raises:
         WeightsError: the reference is another network, or of another size. `model` is as it was.

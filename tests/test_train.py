@@ -45,6 +45,9 @@ def test_paper_rows_by_scale_and_image():
     assert paper_of("darts", "cifar10", 32).settings.epochs == 600
     assert paper_of("nasnet", "mobile", 224).drop_path == 0
     assert paper_of("nasnet", "large", 331).drop_path == pytest.approx(0.3)
+    amoebanet = paper_of("amoebanet", "large", 331).settings  # imagenet_hparams of the TPU code
+    assert [amoebanet.schedule.at(time, 100) for time in (3, 5)] == pytest.approx([0.015 * 0.97, 0.015 * 0.97**2])
+    assert amoebanet.descent.epsilon == 1
     assert sorted(PAPER) == ["amoebanet", "darts", "enas", "mcunet", "mnasnet", "nasnet", "pnasnet"]
 
 

@@ -70,13 +70,20 @@ def test_restarts_of_enas_last_10_20_40_epochs_and_end_with_630():
     restarts = Schedule("restarts", rate=0.05, last=1e-4, period=10, factor=2)
     assert [restarts.at(start, 630) for start in (0, 10, 30, 70, 150, 310)] == pytest.approx([0.05] * 6)
     assert restarts.at(20, 630) == pytest.approx((0.05 + 1e-4) / 2)  # the middle of the second period
-    assert restarts.at(629.999, 630) == pytest.approx(1e-4, rel=1e-3)
+    assert restarts.at(20.9, 630) == restarts.at(20, 630)  # the code of ENAS changes it by the epoch
+    assert restarts.at(629.999, 630) == restarts.at(629, 630) < 1.02e-4
 
 
 def test_exponential_falls_in_stairs_or_smoothly():
     stairs = Schedule("exponential", rate=1.0, period=2.4, factor=0.97)
     assert [stairs.at(time, 100) for time in (0, 2.3, 2.5, 4.9)] == pytest.approx([1, 1, 0.97, 0.97**2])
     assert dataclasses.replace(stairs, stairs=False).at(1.2, 100) == pytest.approx(0.97**0.5)
+    assert dataclasses.replace(stairs, last=0.5).at(90, 100) == 0.5
+
+
+def test_exponential_falls_only_after_its_warmup():
+    stairs = Schedule("exponential", rate=1.0, warmup=3, period=2.4, factor=0.97)
+    assert [stairs.at(time, 100) for time in (0, 1.5, 2.7, 3, 4.8)] == pytest.approx([0, 0.5, 0.9, 0.97, 0.97**2])
 
 
 @pytest.mark.parametrize("options", [{"kind": "linear"}, {"rate": 0}, {"last": 1}, {"period": 0}, {"warmup": -1}])
@@ -119,13 +126,20 @@ def test_weight_decay_adds_w_times_the_weight():
     )
 
 
-@pytest.mark.parametrize(("decay_all", "bias"), [(False, 1.0), (True, 0.98)])
-def test_biases_decay_only_where_all_weights_do(decay_all, bias):
-    model = dense()
-    model.layers[1].set_weights([np.zeros((2, 2)), np.ones(2)])
-    learner = Learner(model, Descent(momentum=0.0, weight_decay=0.2, decay_all=decay_all))
+@pytest.mark.parametrize(
+    ("options", "gamma", "bias"),
+    [({}, 1, 1), ({"decay_all": True}, 0.98, 0.98), ({"decay_biases": True}, 1, 0.98)],
+    ids=["kernels", "all", "biases"],
+)
+def test_biases_and_normalisation_decay_only_where_they_are_asked_to(options, gamma, bias):
+    inputs = keras.Input((2,))
+    norm, head = keras.layers.BatchNormalization(), keras.layers.Dense(2, kernel_initializer="zeros")
+    model = keras.Model(inputs, head(norm(inputs)))
+    head.bias.assign(np.ones(2))
+    learner = Learner(model, Descent(momentum=0.0, weight_decay=0.2, **options))
     learner.step(np.zeros((2, 2), np.float32), np.array([0, 1]), 0.1)  # the gradients of the two images cancel out
-    np.testing.assert_allclose(model.layers[1].get_weights()[1], [bias, bias], rtol=1e-6)
+    np.testing.assert_allclose(norm.gamma, [gamma, gamma], rtol=1e-6)
+    np.testing.assert_allclose(head.bias, [bias, bias], rtol=1e-6)
 
 
 def test_clipping_scales_the_gradient_to_the_norm():

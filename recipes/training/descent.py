@@ -26,7 +26,8 @@ class Descent:
         mean_decay, epsilon: of RMSProp.
         weight_decay: the factor w of w/2 x |weights|^2 in the loss.
         decay_all: whether that counts all weights (PyTorch's optimisers, ENAS); else kernels only, neither biases nor
-            normalisation (TF-slim, TPU code).
+            normalisation (TF-slim).
+        decay_biases: whether it counts biases besides kernels (MnasNet's TPU code).
         clip: the largest global norm of the gradient, decay included; None does not clip.
         label_smoothing: the share of the truth that is spread over all classes.
         auxiliary_weight: of the auxiliary classifier's loss.
@@ -39,6 +40,7 @@ class Descent:
     epsilon: float = 1e-3
     weight_decay: float = 0.0
     decay_all: bool = False
+    decay_biases: bool = False
     clip: float | None = None
     label_smoothing: float = 0.0
     auxiliary_weight: float = 0.4
@@ -70,7 +72,10 @@ class Learner:
         self.model, self.options, self._mirror = model, options, mirror
         self._forward = TrainingPass(model)
         self.weights: list[Any] = [weight.value for weight in model.trainable_weights]
-        self._decayed = [options.decay_all or weight.shape.rank > 1 for weight in self.weights]
+        self._decayed = [
+            options.decay_all or len(weight.shape) > 1 or (options.decay_biases and weight.name == "bias")
+            for weight in model.trainable_weights
+        ]
         self.momenta = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in self.weights]
         squares = self.weights if options.optimizer == "rmsprop" else []
         self.squares = [tf.Variable(tf.ones_like(weight), trainable=False) for weight in squares]

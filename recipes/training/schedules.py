@@ -12,12 +12,14 @@ class Schedule:
     """The learning rate at each moment, counted in epochs.
 
     Attributes:
-        kind: "cosine": half a period from `rate` to `last`; "restarts": such periods one behind the other, the first
-            `period` epochs long, each `factor` times as long as the one before (SGDR; ENAS); "exponential": times
-            `factor` every `period` epochs, smoothly or, with `stairs`, at once.
+        kind: "cosine": half a period from `rate` to `last`; "restarts": such periods one after the other, the first
+            `period` epochs long, each `factor` times as long as the one before, the same rate through a whole epoch
+            (SGDR, as in ENAS' code); "exponential": times `factor` every `period` epochs, smoothly or, with `stairs`,
+            at once.
         rate: the highest.
-        last: the lowest, of the cosines.
-        warmup: epochs in which it grows linearly from 0; the rest goes on as if there were none.
+        last: the lowest.
+        warmup: epochs in which it grows linearly from 0; then it is what it would be without them. An exponential one
+            does not fall before they end (TPU code).
         period, factor: see `kind`.
     """
 
@@ -44,15 +46,17 @@ class Schedule:
 
     def at(self, time: float, epochs: int) -> float:
         """Returns the rate after `time` of `epochs` epochs."""
-        return self._steady(time, epochs) * (min(1.0, time / self.warmup) if self.warmup else 1.0)
+        if time >= self.warmup:
+            return self._steady(time, epochs)
+        return (self.rate if self.kind == "exponential" else self._steady(time, epochs)) * time / self.warmup
 
     def _steady(self, time: float, epochs: int) -> float:
         if self.kind == "exponential":
             power = time / self.period
-            return self.rate * self.factor ** (math.floor(power) if self.stairs else power)
+            return max(self.last, self.rate * self.factor ** (math.floor(power) if self.stairs else power))
         share = time / epochs
         if self.kind == "restarts":
-            start, period = 0.0, self.period
+            start, period, time = 0.0, self.period, math.floor(time)
             while time >= start + period:
                 start, period = start + period, period * self.factor
             share = (time - start) / period

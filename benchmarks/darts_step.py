@@ -26,7 +26,8 @@ import tensorflow as tf
 from keras import layers
 
 from recipes.darts import supernet as supernet_darts
-from recipes.darts.training import Bilevel, Rates
+from recipes.darts.space import OPS, DartsSpace
+from recipes.darts.training import Bilevel
 from recipes.training.supernet import EPSILON
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import INPUT_STATES
@@ -57,7 +58,7 @@ class PlainSupernet:
         self.like = like
         self.layers: dict[str, layers.Layer] = {}
         image = keras.Input(input_shape)
-        tables = [keras.Input(batch_shape=(like.edges, len(supernet_darts.OPS))) for _ in range(2)]
+        tables = [keras.Input(batch_shape=(like.space.edges, len(OPS))) for _ in range(2)]
         stem = like.places[0].widths[0]
         x: Any = self._named("stem", layers.Conv2D(stem, 3, padding="same", use_bias=False))(image)
         x = self._named("stem_bn", layers.BatchNormalization(epsilon=EPSILON))(x)
@@ -92,7 +93,7 @@ class PlainSupernet:
             states = [self._norm(self._conv(f"{name}/input0", filters)(layers.ReLU()(oldest)))]
         states.append(self._norm(self._conv(f"{name}/input1", filters)(layers.ReLU()(newest))))
         row = 0
-        for node in range(self.like.nodes):
+        for node in range(self.like.space.nodes):
             sums = []
             for source, state in enumerate(states):
                 strides = 2 if place.reducing and source < 2 else 1
@@ -167,7 +168,7 @@ class PlainSupernet:
 
 def our_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Returns a step of the alphas and the weights as the recipe takes it."""
-    state = Bilevel(net, Rates(), seed=0)
+    state = Bilevel(net, order=1, alpha_rate=3e-4, seed=0)
     return lambda: state.learn((images, labels), (images, labels), 0.025)
 
 
@@ -176,7 +177,7 @@ def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndar
     plain = PlainSupernet(net, images.shape[1:])
     plain.set_weights(net.packing.initial(0))
     keras_weights: Any = plain.model.trainable_weights
-    keras_alphas: Any = keras.Variable(np.zeros((2, net.edges, 8), "float32"))
+    keras_alphas: Any = keras.Variable(np.zeros((2, net.space.edges, 8), "float32"))
     optimizers: Any = keras.optimizers.SGD(0.025, 0.9, global_clipnorm=5.0), keras.optimizers.Adam(3e-4, 0.5)
     batch: Any = tf.constant(images), tf.constant(labels)
 
@@ -198,7 +199,7 @@ def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndar
 
 def measure(kind: str, cells: int, batch: int, start: float) -> None:
     """Takes steps of one side in this process, which was started at `start`, and prints a line."""
-    net = supernet_darts.Supernet(cells, 16, 10, 3)
+    net = supernet_darts.Supernet(DartsSpace(4), cells, 16, 10, 3)
     rng = np.random.default_rng(0)
     if kind != PLAIN:
         run_branches_side_by_side()

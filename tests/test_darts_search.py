@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from PIL import Image
 
 import zoo
 from recipes import darts
 from recipes.cards import reading as report_data
-from recipes.darts import ranking as supernet_ranking
-from recipes.darts.space import RandomCells
-from recipes.darts.supernet import Supernet, derive
-from recipes.darts.training import Bilevel, Rates, largest_eigenvalue
+from recipes.darts import strengths as strengths_picture
+from recipes.darts import training
+from recipes.darts.space import DartsSpace
+from recipes.darts.supernet import Supernet
+from recipes.darts.training import Bilevel, largest_eigenvalue
 from recipes.engine import children as child_networks
 from recipes.engine import seed_search
 from zoo.genotype import CellGraph, Cells, Edge, Node
@@ -25,21 +26,22 @@ SMOKE = darts.PRESETS["smoke"]
 class Quadratic:
     """A stand-in for a supernet: loss = sum(weights^2) x alpha / 2 on every batch, with one weight and one alpha."""
 
-    def __init__(self, bilevel: Bilevel):
-        bilevel.weights = bilevel.velocity = np.zeros(1, np.float32)
-        bilevel.weights, bilevel.alphas = np.array([2.0], np.float32), np.array([3.0], np.float32)
-        bilevel._gradient = {"both": self.both}
+    def __call__(self, wanted: Any, batch: Any, weights: Any, alphas: Any) -> list:
+        gradients = {"alphas": weights**2 / 2, "weights": weights * alphas}
+        return [np.array([7.0, 0.25]), *(gradients[name] for name in wanted)]
 
-    def both(self, weights: Any, alphas: Any, batch: Any) -> list:
-        return [float(weights[0] ** 2 * alphas[0] / 2), weights**2 / 2, weights * alphas]
+    @classmethod
+    def search(cls, order: int) -> Bilevel:
+        state = Bilevel(Supernet(DartsSpace(1), 3, 2, 2, 1), order, alpha_rate=0.1, seed=0)
+        state.weights, state.velocity = np.array([2.0], np.float32), np.zeros(1, np.float32)
+        state.alphas, state.run = np.array([3.0], np.float32), cls()
+        return state
 
 
 def test_second_order_gradient_is_that_of_the_unrolled_loss():
-    state = Bilevel(Supernet(3, 2, 2, 1, nodes=1), Rates(order=2, weight_decay=0.0), seed=0)
-    Quadratic(state)
-    # w' = w - 0.1 a w = w (1 - 0.1 a); L = a w'^2 / 2; dL/da = w'^2 / 2 - 0.1 a w w'
-    _, gradient = state.alpha_gradient((0, 0), (0, 0), 0.1)
-    unrolled = 2.0 * 0.7
+    _, gradient = Quadratic.search(2).alpha_gradient((0, 0), (0, 0), 0.1)
+    # w' = w - 0.1 (a w + 3e-4 w) = w (1 - 0.1 a - 3e-5); L = a w'^2 / 2; dL/da = w'^2 / 2 - 0.1 a w w'
+    unrolled = 2.0 * (0.7 - 3e-5)
     assert gradient[0] == pytest.approx(unrolled**2 / 2 - 0.1 * 3 * 2 * unrolled, rel=1e-3)
 
 
@@ -50,20 +52,16 @@ def test_largest_eigenvalue_of_a_quadratic_is_found():
 
 
 def test_learning_rate_falls_along_a_cosine_to_its_least():
-    rates = Rates()
-    assert rates.at(0, 50) == pytest.approx(0.025)
-    assert rates.at(25, 50) == pytest.approx(0.013)
+    assert training.rate_at(0, 50) == pytest.approx(0.025)
+    assert training.rate_at(25, 50) == pytest.approx(0.013)
 
 
 def test_alphas_rest_while_the_weights_warm_up():
-    state = Bilevel(Supernet(3, 2, 2, 1, nodes=1), Rates(weight_decay=0.0), seed=0)
-    Quadratic(state)
-    state._gradient["weights"] = lambda weights, alphas, batch: ([6.0, 0.5], weights * alphas)
-    state._gradient["alphas"] = lambda weights, alphas, batch: (np.array([7.0, 0.25]), weights**2 / 2)
+    state = Quadratic.search(1)
     state.learn((0, 0), None, 0.1)
     assert state.alphas == [3.0]
-    assert state.weights == pytest.approx([2.0 - 0.1 * 5.0])  # the gradient, 6, is clipped to 5
-    assert state.epoch_marks((0, 0)) == (6.0, 0.5, 7.0, 0.25)
+    assert state.weights == pytest.approx([2.0 - 0.1 * (5.0 + 3e-4 * 2)])  # the gradient, 6, is clipped to 5
+    assert state.epoch_metrics((0, 0)) == (7.0, 0.25, 7.0, 0.25)
 
 
 def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
@@ -76,13 +74,13 @@ def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
 def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_alphas(order, warm_up, tmp_path):
     config = dataclasses.replace(SMOKE, order=order, warm_up_epochs=warm_up)
     images = child_networks.load_images(config)
-    whole = darts.find_cells(config, images, 3, tmp_path / "whole", lambda share, text: None)
-    batches = darts.Batches(config, images, 3)
-    state = darts.make(config, images, 3)
-    validation = None if warm_up else batches.of(1, 0, 0)
-    state.learn(batches.of(0, 0, 0), validation, state.rates.at(0, config.search_epochs))
-    state.save(tmp_path / "again" / "seed3.state.npz")
-    again = darts.find_cells(config, images, 3, tmp_path / "again", lambda share, text: None)
+    whole = training.find_cells(config, images, 3, tmp_path / "whole.npz", lambda share, text: None)
+    halves = training.HalvedImages(config, images, 3)
+    state = training.begin(config, images, 3)
+    validation = None if warm_up else halves.batch(1, 0, 0)
+    state.learn(halves.batch(0, 0, 0), validation, training.rate_at(0, config.search_epochs))
+    state.save(tmp_path / "again.npz")
+    again = training.find_cells(config, images, 3, tmp_path / "again.npz", lambda share, text: None)
     assert again["strengths"] == whole["strengths"]
     assert again["normal"] == whole["normal"]
     assert again["history"] == whole["history"]
@@ -104,6 +102,7 @@ def test_the_result_is_a_genotype_file_that_builds(tmp_path):
     assert zoo.build(genotype, "search", classes=10, input_shape=(8, 8, 1)).output_shape == (None, 10)
     (found,) = (tmp_path / "seeds").glob("seed*.json")
     assert len(json.loads(found.read_text())["history"]) == SMOKE.search_epochs
+    assert list((tmp_path / "card").glob("strengths_seed*.png"))
 
 
 @pytest.mark.slow
@@ -118,31 +117,55 @@ def test_random_cells_are_trained_alike_and_ranked_by_the_shared_weights_too(tmp
     assert found["tau"] is None or -1 <= found["tau"] <= 1
 
 
-def test_alphas_of_cells_stand_for_these_cells():
-    space = RandomCells(3)
+def test_strengths_of_cells_stand_for_these_cells():
+    space = DartsSpace(3)
     rng = np.random.default_rng(0)
     values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
     cells = space.body(values)
-    strengths = tf.nn.softmax(supernet_ranking.alphas_of(cells, 3)).numpy()
-    assert derive(strengths, 3) == cells
-    assert strengths[:, :, 0].sum() == pytest.approx(2 * (2 + 3 + 4) - 2 * 6)  # all edges but two a node are "none"
+    assert space.derive(space.strengths(cells)) == cells
+    assert space.strengths(cells).sum() == 2 * 6  # two edges a node
+    with pytest.raises(ValueError, match="of 2 nodes"):
+        DartsSpace(2).strengths(cells)
 
 
 def test_shared_weights_judge_a_cell_as_the_supernet_does_with_all_strength_on_it():
-    net = Supernet(3, 2, 2, 1, nodes=1)
-    weights = net.packing.initial(0)
+    state = Bilevel(Supernet(DartsSpace(1), 3, 2, 2, 1), order=1, alpha_rate=0.1, seed=0)
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((6, 8, 8, 1)).astype(np.float32), rng.integers(0, 2, 6).astype(np.int32)
     cell = CellGraph((Node((Edge("sep_conv_3x3", 0), Edge("max_pool_3x3", 1))),), (2,))
-    alphas = supernet_ranking.alphas_of(Cells(cell, cell), 1)
-    right = np.mean(net.logits(weights, alphas, images).numpy().argmax(1) == labels)
-    assert supernet_ranking.SharedAccuracies(net)(weights, [Cells(cell, cell)], images, labels) == [right]
+    cells = Cells(cell, cell)
+    right = np.mean(
+        state.net.logits(state.weights, state.net.space.strengths(cells), images).numpy().argmax(1) == labels
+    )
+    assert state.accuracy(cells, images, labels) == pytest.approx(right)
+
+
+def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():
+    strengths = np.zeros((2, 5, 8))
+    strengths[:, :, 0] = 0.9  # "none" is everywhere strongest
+    strengths[0, 2:5, 4] = [0.03, 0.01, 0.02]  # normal cell, second node: states 0 and 2 win with sep_conv_3x3
+    strengths[0, 0:2, 3] = 0.05
+    strengths[1, :, 1] = 0.1
+    cells = DartsSpace(2).derive(strengths)
+    assert cells.normal.nodes[0].edges == (("skip_connect", 0), ("skip_connect", 1))
+    assert cells.normal.nodes[1].edges == (("sep_conv_3x3", 0), ("sep_conv_3x3", 2))
+    assert cells.normal.concat == (2, 3)
 
 
 def test_random_cells_read_two_different_states():
-    space = RandomCells(2)
+    space = DartsSpace(2)
     values = {decision.name: decision.choices[-1] for decision in space.decisions}
     assert space.body(values).normal.nodes[1].edges == (("dil_conv_5x5", 1), ("dil_conv_5x5", 2))
+
+
+def test_the_picture_of_the_strengths_is_as_wide_as_its_panels_and_edges_tell_the_number_of_nodes(tmp_path):
+    table = np.random.default_rng(0).dirichlet(np.ones(8), (2, 2, 5)).round(5)  # epochs, cells, edges, ops
+    strengths_picture.draw([{"strengths": each.tolist()} for each in table], "seed 7", tmp_path / "seed7.png")
+    with Image.open(tmp_path / "seed7.png") as picture:
+        assert picture.width > 1000
+    assert [strengths_picture.count_nodes(edges) for edges in (2, 5, 9, 14)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no cell has 4 edges"):
+        strengths_picture.count_nodes(4)
 
 
 def test_odd_filters_are_refused_with_the_reason():

@@ -22,7 +22,6 @@ from recipes.cards import page as report_page
 from recipes.cards import pictures as report_pictures
 from recipes.cards import reading as report_data
 from recipes.cards import statistics as report_statistics
-from recipes.cards import strengths as report_strengths
 from recipes.cards import tensorboard_logs
 from recipes.engine import tuner
 
@@ -216,18 +215,12 @@ def test_a_table_writes_a_dash_for_what_is_not_known():
     assert report_page.table(("a", "b"), [(1, None)]) == "| a | b |\n| --- | --- |\n| 1 | - |"
 
 
-def history(epochs: int, nodes: int = 1) -> list[dict]:
-    edges = sum(2 + node for node in range(nodes))
-    strengths = np.random.default_rng(0).dirichlet(np.ones(8), (epochs, 2, edges)).round(5)
-    marks = {"loss": 1.0, "validation_loss": 1.2, "accuracy": 0.5, "validation_accuracy": 0.4}
-    marks |= {"normal_skips": 1, "reduce_skips": 0, "eigenvalue": 0.1}
-    return [{"step": 10 * (epoch + 1), **marks, "strengths": strengths[epoch].tolist()} for epoch in range(epochs)]
-
-
-def test_the_card_of_a_supernet_has_its_history_its_ranking_and_a_picture_of_strengths_and_cells(tmp_path):
+def test_the_card_of_a_supernet_has_its_history_its_ranking_and_the_picture_that_its_search_drew(tmp_path):
     folder = make_search(tmp_path / "a", [0.7], choices={"seed": 1000})
     (folder / "seeds").mkdir()
-    (folder / "seeds" / "seed7.json").write_text(json.dumps({"history": history(2)}))
+    records = [{"step": 10 * (epoch + 1), "loss": 1.0, "eigenvalue": 0.1, "strengths": [[0.5]]} for epoch in range(2)]
+    (folder / "seeds" / "seed7.json").write_text(json.dumps({"history": records}))
+    (folder / "seeds" / "seed7.png").write_bytes(b"drawn")
     found = {"shared": [0.1, 0.2, 0.3], "alone": [0.4, 0.6, 0.5], "tau": 0.333333}
     (folder / "ranking.json").write_text(json.dumps({"7": found}))
     page = report_card.write([folder]).read_text()
@@ -235,6 +228,7 @@ def test_the_card_of_a_supernet_has_its_history_its_ranking_and_a_picture_of_str
     assert {path.name for path in (folder / "card").glob("*.png")} >= {
         "history.png", "ranking.png", "strengths_seed7.png"
     }  # fmt: skip
+    assert (folder / "card" / "strengths_seed7.png").read_bytes() == b"drawn"
     card = json.loads((folder / "card" / "card.json").read_text())
     (records,) = card["supernets"][0]["history"].values()
     assert [record["step"] for record in records] == [10, 20]
@@ -252,12 +246,6 @@ def test_what_a_recipe_measured_of_its_network_is_on_the_card_and_its_supernets_
     assert "| measured, fits | yes |" in page
     assert "Kendall's tau of 2 random networks" in page
     assert (folder / "card" / "history.png").exists()
-
-
-def test_edges_tell_the_number_of_nodes():
-    assert [report_strengths.nodes_of(edges) for edges in (2, 5, 9, 14)] == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="no cell has 4 edges"):
-        report_strengths.nodes_of(4)
 
 
 def test_the_program_takes_folders_as_words_and_prints_where_the_card_is(tmp_path, capsys):

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from benchmarks import darts_step
 from recipes.darts import normalized
-from recipes.darts import supernet as supernet_darts
+from recipes.darts.space import DartsSpace
+from recipes.darts.supernet import Supernet
 from recipes.training import supernet, tensorflow_options
 
 
@@ -16,7 +17,7 @@ def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the
     rng = np.random.default_rng(0)
     x, other = (rng.normal(1, 2, (50, 3)).astype(np.float32) for _ in range(2))
     weight = rng.normal(size=(2, 3, 2)).astype(np.float32)
-    first, second = normalized.weighted_sums([[tf.constant(x)], [tf.constant(other)]], weight, tf.constant([0.5, 3.0]))
+    first, second = normalized.add_weighted([[tf.constant(x)], [tf.constant(other)]], weight, tf.constant([0.5, 3.0]))
 
     def normal(y: np.ndarray) -> np.ndarray:
         return (y - y.mean(0)) / np.sqrt(y.var(0) + supernet.EPSILON)
@@ -49,14 +50,14 @@ def test_a_packed_vector_unpacks_to_the_same_weights_as_array_and_tensor():
 
 @pytest.mark.slow
 def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
-    net = supernet_darts.Supernet(3, 4, 5, 3, nodes=2)
+    net = Supernet(DartsSpace(2), 3, 4, 5, 3)
     plain = darts_step.PlainSupernet(net, (8, 8, 3))
     vector = net.packing.initial(1)
     plain.set_weights(vector)
     rng = np.random.default_rng(2)
     images = tf.constant(rng.normal(size=(16, 8, 8, 3)), tf.float32)
     labels = tf.constant(rng.integers(0, 5, 16), tf.int32)
-    alphas, weights = tf.constant(rng.normal(size=(2, net.edges, 8)), tf.float32), tf.constant(vector)
+    alphas, weights = tf.constant(rng.normal(size=(2, net.space.edges, 8)), tf.float32), tf.constant(vector)
     names = [name for name in plain.layers if name not in ("stem_bn", "classifier")]
 
     def gradients(logits_of: Any, variables: Any) -> Any:
@@ -70,7 +71,7 @@ def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
         with tensorflow_options.without_rewrites():
             return tf.function(both, autograph=False)()
 
-    ours, (of_alphas, of_weights) = gradients(lambda: net.logits(weights, alphas, images), [weights])
+    ours, (of_alphas, of_weights) = gradients(lambda: net.logits(weights, tf.nn.softmax(alphas), images), [weights])
     theirs, (expected, *of_layers) = gradients(
         lambda: plain.logits(alphas, images), [plain.layers[name].trainable_weights[0].value for name in names]
     )
@@ -79,15 +80,3 @@ def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
     named = net.packing.unpack(of_weights.numpy())
     for name, gradient in zip(names, of_layers, strict=True):
         np.testing.assert_allclose(plain.weights_of(name, named)[0], gradient, atol=1e-4, err_msg=name)
-
-
-def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():
-    strengths = np.zeros((2, 5, 8))
-    strengths[:, :, 0] = 0.9  # "none" is everywhere strongest
-    strengths[0, 2:5, 4] = [0.03, 0.01, 0.02]  # normal cell, second node: states 0 and 2 win with sep_conv_3x3
-    strengths[0, 0:2, 3] = 0.05
-    strengths[1, :, 1] = 0.1
-    cells = supernet_darts.derive(strengths, nodes=2)
-    assert cells.normal.nodes[0].edges == (("skip_connect", 0), ("skip_connect", 1))
-    assert cells.normal.nodes[1].edges == (("sep_conv_3x3", 0), ("sep_conv_3x3", 2))
-    assert cells.normal.concat == (2, 3)

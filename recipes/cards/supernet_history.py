@@ -1,11 +1,10 @@
-"""How supernets went: their history, and how well they rank networks; recipes.cards.strengths for DARTS' own."""
+"""How supernets trained: their history, how well they rank networks, and the pictures that their search drew."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.cards import strengths as report_strengths
 from recipes.cards.pictures import COLOURS, name_of, new_figure, plain, save
 from recipes.cards.reading import Search
 from zoo.atomic import write_atomically
@@ -61,7 +60,7 @@ def _ranking(search: Search) -> dict[str, Any]:
 
 
 def draw(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
-    """Draws histories, rankings and strengths into `folder`, and returns {"file", "text"} of each picture."""
+    """Draws histories and rankings into `folder`, copies what a search drew, and returns {"file", "text"} of each."""
     found = []
     for number, search in enumerate(searches):
         seeds, mark = results(search), "" if len(searches) == 1 else f"_{number}"
@@ -78,10 +77,11 @@ def draw(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
         if ranking:
             rank(ranking, folder / f"ranking{mark}.png")
             found.append({"file": f"ranking{mark}.png", "text": f"Random networks as the {whose} rank them"})
-        for seed, result in seeds.items():
-            if any("strengths" in record for record in result["history"]):
-                report_strengths.draw(result["history"], f"seed {seed}", folder / f"strengths{mark}_seed{seed}.png")
-                text = f"Strengths and cells as they evolved, supernet seed {seed}"
+        for seed in seeds:
+            picture = search.folder / "seeds" / f"seed{seed}.png"
+            if picture.exists():
+                write_atomically(folder / f"strengths{mark}_seed{seed}.png", picture.read_bytes())
+                text = f"Strengths and cells as they evolved, supernet of seed {seed}"
                 found.append({"file": f"strengths{mark}_seed{seed}.png", "text": text})
     return found
 

@@ -1,20 +1,31 @@
-"""All cells that DARTS can end with."""
+"""The cells of DARTS: as decisions, and as the strengths of a supernet's operations."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.darts.supernet import OPS
+import numpy as np
+
 from recipes.engine.spaces import Decision, Space
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 from zoo.genotype_json import graph_from_dict
 
+# The order of quark0/darts' PRIMITIVES
+OPS = tuple(
+    """none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5""".split()
+)
+
 
 @dataclasses.dataclass(frozen=True)
-class RandomCells(Space):
+class DartsSpace(Space):
     """All cells that DARTS can end with: each node reads two different states, by operations other than "none"."""
 
     nodes: int
+
+    @property
+    def edges(self) -> int:
+        """How many edges a cell of the supernet has: each node reads every state before it."""
+        return sum(INPUT_STATES + node for node in range(self.nodes))
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -36,12 +47,52 @@ class RandomCells(Space):
             for node in range(self.nodes):
                 at = f"{cell}/node{node}"
                 states = [int(state) for state in values[f"{at}/states"].split(",")]
-                edges = tuple(Edge(values[f"{at}/op{edge}"], state) for edge, state in enumerate(states))
-                nodes.append(Node(edges))
-            graphs.append(CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes))))
+                nodes.append(Node(tuple(Edge(values[f"{at}/op{edge}"], state) for edge, state in enumerate(states))))
+            graphs.append(self._graph(nodes))
         return Cells(*graphs)
 
+    def derive(self, strengths: Any) -> Cells:
+        """Returns the cells that strengths, an array (2, edges, ops), stand for.
 
-def cells_of(found: Mapping[str, Any]) -> Cells:
+        Each node keeps the two edges with the strongest operation other than "none", and on each its strongest one.
+        """
+        graphs = []
+        for table in strengths:
+            found = []
+            for rows in self.split_edges(table):
+                rows = rows[:, 1:]  # without "none"
+                strongest = sorted(range(len(rows)), key=lambda source, rows=rows: -rows[source].max())[:2]
+                edges = (Edge(OPS[1 + int(rows[source].argmax())], source) for source in sorted(strongest))
+                found.append(Node(tuple(edges)))
+            graphs.append(self._graph(found))
+        return Cells(*graphs)
+
+    def strengths(self, cells: Cells) -> np.ndarray:
+        """Returns the strengths (2, edges, ops) with which the supernet is these cells: 1 for each of their operations.
+
+        Raises:
+            ValueError: cells of another number of nodes, or without a reduction cell.
+        """
+        graphs = cells.normal, cells.reduce
+        if any(graph is None or len(graph.nodes) != self.nodes for graph in graphs):
+            raise ValueError(
+                f"expected a normal and a reduction cell of {self.nodes} nodes each, as the supernet has them"
+            )
+        strengths = np.zeros((2, self.edges, len(OPS)), np.float32)
+        for table, graph in zip(strengths, graphs, strict=True):
+            for rows, node in zip(self.split_edges(table), graph.nodes, strict=True):
+                for edge in node.edges:
+                    rows[edge.state, OPS.index(edge.op)] = 1
+        return strengths
+
+    def split_edges(self, table: Any) -> list[Any]:
+        """Cuts (edges, ..) into the edges of each node, one a state that it may read."""
+        return np.split(table, np.cumsum([INPUT_STATES + node for node in range(self.nodes - 1)]))
+
+    def _graph(self, nodes: list[Node]) -> CellGraph:
+        return CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes)))
+
+
+def read_cells(found: Mapping[str, Any]) -> Cells:
     """Returns the cells that a search has left in its file."""
     return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))

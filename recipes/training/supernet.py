@@ -1,7 +1,7 @@
-"""What fast supernets share: weights in one flat vector, and normalisation by the statistics of a batch.
+"""What fast supernets share: weights in one flat vector, and the operations that are written to be fast.
 
-A supernet's graph has thousands of operations; each that is not made saves tracing, time and memory. So all weights are
-one vector, whose optimizer is three operations.
+A supernet's graph has thousands of operations, and each that is left out saves tracing, time and memory. So all weights
+are one vector, whose optimizer is three operations.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Shape:
 
 
 class Packing:
-    """Where each weight lies in the flat vector."""
+    """Where each weight is in the flat vector."""
 
     def __init__(self, shapes: Sequence[Shape]):
         self.shapes = tuple(shapes)
@@ -60,31 +60,32 @@ class Packing:
 
 
 def normalize(x: Any) -> Any:
-    """Batch normalisation of (batch, height, width, channels) without affine part, by the batch's own statistics."""
+    """Batch normalisation of (batch, height, width, channels) by the batch's statistics, without scale and shift."""
     ones, zeros = tf.ones([x.shape[-1]]), tf.zeros([x.shape[-1]])
     return tf.raw_ops.FusedBatchNormV3(x=x, scale=ones, offset=zeros, mean=[], variance=[], epsilon=EPSILON)[0]
 
 
 def pointwise(x: Any, weight: Any) -> Any:
-    """A 1x1 convolution; `weight` is (inputs, outputs)."""
-    return like(tf.matmul(rows(x), weight), x)
+    """A 1x1 convolution by a matrix (inputs, outputs); the number of inputs may be known at run time only."""
+    return as_image(tf.matmul(as_rows(x), weight), x)
 
 
-def rows(x: Any) -> Any:
-    """Pixels as rows: (batch x height x width, channels)."""
-    return tf.reshape(x, [-1, x.shape[-1]])
+def as_rows(x: Any) -> Any:
+    """The pixels of (batch, height, width, channels) as rows: (batch x height x width, channels)."""
+    channels = x.shape[-1]
+    return tf.reshape(x, [-1, tf.shape(x)[3] if channels is None else channels])
 
 
-def like(flat: Any, x: Any) -> Any:
-    """The inverse of `rows`, with the batch, height and width of `x`."""
-    return tf.reshape(flat, [-1, *x.shape[1:3], flat.shape[-1]])
+def as_image(rows: Any, like: Any) -> Any:
+    """The inverse of `as_rows`, with the batch, height and width of `like`."""
+    return tf.reshape(rows, [-1, *like.shape[1:3], rows.shape[-1]])
 
 
 def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
     """A depthwise convolution padded as PyTorch pads; `kernel` is (size, size, channels, 1).
 
-    One of dilation 2 is a plain one of what `spread` returns, at half the cost; one of stride 2 and dilation 2 reads
-    every second pixel only: give a plain one these.
+    One of dilation 2 is a plain one of what `space_to_batch` returns, at half the cost; one of stride 2 and dilation 2
+    is a plain one of `every_second` pixel.
     """
     if dilation > 1:
         return tf.nn.depthwise_conv2d(x, kernel, _ONES, "SAME", dilations=[dilation, dilation])
@@ -98,11 +99,11 @@ def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
 
 @tf.custom_gradient
 def _five_wide(x: Any, kernel: Any) -> Any:
-    """A depthwise convolution of a kernel 5 wide, whose gradient is made by kernels 3 wide.
+    """A depthwise convolution of a kernel 5 wide, whose gradient in the kernel is computed by kernels 3 wide.
 
-    oneDNN's gradient in a depthwise kernel takes up to 8 times as long for kernels of more than 3 columns. So columns 1
-    to 3 are found as those of a kernel 3 wide, and 0 and 4 by another that reads pairs of pixels as one pixel of twice
-    the channels: a step of one pair is a step of two pixels.
+    oneDNN's takes up to 8 times as long for more than 3 columns. So columns 1 to 3 are computed as those of a kernel 3
+    wide, and 0 and 4 by another that reads pairs of pixels as one pixel of twice the channels: a step of one pair is a
+    step of two pixels.
     """
 
     def gradient(of_output: Any) -> tuple[Any, Any]:
@@ -120,21 +121,21 @@ def _five_wide(x: Any, kernel: Any) -> Any:
 _ONES = [1, 1, 1, 1]
 
 
-def spread(x: Any) -> Any:
-    """Puts even and odd pixels into images of their own, (4 batch, height / 2, width / 2, channels).
+def space_to_batch(x: Any) -> Any:
+    """Makes four images of even and odd pixels of each: (4 batch, height / 2, width / 2, channels), of even sides.
 
-    A convolution of these is one of dilation 2, once they are put back by `gathered`. Expects even sides.
+    A convolution of these is one of dilation 2, once `batch_to_space` has put them together.
     """
     return tf.space_to_batch(x, [2, 2], [[0, 0], [0, 0]])
 
 
-def gathered(x: Any) -> Any:
-    """The inverse of `spread`."""
+def batch_to_space(x: Any) -> Any:
+    """The inverse of `space_to_batch`."""
     return tf.batch_to_space(x, [2, 2], [[0, 0], [0, 0]])
 
 
-def halves(x: Any) -> Any:
-    """What factorized reduction reads: even pixels, and those one down and right, side by side in the channels."""
+def factorized_input(x: Any) -> Any:
+    """What a factorized reduction reads: even pixels, and those one down and right, side by side in the channels."""
     height, width = x.shape[1:3]
     shifted = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
     shifted = tf.slice(shifted, [0, 1, 1, 0], [-1, -1, -1, -1])  # its gradient is a tenth of that of shifted[:, 1:, 1:]
@@ -146,8 +147,8 @@ def every_second(x: Any) -> Any:
     return tf.nn.max_pool2d(x, 1, 2, "SAME")
 
 
-def two_paths(weight: Any) -> Any:
-    """The two 1x1 convolutions (.., 2, K, C/2) of a factorized reduction as one matrix (.., 2K, C) on `halves`."""
+def factorized_kernel(weight: Any) -> Any:
+    """The two 1x1 convolutions (.., 2, K, C/2) of a factorized reduction as one (.., 2K, C) of `factorized_input`."""
     first, second = tf.unstack(weight, axis=-3)
     zero = tf.zeros_like(first)
     return tf.concat([tf.concat([first, zero], -1), tf.concat([zero, second], -1)], -2)

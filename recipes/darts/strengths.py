@@ -1,4 +1,4 @@
-"""The strengths of the operations in the supernet of DARTS as they evolved, with the cells: one picture."""
+"""A picture of a DARTS search: how the strengths of the operations evolved, and the cells that they stood for."""
 
 import io
 import tempfile
@@ -10,6 +10,7 @@ import numpy as np
 
 import zoo
 from recipes.cards.pictures import COLOURS, DOTS, new_figure
+from recipes.darts.space import OPS, DartsSpace
 from zoo.atomic import replacing
 from zoo.genotype import INPUT_STATES, Genotype
 
@@ -29,11 +30,11 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
 
     tables = np.array([record["strengths"] for record in records])  # (epochs, 2, edges, ops)
     chosen = np.unique(np.linspace(0, len(tables) - 1, _SHOWN_CELLS).round().astype(int))
-    figure = _edges(tables, title)
+    figure = _draw_edges(tables, title)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS)
     top = Image.open(stream).convert("RGB")
-    cells = [_picture(tables[epoch], f"epoch_{epoch + 1}") for epoch in chosen]
+    cells = [_draw_cells(tables[epoch], f"epoch_{epoch + 1}") for epoch in chosen]
     columns = min(2, len(cells))
     width = top.width // columns
     scale = min(1.0, *(width / cell.width for cell in cells))  # one for all: a longer cell is not drawn smaller
@@ -53,21 +54,19 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
         whole.save(file, format="PNG", optimize=True)
 
 
-def _picture(table: np.ndarray, name: str) -> Any:
+def _draw_cells(table: np.ndarray, name: str) -> Any:
     """Returns the image of the cells that strengths stand for."""
     from PIL import Image
 
-    from recipes.darts.supernet import derive
-
-    nodes = nodes_of(table.shape[1])
+    cells = DartsSpace(count_nodes(table.shape[1])).derive(table)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cell.png"
-        zoo.draw(Genotype(name, "darts", derive(table, nodes), {}, {}), file)
+        zoo.draw(Genotype(name, "darts", cells, {}, {}), file)
         with Image.open(file) as image:
             return image.convert("RGB")
 
 
-def nodes_of(edges: int) -> int:
+def count_nodes(edges: int) -> int:
     """Returns how many nodes a cell with so many edges has."""
     nodes, count = 0, 0
     while count < edges:
@@ -78,19 +77,17 @@ def nodes_of(edges: int) -> int:
     return nodes
 
 
-def _edges(tables: np.ndarray, title: str) -> Any:
+def _draw_edges(tables: np.ndarray, title: str) -> Any:
     """Returns a figure with a panel for each edge: columns are what it reads, rows the node that it leads to."""
-    from recipes.darts.supernet import OPS, derive
-
-    nodes = nodes_of(tables.shape[2])
-    last = derive(tables[-1], nodes)
+    nodes = count_nodes(tables.shape[2])
+    last = DartsSpace(nodes).derive(tables[-1])
     figure = new_figure(14, 1.35 * nodes + 1.3)
     parts = figure.subfigures(1, 2, wspace=0.03)
     for part, kind, graph, table in zip(
         parts, ("normal", "reduction"), (last.normal, last.reduce), np.moveaxis(tables, 1, 0), strict=True
     ):
         part.suptitle(f"{title}, {kind} cell: softmax of the alphas over the epochs", fontsize=11, x=0.02, ha="left")
-        _panels(part, graph, table)
+        _draw_panels(part, graph, table)
     for place, op in enumerate(OPS):
         parts[0].axes[0].plot([], [], color=_colour(place), linestyle=_style(place), linewidth=2.5, label=op)
     handles, labels = parts[0].axes[0].get_legend_handles_labels()
@@ -98,7 +95,7 @@ def _edges(tables: np.ndarray, title: str) -> Any:
     return figure
 
 
-def _panels(part: Any, graph: Any, table: np.ndarray) -> None:
+def _draw_panels(part: Any, graph: Any, table: np.ndarray) -> None:
     """Draws the edges of one cell; `table` is (epochs, edges, ops), `graph` what it ended with."""
     nodes = len(graph.nodes)
     sources = INPUT_STATES + nodes - 1
@@ -130,7 +127,7 @@ def _panels(part: Any, graph: Any, table: np.ndarray) -> None:
 
 
 def _mark(axes: Any, op: str | None) -> None:
-    """Frames a panel whose edge is part of the cell at the end, and names its operation."""
+    """Frames a panel whose edge is in the cell at the end, and names its operation."""
     axes.tick_params(labelsize=7)
     axes.spines[:].set_color("black" if op else "#cccccc")
     axes.spines[:].set_linewidth(1.8 if op else 0.8)

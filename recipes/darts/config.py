@@ -1,0 +1,79 @@
+"""The options of recipes.darts, and their presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from recipes.engine.children import ChildConfig
+from recipes.engine.seeds import SEEDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ChildConfig):
+    """Options of the search; `epochs` and what else a child has are those of the final, brief trainings."""
+
+    trials: int = 2  # searches, each with a seed of its own; random cells where the algorithm is random
+    algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
+    order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights, at four times the cost of the alphas
+    search_epochs: int = 8  # of a supernet
+    warm_up_epochs: int = 2  # of these, in which only the weights learn; 0 in the paper, 10 of 25 in P-DARTS
+    search_batch_size: int = 32  # images in a step of the supernet
+    search_cells: int = 3  # of the supernet; the paper has 8
+    search_filters: int = 4  # of its nodes before the first reduction; the paper has 16
+    nodes: int = 3  # of each cell; the paper has 4
+    alpha_rate: float = 0.03  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
+    stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
+    random_cells: int = 12  # of the space, trained alike after a search by gradient; 12 or more give Kendall's tau too
+    eigenvalue: bool = True  # log the largest eigenvalue of the Hessian in alpha after each epoch
+    save_seconds: float = 60.0  # between two saved states inside an epoch
+    dry_run_steps: int = 2  # of a dry run, beside the first, which has the time of tracing in it
+    cells: int = 3  # of the networks that are trained to compare results
+    filters: int = 8  # of their nodes before the first reduction
+    folder: Path = Path("runs/darts")  # results, and the state to resume from
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
+        least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0, "warm_up_epochs": 0, "dry_run_steps": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
+        if self.warm_up_epochs >= self.search_epochs:
+            raise ValueError(
+                f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, for "
+                "the alphas learn in the others"
+            )
+        if self.search_filters % 2 or self.filters % 2:
+            raise ValueError(
+                f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
+                "for a factorized reduction halves them"
+            )
+        if self.trials > SEEDS:
+            raise ValueError(f"trials is {self.trials}; expected at most {SEEDS}")
+        if self.alpha_rate <= 0 or self.save_seconds < 0:
+            raise ValueError(
+                f"alpha_rate is {self.alpha_rate} and save_seconds {self.save_seconds}; expected a rate above 0 and "
+                "0 seconds or more"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be equal for a search to go on: the numbers of random cells and dry steps need not."""
+        free = ("random_cells", "dry_run_steps")
+        return {name: value for name, value in super().settings().items() if name not in free}
+
+
+PRESETS = {
+    "laptop": Config(),
+    "paper": Config(
+        trials=4, data="tfds:cifar10", image_size=None, training_images=None, validation_images=None, epochs=100,
+        batch_size=96, learning_rate=0.025, weight_decay=3e-4, augment=True, search_epochs=50, warm_up_epochs=0,
+        search_batch_size=64, search_cells=8, search_filters=16, nodes=4, alpha_rate=3e-4, cells=20, filters=36,
+        random_cells=24, folder=Path("runs/darts-paper"),
+    ),
+    "smoke": Config(
+        trials=1, image_size=8, training_images=60, validation_images=50, epochs=1, search_epochs=2,
+        warm_up_epochs=1, search_batch_size=10, search_filters=2, nodes=1, filters=2, random_cells=0,
+        folder=Path("runs/darts-smoke"),
+    ),
+}  # fmt: skip

@@ -73,8 +73,8 @@ class DartsSpace(Space):
         Raises:
             ValueError: cells of another number of nodes, or without a reduction cell.
         """
-        graphs = cells.normal, cells.reduce
-        if any(graph is None or len(graph.nodes) != self.nodes for graph in graphs):
+        graphs = [graph for graph in (cells.normal, cells.reduce) if graph is not None]
+        if [len(graph.nodes) for graph in graphs] != [self.nodes] * 2:
             raise ValueError(
                 f"expected a normal and a reduction cell of {self.nodes} nodes each, as the supernet has them"
             )

@@ -100,7 +100,7 @@ def test_unreadable_file_is_named_or_skipped_with_a_count(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING):
         loaded = data.load(tmp_path, on_unreadable="skip")
     assert {path.relative_to(tmp_path).as_posix() for path in loaded.skipped} == {"a/3.png", "b/5.png"}
-    assert "2 of 20 images cannot be read and are left out" in caplog.text
+    assert "18 images are used, 2 files are left out: 2 cannot be read, such as" in caplog.text
     assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 18
     assert numbers(loaded.train).isdisjoint({3, 15})
 
@@ -128,7 +128,7 @@ def test_a_large_folder_streams_the_same_images(tmp_path: Path):
 def test_images_of_different_sizes_need_a_size(tmp_path: Path):
     fill(tmp_path, {"a": 3, "b": 3})
     save(tmp_path / "b" / "large.png", picture(50, 9, 9))
-    with pytest.raises(ValueError, match=r"pixels and the first image .*: give the size= that all are to have"):
+    with pytest.raises(ValueError, match=r"pixels and the first image .*: give the size \(--image_size\) that all"):
         data.load(tmp_path, test_fraction=0)
     assert data.load(tmp_path, size=5).input_shape == (5, 5, 3)
 
@@ -304,3 +304,98 @@ def test_files_that_are_no_images_are_named(tmp_path: Path):
     floats = save(tmp_path / "floats.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
     with pytest.raises(images.UnreadableImageError, match="floating-point"):
         images.read_image(floats, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [
+        ("training_set", "test_set"),
+        ("Training Set", "Validation Set"),
+        ("train_images", "test_images"),
+        ("seg_train", "seg_test"),
+        ("flowers-train", "flowers-val"),
+        ("TrainData", "TestData"),
+        ("train2017", "val2017"),
+        ("trainset", "testset"),
+        ("TRAIN", "HOLDOUT"),
+        ("01_train", "02_eval"),
+    ],
+)
+def test_parts_are_known_by_the_names_that_people_give_them(tmp_path: Path, training: str, held_out: str):
+    fill(tmp_path / training, {"a": 4, "b": 4})
+    fill(tmp_path / held_out, {"a": 2, "b": 1}, first=50)
+    loaded = data.load(tmp_path)
+    assert loaded.class_names == ("a", "b")
+    assert numbers(loaded.test) == {50, 51, 52}
+    assert not loaded.skipped
+
+
+@pytest.mark.parametrize(
+    "classes", [("car", "train"), ("steam_train", "bullet_train"), ("test_tube", "flask"), ("training", "match")]
+)
+def test_a_class_may_be_called_train(tmp_path: Path, classes: tuple[str, str]):
+    assert data.load(fill(tmp_path, dict.fromkeys(classes, 10))).class_names == tuple(sorted(classes))
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("train", "test1"), ("Training Images", "val images")])
+def test_parts_without_class_folders_are_asked_about(tmp_path: Path, folders: tuple[str, str]):
+    fill(tmp_path, dict.fromkeys(folders, 5))
+    with pytest.raises(ValueError, match=r"look like parts of a data set, but no class folders are in them"):
+        data.load(tmp_path)
+
+
+def test_parts_without_a_training_part_are_asked_about(tmp_path: Path):
+    for part in ("validation_set", "test_set"):
+        fill(tmp_path / part, {"a": 5, "b": 5})
+    with pytest.raises(ValueError, match="none of them is for training"):
+        data.load(tmp_path)
+
+
+def test_every_file_is_used_or_left_out_with_its_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for number, suffix in enumerate((".jpg", ".JFIF", ".jpe", ".jif", ".pjpeg", "")):
+        for name in "ab":
+            for index in range(3):
+                save(tmp_path / name / f"{index}{suffix}", picture(number * 10 + index), format="JPEG")
+    save(tmp_path / "loose.png", picture(99))
+    for place in (tmp_path / "readme.txt", tmp_path / "a" / ".DS_Store", tmp_path / "a" / "deeper" / "boxes.xml"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("text")
+    with caplog.at_level(logging.WARNING):
+        loaded = data.load(tmp_path)
+    assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 24
+    reasons = {path.relative_to(tmp_path).as_posix(): reason for path, reason in loaded.skipped.items()}
+    assert len(reasons) == 42 + 1 + 3 - 30 == 16
+    assert reasons["loose.png"] == "in no class folder"
+    assert reasons["a/.DS_Store"] == "hidden"
+    assert reasons["b/1"] == "without a suffix that says what kind of image it is"
+    assert reasons["a/deeper/boxes.xml"] == "with a name that ends in .xml, no kind of image that is read"
+    assert "24 images are used, 16 files are left out" in caplog.text
+
+
+def test_a_test_folder_without_classes_is_counted_and_the_test_part_comes_from_training(tmp_path: Path):
+    fill(tmp_path / "train", {"a": 20, "b": 20})
+    fill(tmp_path, {"test": 7}, first=60)
+    loaded = data.load(tmp_path)
+    assert len(loaded.test) == 4
+    assert numbers(loaded.test) < set(range(40))
+    assert set(loaded.skipped.values()) == {"of a part without class folders, and so without labels"}
+    assert len(loaded.skipped) == 7
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_twelve_bits_in_files_of_sixteen_keep_their_levels_and_their_brightness(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+):
+    values = np.linspace(0, 4095, 4096).astype(np.uint16).reshape(64, 64)
+    for name, factor in (("bright", 1.0), ("dark", 0.25)):
+        for index in range(10):
+            save(tmp_path / name / f"{index}{suffix}", Image.fromarray((values * factor).astype(np.uint16)))
+    with caplog.at_level(logging.WARNING):
+        loaded = data.load(tmp_path, channels=1)
+    labelled = zip(loaded.train.labels, loaded.train.images, strict=True)
+    largest = {loaded.class_names[label]: image.max() for label, image in labelled}
+    assert largest == {"bright": 255, "dark": 64}  # 1,023 of 4,095: a dark image is not made brighter
+    assert "read as 12-bit ones; --pixel_bits=16 leaves them" in caplog.text
+    assert data.load(tmp_path, channels=1, pixel_bits=16).train.images.max() == 16
+    with pytest.raises(ValueError, match="more than 10 bits; give pixel_bits=16"):
+        data.load(tmp_path, channels=1, pixel_bits=10)

@@ -1,13 +1,33 @@
-"""How an image file becomes pixels."""
+"""Image files: which ones of a folder belong to which part and class, and how one of them becomes pixels."""
 
+import hashlib
 import os
+import re
 import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's other readers see no untrusted file
+SUFFIXES = (
+    ".apng", ".bmp", ".dib", ".gif", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's other readers see no strange file
+_PIXEL_BITS = (8, 10, 12, 14, 16)  # depths of cameras and scanners; each is stored in files of 8 or 16 bits
+
+_PARTS = {
+    "train": "train tr trn training",
+    "validation": "val va valid validation dev eval evaluation",
+    "test": "test te tst testing holdout",
+}
+_PART_OF = {word: part for part, words in _PARTS.items() for word in words.split()}
+# What people add to the name of a part: training_set, TestImages, val-data, train2017.
+_FILLERS = "data dataset set split subset folder dir images image imgs img pictures pics photos samples files".split()
+_NO_CLASS = "in no class folder"
+_NO_LABEL = "of a part without class folders, and so without labels"
 
 Size = int | tuple[int, int] | None  # an integer means a square; a pair is (height, width)
 
@@ -16,21 +36,218 @@ class UnreadableImageError(ValueError):
     """A file is no image that can be decoded whole; the text names it."""
 
 
-def read_image(path: str | os.PathLike, size: Size, channels: int) -> np.ndarray:
+class Files(NamedTuple):
+    """The images of one part, by class and within a class in an order that does not follow the names."""
+
+    paths: list[Path]
+    labels: np.ndarray  # int32, one a path
+
+    def take(self, indices: np.ndarray) -> "Files":
+        """These files, in this order."""
+        return Files([self.paths[index] for index in indices], self.labels[indices])
+
+
+def scan(folder: Path) -> tuple[tuple[str, ...], dict[str, Files], dict[Path, str]]:
+    """Sorts all files of a folder.
+
+    Returns class names in alphabetical order; the files of each part, "train" and, where there are such folders,
+    "validation" and "test"; and every file that is left out, with the reason.
+
+    The folder has a sub-folder for each class, or one for each part with such folders in it. A part's name may be
+    written in the ways that people write it: Training Set, test_images, seg_train beside seg_test, val2017. Deeper
+    folders belong to their class. Links are refused: they could lead out of the folder, or one image into two parts.
+
+    Raises:
+        ValueError: fewer than two classes, a class without images, a class that training does not have, a link, or
+            folders that may be parts or classes.
+    """
+    inside = _folders_in(folder)
+    left_out: dict[Path, str] = {}
+    part_of = _find_parts(folder, inside)
+    if part_of:
+        others = [child for child, part in part_of.items() if part != "train"]
+        flat = [child for child in others if not _folders_in(child) and any(_visible_files(child))]
+        for child in flat:
+            left_out |= dict.fromkeys(_all_files(child), _NO_LABEL)
+        class_folders = {part: _folders_in(child) for child, part in part_of.items() if child not in flat}
+    else:
+        class_folders = {"train": inside}
+    class_names = tuple(child.name for child in class_folders["train"])
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{folder} holds {len(class_names)} class folders {list(class_names)}: expected at least two, one a class, "
+            "or train/ and test/ folders with the classes in them" + _deeper_hint(inside)
+        )
+    found = {part: _files(folder, part, children, class_names) for part, children in class_folders.items()}
+    used = {path for files in found.values() for path in files.paths}
+    for path in _all_files(folder):
+        if path not in used and path not in left_out:
+            left_out[path] = _reason(path)
+    return class_names, found, left_out
+
+
+def _find_parts(folder: Path, inside: list[Path]) -> dict[Path, str]:
+    """Returns which part each sub-folder is; nothing where they are classes."""
+    words = {child: _words(child.name) for child in inside}
+    roles = {child: [_PART_OF[word] for word in words[child] if word in _PART_OF] for child in inside}
+    # Of seg_train and seg_test, what stays beside the name of the part is the same; of two kinds of trains it is not.
+    rests = {child: [word for word in words[child] if word not in _PART_OF] for child in inside if roles[child]}
+    part_of = {child: roles[child][0] for child in rests if len(roles[child]) == 1}
+    if len({tuple(rest) for rest in rests.values()}) > 1:
+        part_of = {child: part for child, part in part_of.items() if not rests[child]}
+    nested = [child for child in part_of if _folders_in(child)]
+    others = [child.name for child in inside if child not in part_of]
+    if "train" in (part_of[child] for child in nested):
+        if others:
+            raise ValueError(
+                f"{folder} holds {others} beside its training folder: move them away, they are no part of it"
+            )
+        if len(set(part_of.values())) < len(part_of):
+            raise ValueError(f"{folder} holds two folders for one part: {[child.name for child in part_of]}; keep one")
+        return part_of
+    if not others and len(set(part_of.values())) > 1:
+        names = [child.name for child in inside]
+        raise ValueError(
+            f"{folder} holds the folders {names}, which look like parts of a data set, "
+            + ("and none of them is for training" if nested else "but no class folders are in them")
+            + ": sort the images into one sub-folder a class (train/cat, train/dog, ...) or, if these are the classes, "
+            "give the folders other names"
+        )
+    return {}
+
+
+def _words(name: str) -> list[str]:
+    """Returns the words of a folder's name, without digits and fillers: "Training Set 2" -> ["training"]."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    found = []
+    for word in re.findall(r"[^\W\d_]+", spaced.lower()):
+        bare = next(
+            (word[: -len(end)] for end in _FILLERS if word.endswith(end) and word[: -len(end)] in _PART_OF), word
+        )
+        if bare not in _FILLERS:
+            found.append(bare)
+    return found
+
+
+def _deeper_hint(inside: list[Path]) -> str:
+    if len(inside) == 1 and _folders_in(inside[0]):
+        return f"; {inside[0]} holds folders, did you mean that one?"
+    return ""
+
+
+def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str, ...]) -> Files:
+    unknown = [child.name for child in children if child.name not in class_names]
+    if unknown:
+        raise ValueError(f"{folder}: classes {unknown} of the {part} part are not in training's {list(class_names)}")
+    paths, labels = [], []
+    for child in children:
+        images = (path for path in _visible_files(child) if path.name.lower().endswith(SUFFIXES))
+        found = sorted(images, key=lambda path: _scrambled(path.relative_to(folder)))
+        if not found and part == "train":
+            raise ValueError(f"{child} holds no images ({' '.join(SUFFIXES)}): fill it, or delete it if it is no class")
+        paths += found
+        labels += [class_names.index(child.name)] * len(found)
+    if not paths:
+        raise ValueError(f"the {part} part of {folder} holds no images: fill it, or delete its folder")
+    return Files(paths, np.array(labels, np.int32))
+
+
+def _scrambled(relative: Path) -> str:
+    """Orders files by a hash of their name: neighbours (frames of one film) do not all become test images, and a file
+    added later leaves the others where they are.
+    """
+    return hashlib.sha256(relative.as_posix().encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda each: each.name)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot read the folder {folder}: {error.strerror}") from error
+    for entry in found:
+        if entry.is_symlink() and not _is_hidden(entry.name):
+            raise ValueError(f"{entry.path} is a link: put the images themselves there, since links can lead anywhere")
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _entries(folder) if not _is_hidden(entry.name) and entry.is_dir()]
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    for entry in _entries(folder):
+        if _is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _visible_files(Path(entry.path))
+        else:
+            yield Path(entry.path)
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    """Yields hidden files too, but does not follow links."""
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _all_files(Path(entry.path))
+        else:
+            yield Path(entry.path)
+
+
+def _reason(path: Path) -> str:
+    """Returns why an unused file is left out, as a part of a sentence."""
+    if any(_is_hidden(part) for part in path.parts[-3:]):
+        return "hidden"
+    if path.name.lower().endswith(SUFFIXES):
+        return _NO_CLASS
+    return (
+        f"with a name that ends in {path.suffix.lower()}, no kind of image that is read"
+        if path.suffix
+        else ("without a suffix that says what kind of image it is")
+    )
+
+
+def find_pixel_bits(paths: Iterable[Path]) -> int | None:
+    """Returns how many bits the values of the 16-bit grayscale images among `paths` use; None where there is none.
+
+    A set from a 12-bit camera, scanner or X-ray detector comes in files of 16 bits that nothing in them says to be
+    filled in part only, so that the largest value of all images counts; one image could be a dark one.
+    """
+    largest = -1
+    for path in paths:
+        try:
+            with _open_image(path) as stored:
+                if stored.mode.startswith("I"):
+                    largest = max(largest, int(np.asarray(stored).max()))
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+            continue  # reading it for good says what is wrong with it
+    return None if largest < 0 else next((bits for bits in _PIXEL_BITS if largest < 2**bits), _PIXEL_BITS[-1])
+
+
+def read_image(path: str | os.PathLike, size: Size, channels: int, pixel_bits: int | None = None) -> np.ndarray:
     """Decodes a file to uint8 (height, width, channels), upright as its EXIF data says.
 
     Grayscale, palette, CMYK and 16-bit images are converted; what is transparent becomes white. With a size, the
     longer side's ends are cut off, then it is resized (bilinear, antialiased); an integer means a square.
 
+    Args:
+        path: of the file.
+        size: as above, or None.
+        channels: 1 or 3.
+        pixel_bits: of the values in a 16-bit file: 2**pixel_bits - 1 becomes 255. None goes by the largest value of
+            this one file; give the same number for all images of a set (`find_pixel_bits`).
+
     Raises:
         UnreadableImageError: no such file, not an image, cut short, or of a kind that has no meaning here.
     """
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):  # a link or a pipe that came after the scan
-            raise ValueError("not a regular file")
-        with Image.open(path, formats=_FORMATS) as stored:
+        with _open_image(path) as stored:
             upright = ImageOps.exif_transpose(stored)
-            return fit(_converted(upright, channels), size)
+            return fit(_converted(upright, channels, pixel_bits), size)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"cannot read the image {os.fspath(path)}: not an image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow raises
@@ -38,14 +255,25 @@ def read_image(path: str | os.PathLike, size: Size, channels: int) -> np.ndarray
         raise UnreadableImageError(f"cannot read the image {os.fspath(path)}: {reason}") from error
 
 
-def _converted(image: Image.Image, channels: int) -> Image.Image:
+def _open_image(path: str | os.PathLike) -> Image.Image:
+    if not stat.S_ISREG(os.lstat(path).st_mode):  # a link or a pipe that came after the scan
+        raise ValueError("not a regular file")
+    return Image.open(path, formats=_FORMATS)
+
+
+def _converted(image: Image.Image, channels: int, pixel_bits: int | None) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of unknown range")
     if image.mode.startswith("I"):  # Pillow would cut 16 bits at 255 instead of scaling them
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"its pixels reach from {values.min()} to {values.max()}, more than 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        bits = pixel_bits or next(bits for bits in _PIXEL_BITS if values.max() < 2**bits)
+        if values.max() >= 2**bits:
+            raise ValueError(
+                f"its pixels reach {values.max()}, more than {bits} bits; give pixel_bits=16 for all images"
+            )
+        image = Image.fromarray(np.rint(values * (255 / (2**bits - 1))).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -12,6 +12,7 @@ Whatever the source, small sets are arrays (`data.train.images`) and all are bat
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Data:
     train: Part
     validation: Part
     test: Part
-    skipped: tuple[Path, ...] = ()  # files of a folder that cannot be read
+    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)  # files of a folder left out -> the reason
 
     @property
     def classes(self) -> int:
@@ -74,6 +75,7 @@ def load(
     seed: int = 0,
     limit: int | None = None,
     on_unreadable: image_folder.OnUnreadable = "error",
+    pixel_bits: int | None = None,
     memory_limit: int = 2**30,
     download: bool = False,
     data_dir: Path | None = None,
@@ -93,7 +95,8 @@ def load(
             are held out whatever a recipe's seed, so that no search has seen them.
         limit: at most so many images in each part, classes in proportion: for trying things out.
         on_unreadable: what to do about a folder's file that cannot be read: "error" names it, "skip" leaves it out,
-            logs how many, and lists them in `skipped`.
+            logs how many, and lists them in `skipped`, as it does with all other files that are not used.
+        pixel_bits: that the values of a folder's 16-bit files use, 8 to 16; None goes by the largest of all images.
         memory_limit: bytes of pixels; a larger set streams from the disk, shuffled through a buffer of 16,384 images.
         download, data_dir: for TFDS: whether to fetch a set that is not prepared, and where it is.
 
@@ -101,8 +104,10 @@ def load(
         ValueError: the text says which argument, folder or file, and what to do.
     """
     _check(size, channels, validation_fraction, test_fraction, limit, on_unreadable)
+    if pixel_bits is not None and not 8 <= pixel_bits <= 16:
+        raise ValueError(f"pixel_bits={pixel_bits}: expected 8 to 16, or None to go by the largest value")
     name = str(source)
-    skipped: tuple[Path, ...] = ()
+    skipped: dict[Path, str] = {}
     if name in (EMBEDDED, "embedded"):
         name = EMBEDDED
         class_names, parts = EMBEDDED_CLASSES, _embedded_parts(size, channels or 1)
@@ -116,10 +121,10 @@ def load(
             data_dir=data_dir,
         )
     else:
-        class_names, parts = image_folder.parts(_folder(name), size, channels or 3)
+        class_names, parts, skipped = image_folder.parts(_folder(name), size, channels or 3, pixel_bits)
     parts = _apart(parts, validation_fraction, test_fraction, seed, limit)
     if isinstance(parts["train"], image_folder.FolderPart):
-        parts, skipped = image_folder.readable(parts, on_unreadable, memory_limit)
+        parts, skipped = image_folder.readable(parts, skipped, on_unreadable, memory_limit)
     data = Data(name, class_names, parts["train"], parts["validation"], parts["test"], skipped)
     _check_classes(data)
     return data

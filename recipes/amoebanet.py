@@ -12,17 +12,19 @@ Source: Real et al., "Regularized Evolution for Image Classifier Architecture Se
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
-from recipes.engine import run as child_search
-from recipes.engine import spaces, tuner
-from recipes.engine.children import ChildConfig, Children
-from recipes.oracles import AgingEvolution, RandomSearch, SearchOracle
+from recipes.engine import spaces
+from recipes.engine.config import ChildConfig, check_at_least
+from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
+
+if TYPE_CHECKING:
+    from recipes.engine.children import Children
+    from recipes.oracles import SearchOracle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,7 @@ class Config(ChildConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("nodes", "population", "sample", "repeats", "filters"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        check_at_least(self, {"nodes": 1, "population": 1, "sample": 1, "repeats": 1, "filters": 1})
         if not 0 <= self.identity < 1:
             raise ValueError(f"identity is {self.identity}; expected a probability from 0 up to, not including, 1")
 
@@ -84,15 +84,19 @@ PRESETS = {
 }
 
 
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
+    from recipes import _search
+
     space = spaces.amoebanet(config.nodes) if config.space == "amoebanet" else spaces.nasnet(config.nodes)
-    return child_search.of_cells(config, space, config.space, "amoebanet", oracle, observe)
+    return _search.search_cells(config, space, config.space, "amoebanet", oracle, observe)
 
 
-def oracle(config: Config, space: spaces.CellSpace, children: Children) -> SearchOracle:
+def oracle(config: Config, space: spaces.CellSpace, children: "Children") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    arguments = child_search.oracle_arguments(config, space, children)
+    from recipes.oracles import AgingEvolution, RandomSearch
+
+    arguments = children.oracle_arguments()
     if config.algorithm == "random":
         return RandomSearch(**arguments)
     return AgingEvolution(
@@ -103,6 +107,14 @@ def oracle(config: Config, space: spaces.CellSpace, children: Children) -> Searc
         kinds=space.kinds,
         ageing=config.ageing,
     )
+
+
+def __getattr__(name: str) -> Any:  # AgingEvolution without TensorFlow at --help
+    if name == "AgingEvolution":
+        from recipes import oracles
+
+        return oracles.AgingEvolution
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ LiteRT costs beside its operators, some microseconds, and shorter where the laye
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from recipes import _main
-from recipes.engine import latency, latency_table, tuner
-from recipes.engine.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
-from recipes.engine.tuner import Status
+from recipes import _main, mnasnet
+from recipes.engine.config import check_at_least
 from recipes.training import progress
+from recipes.training.progress import Observe, Status
 from zoo import atomic
+
+if TYPE_CHECKING:
+    from recipes.engine.latency import LatencyTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Config:
     folder: Path = Path("runs/latency-table")  # the table, and the state to resume from
 
     def __post_init__(self):
-        for name in ("image_size", "channels", "classes", "divisor", "most"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        least = {"image_size": 1, "channels": 1, "classes": 1, "divisor": 1, "most": 1}
+        check_at_least(self, least)
 
 
 PRESETS = {
@@ -49,26 +49,26 @@ PRESETS = {
 }
 
 
-def measure(config: Config, observe: Callable[[Status], None] | None = None) -> latency_table.Table:
+def measure(config: Config, observe: Observe | None = None) -> "LatencyTable":
     """Measures, writes the table and returns it; `observe` gets the state instead of a progress bar."""
-    space = BlockSpace(
-        config.width, config.depth, SMALL_STRIDES if config.strides == "small" else STRIDES, config.divisor
-    )
-    pieces = list(
-        latency_table.pieces_of_space(space, (config.image_size, config.image_size, config.channels), config.classes)
-    )[: config.most]
-    found = latency.Measured(config.folder, {})
+    from recipes.engine import latency, tuner
+
+    strides = mnasnet.SMALL_STRIDES if config.strides == "small" else mnasnet.STRIDES
+    space = mnasnet.BlockSpace(config.width, config.depth, strides, config.divisor)
+    shape = (config.image_size, config.image_size, config.channels)
+    layers = list(latency.iterate_layers(space, shape, config.classes))[: config.most]
+    measured = latency.MeasuredLatencies(config.folder, {})
     milliseconds = {}
     try:
         with progress.shown("latencies", "latency") as show:
-            for number, (name, build) in enumerate(pieces):
-                (observe or show)(Status(number, len(pieces), None, None, 0.0, name))
-                milliseconds[name] = found(name, build)
+            for number, (name, build) in enumerate(layers):
+                (observe or show)(Status(number, len(layers), None, None, 0.0, name))
+                milliseconds[name] = measured(name, build)
                 tuner.forget_models()
-            (observe or show)(Status(len(pieces), len(pieces), None, 0.0, 0.0, ""))
+            (observe or show)(Status(len(layers), len(layers), None, 0.0, 0.0, ""))
     finally:
-        found.close()
-    table = latency_table.Table(latency.machine(), milliseconds)
+        measured.close()
+    table = latency.LatencyTable(latency.name_machine(), milliseconds)
     atomic.write_atomically(config.folder / "table.json", json.dumps(dataclasses.asdict(table), indent=1) + "\n")
     return table
 

@@ -9,47 +9,41 @@
 The result is runs/mnasnet/genotype.json; runs/mnasnet/pareto holds the networks that no other beats in accuracy and
 latency. Killed and started again with the same command, the search goes on.
 
-Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those of
-recipes.engine.spaces_mnasnet and recipes.nasnet, whose controller this is; equal networks are trained once; the laptop
-preset has MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
+Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those
+of recipes.nasnet, whose controller this is, and of BlockSpace; equal networks are trained once; the laptop preset has
+MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
 
 Seen of the first command on 2 cores, seed 0, one run: the best of 24 networks has the reward 0.739 (0.750 of the 1,000
 validation images, 0.053 ms where the target is 0.043); 16 random ones have 0.620 on average, with a deviation of 0.076.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-import keras
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes import _main
-from recipes.engine import children as child_networks
-from recipes.engine import run as child_search
-from recipes.engine import tuner
-from recipes.engine.children import Children
-from recipes.engine.controller_config import ControllerConfig
-from recipes.engine.dry_run import dry_run
-from recipes.engine.latency import machine
-from recipes.engine.latency_table import Table, names_of_space
-from recipes.engine.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
-from recipes.oracles import ControllerOracle, SearchOracle
-from zoo.genotype import Genotype
+from recipes.engine.config import ControllerConfig
+from recipes.engine.spaces import Decision, Space, check_values
+from recipes.training.progress import Observe
+from zoo.genotype import Block, Blocks, Genotype
 
-__all__ = [
-    "OBJECTIVE",
-    "PRESETS",
-    "Config",
-    "ControllerOracle",
-    "RewardedChildren",
-    "oracle",
-    "reward",
-    "search",
-    "space_of",
-]
+if TYPE_CHECKING:
+    from recipes.engine.children import Children
+    from recipes.oracles import SearchOracle
 
 OBJECTIVE = "reward"
+# Sandler et al., arXiv:1801.04381, table 2: filters, layers, strides; the first is depthwise separable
+MOBILENET_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+MOBILENET_V2_STEM, MOBILENET_V2_HEAD = 32, 1280
+STRIDES = tuple(strides for _, _, strides in MOBILENET_V2)
+SMALL_STRIDES = (1, 1, 2, 1, 1, 2, 1)  # for images of 28 to 64 pixels, which the stem has halved already
+OPS = ("conv", "sep_conv", "mb_conv_e3", "mb_conv_e6")
+KERNELS, SE_RATIOS, SKIPS = (3, 5), (0.0, 0.25), ("pool", "identity", "none")
+FILTERS, LAYERS = (0.75, 1.0, 1.25), (-1, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +77,7 @@ class Config(ControllerConfig):
             )
         if self.latency_table is not None and not self.latency_table.is_file():
             raise ValueError(
-                f"latency_table: there is no file {self.latency_table}; see recipes.engine.latency_table for its form"
+                f"latency_table: there is no file {self.latency_table}; see recipes.engine.latency for its form"
             )
 
 
@@ -129,57 +123,133 @@ def reward(accuracy: float, milliseconds: float, target: float, alpha: float, be
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardedChildren(Children):
-    """Children that are scored by accuracy and latency; `table` is of the device, None for this machine."""
+class BlockSpace(Space):
+    """Networks of seven blocks around MobileNetV2; `width`, `depth` and `strides` fit them to small images.
 
-    table: Table | None = None
+    Factorised and hierarchical (section 4.1): each block chooses an operation, kernel size, squeeze-and-excite, skip,
+    filters and layers of its own, and its layers are alike. Departures: a block of one layer cannot lose it; filters
+    are the multiple of `divisor` nearest to their share of MobileNetV2's (the published MnasNet-A1 has 112 filters
+    where 1.25 x 96 is 120).
+
+    Attributes:
+        width: of MobileNetV2's filters, stem and head included.
+        depth: of MobileNetV2's layers, each block's rounded, at least one.
+        strides: of the first layer of each block.
+        divisor: filters are multiples of it.
+        name: for messages and provenance.
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    strides: tuple[int, ...] = STRIDES
+    divisor: int = 8
+    name: str = "mnasnet"
+
+    def __post_init__(self):
+        if len(self.strides) != len(MOBILENET_V2) or not set(self.strides) <= {1, 2}:
+            raise ValueError(f"strides is {self.strides}; expected {len(MOBILENET_V2)} numbers, each 1 or 2")
+        if not 0 < self.width <= 10 or not 0 < self.depth <= 10:
+            raise ValueError(f"width is {self.width} and depth {self.depth}; expected numbers above 0, at most 10")
+        if self.divisor < 1:
+            raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
 
     @property
-    def portable(self) -> bool:
-        """Whether a trial gives the same in another process: latencies are measured on an idle machine only."""
-        return self.table is not None
+    def decisions(self) -> tuple[Decision, ...]:
+        """Block by block, in the order of the paper."""
+        found = []
+        for block in range(len(MOBILENET_V2)):
+            layers = tuple(change for change in LAYERS if self._layers(block) + change >= 1)
+            choices = {"op": OPS, "kernel": KERNELS, "se": SE_RATIOS, "skip": SKIPS}
+            choices |= {"filters": FILTERS, "layers": layers}
+            found += [Decision(f"block{block}/{kind}", options, kind) for kind, options in choices.items()]
+        return tuple(found)
 
-    def latency(self, values: Mapping[str, Any], model: keras.Model | None = None) -> float:
-        """Returns the ms of one image, by the table or measured here."""
-        if self.table is None:
-            return super().latency(values, model)
-        return self.table.latency(self.space.body(values), self.images.input_shape, self.images.classes)
+    def body(self, values: Mapping[str, Any]) -> Blocks:
+        """Returns the blocks that `values` (decision -> choice) stand for."""
+        rows = []
+        for block, strides in enumerate(self.strides):
+            chosen = {kind: values[f"block{block}/{kind}"] for kind in ("op", "kernel", "se", "skip", "filters")}
+            rows.append(
+                self._row(block, strides, repeats=self._layers(block) + values[f"block{block}/layers"], **chosen)
+            )
+        stem, head = self._rounded(MOBILENET_V2_STEM), self._rounded(MOBILENET_V2_HEAD)
+        return Blocks(tuple(rows), stem, head)
 
-    def target(self) -> float:
-        """Returns T, in ms."""
-        assert isinstance(self.config, Config)
-        assert isinstance(self.space, BlockSpace)
-        return self.config.target or self.latency(self.space.mobilenet_v2())
+    def mobilenet_v2(self) -> dict[str, Any]:
+        """Returns the values of MobileNetV2 itself, around which the space lies."""
+        middle = {"kernel": 3, "se": 0.0, "skip": "identity", "filters": 1.0, "layers": 0}
+        found = {}
+        for decision in self.decisions:
+            first = decision.name.startswith("block0/")
+            found[decision.name] = middle.get(decision.kind, "sep_conv" if first else "mb_conv_e6")
+        return check_values(found, self.decisions)
 
-    def score(self, task: tuner.Task) -> dict[str, float]:
-        """Returns the reward and what it is made of; the latency comes first, while the cores have nothing to do."""
-        config = self.config
-        assert isinstance(config, Config)
-        milliseconds, target = self.latency(task.values), self.target()
-        tuner.forget_models()
-        found = super().score(task)
-        score = reward(found["val_accuracy"], milliseconds, target, config.alpha, config.beta)
-        return found | {"latency_ms": milliseconds, OBJECTIVE: score}
+    def largest(self) -> list[dict[str, Any]]:
+        """Returns, for each op, the values of the largest network that has it everywhere."""
+        most = {"kernel": 5, "se": 0.25, "skip": "pool", "filters": max(FILTERS), "layers": max(LAYERS)}
+        return [{d.name: most.get(d.kind, op) for d in self.decisions} for op in OPS]
+
+    def layers(self) -> Iterator[tuple[int, int, int, Block]]:
+        """Yields the layers that networks are made of: block, halvings of what it reads since the stem, inputs, layer.
+
+        Some come twice.
+        """
+        inputs, halvings = [self._rounded(MOBILENET_V2_STEM)], 0
+        for block, strides in enumerate(self.strides):
+            options = itertools.product(OPS, KERNELS, SE_RATIOS, SKIPS, FILTERS)
+            rows = [self._row(block, strides, 1, *chosen) for chosen in options]
+            for row, width in itertools.product(rows, inputs):
+                yield block, halvings, width, row
+            halvings += strides - 1
+            for row in rows if self._layers(block) + max(LAYERS) > 1 else ():
+                yield block, halvings, row.filters, dataclasses.replace(row, strides=1)
+            inputs = sorted({row.filters for row in rows})
+
+    def _row(self, block: int, strides: int, repeats: int, op: str, kernel: int, se: float, skip: Any, filters: float):
+        kind, _, expansion = op.partition("_e")
+        return Block(
+            kind,  # pyright: ignore[reportArgumentType]
+            kernel_size=kernel,
+            filters=self._rounded(filters * MOBILENET_V2[block][0]),
+            strides=strides,
+            expansion=int(expansion or 1),
+            repeats=repeats,
+            se_ratio=se,
+            skip=skip,
+        )
+
+    def _layers(self, block: int) -> int:
+        return max(1, math.floor(self.depth * MOBILENET_V2[block][1] + 0.5))
+
+    def _rounded(self, filters: float) -> int:
+        return max(1, math.floor(self.width * filters / self.divisor + 0.5)) * self.divisor
 
 
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best network; `observe` gets the state of the search instead of a progress bar."""
+    from recipes import _search
+    from recipes.engine import children as child_networks
+    from recipes.engine.dry_run import dry_run
+    from recipes.engine.latency import LatencyTable, list_layer_names, name_machine
+
     space = space_of(config)
     images = child_networks.load_images(config)
-    table = None if config.latency_table is None else Table.load(config.latency_table)
+    table = None if config.latency_table is None else LatencyTable.load(config.latency_table)
     if table is not None:
-        table.require(names_of_space(space, images.input_shape, images.classes))
+        table.require(list_layer_names(space, images.input_shape, images.classes))
     shape: dict[str, Any] = {"input_shape": list(images.input_shape), "classes": images.classes}
     presets = {"search": shape, "double": {"width_multiplier": 2.0, **shape}}
-    children = RewardedChildren(config, space, "mnasnet", presets, images, table)
+    children = child_networks.Children(config, space, "mnasnet", presets, images, latencies=table)
     if config.dry_run:
         return dry_run(children, space.largest())
-    device = machine() if table is None else table.machine
     try:
-        provenance = {"target_ms": children.target(), "latency_of": device}
-        return child_search.run(oracle(config, space, children), children, "mnasnet", observe, provenance)
+        target = config.target or children.latency(space.mobilenet_v2())
+        rewarded = functools.partial(reward, target=target, alpha=config.alpha, beta=config.beta)
+        children = dataclasses.replace(children, reward=rewarded)
     finally:
         children.close()
+    provenance = {"target_ms": target, "latency_of": name_machine() if table is None else table.machine}
+    return _search.run_trials(oracle(config, space, children), children, "mnasnet", observe, provenance)
 
 
 def space_of(config: Config) -> BlockSpace:
@@ -188,9 +258,17 @@ def space_of(config: Config) -> BlockSpace:
     return BlockSpace(config.width, config.depth, strides, config.divisor)
 
 
-def oracle(config: Config, space: BlockSpace, children: Children) -> SearchOracle:
+def oracle(config: Config, space: BlockSpace, children: "Children") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    return config.oracle(child_search.oracle_arguments(config, space, children, OBJECTIVE))
+    return config.make_oracle(children.oracle_arguments())
+
+
+def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help
+    if name == "ControllerOracle":
+        from recipes import oracles
+
+        return oracles.ControllerOracle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

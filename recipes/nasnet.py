@@ -12,19 +12,19 @@ usual ones; loose ends alone are a cell's output; the laptop preset learns ten t
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recipes import _main
-from recipes.engine import run as child_search
-from recipes.engine import spaces, tuner
-from recipes.engine.children import Children
-from recipes.engine.controller_config import ControllerConfig
-from recipes.oracles import ControllerOracle, SearchOracle
+from recipes.engine import spaces
+from recipes.engine.config import ControllerConfig, check_at_least
+from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
 
-__all__ = ["PRESETS", "Config", "ControllerOracle", "oracle", "search"]
+if TYPE_CHECKING:
+    from recipes.engine.children import Children
+    from recipes.oracles import SearchOracle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,7 @@ class Config(ControllerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("nodes", "repeats", "filters"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        check_at_least(self, {"nodes": 1, "repeats": 1, "filters": 1})
 
 
 PRESETS = {
@@ -78,14 +76,24 @@ PRESETS = {
 }
 
 
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
-    return child_search.of_cells(config, spaces.nasnet(config.nodes), "nasnet", "nasnet", oracle, observe)
+    from recipes import _search
+
+    return _search.search_cells(config, spaces.nasnet(config.nodes), "nasnet", "nasnet", oracle, observe)
 
 
-def oracle(config: Config, space: spaces.CellSpace, children: Children) -> SearchOracle:
+def oracle(config: Config, space: spaces.CellSpace, children: "Children") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    return config.oracle(child_search.oracle_arguments(config, space, children))
+    return config.make_oracle(children.oracle_arguments())
+
+
+def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help
+    if name == "ControllerOracle":
+        from recipes import oracles
+
+        return oracles.ControllerOracle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,22 @@ trains some cells of one node only, its predictor learns ranks instead of accura
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
-from recipes.engine import run as child_search
-from recipes.engine import spaces_pnasnet, tuner
-from recipes.engine.children import ChildConfig, Children
-from recipes.oracles import Fitting, ProgressiveOracle, RandomSearch, SearchOracle
+from recipes.engine.config import ChildConfig, check_at_least
+from recipes.engine.spaces import PNASNET_OPS, CellSpace, Decision, check_values
+from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
-from zoo.genotype import Genotype
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node
+
+if TYPE_CHECKING:
+    from recipes.engine.children import Children
+    from recipes.oracles import Fitting, SearchOracle
+
+DEPTH = "nodes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +55,19 @@ class Config(ChildConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("nodes", "beam", "first", "round_size", "repeats", "filters"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected a whole number from 1")
+        least = {"nodes": 1, "beam": 1, "first": 1, "round_size": 1, "repeats": 1, "filters": 1}
+        check_at_least(self, least | {"members": 1, "embedding": 1, "hidden": 1, "predictor_steps": 1})
+        if self.first_rate <= 0 or self.predictor_rate <= 0:
+            raise ValueError(
+                f"first_rate is {self.first_rate} and predictor_rate {self.predictor_rate}; expected rates above 0"
+            )
         if self.explore < 0:
             raise ValueError(f"explore is {self.explore}; expected 0 or more")
-        self.fitting()
 
-    def fitting(self) -> Fitting:
+    def fitting(self) -> "Fitting":
         """Returns how the predictor is made and trained."""
+        from recipes.oracles import Fitting
+
         return Fitting(
             network=self.predictor,
             members=self.members,
@@ -114,21 +122,99 @@ PRESETS = {
 }
 
 
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+@dataclasses.dataclass(frozen=True)
+class GrowingCellSpace(CellSpace):
+    """Cells of 1 to `nodes` nodes, all of which are the output; the cell runs at stride 2 as its own reduction cell.
+
+    Attributes:
+        growing: cells may have fewer nodes; the decision "nodes" says how many. Without, all have `nodes`, as the
+            paper's random baseline has it.
+    """
+
+    growing: bool = True
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """How many nodes, then node by node: inputs, ops."""
+        own = super().decisions
+        return (Decision(DEPTH, tuple(range(1, self.nodes + 1)), DEPTH), *own) if self.growing else own
+
+    @property
+    def levels(self) -> list[list[str]]:
+        """Names of the decisions of each node."""
+        names = [decision.name for decision in self.decisions if decision.kind != DEPTH]
+        return [names[4 * node : 4 * node + 4] for node in range(self.nodes)]
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """Kind -> names of the decisions with the same meaning."""
+        return {kind: names for kind, names in super().kinds.items() if kind != DEPTH}
+
+    def hyperparameters(self) -> Any:
+        """Returns the decisions as keras_tuner.HyperParameters; those of nodes that a cell lacks are not active."""
+        if not self.growing:
+            return super().hyperparameters()
+        import keras_tuner
+
+        hyperparameters = keras_tuner.HyperParameters()
+        counts = list(range(1, self.nodes + 1))
+        hyperparameters.Choice(DEPTH, counts, ordered=False)
+        choices = {decision.name: list(decision.choices) for decision in self.decisions}
+        for number, level in enumerate(self.levels):
+            with hyperparameters.conditional_scope(DEPTH, counts[number:]):
+                for name in level:
+                    hyperparameters.Choice(name, choices[name], ordered=False)
+        return hyperparameters
+
+    def values(self, body: Cells) -> dict[str, Any]:
+        """Returns the values that stand for `body`; those of nodes that it lacks are left out.
+
+        Raises:
+            ValueError: the cell has more nodes than the space, or ops that it lacks, or a reduction cell of its own.
+        """
+        count = len(body.normal.nodes)
+        if body.reduce is not None or count > self.nodes or (count < self.nodes and not self.growing):
+            fitting = f"1 to {self.nodes}" if self.growing else str(self.nodes)
+            raise ValueError(f"expected one cell of {fitting} nodes; this has {count}, and reduce={body.reduce!r:.60}")
+        found: dict[str, Any] = {DEPTH: count} if self.growing else {}
+        for names, node in zip(self.levels[:count], body.normal.nodes, strict=True):
+            (op0, state0), (op1, state1) = node.edges
+            found |= dict(zip(names, (state0, state1, op0, op1), strict=True))
+        present = {name for names in self.levels[:count] for name in names} | {DEPTH}
+        return check_values(found, [decision for decision in self.decisions if decision.name in present])
+
+    def _graph(self, cell: str, values: Mapping[str, Any]) -> CellGraph:
+        nodes = []
+        for names in self.levels[: values.get(DEPTH, self.nodes)]:
+            state0, state1, op0, op1 = (values[name] for name in names)
+            nodes.append(Node((Edge(op0, state0), Edge(op1, state1))))
+        return CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + len(nodes))))
+
+
+def pnasnet(nodes: int = 5, growing: bool = True) -> GrowingCellSpace:
+    """The space of PNASNet: 8 ops, results added, one cell."""
+    return GrowingCellSpace("pnasnet", PNASNET_OPS, nodes, cells=("normal",), growing=growing)
+
+
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best cell; `observe` gets the state of the search instead of a progress bar."""
-    space = spaces_pnasnet.pnasnet(config.nodes, growing=config.algorithm == "progressive")
-    return child_search.of_cells(config, space, "pnasnet", "pnasnet", oracle, observe)
+    from recipes import _search
+
+    space = pnasnet(config.nodes, growing=config.algorithm == "progressive")
+    return _search.search_cells(config, space, "pnasnet", "pnasnet", oracle, observe)
 
 
-def oracle(config: Config, space: spaces_pnasnet.GrowingCellSpace, children: Children) -> SearchOracle:
+def oracle(config: Config, space: GrowingCellSpace, children: "Children") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    arguments = child_search.oracle_arguments(config, space, children)
+    from recipes.oracles import ProgressiveOracle, RandomSearch
+
+    arguments = children.oracle_arguments()
     if config.algorithm == "random":
         return RandomSearch(**arguments)
     return ProgressiveOracle(
         **arguments,
         levels=space.levels,
-        depth=spaces_pnasnet.DEPTH,
+        depth=DEPTH,
         kinds=space.kinds,
         pooled=True,
         beam=config.beam,
@@ -137,6 +223,14 @@ def oracle(config: Config, space: spaces_pnasnet.GrowingCellSpace, children: Chi
         explore=config.explore,
         fitting=config.fitting(),
     )
+
+
+def __getattr__(name: str) -> Any:  # ProgressiveOracle without TensorFlow at --help
+    if name == "ProgressiveOracle":
+        from recipes import oracles
+
+        return oracles.ProgressiveOracle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

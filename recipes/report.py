@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 
 from recipes import _main
-from recipes.cards import card as report_card
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +29,8 @@ PRESETS = {"laptop": Config()}
 
 def report(config: Config) -> Path:
     """Writes the card, prints where it is, and returns the path of its page."""
+    from recipes.cards import card as report_card
+
     if not config.folders:
         raise ValueError("no folders are given; expected those that searches wrote into, such as runs/amoebanet")
     target = config.folder

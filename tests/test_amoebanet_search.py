@@ -16,8 +16,8 @@ from rich.console import Console
 import zoo
 from recipes import amoebanet
 from recipes.engine import children as child_networks
-from recipes.engine import tuner
 from recipes.training import progress
+from recipes.training.progress import Status
 
 SMOKE = amoebanet.PRESETS["smoke"]
 
@@ -102,7 +102,7 @@ def test_limits_refuse_large_networks_before_they_are_trained(tmp_path):
 @pytest.mark.slow
 def test_random_search_is_the_same_recipe(tmp_path):
     config = dataclasses.replace(SMOKE, folder=tmp_path, trials=1, epochs=1, algorithm="random", space="nasnet")
-    seen: list[tuner.Status] = []
+    seen: list[Status] = []
     genotype = amoebanet.search(config, observe=seen.append)
     assert genotype.family == "nasnet"
     assert genotype.source["config"]["algorithm"] == "random"
@@ -149,8 +149,8 @@ def test_a_log_gets_few_lines_and_the_last_one():
     text = io.StringIO()
     with progress.shown("amoebanet", "accuracy", Console(file=text, width=200)) as show:
         for done in range(5):
-            show(tuner.Status(done, 5, 0.5 + done / 10, 90.0, 0.0, "epoch 1 of 2"))
-        show(tuner.Status(5, 5, 0.9, 0.0, 0.0, ""))
+            show(Status(done, 5, 0.5 + done / 10, 90.0, 0.0, "epoch 1 of 2"))
+        show(Status(5, 5, 0.9, 0.0, 0.0, ""))
     assert text.getvalue().splitlines() == [
         "amoebanet: trial 1 of 5, best accuracy 0.5, about 1 min 30 s left, epoch 1 of 2",
         "amoebanet: 5 trials done, best accuracy 0.9",

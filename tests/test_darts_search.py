@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from recipes import darts
+from recipes import _search, darts
 from recipes.cards import reading as report_data
 from recipes.darts import strengths as strengths_picture
 from recipes.darts import training
@@ -17,7 +17,6 @@ from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import Bilevel, largest_eigenvalue
 from recipes.engine import children as child_networks
-from recipes.engine import seed_search
 from zoo.genotype import CellGraph, Cells, Edge, Node
 
 SMOKE = darts.PRESETS["smoke"]
@@ -82,7 +81,7 @@ def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_
     state.save(tmp_path / "again.npz")
     again = training.find_cells(config, images, 3, tmp_path / "again.npz", lambda share, text: None)
     assert again["strengths"] == whole["strengths"]
-    assert again["normal"] == whole["normal"]
+    assert again["values"] == whole["values"]
     assert again["history"] == whole["history"]
 
 
@@ -107,7 +106,7 @@ def test_the_result_is_a_genotype_file_that_builds(tmp_path):
 
 @pytest.mark.slow
 def test_random_cells_are_trained_alike_and_ranked_by_the_shared_weights_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(seed_search, "LEAST_NETWORKS", 2)
+    monkeypatch.setattr(_search, "LEAST_NETWORKS", 2)
     config = dataclasses.replace(SMOKE, folder=tmp_path, random_cells=2)
     darts.search(config, observe=lambda status: None)
     alone = [trial.score for trial in report_data.read(tmp_path / "baseline").trials]
@@ -123,6 +122,7 @@ def test_strengths_of_cells_stand_for_these_cells():
     values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
     cells = space.body(values)
     assert space.derive(space.strengths(cells)) == cells
+    assert space.values(cells) == values
     assert space.strengths(cells).sum() == 2 * 6  # two edges a node
     with pytest.raises(ValueError, match="of 2 nodes"):
         DartsSpace(2).strengths(cells)

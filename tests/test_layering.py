@@ -6,8 +6,9 @@
 * A file of zoo that the line does not name (weights, draw) may import any of it; of the line only `builder` imports it.
 * `cost` and `deploy` take any keras.Model: of zoo they see each other, `atomic` and `markdown`, never a family or a
   genotype.
-* A recipe is a module of recipes/ that is a program (it has a `__main__` guard). No module there imports one, but for
-  tour.py, which calls the recipes that it tours.
+* In recipes: images <- training <- oracles <- engine <- cards <- _search <- a search's room or program <- tour. What is
+  left never imports what is right, inside functions neither; rooms and programs do not import one another, but for
+  those that FOLLOWS names.
 """
 
 import ast
@@ -25,6 +26,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
 ORDER = """atomic markdown json_layout genotype_checks genotype genotype_json canonical formats manifest registry
     blocks mobile_blocks ops cell skeleton families builder""".split()
+RECIPES_ORDER = tuple(f"recipes.{name}" for name in "_quiet images training oracles engine cards _search".split())
+ROOMS = ("recipes.darts", "recipes.enas", "recipes.tinynas")
+FOLLOWS = {  # program -> the programs or rooms that it builds on
+    "recipes.tour": ("recipes",),
+    "recipes.measure_latencies": ("recipes.mnasnet",),  # whose layers it measures
+    "recipes.report": ("recipes.darts",),  # whose card has a picture of its own
+}
 MODEL_ONLY = ("zoo.cost", "zoo.deploy")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -153,10 +161,18 @@ def test_light_modules_need_only_the_standard_library(path: Path):
     )
 
 
-@every_file_of("recipes", but=("recipes.tour",))
-def test_no_module_of_recipes_imports_a_recipe(path: Path):
+@every_file_of(*RECIPES_ORDER)
+def test_recipes_import_only_from_the_left_of_their_order(path: Path):
+    own = next(place for place, name in enumerate(RECIPES_ORDER) if within(module_name(path), name))
+    assert not broken(path, lambda module: not within(module, "recipes") or within(module, *RECIPES_ORDER[: own + 1]))
+
+
+@every_file_of("recipes", but=RECIPES_ORDER)
+def test_rooms_and_programs_do_not_import_one_another(path: Path):
     programs = {name for name, source in modules().items() if within(name, "recipes") and is_program(source)}
-    assert not broken(path, lambda module: module not in programs)
+    own = next((room for room in ROOMS if within(module_name(path), room)), module_name(path))
+    allowed = (own, *FOLLOWS.get(module_name(path), ()))
+    assert not broken(path, lambda module: within(module, *allowed) or not within(module, *programs, *ROOMS))
 
 
 @every_file_of(*FOLDERS, but=("recipes._main",))

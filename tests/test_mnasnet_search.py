@@ -15,9 +15,10 @@ import pytest
 import zoo
 from recipes import measure_latencies, mnasnet
 from recipes.engine import children as child_networks
-from recipes.engine import latency, latency_table, tuner
+from recipes.engine import latency
 from recipes.engine.limits import Limits
-from recipes.engine.spaces_mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
+from recipes.training.progress import Status
 from zoo.genotype import Block
 
 SMOKE = mnasnet.PRESETS["smoke"]
@@ -29,7 +30,7 @@ def small_space() -> BlockSpace:
 
 
 def write_table(path, space: BlockSpace, milliseconds: float = 0.5):
-    names = latency_table.names_of_space(space, SHAPE, 10)
+    names = latency.list_layer_names(space, SHAPE, 10)
     path.write_text(json.dumps({"machine": "a phone", "milliseconds": dict.fromkeys(names, milliseconds)}))
     return path
 
@@ -116,19 +117,19 @@ def test_a_latency_is_measured_once_also_by_the_next_process(tmp_path):
         asked.append(model)
         return 3.0 + len(asked)
 
-    first = latency.Measured(tmp_path, {"size": 8}, measure)
+    first = latency.MeasuredLatencies(tmp_path, {"size": 8}, measure)
     assert [first("a", lambda: "model a"), first("b", lambda: "model b"), first("a", lambda: "model a")] == [
         4.0,
         5.0,
         4.0,
     ]
     first.close()
-    again = latency.Measured(tmp_path, {"size": 8}, measure)
+    again = latency.MeasuredLatencies(tmp_path, {"size": 8}, measure)
     assert again("b", lambda: pytest.fail("was built again")) == 5.0
     again.close()
     assert asked == ["model a", "model b"]
     with pytest.raises(ValueError, match="size 8 then, 9 now"):
-        latency.Measured(tmp_path, {"size": 9}, measure)
+        latency.MeasuredLatencies(tmp_path, {"size": 9}, measure)
 
 
 def test_a_larger_network_takes_longer_and_two_measurements_agree():
@@ -137,15 +138,15 @@ def test_a_larger_network_takes_longer_and_two_measurements_agree():
         x = keras.layers.Conv2D(filters, 3, padding="same")(image)
         return keras.Model(image, keras.layers.Conv2D(filters, 3, padding="same")(x))
 
-    small, large = latency.measured(network(8)), latency.measured(network(64))
+    small, large = latency.measure_latency(network(8)), latency.measure_latency(network(64))
     assert large > 4 * small > 0  # of multiply-adds it has 50 times as many
-    assert latency.measured(network(64)) == pytest.approx(large, rel=0.5)
+    assert latency.measure_latency(network(64)) == pytest.approx(large, rel=0.5)
 
 
 def test_names_of_a_table_tell_size_and_kind_of_each_layer():
     space = BlockSpace(0.25, 0.1, SMALL_STRIDES, 2)
     body = space.body(space.mobilenet_v2() | {"block1/layers": 1, "block1/se": 0.25})
-    assert latency_table.names_of(body, (28, 28, 1), 10) == [
+    assert latency.name_layers(body, (28, 28, 1), 10) == [
         "stem 28x28x1 8",
         "14x14x8 sep_conv k3 s1 se0 none 4",
         "14x14x4 mb_conv k3 s1 m24 se0.25 none 6",
@@ -161,10 +162,10 @@ def test_names_of_a_table_tell_size_and_kind_of_each_layer():
 
 def test_a_table_has_every_layer_of_every_network_of_its_space():
     space, rng = BlockSpace(0.25, 0.4, SMALL_STRIDES, 2), np.random.default_rng(0)
-    known = set(latency_table.names_of_space(space, (28, 28, 1), 10))
+    known = set(latency.list_layer_names(space, (28, 28, 1), 10))
     for _ in range(50):
         values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
-        assert known.issuperset(latency_table.names_of(space.body(values), (28, 28, 1), 10))
+        assert known.issuperset(latency.name_layers(space.body(values), (28, 28, 1), 10))
 
 
 def test_the_latency_of_a_table_is_the_sum_of_the_layers():
@@ -172,7 +173,7 @@ def test_the_latency_of_a_table_is_the_sum_of_the_layers():
     body = zoo.load("mnasnet_a1").body
     body = dataclasses.replace(body, rows=(block,), head_filters=None)
     names = ["stem 224x224x3 32", "112x112x32 sep_conv k3 s1 se0 none 16", "head 112x112x16 none 1000"]
-    table = latency_table.Table("a phone", dict(zip(names, (1.0, 2.5, 0.25), strict=True)))
+    table = latency.LatencyTable("a phone", dict(zip(names, (1.0, 2.5, 0.25), strict=True)))
     assert table.latency(body, (224, 224, 3), 1000) == 3.75
     with pytest.raises(ValueError, match=r"a phone lacks 3 .*did you mean 'stem 224x224x3 32'"):
         table.latency(body, (192, 192, 3), 1000)
@@ -191,7 +192,7 @@ def test_a_damaged_table_is_refused_with_the_place(tmp_path, text: str, message:
     path = tmp_path / "table.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        latency_table.Table.load(path)
+        latency.LatencyTable.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -254,11 +255,13 @@ def untrained(monkeypatch):
 @pytest.mark.slow
 def test_a_search_made_longer_measures_nothing_again_and_keeps_its_target(tmp_path, monkeypatch, untrained):
     measured = []
-    monkeypatch.setattr(latency.Measured.__init__, "__defaults__", (lambda model: measured.append(model.name) or 0.25,))
+    monkeypatch.setattr(
+        latency.MeasuredLatencies.__init__, "__defaults__", (lambda model: measured.append(model.name) or 0.25,)
+    )
     config = dataclasses.replace(SMOKE, folder=tmp_path, trials=1, algorithm="random")
     short = mnasnet.search(config, observe=lambda status: None)
     assert len(measured) == 2  # MobileNetV2 for the target, and the one trial's
-    seen: list[tuner.Status] = []
+    seen: list[Status] = []
     longer = mnasnet.search(dataclasses.replace(config, trials=2), observe=seen.append)
     assert len(measured) == 3
     assert seen[0].done == 1
@@ -319,7 +322,7 @@ def test_networks_over_the_latency_limit_are_redrawn_and_never_trained(tmp_path,
     config = dataclasses.replace(
         SMOKE, folder=tmp_path / "run", latency_table=table, target=5.0, max_latency=5.5, trials=1, epochs=1
     )
-    seen: list[tuner.Status] = []
+    seen: list[Status] = []
     mnasnet.search(config, observe=seen.append)
     records = [json.loads(line) for line in (config.folder / "journal.jsonl").read_text().splitlines()[1:]]
     refused = [record for record in records if "refused" in record]
@@ -375,7 +378,7 @@ def test_a_table_measured_on_this_machine_goes_on_and_serves_a_search(tmp_path):
     table = measure_latencies.measure(dataclasses.replace(config, most=4), observe=lambda status: None)
     assert len(table.milliseconds) == 4
     assert dict(list(table.milliseconds.items())[:2]) == first.milliseconds
-    assert latency_table.Table.load(tmp_path / "table.json") == table
+    assert latency.LatencyTable.load(tmp_path / "table.json") == table
 
 
 @pytest.mark.slow

@@ -2,15 +2,16 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 
-from recipes import mnasnet, nasnet
+from recipes import _search, mnasnet, nasnet
 from recipes.engine import children as child_networks
-from recipes.engine import run as child_search
 from recipes.engine import spaces
 from recipes.engine.children import Children
-from recipes.engine.places import FIELDS, PlaceConfig
+from recipes.engine.config import PLACE_FIELDS, PlaceConfig
+from recipes.engine.parallel import make_workers
 from recipes.engine.workers import LocalWorkers
 from tests import cheap_trials
 
@@ -35,16 +36,16 @@ def test_options_out_of_range_are_refused(options: dict, message: str):
 
 
 def test_the_options_say_who_runs_the_trials():
-    assert PlaceConfig().crew(cheap_trials.score) is None
-    crew = PlaceConfig(workers="3", silence=5.0).crew(cheap_trials.score)
-    assert isinstance(crew, LocalWorkers)
-    assert crew.room == 3
+    assert make_workers(PlaceConfig(), cheap_trials.score) is None
+    workers = make_workers(PlaceConfig(workers="3", silence=5.0), cheap_trials.score)
+    assert isinstance(workers, LocalWorkers)
+    assert workers.room == 3
 
 
 def test_a_search_may_go_on_in_another_place():
     elsewhere = dataclasses.replace(SMOKE, workers="4", retries=9, silence=1.0)
     assert elsewhere.settings() == SMOKE.settings()
-    assert not set(FIELDS) & SMOKE.settings().keys()
+    assert not set(PLACE_FIELDS) & SMOKE.settings().keys()
 
 
 def test_children_travel_without_their_images_and_read_them_there():
@@ -63,11 +64,15 @@ class Shared(Children):
     """Scores with weights of its own process."""
 
 
+def Rewarded(*arguments) -> Children:
+    return Children(*arguments, reward=functools.partial(mnasnet.reward, target=1.0, alpha=0.0, beta=-1.0))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
         (Shared, {}, "workers is 2, and the trials of this search need what only this process has"),
-        (mnasnet.RewardedChildren, {}, "latencies measured on a machine that does nothing else"),
+        (Rewarded, {}, "latencies measured on a machine that does nothing else"),
         (Children, {"max_latency": 3.0}, "max_latency is 3.0, measured on this machine, and workers 2"),
     ],
 )
@@ -75,4 +80,4 @@ def test_what_must_stay_in_one_process_is_refused_elsewhere(tmp_path, kind, opti
     config = dataclasses.replace(SMOKE, workers="2", folder=tmp_path, **options)
     children = kind(config, spaces.nasnet(1), "nasnet", {}, child_networks.load_images(config))
     with pytest.raises(ValueError, match=message):
-        child_search.run(nasnet.oracle(config, spaces.nasnet(1), children), children, "nasnet", print)
+        _search.run_trials(nasnet.oracle(config, spaces.nasnet(1), children), children, "nasnet", print)

@@ -13,7 +13,6 @@ import pytest
 
 import zoo
 from recipes import pnasnet
-from recipes.engine import spaces_pnasnet
 
 SMOKE = pnasnet.PRESETS["smoke"]
 
@@ -86,16 +85,16 @@ def test_the_paper_preset_has_the_papers_numbers():
 
 
 def test_the_published_cell_lies_in_the_space_and_comes_back_the_same():
-    space, body = spaces_pnasnet.pnasnet(), zoo.load("pnasnet_5").body
+    space, body = pnasnet.pnasnet(), zoo.load("pnasnet_5").body
     values = space.values(body)
     assert values["nodes"] == 5
     assert space.body(values) == body
     with pytest.raises(ValueError, match="1 to 4 nodes; this has 5"):
-        spaces_pnasnet.pnasnet(4).values(body)
+        pnasnet.pnasnet(4).values(body)
 
 
 def test_the_size_of_a_cell_decides_which_choices_it_has():
-    space = spaces_pnasnet.pnasnet(2)
+    space = pnasnet.pnasnet(2)
     one = {"nodes": 1} | dict(zip(space.levels[0], (0, 1, "sep_conv_3x3", "max_pool_3x3"), strict=True))
     graph = space.body(one).normal
     assert (len(graph.nodes), graph.concat) == (1, (2,))

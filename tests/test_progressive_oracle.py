@@ -7,7 +7,7 @@ import keras_tuner
 import numpy as np
 import pytest
 
-from recipes.engine import spaces_pnasnet
+from recipes import pnasnet
 from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.layout import Grid, Layout
@@ -19,7 +19,7 @@ QUICK = Fitting(embedding=4, hidden=8, steps=30)
 
 
 def cells(nodes: int, key: bool = True, **options) -> ProgressiveOracle:
-    space = spaces_pnasnet.pnasnet(nodes)
+    space = pnasnet.pnasnet(nodes)
     options = {"max_trials": None, "seed": 0, "fitting": QUICK, "pooled": True} | options
     return ProgressiveOracle(
         OBJECTIVE,
@@ -83,7 +83,7 @@ def test_each_level_expands_the_cells_of_the_level_before():
 
 
 def test_equal_cells_are_tried_once():
-    space = spaces_pnasnet.pnasnet(2)
+    space = pnasnet.pnasnet(2)
     keys = [space.key(values) for values in run(cells(2, first=30, beam=60), separable_convolutions)]
     assert len(keys) == len(set(keys)) == 90
 
@@ -191,7 +191,7 @@ def test_a_keras_tuner_takes_the_oracle_and_resumes_it_from_its_folder(tmp_path)
 
 
 def layout(pooled: bool, partial: bool) -> tuple[Choices, Layout]:
-    space = spaces_pnasnet.pnasnet(3)
+    space = pnasnet.pnasnet(3)
     choices = Choices(space.hyperparameters())
     return choices, Layout(choices, space.levels, space.kinds, pooled, partial)
 
@@ -240,7 +240,7 @@ def test_a_grid_of_candidates_scores_as_each_does_alone(network, pooled, partial
     choices, read = layout(pooled, partial)
     surrogate = make(read, Fitting(network=network, embedding=3, hidden=5))
     surrogate.start(np.random.default_rng(0), 0.5)
-    places = tuple(choices.names.index(name) for name in spaces_pnasnet.pnasnet(3).levels[1])
+    places = tuple(choices.names.index(name) for name in pnasnet.pnasnet(3).levels[1])
     grid = Grid(drawn(choices, 2), places, tuple(choices.counts[list(places)].tolist()), 2)
     assert len(grid) == 2 * 3 * 3 * 8 * 8
     means, deviations = surrogate.predict(grid)

@@ -18,49 +18,30 @@ validation batches come in shuffled epochs where quark0/darts draws them with re
 """
 
 import functools
-import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recipes import _search
 from recipes.darts import strengths, training
 from recipes.darts.config import PRESETS, Config
-from recipes.darts.space import DartsSpace, read_cells
+from recipes.darts.space import DartsSpace
 from recipes.engine import children as child_networks
-from recipes.engine import seed_search, tuner
+from recipes.engine import tuner
 from recipes.engine.children import Children
-from recipes.engine.seeds import FoundBodies
 from recipes.images import augment
 from recipes.images import sources as image_data
-from zoo import atomic
+from recipes.training.progress import Observe
 from zoo.genotype import Genotype
 
 __all__ = ["PRESETS", "Config", "search"]
 
 
-class SearchedChildren(Children):
-    """Children whose cells a supernet finds first."""
-
-    def score(self, task: tuner.Task) -> dict[str, float]:
-        """Searches with the task's seed, unless that is done, then trains the network briefly."""
-        config, space, seed = self.config, self.space, task.values["seed"]
-        assert isinstance(config, Config)
-        assert isinstance(space, FoundBodies)
-        file = space.path(task.values)
-        if not file.exists():
-            state = seed_search.state_file(space.folder, seed)
-            result = training.find_cells(config, self.images, seed, state, task.report)
-            tuner.forget_models()
-            atomic.write_atomically(file, json.dumps(result))
-        history = json.loads(file.read_text(encoding="utf-8"))["history"]
-        strengths.draw(history, f"seed {seed}", file.with_suffix(".png"))
-        return super().score(task)
-
-
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
     images = child_networks.load_images(config)
     scale = {"cells": config.cells, "stem": "cifar"}
@@ -69,23 +50,30 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
         return dry_run(config, images, presets)
     cells = Children(config, DartsSpace(config.nodes), "darts", presets, images)
     if config.algorithm == "random":
-        return seed_search.run(cells, "darts", observe)
-    found = FoundBodies(config.folder / "seeds", read_cells)
-    genotype = seed_search.run(SearchedChildren(config, found, "darts", presets, images), "darts", observe)
-    if config.random_cells:
-        judge = functools.partial(shared_accuracies, config, images)
-        seed_search.add_baseline(cells, config.random_cells, "darts", judge, observe)
-    return genotype
+        return _search.search_randomly(cells, "darts", observe)
+    find = functools.partial(find_cells, config, images)
+    judge = functools.partial(shared_accuracies, config, images)
+    return _search.search_by_seeds(cells, "darts", find, judge, config.random_cells, observe)
+
+
+def find_cells(
+    config: Config, images: image_data.Data, seed: int, state: Path, report: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Returns what a supernet finds with this seed, and draws how its strengths evolved; resumes from `state`."""
+    found = training.find_cells(config, images, seed, state, report)
+    tuner.forget_models()
+    strengths.draw(found["history"], f"seed {seed}", state.with_name(f"seed{seed}.png"))
+    return found
 
 
 def shared_accuracies(
-    config: Config, images: image_data.Data, seeds: Sequence[int], cells: Sequence[Any]
+    config: Config, images: image_data.Data, states: Mapping[int, Path], cells: Sequence[Any]
 ) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
     normalized = augment.Normalization.of(images.train.images)(images.validation.images)
-    for seed in seeds:
+    for seed, file in states.items():
         state = training.begin(config, images, seed)
-        state.restore(seed_search.state_file(config.folder / "seeds", seed))
+        state.restore(file)
         if state.step:  # else the file is gone, and with it the weights
             yield seed, [state.accuracy(each, normalized, images.validation.labels) for each in cells]
 

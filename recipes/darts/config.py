@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.engine.children import ChildConfig
-from recipes.engine.seeds import SEEDS
+from recipes.engine.config import SEEDS, ChildConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.engine.spaces import Decision, Space
+from recipes.engine.spaces import Decision, Space, check_values
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
-from zoo.genotype_json import graph_from_dict
 
 # The order of quark0/darts' PRIMITIVES
 OPS = tuple(
@@ -51,6 +50,17 @@ class DartsSpace(Space):
             graphs.append(self._graph(nodes))
         return Cells(*graphs)
 
+    def values(self, body: Cells) -> dict[str, Any]:
+        """Returns the values that stand for `body`: the inverse of `body`."""
+        found = {}
+        for cell, graph in (("normal", body.normal), ("reduce", body.reduce)):
+            assert graph is not None
+            for number, node in enumerate(graph.nodes):
+                first, second = sorted(node.edges, key=lambda edge: edge.state)
+                found[f"{cell}/node{number}/states"] = f"{first.state},{second.state}"
+                found |= {f"{cell}/node{number}/op0": first.op, f"{cell}/node{number}/op1": second.op}
+        return check_values(found, self.decisions)
+
     def derive(self, strengths: Any) -> Cells:
         """Returns the cells that strengths, an array (2, edges, ops), stand for.
 
@@ -91,8 +101,3 @@ class DartsSpace(Space):
 
     def _graph(self, nodes: list[Node]) -> CellGraph:
         return CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes)))
-
-
-def read_cells(found: Mapping[str, Any]) -> Cells:
-    """Returns the cells that a search has left in its file."""
-    return Cells(graph_from_dict(found["normal"]), graph_from_dict(found["reduce"]))

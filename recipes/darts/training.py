@@ -293,7 +293,7 @@ def find_cells(
     saved, steps = time.monotonic(), config.search_epochs * halves.steps
     while state.step < steps:
         epoch, number = divmod(state.step, halves.steps)
-        report(0.9 * state.step / steps, f"supernet, epoch {epoch + 1}")
+        report(state.step / steps, f"supernet, epoch {epoch + 1}")
         validation = halves.batch(1, epoch, number) if epoch >= config.warm_up_epochs else None
         state.learn(halves.batch(0, epoch, number), validation, rate_at(epoch, config.search_epochs))
         if number + 1 == halves.steps:
@@ -307,10 +307,8 @@ def find_cells(
             state.save(path)
             saved = time.monotonic()
     cells = state.cells()
-    assert cells.reduce is not None
     return {
-        "normal": graph_as_dict(cells.normal),
-        "reduce": graph_as_dict(cells.reduce),
+        "values": DartsSpace(config.nodes).values(cells),
         "strengths": np.round(state.strengths(), 6).tolist(),
         "history": state.history,
     }

@@ -27,7 +27,6 @@ choose the path, not one batch of them; statistics are those of the batch in the
 
 import dataclasses
 import functools
-import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,21 +36,22 @@ from typing import Any, Literal
 import numpy as np
 
 import zoo
+from recipes import _search
 from recipes.enas.controller import Controller, MacroController, MicroController, Policy, random_path
 from recipes.enas.export import body_of
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.search import Images, Plan, Search, find_path
 from recipes.enas.shared_weights import Descent, SharedWeights
-from recipes.enas.space import ChainSpace, MicroSpace, found_body, path_of
+from recipes.enas.space import ChainSpace, MicroSpace, path_of
 from recipes.engine import children as child_networks
-from recipes.engine import seed_search, tuner
-from recipes.engine.children import ChildConfig, Children
-from recipes.engine.seeds import SEEDS, FoundBodies
+from recipes.engine import tuner
+from recipes.engine.children import Children
+from recipes.engine.config import SEEDS, ChildConfig
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization
 from recipes.training import tensorflow_options
-from zoo import atomic
+from recipes.training.progress import Observe
 from zoo.genotype import Genotype
 
 _DRY_RUN_IMAGES = 32  # in a step
@@ -156,60 +156,46 @@ PRESETS: dict[str, Config] = {
 }  # fmt: skip
 
 
-class SearchedChildren(Children):
-    """Children whose path a search with shared weights finds first."""
-
-    def score(self, task: tuner.Task) -> dict[str, float]:
-        """Searches with the task's seed, unless that is done, then trains the network on its own."""
-        config, space = self.config, self.space
-        assert isinstance(config, Config)
-        assert isinstance(space, FoundBodies)
-        file, seed = space.path(task.values), task.values["seed"]
-        if not file.exists():
-            networks = Children(config, space_of(config), "enas", self.presets, self.images)
-            with tensorflow_options.without_rewrites():
-                search, state = make(config, self.images, seed), seed_search.state_file(space.folder, seed)
-                result = find_path(search, state, task.report, functools.partial(_refused, networks))
-            tuner.forget_models()
-            atomic.write_atomically(file, json.dumps(result))
-        return super().score(task)
-
-
-def _refused(networks: Children, path: np.ndarray) -> str | None:
-    """Says which of the options' limits the network of a path exceeds."""
-    space = networks.space
-    assert isinstance(space, (MicroSpace, ChainSpace))
-    return networks.check(space.values(body_of(path)))  # pyright: ignore[reportArgumentType]
-
-
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best architecture; `observe` gets the search's state instead of a progress bar."""
     images = child_networks.load_images(config)
     if config.dry_run:
         return dry_run(config, images)
-    presets = presets_of(config)
-    networks = Children(config, space_of(config), "enas", presets, images)
+    children = Children(config, space_of(config), "enas", presets_of(config), images)
     if config.algorithm == "random":
-        return seed_search.run(networks, "enas", observe)
-    found = FoundBodies(config.folder / "seeds", found_body)
-    genotype = seed_search.run(SearchedChildren(config, found, "enas", presets, images), "enas", observe)
+        return _search.search_randomly(children, "enas", observe)
+    find = functools.partial(find_architecture, config, children)
+    judge = functools.partial(shared_accuracies, config, images)
+    genotype = _search.search_by_seeds(children, "enas", find, judge, config.random_networks, observe)
     zoo.draw(genotype, config.folder / "genotype.png")
-    if config.random_networks:
-        judge = functools.partial(shared_accuracies, config, images)
-        seed_search.add_baseline(networks, config.random_networks, "enas", judge, observe)
     return genotype
 
 
+def find_architecture(
+    config: Config, children: Children, seed: int, path: Path, report: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Returns the values of what the search with this seed finds, and its history; resumes from the state in `path`."""
+    space: Any = children.space
+
+    def refuse(found: np.ndarray) -> str | None:
+        return children.check(space.values(body_of(found)))
+
+    with tensorflow_options.without_rewrites():
+        result = find_path(make(config, children.images, seed), path, report, refuse)
+    tuner.forget_models()
+    return {**result, "values": space.values(body_of(np.array(result["path"], np.int32)))}
+
+
 def shared_accuracies(
-    config: Config, images: image_data.Data, seeds: Sequence[int], bodies: Sequence[Any]
+    config: Config, images: image_data.Data, states: Mapping[int, Path], bodies: Sequence[Any]
 ) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose shared weights are still there, with the accuracies of `bodies` by them."""
     paths = [path_of(body) for body in bodies]
     normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
-    for seed in seeds:
+    for seed, state in states.items():
         with tensorflow_options.without_rewrites():
             finished = make(config, images, seed)
-            finished.restore(seed_search.state_file(config.folder / "seeds", seed))
+            finished.restore(state)
             if not finished.done:  # the state is gone, and with it the weights
                 continue
             batches = finished.images.in_batches(normalized, images.validation.labels)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from recipes.enas.export import body_of
 from recipes.enas.micro import body_of as micro_body
 from recipes.engine.spaces import CellSpace, Decision, Space
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS, to_enas_macro, to_enas_micro
@@ -72,8 +71,3 @@ def path_of(body: Cells | Chain) -> np.ndarray:
     for layer in range(layers):
         path[layer, : 1 + layer], arc = arc[: 1 + layer], arc[1 + layer :]
     return path
-
-
-def found_body(found: Mapping[str, Any]) -> Cells | Chain:
-    """Returns the architecture that a search has left in its file."""
-    return body_of(np.array(found["path"], np.int32))

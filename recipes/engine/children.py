@@ -1,100 +1,29 @@
-"""The child networks of a search: their options, and the way from what an oracle proposes to its score."""
+"""The child networks of a search: the way from what an oracle proposes to its score."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import keras
+import keras_tuner
 import numpy as np
 
 import zoo
 from recipes.engine import child_training as trial
-from recipes.engine import places, tuner
-from recipes.engine.latency import Measured
+from recipes.engine import tuner
+from recipes.engine.config import ChildConfig
+from recipes.engine.latency import LatencyTable, MeasuredLatencies
 from recipes.engine.limits import Limits
 from recipes.images import sources as image_data
 from recipes.images import stand_in
 from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
-from zoo.genotype import Genotype, near
+from zoo.genotype import Genotype
 
 OBJECTIVE = "val_accuracy"
+REWARD = "reward"  # the objective of a search by accuracy and latency
 _NORMALIZED_BY = 2000  # images, where they are too many for the memory
-
-
-@dataclasses.dataclass(frozen=True)
-class ChildConfig(places.PlaceConfig):
-    """Options that every trial-based search has; each is a flag."""
-
-    trials: int = 24  # networks to train
-    seed: int = 0  # of the search, the networks' weights and the order of the images
-    data: str = image_data.EMBEDDED  # a name of recipes.images.sources: embedded, tfds:NAME or a folder of images
-    image_size: int | None = 14  # side in pixels that images are resized to; none keeps theirs
-    training_images: int | None = 2000  # for each trial, classes in proportion; none takes all
-    validation_images: int | None = 1000  # that a trial is scored on; none takes all
-    epochs: int = 2  # of each trial
-    batch_size: int = 64  # images in a training step
-    learning_rate: float = 0.05  # at the start of its one cosine period
-    weight_decay: float = 1e-4  # L2 on convolutions and the classifier
-    augment: bool = False  # crop, flip and cutout, which short trials are better without
-    max_params: int | None = None  # networks with more parameters are not trained
-    max_macs: int | None = None  # networks with more multiply-accumulates an image are not trained
-    max_sram: int | None = None  # networks whose int8 file takes more bytes of arena are not trained
-    max_flash: int | None = None  # networks whose int8 file has more bytes are not trained
-    max_latency: float | None = None  # networks that need more ms an image (LiteRT, one thread) are not trained
-    keep: int = 3  # checkpoints that stay: the best ones'
-    tensorboard: bool = False  # log each trial for TensorBoard, with its choices in the HParams table
-    pareto: tuple[str, ...] = ("val_accuracy:max", "params:min")  # what pareto/ trades off: metrics and directions
-    dry_run: bool = False  # build the largest network, take one step, print what the search would need, and stop
-    folder: Path = Path("runs/search")  # results, and the state to resume from
-
-    metrics: ClassVar[tuple[str, ...]] = (
-        "val_accuracy", "val_loss", "loss", "params", "macs", "peak_memory", "flash"
-    )  # fmt: skip
-
-    def __post_init__(self):
-        super().__post_init__()
-        least = {"trials": 1, "epochs": 1, "batch_size": 1, "seed": 0, "keep": 0}
-        least |= {"image_size": 8, "training_images": 10, "validation_images": 10, "max_params": 1, "max_macs": 1}
-        least |= {"max_sram": 1, "max_flash": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; "
-                "expected a rate above 0 and a decay of 0 or more"
-            )
-        if self.max_latency is not None and not self.max_latency > 0:
-            raise ValueError(f"max_latency is {self.max_latency}; expected milliseconds above 0")
-        self.objectives()
-
-    def objectives(self) -> dict[str, str]:
-        """Returns metric -> "max" or "min" of the Pareto front."""
-        found = {}
-        for text in self.pareto:
-            name, _, direction = text.partition(":")
-            if name not in self.metrics or direction not in ("max", "min"):
-                raise ValueError(
-                    f"pareto names {text!r}{near(name, self.metrics)}; expected NAME:max or NAME:min, "
-                    f"with a name of {', '.join(self.metrics)}"
-                )
-            found[name] = direction
-        return found
-
-    @property
-    def limits(self) -> Limits:
-        """What a network may have at most."""
-        return Limits(self.max_params, self.max_macs, self.max_sram, self.max_flash, self.max_latency)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to go on: all but its length, its folder and what is kept of it."""
-        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", *places.FIELDS)
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 class SearchSpace(Protocol):
@@ -119,6 +48,8 @@ class Children:
         family: the builder of the networks.
         presets: of the genotypes; "search" is the children's.
         images: the data.
+        latencies: of the layers on another device; None measures networks on this machine, where it has to.
+        reward: (accuracy, ms of an image) -> the score, where that is not the accuracy alone.
     """
 
     config: ChildConfig
@@ -126,6 +57,8 @@ class Children:
     family: str
     presets: Mapping[str, Mapping[str, Any]]
     images: image_data.Data
+    latencies: LatencyTable | None = dataclasses.field(default=None, kw_only=True)
+    reward: Callable[[float, float], float] | None = dataclasses.field(default=None, kw_only=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what goes to another process, which reads the images for itself."""
@@ -136,8 +69,28 @@ class Children:
 
     @property
     def portable(self) -> bool:
-        """Whether a trial gives the same in another process; an heir that scores otherwise has to say so."""
-        return type(self) is Children
+        """Whether a trial gives the same in another process; a subclass that scores otherwise has to say so.
+
+        Latencies are measured on a machine that does nothing else.
+        """
+        return type(self) is Children and (self.reward is None or self.latencies is not None)
+
+    @property
+    def objective(self) -> str:
+        """The name of the score."""
+        return OBJECTIVE if self.reward is None else REWARD
+
+    def oracle_arguments(self) -> dict[str, Any]:
+        """Returns what every oracle of a search of these networks is given; see `recipes.oracles.SearchOracle`."""
+        space: Any = self.space
+        return {
+            "objective": keras_tuner.Objective(self.objective, "max"),
+            "max_trials": self.config.trials,
+            "hyperparameters": space.hyperparameters(),
+            "seed": self.config.seed,
+            "key": space.key,
+            "check": self.check,
+        }
 
     def genotype(
         self, values: Mapping[str, Any], name: str = "child", source: Mapping[str, Any] | None = None
@@ -157,7 +110,8 @@ class Children:
 
     def check(self, values: Mapping[str, Any]) -> str | None:
         """Returns which limit the network exceeds, or None."""
-        limits = self.config.limits
+        config = self.config
+        limits = Limits(config.max_params, config.max_macs, config.max_sram, config.max_flash, config.max_latency)
         if not limits.any():
             return None
         model = self.build(values)
@@ -167,16 +121,18 @@ class Children:
             tuner.forget_models()
 
     def latency(self, values: Mapping[str, Any], model: keras.Model | None = None) -> float:
-        """Returns the ms of one image, measured on this machine once in the life of the search.
+        """Returns the ms of one image, by the table or measured on this machine once in the life of the search.
 
         `model` is the network, where it is at hand.
         """
+        if self.latencies is not None:
+            return self.latencies.latency(self.space.body(values), self.images.input_shape, self.images.classes)
         return self._measured(self.space.key(values), lambda: self.build(values) if model is None else model)
 
     @functools.cached_property
-    def _measured(self) -> Measured:
+    def _measured(self) -> MeasuredLatencies:
         network = {"preset": dict(self.presets["search"]), "input_shape": list(self.images.input_shape)}
-        return Measured(self.config.folder, {"family": self.family, "classes": self.images.classes, **network})
+        return MeasuredLatencies(self.config.folder, {"family": self.family, "classes": self.images.classes, **network})
 
     def close(self) -> None:
         """Lets go of the file of latencies, where one was needed."""
@@ -185,9 +141,15 @@ class Children:
             del self.__dict__["_measured"]
 
     def score(self, task: tuner.Task) -> dict[str, float]:
-        """Trains the network of a trial and returns its validation accuracy and what else is known."""
+        """Trains the network of a trial and returns its score and what else is known of it.
+
+        A latency that counts is measured first, while the cores have nothing else to do.
+        """
         config, images = self.config, self.images
         predicted: dict[str, float] = {}
+        if self.reward is not None:
+            predicted["latency_ms"] = self.latency(task.values)
+            tuner.forget_models()
 
         def build() -> keras.Model:
             model = self.build(task.values)
@@ -209,6 +171,8 @@ class Children:
                 folder=task.folder,
                 report=task.report,
             )
+            if self.reward is not None:
+                predicted[REWARD] = self.reward(found[OBJECTIVE], predicted["latency_ms"])
             return found | predicted
         finally:
             tuner.forget_models()

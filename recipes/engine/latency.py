@@ -1,29 +1,43 @@
-"""Latency of networks for searches, measured by LiteRT on this machine; `latency_table` adds it up instead.
+"""Latency of networks for searches: measured by LiteRT on this machine, or added up from a table of another device.
 
 A training beside it makes a measurement larger, never smaller. So a network is measured before it is trained, in
 rounds, each the median of many runs, until the two least rounds agree; the least is taken. It is measured once in the
 life of a search: what a resumed search needs again stands in a file.
+
+A table of layers of mobile networks is a JSON file: {"machine": "Pixel 1, one big core", "milliseconds": {NAME: 0.31,
+...}}. `list_layer_names` tells which names a search needs; `python -m recipes.measure_latencies` measures them here.
 """
 
+import dataclasses
+import functools
+import json
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+from keras import layers
 
 from recipes.engine.journal import Journal
+from zoo.blocks import conv_bn
 from zoo.deploy import measure, tflite
+from zoo.families.mnasnet import STYLE
+from zoo.genotype import Block, Blocks, near
+from zoo.mobile_blocks import block
 
 _ROUND_SECONDS = 0.1  # of runs; at most so long, but three runs at least
 _MOST_RUNS, _LEAST_ROUNDS, _MOST_ROUNDS = 50, 3, 12
 _AGREEMENT = 1.03  # of the two least rounds
 _PAUSE = 0.02  # s between two rounds, so that one disturbance does not hit all of them
 
+Shape = tuple[int, int, int]  # height, width, channels
 
-def measured(model: keras.Model) -> float:
+
+def measure_latency(model: keras.Model) -> float:
     """Returns the time of one image in ms, in float32 on one thread of this machine, under LiteRT."""
     file = tflite.convert(model)
     one = measure.latency(file, runs=3, warmup=2).median_ms
@@ -38,7 +52,7 @@ def measured(model: keras.Model) -> float:
     return min(medians)
 
 
-def machine() -> str:
+def name_machine() -> str:
     """Returns the processor's name: latencies of two machines must not be mixed."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -48,7 +62,7 @@ def machine() -> str:
     return f"{name or platform.machine()}, {os.cpu_count()} cores"
 
 
-class Measured:
+class MeasuredLatencies:
     """Latencies of a search's networks, each measured once; with a folder they are kept there, in latency.jsonl.
 
     Args:
@@ -61,13 +75,13 @@ class Measured:
     """
 
     def __init__(
-        self, folder: Path | None, network: Mapping[str, Any], measure: Callable[[keras.Model], float] = measured
+        self, folder: Path | None, network: Mapping[str, Any], measure: Callable[[keras.Model], float] = measure_latency
     ):
         self._measure = measure
         self._journal = None
         self._known: dict[str, float] = {}
         if folder is not None:
-            self._journal = Journal(folder / "latency.jsonl", {"machine": machine(), **network})
+            self._journal = Journal(folder / "latency.jsonl", {"machine": name_machine(), **network})
             self._known = {record["network"]: record["ms"] for record in self._journal.records}
 
     def __call__(self, key: str, build: Callable[[], keras.Model]) -> float:
@@ -83,3 +97,138 @@ class Measured:
         """Lets go of the file."""
         if self._journal is not None:
             self._journal.close()
+
+
+def stem_name(height: int, width: int, channels: int, filters: int) -> str:
+    """Returns the name of a stem in a table."""
+    return f"stem {height}x{width}x{channels} {filters}"
+
+
+def layer_name(height: int, width: int, inputs: int, row: Block, strides: int) -> str:
+    """Returns the name of one layer of a row in a table, such as "14x14x24 mb_conv k3 s1 m144 se0.25 identity 24".
+
+    The first numbers are the input's, m is the width between the convolutions, the last number the output's filters.
+    An identity that the shapes do not allow is none, and a mb_conv that leaves its first convolution out a sep_conv.
+    """
+    middle = row.mid_filters or round(inputs * row.expansion)
+    op = "sep_conv" if row.op == "mb_conv" and middle == inputs else row.op
+    skip = "none" if row.skip == "identity" and (strides > 1 or inputs != row.filters) else row.skip
+    between = f" m{middle}" if op == "mb_conv" else ""
+    size = f"{height}x{width}x{inputs}"
+    return f"{size} {op} k{row.kernel_size} s{strides}{between} se{row.se_ratio:g} {skip} {row.filters}"
+
+
+def head_name(height: int, width: int, inputs: int, filters: int | None, classes: int) -> str:
+    """Returns the name of the last convolution and the classifier in a table."""
+    return f"head {height}x{width}x{inputs} {filters or 'none'} {classes}"
+
+
+def name_layers(body: Blocks, input_shape: Shape, classes: int) -> list[str]:
+    """Returns what a network is made of, by the names of a table, from the stem to the classifier."""
+    height, width, channels = input_shape
+    found = [stem_name(height, width, channels, body.stem_filters)]
+    inputs, height, width = body.stem_filters, -(-height // 2), -(-width // 2)
+    for row in body.rows:
+        for repeat in range(row.repeats):
+            strides = row.strides if repeat == 0 else 1
+            found.append(layer_name(height, width, inputs, row, strides))
+            inputs, height, width = row.filters, -(-height // strides), -(-width // strides)
+    return [*found, head_name(height, width, inputs, body.head_filters, classes)]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyTable:
+    """Latencies of layers by name, in ms: a network's is their sum."""
+
+    machine: str
+    milliseconds: Mapping[str, float]
+
+    @classmethod
+    def load(cls, path: Path) -> "LatencyTable":
+        """Reads a table file.
+
+        Raises:
+            ValueError: it has another layout; the text says where.
+            OSError: it cannot be read.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no JSON: {error}; expected a table of latencies") from error
+        keys = ("machine", "milliseconds")
+        if not isinstance(record, dict) or set(record) != set(keys) or not isinstance(record["milliseconds"], dict):
+            raise ValueError(
+                f'{path} is no table of latencies; expected {{"machine": "...", "milliseconds": {{name: number}}}}'
+            )
+        for name, value in record["milliseconds"].items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{path}: {name!r} is {value!r}; expected milliseconds, a number from 0")
+        return cls(str(record["machine"]), record["milliseconds"])
+
+    def latency(self, body: Blocks, input_shape: Shape, classes: int) -> float:
+        """Returns the ms of a network.
+
+        Raises:
+            ValueError: it has a layer that the table lacks.
+        """
+        names = name_layers(body, input_shape, classes)
+        self.require(names)
+        return sum(self.milliseconds[name] for name in names)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raises ValueError where the table lacks any of `names`."""
+        missing = [name for name in names if name not in self.milliseconds]
+        if missing:
+            raise ValueError(
+                f"the table of {self.machine} lacks {len(missing):,} of the layers that networks of this search may "
+                f"have, {missing[0]!r} among them{near(missing[0], self.milliseconds)}. Measure them, too: "
+                "python -m recipes.measure_latencies with the options of the search"
+            )
+
+
+def iterate_layers(space: Any, input_shape: Shape, classes: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yields the name of each layer that networks of a space may have, and what builds it alone; each once."""
+    height, width, channels = input_shape
+    body = space.body(space.mobilenet_v2())
+    yield (
+        stem_name(height, width, channels, body.stem_filters),
+        functools.partial(_model, input_shape, lambda x: _relu(conv_bn(x, body.stem_filters, 3, 2, STYLE, "stem"))),
+    )
+    seen = set()
+    for number, halvings, inputs, row in space.layers():
+        rows, columns = -(-height // 2 ** (halvings + 1)), -(-width // 2 ** (halvings + 1))
+        found = [(layer_name(rows, columns, inputs, row, row.strides), (rows, columns, inputs), _layer(row))]
+        if number == len(space.strides) - 1:
+            last = -(-rows // row.strides), -(-columns // row.strides), row.filters
+            found.append((head_name(*last, body.head_filters, classes), last, _head(body.head_filters, classes)))
+        for name, shape, add in found:
+            if name not in seen:
+                seen.add(name)
+                yield name, functools.partial(_model, shape, add)
+
+
+def list_layer_names(space: Any, input_shape: Shape, classes: int) -> list[str]:
+    """Returns the names of all layers that networks of a space may have."""
+    return [name for name, _ in iterate_layers(space, input_shape, classes)]
+
+
+def _model(shape: Shape, add: Callable[[Any], Any]) -> keras.Model:
+    image = keras.Input(shape)
+    return keras.Model(image, add(image))
+
+
+def _relu(x: Any) -> Any:
+    return layers.ReLU()(x)
+
+
+def _layer(row: Block) -> Callable[[Any], Any]:
+    return lambda x: block(x, row, row.strides, STYLE, "layer")
+
+
+def _head(filters: int | None, classes: int) -> Callable[[Any], Any]:
+    def add(x: Any) -> Any:
+        if filters is not None:
+            x = _relu(conv_bn(x, filters, 1, 1, STYLE, "head"))
+        return layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
+
+    return add

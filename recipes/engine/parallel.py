@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from recipes.engine.tasks import Outcome, Task
+from recipes.engine.config import PlaceConfig
+from recipes.engine.tasks import Evaluate, Outcome, Task
 
 
 class Workers(Protocol):
@@ -113,3 +114,28 @@ def search(runner: Runner, workers: Workers, retries: int) -> None:
                 continue
             outcome = outcome._replace(reason=f"given out {times} times, in the end {outcome.reason}")
         runner.end(trial, outcome)
+
+
+def make_workers(config: PlaceConfig, evaluate: Evaluate) -> Workers | None:
+    """Returns the workers that run `evaluate` where `config` says, None for this process.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: the cluster at RAY_ADDRESS does not answer.
+    """
+    if not config.runs_elsewhere:
+        return None
+    if config.workers != "ray":
+        from recipes.engine.workers import LocalWorkers
+
+        return LocalWorkers(evaluate, int(config.workers), silence=config.silence)
+    from recipes.engine.ray import RayWorkers
+
+    return RayWorkers(
+        evaluate,
+        cpus=config.trial_cpus,
+        gpus=config.trial_gpus,
+        at_once=config.trials_at_once,
+        retries=config.retries,
+        silence=config.silence,
+    )

@@ -1,4 +1,4 @@
-"""What a search remembers of its trials and tells of itself, and the trials that no other beats."""
+"""What a search remembers of its trials, and the trials that no other beats."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,6 @@ class Record:
     metrics: Mapping[str, float]
     seconds: float
     message: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """Where a search stands, for a progress display; `total` and `seconds_left` are None where nobody knows them."""
-
-    done: int
-    total: int | None
-    best: float | None
-    seconds_left: float | None
-    share: float  # of the running trial
-    text: str
 
 
 def pareto_front(history: Sequence[Record], objectives: Mapping[str, str]) -> list[Record]:

@@ -27,9 +27,10 @@ from keras_tuner.engine import trial as trial_module
 from recipes.engine import parallel
 from recipes.engine.checkpoints import Checkpoints
 from recipes.engine.journal import Journal
-from recipes.engine.records import Record, Status, pareto_front
+from recipes.engine.records import Record, pareto_front
 from recipes.engine.tasks import Evaluate, FailedElsewhereError, Outcome, Task, is_fatal, reason_of
 from recipes.oracles.base import SearchOracle
+from recipes.training.progress import Status
 from zoo import atomic
 
 __all__ = ["Record", "Status", "Task", "Tuner", "forget_models", "pareto_front"]

@@ -29,10 +29,9 @@ from typing import Any
 
 import keras_tuner
 
+from recipes import _search
 from recipes.cards import card as report_card
 from recipes.engine import children as child_networks
-from recipes.engine import run as child_search
-from recipes.engine import tuner
 from recipes.engine.children import Children
 from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.generations import GenerationalEvolution
@@ -45,6 +44,7 @@ from recipes.tinynas.supernet import Supernet
 from recipes.tinynas.training import train_supernet
 from recipes.tinynas.widths import Explored, explore
 from recipes.training import progress
+from recipes.training.progress import Status
 from zoo.genotype import Genotype
 
 PRESETS = {
@@ -98,12 +98,12 @@ PRESETS = {
 }
 
 
-def search(config: Config, observe: Callable[[tuner.Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Callable[[Status], None] | None = None) -> Genotype:
     """Searches and returns the best sub-network; `observe` gets the state of the search instead of a progress bar."""
     with _watched(observe) as watch:
 
         def report(share: float, text: str) -> None:
-            watch(tuner.Status(0, config.trials, None, None, share, text))
+            watch(Status(0, config.trials, None, None, share, text))
 
         explored = first_stage(config, report)
         sized = dataclasses.replace(config, image_size=explored.chosen.resolution)
@@ -120,13 +120,13 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
             return tinynas_dry_run.run(children)
         proposer = oracle(sized, children)
         provenance = {"width": width, "budget": dataclasses.asdict(config.budget())}
-        found = child_search.run(proposer, children, "tinynas", watch, provenance)
+        found = _search.run_trials(proposer, children, "tinynas", watch, provenance)
         tried = (trial.hyperparameters.values for trial in proposer.trials.values())
         values = next(one for one in tried if net.space.body(one) == found.body)
     with _watched(observe) as watch:
 
         def finishing(share: float, text: str) -> None:
-            watch(tuner.Status(config.trials, None, found.source["score"], None, share, text))
+            watch(Status(config.trials, None, found.source["score"], None, share, text))
 
         result = tinynas_result.finish(children, found, values, finishing)
     report_card.write([config.folder])  # once more, with the result
@@ -135,7 +135,7 @@ def search(config: Config, observe: Callable[[tuner.Status], None] | None = None
     return found
 
 
-def _watched(observe: Callable[[tuner.Status], None] | None) -> Any:
+def _watched(observe: Callable[[Status], None] | None) -> Any:
     return progress.shown("tinynas", "validation accuracy") if observe is None else contextlib.nullcontext(observe)
 
 

@@ -1,15 +1,29 @@
 """What a running search shows: trial k of n, the best score, how long is left; one line on a terminal, few in a log."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from recipes.engine.tuner import Status
-
 _LOG_SECONDS = 30.0  # between two lines where there is no terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Where a search stands; `total`, `best` and `seconds_left` are None where nobody knows them."""
+
+    done: int
+    total: int | None
+    best: float | None
+    seconds_left: float | None
+    share: float  # of the running trial
+    text: str
+
+
+Observe = Callable[[Status], None]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,329 @@
+"""A search from its oracle to its files: genotype, Pareto front, reproduction card. Over trials, or over seeds.
+
+What a child network is stands in `recipes.engine.children`; a program brings its space and its oracle.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import zoo
+from recipes.cards import about as report_about
+from recipes.cards import card as report_card
+from recipes.cards import reading, tensorboard_logs
+from recipes.cards.ranking import LEAST_NETWORKS, ranking
+from recipes.engine import children as child_networks
+from recipes.engine import parallel, spaces, tuner
+from recipes.engine.children import Children
+from recipes.engine.config import SEEDS, ChildConfig
+from recipes.engine.dry_run import dry_run
+from recipes.engine.tasks import Evaluate
+from recipes.oracles import RandomSearch, SearchOracle
+from recipes.oracles.choices import Genome
+from recipes.training import progress
+from recipes.training.progress import Observe, Status
+from zoo import atomic
+from zoo.genotype import Genotype
+
+_SCORE_NAMES = {"val_accuracy": "validation accuracy"}
+
+Report = Callable[[float, str], None]  # share of the work that is done, and a few words on what is running
+# (seed, file of the state, report) -> {"values": of the space's decisions, "history": a record an epoch, ...}; JSON
+Find = Callable[[int, Path, Report], Mapping[str, Any]]
+# (seed -> file of the state, architectures) -> each seed whose shared weights are there still, with the architectures'
+# accuracies by them
+Judge = Callable[[Mapping[int, Path], Sequence[Any]], Iterable[tuple[int, Sequence[float]]]]
+
+
+def search_cells(
+    config: Any,
+    space: spaces.CellSpace,
+    family: str,
+    recipe: str,
+    make_oracle: Callable[[Any, Any, Children], SearchOracle],
+    observe: Observe | None = None,
+) -> Genotype:
+    """Searches a space of cells, or makes a dry run where `config` asks for one; returns the best cells.
+
+    Args:
+        config: the recipe's; with `repeats` and `filters`, the networks' size.
+        space: of the cells.
+        family: the builder of the networks.
+        recipe: its name.
+        make_oracle: (config, space, children) -> what proposes the trials.
+        observe: see `run_trials`.
+    """
+    presets = child_networks.cell_presets(config.repeats, config.filters)
+    children = Children(config, space, family, presets, child_networks.load_images(config))
+    if config.dry_run:
+        return dry_run(children, spaces.uniform_cells(space))
+    return run_trials(make_oracle(config, space, children), children, recipe, observe)
+
+
+def run_trials(
+    oracle: SearchOracle,
+    children: Children,
+    recipe: str,
+    observe: Observe | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Genotype:
+    """Runs the search to its end and returns the best architecture, which is in folder/genotype.json too.
+
+    The Pareto front is in folder/pareto, a genotype file each; the reproduction card is folder/card/card.md.
+
+    Args:
+        oracle: what to try; its objective is the score.
+        children: how to score it.
+        recipe: its name, for the provenance.
+        observe: gets a Status when something has changed; a progress bar on stderr unless given.
+        provenance: what else the score depends on; a search resumes only where it is the same.
+    """
+    with _watch(observe, recipe, children.objective) as watch:
+        genotype = _run(oracle, children, recipe, watch, provenance or {})
+    if observe is None:
+        _print_result(children.config.folder, genotype)
+    return genotype
+
+
+def _run(
+    oracle: SearchOracle, children: Children, recipe: str, watch: Observe, provenance: Mapping[str, Any]
+) -> Genotype:
+    config = children.config
+    try:
+        logs = config.folder / "tensorboard"
+        evaluate = tensorboard_logs.logged(children.score, logs) if config.tensorboard else children.score
+        workers = _make_workers(config, children, evaluate)
+        runner = tuner.Tuner(
+            oracle,
+            None if workers else evaluate,
+            config.folder,
+            settings={"recipe": recipe, **config.settings(), **provenance},
+            keep=config.keep,
+            observe=watch,
+            workers=workers,
+            retries=config.retries,
+        )
+        report_about.write(config, recipe)
+        runner.search()
+    finally:
+        children.close()
+    best, source = runner.best, _describe_source(config, recipe, runner, provenance)
+    genotype = children.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
+    zoo.save(genotype, config.folder / "genotype.json")
+    _save_front(runner.history, children, f"{recipe}_seed{config.seed}", source)
+    report_card.write([config.folder])
+    return genotype
+
+
+def _print_result(folder: Path, genotype: Genotype) -> None:
+    source = genotype.source
+    name = _SCORE_NAMES.get(source["score_name"], source["score_name"])
+    print(f"{name} {source['score']:.4g} in trial {source['trial']}: {folder / 'genotype.json'}")
+    print(f"reproduction card: {folder / report_card.CARD / 'card.md'}")
+
+
+def search_randomly(children: Children, recipe: str, observe: Observe | None = None) -> Genotype:
+    """Trains uniform draws from the children's space and returns the best: the baseline of every search."""
+    return run_trials(RandomSearch(**children.oracle_arguments()), children, recipe, observe)
+
+
+def search_by_seeds(
+    children: Children, recipe: str, find: Find, judge: Judge, baseline: int, observe: Observe | None = None
+) -> Genotype:
+    """Searches once for each of `trials` seeds, trains what is found, and returns the best of it.
+
+    What a seed finds is a point of the children's space, and its training a trial like any other. Afterwards random
+    architectures of the space are trained alike, in folder/baseline; with enough of them folder/ranking.json says how
+    well each seed's shared weights rank them. Killed at any moment and started again, it resumes where it was.
+
+    Args:
+        children: of the whole space, with the options of the search.
+        recipe: its name.
+        find: what the search with one seed finds, which folder/seeds/seedN.json keeps; it resumes from its state file.
+            An exception ends that seed and not the others.
+        judge: scores architectures by the shared weights of the seeds.
+        baseline: how many random architectures.
+        observe: see `run_trials`.
+    """
+    config = children.config
+    arguments = children.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
+    with _watch(observe, recipe, children.objective) as watch:
+        last = Status(0, config.trials, None, None, 0.0, "")
+
+        def show(status: Status) -> None:
+            nonlocal last
+            last = status
+            watch(status)
+
+        def find_or_read(seed: int) -> Mapping[str, Any]:
+            def report(share: float, text: str) -> None:
+                watch(dataclasses.replace(last, share=share, text=text, seconds_left=None))
+
+            return _find_or_read(config.folder / "seeds", seed, find, report)
+
+        genotype = _run(SeedOracle(find_or_read, SEEDS * config.seed, **arguments), children, recipe, show, {})
+    if observe is None:
+        _print_result(config.folder, genotype)
+    if baseline:
+        # algorithm is a field of the programs' own configurations
+        options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / "baseline"}
+        alike = dataclasses.replace(children, config=dataclasses.replace(config, **options))
+        search_randomly(alike, recipe, observe)
+        _rank_baseline(config.folder, children.space, judge)
+        report_card.write([config.folder])
+    return genotype
+
+
+class SeedOracle(SearchOracle):
+    """Proposes what the search with each seed finds; equal architectures are one trial.
+
+    Args:
+        find: seed -> {"values": of the space's decisions} or {"failed": reason}; called again for every seed when a
+            search is resumed.
+        first: of `max_trials` seeds.
+        objective, max_trials, hyperparameters, seed, key, check: see SearchOracle.
+    """
+
+    relearns = False
+
+    def __init__(
+        self,
+        find: Callable[[int], Mapping[str, Any]],
+        first: int,
+        objective: Any,
+        max_trials: int,
+        hyperparameters: Any,
+        *,
+        seed: int,
+        key: Any,
+        check: Any,
+    ):
+        super().__init__(objective, max_trials, hyperparameters, seed=seed, key=key, check=check)
+        self._find, self._first, self._most = find, first, max_trials
+        self._searched = 0
+        self._failures: list[str] = []
+
+    def propose(self) -> Genome | None:
+        """Returns what the next seed finds; that takes as long as the search."""
+        while self._searched < self._most:
+            self._searched += 1
+            seed = self._first + self._searched - 1
+            found = self._find(seed)
+            if "values" in found:
+                return self.choices.genome(found["values"])
+            self._failures.append(f"; seed {seed} failed: {found.get('failed', 'its file is of another version')}")
+        self.message = f"exhausted: what the seeds found is trained{''.join(self._failures)}"
+        return None
+
+    def learned(self) -> dict[str, Any]:
+        """Returns how many seeds were searched with."""
+        return {"searched": self._searched}
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Takes back what `learned` returned."""
+        self._searched = learned["searched"]
+
+
+def _find_or_read(folder: Path, seed: int, find: Find, report: Report) -> Mapping[str, Any]:
+    """Returns what the search with this seed finds, or found in an earlier process, or why it failed."""
+    file = folder / f"seed{seed}.json"
+    if not file.exists():
+        begun = time.monotonic()
+        try:
+            found = dict(find(seed, _state_file(folder, seed), report))
+        except Exception as error:  # whatever one seed fails of, the next one may not
+            if tuner.is_fatal(error):
+                raise
+            found = {"failed": tuner.reason_of(error), "history": []}
+        atomic.write_atomically(file, json.dumps(found | {"seconds": round(time.monotonic() - begun, 3)}))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _state_file(folder: Path, seed: int) -> Path:
+    return folder / f"seed{seed}.state.npz"
+
+
+def _rank_baseline(folder: Path, space: Any, judge: Judge) -> None:
+    """Writes how well each seed's shared weights rank the baseline's networks, if these are enough for that."""
+    baseline = reading.read(folder / "baseline")
+    trials = [trial for trial in baseline.trials if trial.score is not None]
+    if len(trials) < LEAST_NETWORKS:
+        return
+    numbers = sorted(int(path.stem.removeprefix("seed")) for path in (folder / "seeds").glob("seed*.json"))
+    seeds = {seed: _state_file(folder / "seeds", seed) for seed in numbers}
+    bodies = [space.body(trial.values(space.decisions)) for trial in trials]
+    found = {str(seed): ranking(shared, baseline.scores) for seed, shared in judge(seeds, bodies)}
+    tuner.forget_models()
+    atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
+
+
+def _make_workers(config: ChildConfig, children: Children, evaluate: Evaluate) -> parallel.Workers | None:
+    """Returns the workers that `config` asks for, if this search can have any; None for this process."""
+    if not config.runs_elsewhere:
+        return None
+    if not children.portable:
+        raise ValueError(
+            f"workers is {config.workers}, and the trials of this search need what only this process has: shared "
+            "weights, or latencies measured on a machine that does nothing else. Use --workers=0"
+        )
+    if config.max_latency is not None:
+        raise ValueError(
+            f"max_latency is {config.max_latency}, measured on this machine, and workers {config.workers}: trials "
+            "would disturb the measurements. Use --workers=0, or no max_latency"
+        )
+    return parallel.make_workers(config, evaluate)
+
+
+def _describe_source(
+    config: ChildConfig, recipe: str, runner: tuner.Tuner, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns where the best architecture of a search comes from."""
+    best, oracle = runner.best, runner.oracle
+    return {
+        "recipe": f"recipes/{recipe}.py",
+        "config": config.settings() | {"trials": len(runner.history)},
+        "seed": config.seed,
+        "score": best.score,
+        "score_name": str(oracle.objective.name),
+        "metrics": dict(best.metrics),
+        **provenance,
+        "trial": best.number,
+        "stopped": oracle.message or f"after {len(runner.history):,} trials",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "keras": keras.__version__,
+    }
+
+
+def _save_front(history: Sequence[tuner.Record], children: Children, name: str, source: Mapping[str, Any]) -> None:
+    """Writes a genotype file for each trial of the Pareto front, and the front itself; what was there goes."""
+    objectives, folder = children.config.objectives(), children.config.folder / "pareto"
+    shutil.rmtree(folder, ignore_errors=True)
+    if not objectives:
+        return
+    front = []
+    for record in tuner.pareto_front(history, objectives):
+        file = f"trial_{record.number:05d}.json"
+        own = {"score": record.score, "metrics": dict(record.metrics), "trial": record.number}
+        genotype = children.genotype(record.values, f"{name}_trial{record.number}", dict(source) | own)
+        zoo.save(genotype, folder / file)
+        front.append({"file": file, "trial": record.number, **{key: record.metrics[key] for key in objectives}})
+    atomic.write_atomically(
+        folder / "front.json", json.dumps({"objectives": objectives, "front": front}, indent=1) + "\n"
+    )
+
+
+@contextlib.contextmanager
+def _watch(observe: Observe | None, recipe: str, objective: str) -> Iterator[Observe]:
+    if observe is not None:
+        yield observe
+        return
+    with progress.shown(recipe, _SCORE_NAMES.get(objective, objective)) as show:
+        yield show

@@ -1,0 +1,151 @@
+"""The options that searches share, each a flag; light, so that `--help` loads neither Keras nor TensorFlow."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from zoo.genotype import near
+
+if TYPE_CHECKING:
+    from recipes.oracles import SearchOracle
+
+
+SEEDS = 1000  # at most, of one search over seeds: its seeds are those from SEEDS times its own
+
+
+def check_at_least(config: Any, least: dict[str, int]) -> None:
+    """Raises ValueError where an option is below its least value; None is no number and passes."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceConfig:
+    """Options of where trials run; none of them changes what a trial gives."""
+
+    workers: str = "0"  # 0 runs trials in this process, N in N processes of this machine, ray on a Ray cluster
+    trial_cpus: float = 1.0  # cores that Ray gives to a trial
+    trial_gpus: float = 0.0  # GPUs that Ray gives to a trial; two or more train it data-parallel
+    trials_at_once: int | None = None  # with Ray; none takes what the cluster has room for
+    retries: int = 1  # times that a trial is given out again after its worker died
+    silence: float = 1800.0  # seconds without a word from a trial after which its worker is given up
+
+    def __post_init__(self):
+        if self.workers != "ray" and not self.workers.isdecimal():
+            raise ValueError(f"workers is {self.workers!r}; expected a whole number, 0 for this process, or ray")
+        if self.retries < 0 or (self.trials_at_once is not None and self.trials_at_once < 1):
+            raise ValueError(
+                f"retries is {self.retries} and trials_at_once {self.trials_at_once}; "
+                "expected a whole number from 0, and one from 1 or none"
+            )
+        for name, least in {"silence": 0, "trial_cpus": -1, "trial_gpus": -1}.items():
+            if not (least < getattr(self, name) < math.inf) or getattr(self, name) < 0:
+                expected = "seconds above 0" if name == "silence" else "a number from 0"
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {expected}")
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether trials run in other processes."""
+        return self.workers == "ray" or int(self.workers) > 0
+
+
+PLACE_FIELDS = tuple(field.name for field in dataclasses.fields(PlaceConfig))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChildConfig(PlaceConfig):
+    """Options that every trial-based search has."""
+
+    trials: int = 24  # networks to train
+    seed: int = 0  # of the search, the networks' weights and the order of the images
+    data: str = "fashion_mnist_small"  # a name of recipes.images.sources: embedded, tfds:NAME or a folder of images
+    image_size: int | None = 14  # side in pixels that images are resized to; none keeps theirs
+    training_images: int | None = 2000  # for each trial, classes in proportion; none takes all
+    validation_images: int | None = 1000  # that a trial is scored on; none takes all
+    epochs: int = 2  # of each trial
+    batch_size: int = 64  # images in a training step
+    learning_rate: float = 0.05  # at the start of its one cosine period
+    weight_decay: float = 1e-4  # L2 on convolutions and the classifier
+    augment: bool = False  # crop, flip and cutout, which short trials are better without
+    max_params: int | None = None  # networks with more parameters are not trained
+    max_macs: int | None = None  # networks with more multiply-accumulates an image are not trained
+    max_sram: int | None = None  # networks whose int8 file takes more bytes of arena are not trained
+    max_flash: int | None = None  # networks whose int8 file has more bytes are not trained
+    max_latency: float | None = None  # networks that need more ms an image (LiteRT, one thread) are not trained
+    keep: int = 3  # checkpoints that stay: the best ones'
+    tensorboard: bool = False  # log each trial for TensorBoard, with its choices in the HParams table
+    pareto: tuple[str, ...] = ("val_accuracy:max", "params:min")  # what pareto/ trades off: metrics and directions
+    dry_run: bool = False  # build the largest network, take one step, print what the search would need, and stop
+    folder: Path = Path("runs/search")  # results, and the state to resume from
+
+    metrics: ClassVar[tuple[str, ...]] = (
+        "val_accuracy", "val_loss", "loss", "params", "macs", "peak_memory", "flash"
+    )  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = {"trials": 1, "epochs": 1, "batch_size": 1, "seed": 0, "keep": 0}
+        least |= {"image_size": 8, "training_images": 10, "validation_images": 10, "max_params": 1, "max_macs": 1}
+        check_at_least(self, least | {"max_sram": 1, "max_flash": 1})
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; "
+                "expected a rate above 0 and a decay of 0 or more"
+            )
+        if self.max_latency is not None and not self.max_latency > 0:
+            raise ValueError(f"max_latency is {self.max_latency}; expected milliseconds above 0")
+        self.objectives()
+
+    def objectives(self) -> dict[str, str]:
+        """Returns metric -> "max" or "min" of the Pareto front."""
+        found = {}
+        for text in self.pareto:
+            name, _, direction = text.partition(":")
+            if name not in self.metrics or direction not in ("max", "min"):
+                raise ValueError(
+                    f"pareto names {text!r}{near(name, self.metrics)}; expected NAME:max or NAME:min, "
+                    f"with a name of {', '.join(self.metrics)}"
+                )
+            found[name] = direction
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be equal for a search to resume: all but its length, its folder and what is kept of it."""
+        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", *PLACE_FIELDS)
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ControllerConfig(ChildConfig):
+    """Options of the searches whose trials an LSTM controller draws, NASNet's and MnasNet's."""
+
+    algorithm: Literal["ppo", "reinforce", "random"] = "ppo"  # random is the papers' baseline
+    hidden: int = 100  # units of the controller
+    controller_rate: float = 0.0035  # the controller's learning rate
+    controller_batch: int = 4  # networks between two updates of the controller
+    entropy: float = 0.00001  # weight of the controller's entropy
+    baseline: float = 0.95  # what stays of the moving average of scores at each score
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, {"hidden": 1, "controller_batch": 1})
+
+    def make_oracle(self, arguments: dict[str, Any]) -> "SearchOracle":
+        """Returns the oracle of `algorithm`; `arguments` are those of every oracle."""
+        from recipes.oracles import ControllerOracle, RandomSearch
+
+        if self.algorithm == "random":
+            return RandomSearch(**arguments)
+        return ControllerOracle(
+            **arguments,
+            algorithm=self.algorithm,
+            hidden=self.hidden,
+            learning_rate=self.controller_rate,
+            batch=self.controller_batch,
+            entropy=self.entropy,
+            baseline=self.baseline,
+        )

@@ -136,7 +136,12 @@ def search_randomly(children: Children, recipe: str, observe: Observe | None = N
 
 
 def search_by_seeds(
-    children: Children, recipe: str, find: Find, judge: Judge, baseline: int, observe: Observe | None = None
+    children: Children,
+    recipe: str,
+    find: Find,
+    judge: Judge,
+    baseline: int,
+    observe: Observe | None = None,
 ) -> Genotype:
     """Searches once for each of `trials` seeds, trains what is found, and returns the best of it.
 

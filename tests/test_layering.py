@@ -31,7 +31,6 @@ ROOMS = ("recipes.darts", "recipes.enas", "recipes.tinynas")
 FOLLOWS = {  # program -> the programs or rooms that it builds on
     "recipes.tour": ("recipes",),
     "recipes.measure_latencies": ("recipes.mnasnet",),  # whose layers it measures
-    "recipes.report": ("recipes.darts",),  # whose card has a picture of its own
 }
 MODEL_ONLY = ("zoo.cost", "zoo.deploy")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}

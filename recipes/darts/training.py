@@ -22,7 +22,6 @@ from recipes.images import sources as image_data
 from recipes.training import tensorflow_options
 from zoo import atomic
 from zoo.genotype import CellGraph, Cells
-from zoo.genotype_json import graph_as_dict
 
 _ADAM_BETAS, _ADAM_EPSILON = (0.5, 0.999), 1e-8  # of the alphas (Liu et al. 2019, A.1.1)
 _ALPHA_DECAY = 1e-3

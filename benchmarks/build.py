@@ -30,7 +30,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
     import numpy as np
 
     import zoo
-    from recipes.training.descent import Descent, Learner
+    from recipes.training.loop import Settings
 
     keras.utils.set_random_seed(0)
     theirs = {"mobile": keras.applications.NASNetMobile, "large": keras.applications.NASNetLarge}
@@ -47,7 +47,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
     model = theirs[preset](weights=None) if side == SIDES[2] else build("nasnet_a", preset)
     lap()
     if side == SIDES[1]:
-        Learner(model, Descent()).step(images, labels, 0.01)  # a softmax more than training has costs nothing
+        Settings().learner(model).step(images, labels, 0.01)  # a softmax more than training has costs nothing
     else:
         model.compile(keras.optimizers.SGD(0.01, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
         model.train_on_batch(images, labels)

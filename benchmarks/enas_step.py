@@ -31,7 +31,8 @@ from recipes.enas.micro import MicroSupernet
 from recipes.enas.shared_weights import Descent as SharedDescent
 from recipes.enas.shared_weights import SharedWeights
 from recipes.training import tensorflow_options
-from recipes.training.descent import Descent, Learner
+from recipes.training.loop import Settings
+from recipes.training.optimizer import Optimizer
 from zoo.genotype import Genotype
 
 STEPS = 5
@@ -73,7 +74,8 @@ def compare(macro: bool, full: bool, paths: int) -> None:
         path = random_path(net, rng)
         fixed = []
         for rewritten in (False, True):
-            learner = Learner(fixed_network(net, path), Descent(nesterov=True, weight_decay=2e-4, clip=5.0))
+            optimizer = Optimizer(nesterov=True, weight_decay=2e-4, clip=5.0)
+            learner = Settings(optimizer=optimizer).learner(fixed_network(net, path))
 
             def step(learner: Any = learner) -> float:
                 return float(learner.step(images, labels, 0.05)[0])

@@ -200,7 +200,8 @@ def _trained(
         make().load_weights(folder / WEIGHTS)
     else:
         tell(f"training for {_epochs(config.epochs)} on {len(train):,} images")
-        trial.train(make, train, source.validation, trial.Training(config.epochs), seed=seed, folder=folder)
+        settings = trial.child_settings(len(train), config.epochs, batch_size=64)
+        trial.train(make, train, source.validation, settings, seed=seed, folder=folder)
     model = zoo.build(small.genotype(), **size)
     transfer(made[-1], model)
     return model

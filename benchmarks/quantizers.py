@@ -50,7 +50,8 @@ def trained(family: str, source: data.Data) -> keras.Model:
             classifier_activation=activation,
         )
 
-    trial.train(make, source.train, source.validation, trial.Training(EPOCHS), seed=SEED)
+    settings = trial.child_settings(len(source.train), EPOCHS, batch_size=64)
+    trial.train(make, source.train, source.validation, settings, seed=SEED)
     model = build("softmax")
     transfer(made[-1], model)
     return model

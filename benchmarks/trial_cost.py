@@ -44,11 +44,11 @@ def networks():
 
 def ours(build, images, labels) -> None:
     """Builds a network and takes one step, as recipes.engine.child_training does."""
-    from recipes.engine import child_training as trial
-    from recipes.training.descent import Learner
+    from recipes.engine import child_training
+    from recipes.training.tensorflow_options import without_rewrites
 
-    with trial._no_rewrites():
-        learner = Learner(build(), trial.Training(batch_size=BATCH).descent())
+    with without_rewrites():
+        learner = child_training.child_settings(len(images), 1, BATCH).learner(build())
         float(learner.step(images, labels, 0.05)[0])
 
 

@@ -330,5 +330,5 @@ def _watch(observe: Observe | None, recipe: str, objective: str) -> Iterator[Obs
     if observe is not None:
         yield observe
         return
-    with progress.shown(recipe, _SCORE_NAMES.get(objective, objective)) as show:
+    with progress.show_progress(recipe, _SCORE_NAMES.get(objective, objective)) as show:
         yield show

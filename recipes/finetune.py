@@ -20,10 +20,10 @@ from recipes import _main
 from recipes.deployable import PREPROCESSING
 from recipes.images import augment
 from recipes.images import sources as data
-from recipes.training import display as training_display
-from recipes.training.descent import Descent
-from recipes.training.fitting import STATE_FILE, Outcome, Settings, fit
-from recipes.training.judging import accuracy
+from recipes.training import progress
+from recipes.training.evaluation import measure_accuracy
+from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
+from recipes.training.optimizer import Optimizer
 from recipes.training.schedules import Schedule
 from zoo.atomic import write_atomically
 from zoo.weights.published import transfer
@@ -104,9 +104,9 @@ def finetune(config: Config) -> Finetuned:
         for layer in network.layers:
             layer.trainable = phase == "all" or layer.name == _HEAD
         settings = Settings(
-            epochs, config.batch_size, Schedule(rate=rate), Descent(nesterov=True, weight_decay=1e-4, clip=5.0)
+            epochs, config.batch_size, Schedule(rate=rate), Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0)
         )
-        with training_display.shown(f"finetune, {phase}") as observe:
+        with progress.show_progress(f"finetune, {phase}", unit="epoch") as observe:
             phases[phase] = fit(
                 network,
                 images.train,
@@ -120,7 +120,7 @@ def finetune(config: Config) -> Finetuned:
                 observe=observe,
             )
     final = _with_probabilities(network)
-    result = Finetuned(final, phases, accuracy(final, images.test, preprocess), notes)
+    result = Finetuned(final, phases, measure_accuracy(final, images.test, preprocess), notes)
     _write(config, result, images)
     for phase in phases:
         (config.folder / phase / STATE_FILE).unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def measure(config: Config, observe: Observe | None = None) -> "LatencyTable":
     measured = latency.MeasuredLatencies(config.folder, {})
     milliseconds = {}
     try:
-        with progress.shown("latencies", "latency") as show:
+        with progress.show_progress("latencies", "latency") as show:
             for number, (name, build) in enumerate(layers):
                 (observe or show)(Status(number, len(layers), None, None, 0.0, name))
                 milliseconds[name] = measured(name, build)

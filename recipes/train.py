@@ -24,11 +24,11 @@ from recipes import _main
 from recipes.deployable import PREPROCESSING
 from recipes.images import augment
 from recipes.images import sources as data
-from recipes.training import display as training_display
-from recipes.training.descent import Descent
+from recipes.training import progress
 from recipes.training.drop_path import scheduled
-from recipes.training.fitting import STATE_FILE, Outcome, Settings, fit
-from recipes.training.judging import accuracy
+from recipes.training.evaluation import measure_accuracy
+from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
+from recipes.training.optimizer import Optimizer
 from recipes.training.paper_settings import Paper, paper_of
 from recipes.training.schedules import Schedule
 from zoo.atomic import write_atomically
@@ -87,7 +87,7 @@ PRESETS = {
 
 SMALL = Paper(
     Settings(
-        6, 64, Schedule("cosine", 0.1, warmup=0.5), Descent(nesterov=True, weight_decay=5e-4, clip=5.0)
+        6, 64, Schedule("cosine", 0.1, warmup=0.5), Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)
     ),
     "measured on the embedded images", auxiliary=False,
 )  # fmt: skip
@@ -133,7 +133,7 @@ def train(config: Config) -> Trained | None:
         fit(twin.model, images.train.first(2), images.train.first(2), one, augment=policy, drop_path=twin.progress)
         print(f"dry run: {images}\n{network.name}: {network.count_params():,} parameters\n{settings}\n{paper.source}")
         return None
-    with training_display.shown("train") as observe:
+    with progress.show_progress("train", unit="epoch") as observe:
         outcome = fit(
             twin.model,
             images.train,
@@ -150,7 +150,7 @@ def train(config: Config) -> Trained | None:
         )
     plain = zoo.build(genotype, preset, **size)
     transfer(twin.model, plain)
-    trained = Trained(plain, outcome, accuracy(plain, images.test, PREPROCESSING[config.preprocess]))
+    trained = Trained(plain, outcome, measure_accuracy(plain, images.test, PREPROCESSING[config.preprocess]))
     _write(config, trained, images, paper)
     (config.folder / STATE_FILE).unlink(missing_ok=True)
     return trained

@@ -147,7 +147,7 @@ def test_options_out_of_range_are_refused(options: dict, message: str):
 
 def test_a_log_gets_few_lines_and_the_last_one():
     text = io.StringIO()
-    with progress.shown("amoebanet", "accuracy", Console(file=text, width=200)) as show:
+    with progress.show_progress("amoebanet", "accuracy", Console(file=text, width=200)) as show:
         for done in range(5):
             show(Status(done, 5, 0.5 + done / 10, 90.0, 0.0, "epoch 1 of 2"))
         show(Status(5, 5, 0.9, 0.0, 0.0, ""))

@@ -1,8 +1,10 @@
 """Long trainings: schedules and steps by hand, the best weights, kills that change nothing."""
 
 import dataclasses
+import functools
 import json
 import math
+import signal
 
 import keras
 import numpy as np
@@ -11,14 +13,14 @@ import tensorflow as tf
 
 import zoo
 from recipes.images import augment
-from recipes.images.parts import Arrays
-from recipes.training import fitting as training
-from recipes.training.descent import Descent, Learner
-from recipes.training.display import Moment
+from recipes.images.parts import Arrays, Batches
 from recipes.training.drop_path import scheduled
-from recipes.training.fitting import Settings, fit
-from recipes.training.judging import accuracy
+from recipes.training.evaluation import Evaluator, measure_accuracy
+from recipes.training.loop import STATE_FILE, DivergedError, Settings, fit, run_epochs
+from recipes.training.optimizer import Optimizer
+from recipes.training.progress import Status
 from recipes.training.schedules import Schedule
+from recipes.training.state import TrainingState, locked
 
 
 def part(count=64, seed=0, side=8):
@@ -62,8 +64,9 @@ def test_cosine_goes_from_the_rate_to_the_last():
 
 def test_warmup_grows_linearly():
     cosine = Schedule("cosine", rate=0.1, warmup=2)
-    assert cosine.at(0, 10) == 0
-    assert cosine.at(1, 10) == pytest.approx(0.5 * 0.05 * (1 + math.cos(math.pi / 10)))
+    assert cosine.at_step(0, 4, 10) == pytest.approx(0.1 / 8)  # the first of 8 steps
+    assert cosine.at_step(3, 4, 10) == pytest.approx(0.5 * 0.05 * (1 + math.cos(math.pi * 3 / 40)))
+    assert cosine.at_step(8, 4, 10) == cosine.at(2, 10)
 
 
 def test_restarts_of_enas_last_10_20_40_epochs_and_end_with_630():
@@ -98,31 +101,31 @@ IMAGE = np.array([[1.0, 2.0]], np.float32)
 GRADIENT = np.array([[-0.5, 0.5], [-1.0, 1.0]])
 
 
-def kernel_after(descent, steps=1, rate=0.1):
+def kernel_after(optimizer, steps=1, rate=0.1, **settings):
     model = dense()
-    learner = Learner(model, descent)
+    learner = Settings(optimizer=optimizer, **settings).learner(model)
     for _ in range(steps):
         learner.step(IMAGE, np.array([0]), rate)
     return model.layers[1].get_weights()[0]
 
 
 def test_step_of_sgd():
-    np.testing.assert_allclose(kernel_after(Descent(momentum=0.0)), 0.5 - 0.1 * GRADIENT, rtol=1e-6)
+    np.testing.assert_allclose(kernel_after(Optimizer(momentum=0.0)), 0.5 - 0.1 * GRADIENT, rtol=1e-6)
 
 
 def test_first_step_of_nesterov_is_one_and_nine_tenths_of_the_gradient():
-    np.testing.assert_allclose(kernel_after(Descent(nesterov=True)), 0.5 - 0.19 * GRADIENT, rtol=1e-6)
+    np.testing.assert_allclose(kernel_after(Optimizer(nesterov=True)), 0.5 - 0.19 * GRADIENT, rtol=1e-6)
 
 
 def test_first_step_of_rmsprop_divides_by_the_root_of_a_mean_that_starts_at_one():
     mean = 0.9 + 0.1 * GRADIENT**2
-    after = kernel_after(Descent("rmsprop", epsilon=0.001))
+    after = kernel_after(Optimizer("rmsprop", epsilon=0.001))
     np.testing.assert_allclose(after, 0.5 - 0.1 * GRADIENT / np.sqrt(mean + 0.001), rtol=1e-5)
 
 
 def test_weight_decay_adds_w_times_the_weight():
     np.testing.assert_allclose(
-        kernel_after(Descent(momentum=0.0, weight_decay=0.2)), 0.5 - 0.1 * (GRADIENT + 0.2 * 0.5), rtol=1e-6
+        kernel_after(Optimizer(momentum=0.0, weight_decay=0.2)), 0.5 - 0.1 * (GRADIENT + 0.2 * 0.5), rtol=1e-6
     )
 
 
@@ -136,7 +139,7 @@ def test_biases_and_normalisation_decay_only_where_they_are_asked_to(options, ga
     norm, head = keras.layers.BatchNormalization(), keras.layers.Dense(2, kernel_initializer="zeros")
     model = keras.Model(inputs, head(norm(inputs)))
     head.bias.assign(np.ones(2))
-    learner = Learner(model, Descent(momentum=0.0, weight_decay=0.2, **options))
+    learner = Settings(optimizer=Optimizer(momentum=0.0, weight_decay=0.2, **options)).learner(model)
     learner.step(np.zeros((2, 2), np.float32), np.array([0, 1]), 0.1)  # the gradients of the two images cancel out
     np.testing.assert_allclose(norm.gamma, [gamma, gamma], rtol=1e-6)
     np.testing.assert_allclose(head.bias, [bias, bias], rtol=1e-6)
@@ -145,12 +148,12 @@ def test_biases_and_normalisation_decay_only_where_they_are_asked_to(options, ga
 def test_clipping_scales_the_gradient_to_the_norm():
     norm = math.sqrt((GRADIENT**2).sum() + 2 * 0.5**2)
     np.testing.assert_allclose(
-        kernel_after(Descent(momentum=0.0, clip=0.3)), 0.5 - 0.1 * GRADIENT * 0.3 / norm, rtol=1e-5
+        kernel_after(Optimizer(momentum=0.0, clip=0.3)), 0.5 - 0.1 * GRADIENT * 0.3 / norm, rtol=1e-5
     )
 
 
 def test_label_smoothing_moves_the_truth():
-    after = kernel_after(Descent(momentum=0.0, label_smoothing=0.2))  # truth 0.9, 0.1
+    after = kernel_after(Optimizer(momentum=0.0), label_smoothing=0.2)  # truth 0.9, 0.1
     np.testing.assert_allclose(after, 0.5 - 0.1 * GRADIENT * 0.8, rtol=1e-5)
 
 
@@ -158,7 +161,7 @@ def test_auxiliary_loss_counts_four_tenths():
     image = keras.Input((2,))
     heads = [keras.layers.Dense(2, kernel_initializer="zeros", name=name)(image) for name in ("main", "auxiliary")]
     model = keras.Model(image, heads)
-    loss, right = Learner(model, Descent(momentum=0.0)).step(IMAGE, np.array([0]), 0.1)
+    loss, right = Settings(optimizer=Optimizer(momentum=0.0)).learner(model).step(IMAGE, np.array([0]), 0.1)
     np.testing.assert_allclose(model.get_layer("main").get_weights()[0], -0.1 * GRADIENT, rtol=1e-6)
     np.testing.assert_allclose(model.get_layer("auxiliary").get_weights()[0], -0.04 * GRADIENT, rtol=1e-6)
     assert float(loss) == pytest.approx(math.log(2))
@@ -168,7 +171,7 @@ def test_auxiliary_loss_counts_four_tenths():
 # Whole trainings
 
 SETTINGS = Settings(
-    epochs=4, batch_size=16, schedule=Schedule(rate=0.05), descent=Descent(weight_decay=1e-4, clip=5.0), average=0.9
+    epochs=4, batch_size=16, schedule=Schedule(rate=0.05), optimizer=Optimizer(weight_decay=1e-4, clip=5.0), average=0.9
 )
 
 
@@ -180,8 +183,8 @@ def run(folder, stop_after=None, settings=SETTINGS, make=linear, **options):
     class KilledError(Exception):
         pass
 
-    def observe(moment: Moment):
-        if stop_after is not None and moment.done > stop_after + 0.4:
+    def observe(status: Status):
+        if stop_after is not None and status.done + status.share > stop_after + 0.4:
             raise KilledError
 
     try:
@@ -225,9 +228,9 @@ def test_state_of_another_training_is_refused(tmp_path):
 
 def test_damaged_state_is_refused(tmp_path):
     run(tmp_path, stop_after=1)
-    whole = (tmp_path / training.STATE_FILE).read_bytes()
+    whole = (tmp_path / STATE_FILE).read_bytes()
     for damaged in (b"", b"not an archive", whole[: len(whole) // 2]):
-        (tmp_path / training.STATE_FILE).write_bytes(damaged)
+        (tmp_path / STATE_FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match="delete it to begin anew"):
             run(tmp_path)
 
@@ -237,19 +240,19 @@ def test_best_weights_are_those_of_the_best_validation_epoch(tmp_path):
     accuracies = [record["val_accuracy"] for record in outcome.history]
     assert outcome.accuracy == max(accuracies)
     assert outcome.epoch == 1 + accuracies.index(max(accuracies))
-    assert accuracy(model, part(32, seed=1)) == pytest.approx(outcome.accuracy)
+    assert measure_accuracy(model, part(32, seed=1)) == pytest.approx(outcome.accuracy)
 
 
 def test_average_follows_the_weights_by_hand():
-    model = dense()
-    settings = Settings(average=0.5)
-    averaging = training._Run(model, part(), settings, 0, None, augment.UNIT, None)
-    model.layers[1].set_weights([np.ones((2, 2)), np.ones(2)])
-    averaging._average(tf.constant(0.5))
-    np.testing.assert_allclose(averaging._averages[0], np.full((2, 2), 0.75))  # of 0.5 and 1
-    with averaging.judged_weights():
-        np.testing.assert_allclose(model.get_weights()[0], 0.75)
-    np.testing.assert_allclose(model.get_weights()[0], 1.0)
+    # The gradients of the two images cancel out, and all that a step does is to halve the weights of ones.
+    decay = Optimizer(momentum=0.0, weight_decay=0.5, decay_all=True)
+    model, image = keras.Sequential([keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]), None
+    model.set_weights([np.ones((1, 2)), np.ones(2)])
+    image = np.zeros((2, 1, 1, 1), np.uint8)
+    data = Arrays(image, np.array([0, 1]))
+    fit(model, data, data, Settings(1, 2, Schedule(rate=1.0), decay, average=0.9))
+    # in the first step the factor is 1/10: 1/10 of 1 and 9/10 of 0.5
+    np.testing.assert_allclose(model.get_weights()[1], [0.55, 0.55], rtol=1e-6)
 
 
 def test_searched_cell_with_drop_path_learns_and_traces_once():
@@ -276,7 +279,7 @@ def test_frozen_layers_stay_as_they_are():
 
 
 def test_diverging_training_says_what_to_do():
-    with pytest.raises(training.DivergedError, match="lower the learning rate"):
+    with pytest.raises(DivergedError, match="lower the learning rate"):
         fit(linear(), part(), part(8), Settings(epochs=3, batch_size=8, schedule=Schedule(rate=1e38)))
 
 
@@ -292,15 +295,193 @@ def test_tensorboard_on_request(tmp_path):
     assert tags == {"learning_rate", "loss", "accuracy", "seconds", "val_loss", "val_accuracy"}
 
 
-@pytest.mark.parametrize("options", [{"epochs": 0}, {"batch_size": 0}, {"average": 1.0}])
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"batch_size": 0}, {"average": 1.0}, {"label_smoothing": 1.0}])
 def test_settings_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match="expected"):
         Settings(**options)
 
 
 @pytest.mark.parametrize(
-    "options", [{"optimizer": "adam"}, {"optimizer": "rmsprop", "nesterov": True}, {"clip": 0}, {"momentum": 1}]
+    "options",
+    [{"kind": "adagrad"}, {"kind": "rmsprop", "nesterov": True}, {"clip": 0}, {"momentum": 1}, {"decay_in": "x"}],
 )
 def test_steps_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options)) if len(options) == 1 else "nesterov"):
-        Descent(**options)
+        Optimizer(**options)
+
+
+# One optimiser for lists of weights and flat vectors
+
+
+def vector_after(optimizer, gradients, rate=0.1, decayed=None):
+    weights = [tf.Variable([1.0, -2.0])]
+    slots = optimizer.make_slots(weights)
+    for gradient in gradients:
+        optimizer.apply(weights, slots, [tf.constant(gradient)], rate, decayed)
+    return weights[0].numpy()
+
+
+def test_a_mask_says_which_values_of_a_flat_vector_decay():
+    optimizer = Optimizer(momentum=0.0, weight_decay=0.5)
+    after = vector_after(optimizer, [[0.0, 0.0]], decayed=[tf.constant([1.0, 0.0])])
+    np.testing.assert_allclose(after, [0.95, -2.0], rtol=1e-6)
+
+
+def test_decay_is_clipped_with_the_gradient_or_added_after():
+    gradient = [[3.0, 4.0]]  # of length 5
+    options = {"momentum": 0.0, "weight_decay": 1.0, "decay_all": True, "clip": 1.0}
+    in_loss = vector_after(Optimizer(decay_in="loss", **options), gradient)
+    sum_of_both = np.array([4.0, 2.0])
+    np.testing.assert_allclose(in_loss, [1.0, -2.0] - 0.1 * sum_of_both / np.linalg.norm(sum_of_both), rtol=1e-6)
+    after = vector_after(Optimizer(decay_in="gradient", **options), gradient)
+    np.testing.assert_allclose(after, [1 - 0.1 * (0.6 + 1), -2 - 0.1 * (0.8 - 2)], rtol=1e-6)
+
+
+def test_two_steps_of_adam_with_decay_apart_from_the_gradient():
+    optimizer = Optimizer("adam", mean_decay=0.999, epsilon=1e-8, weight_decay=0.1, decay_all=True, decay_in="weights")
+    after = vector_after(optimizer, [[2.0, -2.0], [2.0, -2.0]])
+    # equal gradients: both means are the gradient's own, so each step goes by the rate, after a decay by 1 - 0.1 x 0.1
+    expected = 1.0
+    for _ in range(2):
+        expected = expected * 0.99 - 0.1
+    np.testing.assert_allclose(after, [expected, -(2 * 0.99 - 0.1) * 0.99 + 0.1], rtol=1e-5)
+
+
+def test_a_graph_of_the_first_tensorflow_takes_the_same_steps():
+    optimizer = Optimizer(nesterov=True, weight_decay=0.1, decay_all=True, clip=1.0)
+    gradients = [[3.0, 4.0], [0.1, 0.2]]
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        weights = [tf.Variable([1.0, -2.0])]
+        slots = optimizer.make_slots(weights)
+        gradient = tf.compat.v1.placeholder(tf.float32, [2])
+        step = optimizer.apply(weights, slots, [gradient], 0.1)
+        session.run([variable.initializer for variable in (*weights, *slots)])
+        for values in gradients:
+            session.run(step, {gradient: values})
+        found = session.run(weights[0])
+    np.testing.assert_array_equal(found, vector_after(optimizer, gradients))
+
+
+# The loop itself
+
+
+def test_a_loop_saved_within_an_epoch_resumes_at_the_step(tmp_path):
+    def train(stop_at=None):
+        total = tf.Variable(0.0)
+        taken = []
+
+        def step(epoch, number):
+            if len(taken) == stop_at:
+                raise KeyboardInterrupt
+            taken.append((epoch, number))
+            total.assign_add(10.0 * epoch + number)
+            return (total.numpy(),)
+
+        history = run_epochs(
+            step,
+            lambda history, values: {"epoch": len(history), "losses": [float(loss) for (loss,) in values]},
+            epochs=2,
+            steps=3,
+            variables={"total": [total]},
+            state=TrainingState(tmp_path / "state.npz", {}),
+            save_seconds=0.0,
+        )
+        return taken, history
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop_at=4)
+    taken, history = train()
+    assert taken == [(1, 1), (1, 2)]
+    assert history == [{"epoch": 0, "losses": [0.0, 1.0, 3.0]}, {"epoch": 1, "losses": [13.0, 24.0, 36.0]}]
+    assert train() == ([], history)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_saves_it(tmp_path):
+    taken = []
+
+    def step(epoch, number):
+        if number == 2 and not taken[2:]:
+            signal.raise_signal(signal.SIGINT)
+        taken.append(number)
+        return (0.0,)
+
+    def train():
+        return run_epochs(
+            step,
+            lambda history, values: {},
+            epochs=1,
+            steps=5,
+            state=TrainingState(tmp_path / "state.npz", {}),
+            save_seconds=1e9,
+        )
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before
+    train()
+    assert taken == [0, 1, 2, 3, 4]
+
+
+def test_a_loop_ends_early_where_a_record_says_so(tmp_path):
+    state = TrainingState(tmp_path / "state.npz", {})
+    run = functools.partial(
+        run_epochs,
+        lambda epoch, number: (0.0,),
+        lambda history, values: {"skips": len(history)},
+        epochs=9,
+        steps=1,
+        state=state,
+        stop=lambda record: record["skips"] == 2,
+    )
+    assert [record["skips"] for record in run()] == [0, 1, 2]
+    assert [record["skips"] for record in run()] == [0, 1, 2]
+
+
+def test_a_state_that_does_not_fit_is_passed_over_where_the_work_is_short(tmp_path):
+    weight = tf.Variable(1.0)
+    TrainingState(tmp_path / "state.npz", {"seed": 0}).save({"step": 1}, {"weight": [weight]})
+    assert TrainingState(tmp_path / "state.npz", {"seed": 1}, strict=False).restore({"weight": [weight]}) is None
+    arrays = [np.zeros(())]
+    assert TrainingState(tmp_path / "state.npz", {"seed": 0}).restore({"weight": arrays}) == {"step": 1}
+    assert arrays[0] == 1.0  # arrays are filled in place
+
+
+def test_a_locked_folder_is_refused_to_others(tmp_path):
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(BlockingIOError, match="in use by another process"),
+        locked(tmp_path / "run"),
+    ):
+        pass
+    with locked(tmp_path / "run"):  # free again
+        pass
+
+
+# Batches and evaluation
+
+
+@pytest.mark.parametrize("keep_last", [True, False])
+def test_a_batch_depends_on_its_place_alone(keep_last):
+    batches = Batches(part(10), 4, seed=3, keep_last=keep_last)
+    assert batches.steps == (3 if keep_last else 2)
+    whole = [batches.batch(epoch, number) for epoch in range(2) for number in range(batches.steps)]
+    images, labels = Batches(part(10), 4, seed=3, keep_last=keep_last).batch(1, 1)
+    np.testing.assert_array_equal(images, whole[batches.steps + 1][0])
+    np.testing.assert_array_equal(labels, whole[batches.steps + 1][1])
+    assert not np.array_equal(whole[0][0], whole[batches.steps][0])
+    assert len(whole[batches.steps - 1][1]) == (2 if keep_last else 4)
+
+
+def test_streams_of_one_seed_draw_other_orders():
+    first, second = (Batches(part(32), 16, seed=3, stream=[place]) for place in (0, 1))
+    assert not np.array_equal(first.batch(0, 0)[0], second.batch(0, 0)[0])
+
+
+def test_evaluation_is_keras_own_traced_or_not():
+    model, data = linear(), part(90)
+    logits = model.predict(data.images / np.float32(255), verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(data.labels, logits)
+    expected = np.mean(logits.argmax(axis=1) == data.labels), float(loss)
+    assert Evaluator(model, data)() == pytest.approx(expected, rel=1e-5)
+    assert Evaluator(model, data, batch_size=8)() == pytest.approx(expected, rel=1e-5)  # twelve batches: traced

@@ -19,6 +19,7 @@ from recipes.images import sources as image_data
 from recipes.images import stand_in
 from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
+from recipes.training.loop import Settings
 from zoo.genotype import Genotype
 
 OBJECTIVE = "val_accuracy"
@@ -183,10 +184,12 @@ class Children:
         train = self.images.train
         return Normalization.of(train.images if isinstance(train, Arrays) else train.head(_NORMALIZED_BY)[0])
 
-    def training(self) -> trial.Training:
+    def training(self) -> Settings:
         """Returns how a child is trained."""
         config = self.config
-        return trial.Training(config.epochs, config.batch_size, config.learning_rate, weight_decay=config.weight_decay)
+        return trial.child_settings(
+            len(self.images.train), config.epochs, config.batch_size, config.learning_rate, config.weight_decay
+        )
 
 
 def cell_presets(repeats: int, filters: int) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,13 @@
-"""A part of a data set, train, validation or test: arrays where it fits in memory, and batches for Keras always."""
+"""A part of a data set, train, validation or test: arrays where it fits in memory, and batches always.
+
+`Part.dataset` is a tf.data pipeline, for Keras and long trainings; `Batches` samples a part without one, for what a
+search trains: to build a pipeline takes as long as many of a child's steps.
+"""
 
 import abc
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +95,7 @@ class Part(abc.ABC):
         """Batches of (images, labels) for `fit` and `evaluate`.
 
         Shuffle and augmentation depend on `seed`, the epoch and the batch's place in it, on nothing before: a run that
-        goes on at epoch k sees what it would have seen without the break:
+        resumes at epoch k sees what it would have seen without the break:
 
             model.fit(
                 part.dataset(64, training=True, augment=policy, seed=1, epoch=k, epochs=None),
@@ -106,7 +110,7 @@ class Part(abc.ABC):
             preprocess: from batches of 0..255 to what the model takes; 0..1 by default.
             seed: has no effect where nothing is drawn: without `training`.
             epoch: the first one.
-            epochs: how many, one behind the other; None goes on for ever.
+            epochs: how many, one after the other; None never ends.
         """
         self._check(batch_size, training, augment, epoch, epochs)
         drop_remainder = training and len(self) >= batch_size
@@ -198,7 +202,7 @@ class Arrays(Part):
 
 
 class Stream(Part):
-    """A part that is read anew in every epoch; an heir says how what is stored becomes an image.
+    """A part that is read anew in every epoch; a subclass says how what is stored becomes an image.
 
     Args:
         stored: (string, int32 label) for each example, always in the same order; the string is an encoded image or
@@ -254,6 +258,63 @@ class Stream(Part):
         batches = [(images.numpy(), labels.numpy()) for images, labels in self._batches(1024, None, False)]
         images, labels = zip(*batches, strict=True)
         return Arrays(np.concatenate(images), np.concatenate(labels))
+
+
+class Batches:
+    """Training batches of a part; each depends on the seed, its epoch and its number alone, on nothing before.
+
+    Args:
+        part: the images.
+        batch_size: at least 1.
+        seed: of order and augmentation; `stream` tells apart what else one seed draws, such as two halves' batches.
+        normalize: 0..255 to what the network reads.
+        augment: of uint8 images, by a seed made of `seed`, `stream` and the number of batches before.
+        keep_last: whether an epoch ends with a batch that may be smaller; else these images come in other epochs.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch_size: int,
+        seed: int,
+        *,
+        stream: Sequence[int] = (),
+        normalize: Callable[[Any], Any] = augmentations.UNIT,
+        augment: augmentations.Step | None = None,
+        keep_last: bool = False,
+    ):
+        self._part, self._size, self._seed, self._stream = part, batch_size, seed, tuple(stream)
+        self._normalize, self._augment = normalize, augment
+        whole_batches = isinstance(part, Stream) or not keep_last
+        self.steps = part.steps(batch_size, training=whole_batches)  # of an epoch
+        self._place: tuple[int, int] | None = None  # of the batch that the open iterator gives next
+        self._open: Iterator[tuple[Any, Any]] = iter(())
+
+    def batch(self, epoch: int, number: int) -> tuple[Any, Any]:
+        """Returns images, float32 and normalised, and labels of batch `number` of an epoch, both from 0."""
+        if self._place != (epoch, number):
+            self._open = self._raw(epoch, number)
+        images, labels = next(self._open)
+        self._place = (epoch, number + 1)
+        if self._augment is not None:
+            key = tf.constant([self._seed % 2**31, epoch * self.steps + number])
+            for place in filter(None, self._stream):
+                key = tf.random.fold_in(key, place)
+            images = self._augment(tf.constant(images), key)
+        return tf.cast(self._normalize(images), tf.float32), labels
+
+    def _raw(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
+        part, size = self._part, self._size
+        if isinstance(part, Stream):
+            dataset = part.dataset(
+                size, training=True, preprocess=lambda images: images, seed=self._seed % 2**31, epoch=epoch
+            )
+            yield from dataset.skip(first)
+            return
+        order = np.random.default_rng([self._seed, *self._stream, epoch]).permutation(len(part))
+        for number in range(first, self.steps):
+            chosen = order[number * size : (number + 1) * size]
+            yield part.images[chosen], part.labels[chosen]
 
 
 def _class_by_class(labels: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def search(config: Config, observe: Callable[[Status], None] | None = None) -> G
 
 
 def _watched(observe: Callable[[Status], None] | None) -> Any:
-    return progress.shown("tinynas", "validation accuracy") if observe is None else contextlib.nullcontext(observe)
+    return progress.show_progress("tinynas") if observe is None else contextlib.nullcontext(observe)
 
 
 def first_stage(config: Config, report: Callable[[float, str], None]) -> Explored:

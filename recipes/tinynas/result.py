@@ -22,6 +22,7 @@ from recipes.images.parts import Part
 from recipes.tinynas.children import SubNetworks, candidates
 from recipes.tinynas.config import Config
 from recipes.tinynas.export import standalone
+from recipes.training.evaluation import measure_accuracy
 from zoo import atomic
 from zoo.deploy import measure, tflite, tflite_file
 from zoo.genotype import Genotype
@@ -98,7 +99,7 @@ def _fine_tuned(
     config = _config(children)
     statistics = children.scorer.statistics(values)
     inherited = standalone(children.net, children.weights, statistics, values, found)
-    before, _ = trial.evaluate(inherited, test, children.normalization)
+    before = measure_accuracy(inherited, test, children.normalization)
     tuner.forget_models()
 
     def make() -> keras.Model:
@@ -127,7 +128,7 @@ def _trained(
     )  # fmt: skip
     model = make()
     model.load_weights(folder / "model.weights.h5")
-    accuracy, _ = trial.evaluate(model, test, children.normalization)
+    accuracy = measure_accuracy(model, test, children.normalization)
     tuner.forget_models()
     return {"val_accuracy": learnt["val_accuracy"], "test_accuracy": accuracy}
 

@@ -8,8 +8,8 @@ does not say, the row's note does.
 import dataclasses
 from typing import Literal
 
-from recipes.training.descent import Descent
-from recipes.training.fitting import Settings
+from recipes.training.loop import Settings
+from recipes.training.optimizer import Optimizer
 from recipes.training.schedules import Schedule
 
 
@@ -25,17 +25,20 @@ class Paper:
     augment: Literal["crop", "cutout", "imagenet"] = "crop"
 
 
-def _cosine(rate: float, epochs: int, batch_size: int, decay: float, clip: float | None = 5.0, **descent) -> Settings:
-    return Settings(epochs, batch_size, Schedule("cosine", rate), Descent(weight_decay=decay, clip=clip, **descent))
+def _cosine(
+    rate: float, epochs: int, batch_size: int, decay: float, clip: float | None = 5.0, decay_all: bool = False
+) -> Settings:
+    optimizer = Optimizer(weight_decay=decay, clip=clip, decay_all=decay_all)
+    return Settings(epochs, batch_size, Schedule("cosine", rate), optimizer)
 
 
 def _rmsprop(
     rate: float, decay: float, epochs: int = 250, batch_size: int = 1600, last: float = 0.0, warmup: float = 0.0
 ) -> Settings:
     """RMSProp as TF-slim's notes have it; its momentum of 0.9 is slim's default, the 250 epochs are not stated."""
-    descent = Descent("rmsprop", epsilon=1.0, weight_decay=decay, clip=10.0, label_smoothing=0.1)
+    optimizer = Optimizer("rmsprop", epsilon=1.0, weight_decay=decay, clip=10.0)
     schedule = Schedule("exponential", rate, last, warmup, period=2.4, factor=0.97)
-    return Settings(epochs, batch_size, schedule, descent, average=0.9999)
+    return Settings(epochs, batch_size, schedule, optimizer, label_smoothing=0.1, average=0.9999)
 
 
 _SLIM = "TF-slim nets/nasnet (notes, cifar_config)"
@@ -44,7 +47,7 @@ _SLIM_CIFAR = _cosine(0.025, 600, 32, 5e-4)
 _AMOEBA_IMAGENET = _rmsprop(0.015, 4e-5, epochs=100, batch_size=32, last=0.015e-4, warmup=3)
 _DARTS = "quark0/darts, cnn/train.py and train_imagenet.py"
 _ENAS = "melodyguan/enas, final scripts; l2 without 1/2, hence twice; the auxiliary head is trained here, not there"
-_ENAS_DESCENT = Descent(nesterov=True, weight_decay=4e-4, decay_all=True)
+_ENAS_OPTIMIZER = Optimizer(nesterov=True, weight_decay=4e-4, decay_all=True)
 
 # family -> scale, else cifar or imagenet -> row
 PAPER: dict[str, dict[str, Paper]] = {
@@ -66,7 +69,8 @@ PAPER: dict[str, dict[str, Paper]] = {
     },
     "amoebanet": {
         "cifar": Paper(
-            _cosine(0.024, 600, 128, 5e-4, clip=None, auxiliary_weight=0.5), "AAAI 2019, Methods", drop_path=0.3
+            dataclasses.replace(_cosine(0.024, 600, 128, 5e-4, clip=None), auxiliary_weight=0.5),
+            "AAAI 2019, Methods", drop_path=0.3
         ),
         "imagenet": Paper(
             _AMOEBA_IMAGENET, "tensorflow/tpu models/official/amoeba_net, imagenet_hparams", drop_path=0.3,
@@ -77,7 +81,7 @@ PAPER: dict[str, dict[str, Paper]] = {
         "imagenet": Paper(
             Settings(
                 350, 4096, Schedule("exponential", 0.256, warmup=5, period=2.4, factor=0.97),
-                Descent("rmsprop", epsilon=1e-3, weight_decay=1e-5, decay_biases=True, label_smoothing=0.1),
+                Optimizer("rmsprop", epsilon=1e-3, weight_decay=1e-5, decay_biases=True), label_smoothing=0.1,
                 average=0.9999,
             ),
             "arXiv:1807.11626, section 5, and tensorflow/tpu's configs", dropout=0.2, auxiliary=False,
@@ -86,11 +90,11 @@ PAPER: dict[str, dict[str, Paper]] = {
     },
     "enas": {
         "cifar": Paper(
-            Settings(630, 144, Schedule("restarts", 0.05, 1e-4, period=10, factor=2), _ENAS_DESCENT), _ENAS,
+            Settings(630, 144, Schedule("restarts", 0.05, 1e-4, period=10, factor=2), _ENAS_OPTIMIZER), _ENAS,
             drop_path=0.4, dropout=0.2,
         ),
         "macro": Paper(
-            Settings(310, 100, Schedule("restarts", 0.05, 1e-3, period=10, factor=2), _ENAS_DESCENT), _ENAS,
+            Settings(310, 100, Schedule("restarts", 0.05, 1e-3, period=10, factor=2), _ENAS_OPTIMIZER), _ENAS,
             dropout=0.5, auxiliary=False,
         ),
     },
@@ -102,7 +106,7 @@ PAPER: dict[str, dict[str, Paper]] = {
         "imagenet": Paper(
             Settings(
                 250, 128, Schedule("exponential", 0.1, period=1, factor=0.97),
-                Descent(weight_decay=3e-5, decay_all=True, clip=5.0, label_smoothing=0.1),
+                Optimizer(weight_decay=3e-5, decay_all=True, clip=5.0), label_smoothing=0.1,
             ),
             _DARTS, augment="imagenet",
         ),

@@ -1,7 +1,8 @@
-"""What a running search shows: trial k of n, the best score, how long is left; one line on a terminal, few in a log."""
+"""What long work shows: trial or epoch k of n, the best score, the time left; one line on a terminal, few in a log."""
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,76 +10,129 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 _LOG_SECONDS = 30.0  # between two lines where there is no terminal
+_SMOOTHED_OVER = 10.0  # seconds after which the time left follows an estimate that has jumped
+_WIDE = 100  # columns of a terminal from which there is room for a long bar
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where a search stands; `total`, `best` and `seconds_left` are None where nobody knows them."""
+    """Where the work stands; `total`, `best` and `seconds_left` are None where nobody knows them."""
 
-    done: int
+    done: int  # trials or epochs
     total: int | None
-    best: float | None
+    best: float | None  # score
     seconds_left: float | None
-    share: float  # of the running trial
-    text: str
+    share: float  # of the one that is running, 0 to 1
+    text: str  # what is being done
 
 
 Observe = Callable[[Status], None]
 
 
 @contextlib.contextmanager
-def shown(title: str, score_name: str, console: Console | None = None) -> Iterator[Callable[[Status], None]]:
-    """Gives a function that shows a search's Status, for `recipes.engine.tuner.Tuner(observe=...)`.
+def show_progress(
+    title: str, score_name: str = "validation accuracy", console: Console | None = None, unit: str = "trial"
+) -> Iterator[Callable[[Status], None]]:
+    """Gives a function that shows a Status.
 
     Args:
-        title: what is searched.
+        title: what is searched or trained.
         score_name: what the best score is called.
         console: where to; stderr unless given.
+        unit: what is counted.
     """
     console = console or Console(stderr=True)
+    clock = _Clock()
     if not console.is_terminal:
-        yield _lines(title, score_name, console)
+        print_line = _Log(title, console)
+
+        def log(status: Status) -> None:
+            left = clock.smooth(status.seconds_left)
+            finished = status.total is not None and status.done >= status.total
+            print_line(_describe(status, unit, score_name, left, None), finished)
+
+        yield log
         return
+    bar_width = 30 if console.width >= _WIDE else 8
+    room = console.width - len(title) - bar_width - 2
     columns = [
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=bar_width),
         TextColumn("{task.fields[state]}", style="cyan"),
     ]
     with Progress(*columns, console=console, transient=False) as progress:
         bar = progress.add_task(title, total=None, state="starting")
 
         def show(status: Status) -> None:
-            progress.update(
-                bar, completed=status.done + status.share, total=status.total, state=_text(status, score_name)
-            )
+            state = _describe(status, unit, score_name, clock.smooth(status.seconds_left), room)
+            progress.update(bar, completed=status.done + status.share, total=status.total, state=state)
 
         yield show
 
 
-def _lines(title: str, score_name: str, console: Console) -> Callable[[Status], None]:
-    last = -float("inf")
-
-    def show(status: Status) -> None:
-        nonlocal last
-        finished = status.total is not None and status.done >= status.total
-        if finished or time.monotonic() - last > _LOG_SECONDS:
-            last = time.monotonic() if not finished else float("inf")
-            console.print(f"{title}: {_text(status, score_name)}", highlight=False, soft_wrap=True)
-
-    return show
+@contextlib.contextmanager
+def show_steps(title: str) -> Iterator[Callable[[str], None]]:
+    """Gives a function that shows the step at work: a spinner on a terminal, a line each in a log (stderr)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{title}: {text}", highlight=False, soft_wrap=True)
+        return
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
 
 
-def _text(status: Status, score_name: str) -> str:
+class _Log:
+    """Prints a line now and then, and the last one once."""
+
+    def __init__(self, title: str, console: Console):
+        self._title, self._console, self._last = title, console, -math.inf
+
+    def __call__(self, text: str, finished: bool) -> None:
+        if finished or time.monotonic() - self._last > _LOG_SECONDS:
+            self._last = math.inf if finished else time.monotonic()
+            self._console.print(f"{self._title}: {text}", highlight=False, soft_wrap=True)
+
+
+class _Clock:
+    """Smooths estimates of the time left: it counts down, and drifts to an estimate that says otherwise."""
+
+    def __init__(self):
+        self._left: float | None = None
+        self._at = 0.0
+
+    def smooth(self, estimate: float | None) -> float | None:
+        now = time.monotonic()
+        if estimate is None or self._left is None:
+            self._left = estimate
+        else:
+            passed = now - self._at
+            counted = max(0.0, self._left - passed)
+            self._left = counted + (1 - math.exp(-passed / _SMOOTHED_OVER)) * (estimate - counted)
+        self._at = now
+        return self._left
+
+
+def _describe(status: Status, unit: str, score_name: str, left: float | None, room: int | None) -> str:
+    """Returns the status in words; in at most `room` columns, by leaving out what matters least."""
     total = "" if status.total is None else f" of {status.total:,}"
-    running = status.total is None or status.done < status.total
-    parts = [f"trial {status.done + 1:,}{total}" if running else f"{status.done:,} trials done"]
-    if status.best is not None:
-        parts.append(f"best {score_name} {status.best:.4g}")
-    if status.seconds_left is not None and running:
-        parts.append(f"about {duration(status.seconds_left)} left")
-    if running and status.text:
-        parts.append(status.text)
-    return ", ".join(parts)
+    if status.total is not None and status.done >= status.total:
+        place, left, text = f"{status.done:,} {unit}s done", None, ""
+    else:
+        place, text = f"{unit} {status.done + 1:,}{total}", status.text
+    best = "" if status.best is None else f"best {score_name} {status.best:.4g}"
+    time_left = "" if left is None else f"about {duration(max(left, 1.0))} left"
+    short_best = "" if status.best is None else f"best {status.best:.4g}"
+    attempts = [
+        (best, time_left, text),
+        (short_best, time_left, text),
+        (short_best, time_left, ""),
+        ("", time_left, ""),
+    ]
+    for parts in attempts:
+        line = ", ".join(filter(None, (place, *parts)))
+        if room is None or len(line) <= room:
+            return line
+    return place
 
 
 def duration(seconds: float) -> str:

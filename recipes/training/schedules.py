@@ -44,13 +44,21 @@ class Schedule:
                 "more, the others above 0, and a factor from 1 for restarts"
             )
 
-    def at(self, time: float, epochs: int) -> float:
-        """Returns the rate after `time` of `epochs` epochs."""
+    def at_step(self, step: int, steps: int, epochs: int) -> float:
+        """Returns the rate of a step, from 0, of a training with `steps` steps an epoch.
+
+        Warm-up starts with the first step's share of it, not with a step of rate 0.
+        """
+        return self.at(step / steps, epochs, ahead=1 / steps)
+
+    def at(self, time: float, epochs: float, ahead: float = 0.0) -> float:
+        """Returns the rate after `time` of `epochs` epochs; warm-up may be `ahead` of that."""
         if time >= self.warmup:
             return self._steady(time, epochs)
-        return (self.rate if self.kind == "exponential" else self._steady(time, epochs)) * time / self.warmup
+        steady = self.rate if self.kind == "exponential" else self._steady(time, epochs)
+        return steady * min(1.0, (time + ahead) / self.warmup)
 
-    def _steady(self, time: float, epochs: int) -> float:
+    def _steady(self, time: float, epochs: float) -> float:
         if self.kind == "exponential":
             power = time / self.period
             return max(self.last, self.rate * self.factor ** (math.floor(power) if self.stairs else power))

@@ -1,13 +1,19 @@
-"""The one file from which a killed training goes on: every variable after a whole epoch, and the history.
+"""The one file that a killed training resumes from: variables, the history, and which training it is of.
 
-It is replaced at once, so there is always one that fits together. Arrays and JSON only, no pickle.
+    state = TrainingState(folder / "state.npz", settings)
+    facts = state.restore({"weight": weights, "slot": slots})        # None where there is no file
+    state.save({"step": 400, "history": [...]}, {"weight": weights, "slot": slots})
+
+The file is replaced at once, so there is always a whole one. Arrays and JSON only, no pickle.
 """
 
+import contextlib
 import csv
 import io
 import json
+import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +21,124 @@ import numpy as np
 
 from zoo import atomic
 
+try:
+    import fcntl
+except ImportError:  # not a Unix; two processes in one folder then go unnoticed
+    fcntl = None
+
 _MISSING = np.zeros((0, 0), np.void)  # of a shape that no variable has
 
 
-class TrainingState:
-    """Reads and writes the file; `settings` (JSON values) tells this training from another."""
+class StateError(ValueError):
+    """The file is the state of another training, or damaged; the text says which, and what to do."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self._path = path
+
+class TrainingState:
+    """Reads and writes the file.
+
+    Args:
+        path: of the file.
+        settings: JSON values that tell this training from others, whose state it must not take over.
+        strict: whether a file that does not fit is an error; else it is passed over, and overwritten: for work of
+            minutes, such as a trial's.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, strict: bool = True):
+        self.path, self._strict = path, strict
         self._settings = json.loads(json.dumps(settings))
 
     def save(self, facts: Mapping[str, Any], groups: Mapping[str, Sequence[Any]]) -> None:
-        """Writes facts (JSON values) and groups of variables."""
+        """Writes facts (JSON values) and groups of variables or arrays."""
         arrays = {
-            f"{name}{index}": value.numpy() for name, group in groups.items() for index, value in enumerate(group)
+            f"{name}{index}": value if isinstance(value, np.ndarray) else value.numpy()
+            for name, group in groups.items()
+            for index, value in enumerate(group)
         }
         header = json.dumps({"settings": self._settings, "facts": facts})
-        with atomic.replacing(self._path) as stream:
+        with atomic.replacing(self.path) as stream:
             np.savez(stream, header=np.frombuffer(header.encode(), np.uint8), **arrays)
 
-    def restore(self, groups: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
-        """Assigns what the file has to the variables and returns the facts; None where there is no file.
-
-        Raises:
-            ValueError: the file is of another training, or damaged; the text says so, and nothing is assigned.
-        """
-        if not self._path.exists():
+    def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Returns facts and arrays, named by group and place in it; None where there is no file."""
+        if not self.path.exists():
             return None
         try:
             # Opened here: numpy leaves a file open that it finds to be no archive.
-            with self._path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
                 header = json.loads(found["header"].tobytes())
-                arrays = {name: found[name] for name in found.files}
+                arrays = {name: found[name] for name in found.files if name != "header"}
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise self._damaged(error) from error
         self._compare(header["settings"])
-        values = {
-            name: [arrays.get(f"{name}{index}", _MISSING) for index in range(len(group))]
+        return header["facts"], arrays
+
+    def restore(self, groups: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
+        """Puts what the file has into the variables (or arrays, in place) and returns the facts; None without a file.
+
+        Raises:
+            StateError: the file is of another training, or damaged; nothing is changed then.
+        """
+        try:
+            return self._restore(groups)
+        except StateError:
+            if self._strict:
+                raise
+            return None
+
+    def _restore(self, groups: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
+        found = self._read()
+        if found is None:
+            return None
+        facts, arrays = found
+        pairs = [
+            (variable, arrays.get(f"{name}{index}", _MISSING))
             for name, group in groups.items()
-        }
-        for name, group in groups.items():
-            if [array.shape for array in values[name]] != [tuple(variable.shape) for variable in group]:
-                raise self._damaged("its arrays have other shapes than the network's")
-        for name, group in groups.items():
-            for variable, array in zip(group, values[name], strict=True):
+            for index, variable in enumerate(group)
+        ]
+        if any(array.shape != tuple(variable.shape) for variable, array in pairs):
+            raise self._damaged("its arrays have other shapes than the network's")
+        for variable, array in pairs:
+            if isinstance(variable, np.ndarray):
+                variable[...] = array
+            else:
                 variable.assign(array)
-        return header["facts"]
+        return facts
 
     def _compare(self, found: Mapping[str, Any]) -> None:
         names = [name for name in {**found, **self._settings} if found.get(name) != self._settings.get(name)]
         if names:
             changes = ", ".join(f"{name} {found.get(name)} there and {self._settings.get(name)} here" for name in names)
-            raise ValueError(
-                f"{self._path} is the state of another training ({changes}); go on with its options, take another "
-                "folder, or delete the file to begin anew"
+            raise StateError(
+                f"{self.path} is the state of another training ({changes}); resume it with its own options, take "
+                "another folder, or delete the file to begin anew"
             )
 
-    def _damaged(self, reason: object) -> ValueError:
-        return ValueError(f"{self._path} cannot be read ({reason}); delete it to begin anew")
+    def _damaged(self, reason: object) -> StateError:
+        return StateError(f"{self.path} cannot be read ({reason}); delete it to begin anew")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps the folder for this process while the block lasts; makes it where it is missing.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                error.errno, f"{folder} is in use by another process; end that one, or choose another folder"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

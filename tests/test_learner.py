@@ -8,7 +8,7 @@ from keras import layers
 
 import zoo
 from recipes.training.drop_path import scheduled
-from recipes.training.forward import TrainingPass
+from recipes.training.learner import TrainingPass
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
 

@@ -297,7 +297,7 @@ class Batches:
         images, labels = next(self._open)
         self._place = (epoch, number + 1)
         if self._augment is not None:
-            key = tf.constant([self._seed % 2**31, epoch * self.steps + number])
+            key: Any = tf.constant([self._seed % 2**31, epoch * self.steps + number])
             for place in filter(None, self._stream):
                 key = tf.random.fold_in(key, place)
             images = self._augment(tf.constant(images), key)

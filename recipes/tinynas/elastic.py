@@ -63,7 +63,7 @@ class Settings:
         epochs, start = (self.largest_epochs, 0) if step < self.first_phase else (self.elastic_epochs, self.first_phase)
         warmup = min(10, self.steps) / self.steps
         schedule = Schedule("cosine", self.learning_rate, warmup=warmup)
-        return schedule.at((step - start + 1) / self.steps, epochs)
+        return schedule.at_step(step - start, self.steps, epochs)
 
 
 class Elastic:

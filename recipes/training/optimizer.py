@@ -69,7 +69,7 @@ class Optimizer:
         if self.kind != "sgd":
             start = tf.ones_like if self.kind == "rmsprop" else tf.zeros_like
             slots += [tf.Variable(start(weight), trainable=False) for weight in weights]
-        return [*slots, tf.Variable(0.0, trainable=False)] if self.kind == "adam" else slots
+        return [*slots, tf.Variable(tf.zeros([]), trainable=False)] if self.kind == "adam" else slots
 
     def apply(
         self,

@@ -49,7 +49,7 @@ class TrainingState:
 
     def save(self, facts: Mapping[str, Any], groups: Mapping[str, Sequence[Any]]) -> None:
         """Writes facts (JSON values) and groups of variables or arrays."""
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{name}{index}": value if isinstance(value, np.ndarray) else value.numpy()
             for name, group in groups.items()
             for index, value in enumerate(group)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.weights.torch_files import REFUSED, read_torch
 from zoo.weights.torch_import import WeightsError
 
 _LARGEST_HEADER = 10**8  # bytes; the format's own limit
@@ -23,7 +24,7 @@ def read_tensors(path: str | os.PathLike, file_format: str) -> dict[str, np.ndar
         file_format: "safetensors" or "pth" (a PyTorch state_dict).
 
     Raises:
-        WeightsError: it is no such file, or what reads it is not installed.
+        WeightsError: it is no such file, or it holds other things than tensors.
         OSError: it cannot be read.
     """
     readers = {"safetensors": _read_safetensors, "pth": _read_pth}
@@ -62,20 +63,14 @@ def _tensor(values: memoryview, record: Mapping[str, Any]) -> np.ndarray:
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
     """Reads a state_dict, also inside {"state_dict": ...}, and takes DataParallel's "module." off the names."""
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+        state = read_torch(path)
+    except REFUSED as error:
         raise WeightsError(
-            f"{path} is a file of PyTorch, which is not installed: pip install 'keras-searched-zoo[convert]'"
-        ) from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever its unpickler met
-        raise WeightsError(
-            f"{path} is no file of PyTorch weights ({type(error).__name__}: {error}). "
-            "Delete it and let it be downloaded anew"
+            f"{path} is no file of PyTorch weights that can be read safely: {error}. Delete it and let it be "
+            'downloaded anew, or save the state_dict alone, as torch.save({"state_dict": model.state_dict()}, FILE)'
         ) from error
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise WeightsError(f"{path} holds no state_dict (names and tensors); it is a {type(state).__name__}")
-    return {name.removeprefix("module."): value.detach().numpy() for name, value in state.items()}
+    return {str(name).removeprefix("module."): value for name, value in state.items()}

@@ -1,0 +1,329 @@
+"""PyTorch's files without PyTorch, and without running anything that a file asks for.
+
+A .pth is a pickle, a program for a small stack machine that may call any function of Python. Here `pickletools` lists
+its instructions, and the few that weights need are carried out; a tensor is a view of the file's bytes. Whatever else
+a file asks for is refused by its name, as `torch.load(weights_only=True)` does.
+
+Both forms are read: the zip archive of PyTorch from 1.6 on, and the older one, a row of pickles with the values after
+them, in which torchvision's and DARTS' weights were published.
+"""
+
+import collections
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+REFUSED = (ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile)
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the older form
+_LARGEST_PROGRAM = 2**26  # bytes; that of a network with 100,000 tensors has a third
+_TYPES = {
+    "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "bf16",
+    "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1",
+    "BoolStorage": "?",
+}  # fmt: skip
+
+
+class _Storage(NamedTuple):
+    """Values in the file: their key there, their type, and the part of them that is meant."""
+
+    key: str
+    kind: str
+    count: int
+    first: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage, as PyTorch describes it."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Global(NamedTuple):
+    """Something of Python's that a file names; it is compared, never imported."""
+
+    module: str
+    name: str
+
+
+def read_torch(path: Path) -> Any:
+    """Returns what a file holds, with arrays in the place of tensors and dicts in that of ordered dicts.
+
+    Raises:
+        REFUSED: it is no such file, it is damaged, or it holds other things than tensors, numbers, texts, tuples,
+            lists and dicts; the text says which.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return _read_old_form(file, path.stat().st_size)
+        with zipfile.ZipFile(file) as archive:
+            return _read_archive(archive)
+
+
+def _read_archive(archive: zipfile.ZipFile) -> Any:
+    names = [name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") == 1]
+    if len(names) != 1:
+        raise ValueError("it is a zip archive without one data.pkl")
+    folder = names[0].removesuffix("data.pkl")
+    order = f"{folder}byteorder"
+    if order in archive.namelist() and _stored(archive, order, 16) != b"little":
+        raise ValueError("its values are big-endian")
+
+    def values(key: str, size: int) -> bytes:
+        found = _stored(archive, f"{folder}data/{key}", size)
+        if len(found) != size:
+            raise ValueError(f"storage {key} has {len(found)} bytes instead of {size}")
+        return found
+
+    return _materialize(_run(io.BytesIO(_stored(archive, names[0], _LARGEST_PROGRAM))), values)
+
+
+def _stored(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
+    """Returns an entry that is stored as it is: a compressed one could be a bomb, and PyTorch writes none."""
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > largest:
+        raise ValueError(f"its entry {name} is compressed, or has {entry.file_size:,} bytes, more than {largest:,}")
+    return archive.read(entry)
+
+
+def _read_old_form(file: BinaryIO, size: int) -> Any:
+    try:
+        magic, version, system = (_run(file) for _ in range(3))
+    except REFUSED:
+        magic = version = system = None
+    if magic != _MAGIC or version != _VERSION:
+        raise ValueError("it begins like no file that torch.save writes")
+    if not isinstance(system, Mapping) or system.get("little_endian") is not True:
+        raise ValueError("its values are big-endian")
+    state = _run(file)
+    kinds = {storage.key: storage.kind for storage in _storages(state)}
+    places: dict[str, tuple[int, int]] = {}  # key -> first byte, and the one after the last
+    for key in _run(file):
+        count = int.from_bytes(file.read(8), "little")
+        end = file.tell() + count * _itemsize(kinds[key])
+        if end > size:
+            raise ValueError("it was cut short")
+        places[key] = (file.tell(), end)
+        file.seek(end)
+
+    def values(key: str, size: int) -> bytes:
+        start, end = places[key]
+        if size > end - start:
+            raise ValueError(f"storage {key} has {end - start} bytes instead of {size}")
+        file.seek(start)
+        return file.read(size)
+
+    return _materialize(state, values)
+
+
+def _itemsize(kind: str) -> int:
+    return 2 if _TYPES[kind] == "bf16" else np.dtype(_TYPES[kind]).itemsize
+
+
+def _storages(state: Any) -> Iterator[_Storage]:
+    waiting, seen = [state], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _Tensor):
+            yield value.storage
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _materialize(state: Any, read: Callable[[str, int], bytes]) -> Any:
+    """Returns `state` with arrays; the bytes of each storage, `read(key, size)`, are read once."""
+    sizes: dict[str, int] = collections.defaultdict(int)
+    for storage in _storages(state):
+        end = (storage.first + storage.count) * _itemsize(storage.kind)
+        sizes[storage.key] = max(sizes[storage.key], end)
+    loaded: dict[str, bytes] = {}
+    made: dict[int, Any] = {}
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, _Tensor):
+            key = value.storage.key
+            if key not in loaded:
+                loaded[key] = read(key, sizes[key])
+            return _array(value, loaded[key])
+        if type(value) not in (dict, list, tuple):
+            return value
+        if id(value) not in made:  # once each: a small file can nest one tuple in many others
+            if isinstance(value, dict):
+                made[id(value)] = {name: convert(each) for name, each in value.items()}
+            else:
+                made[id(value)] = type(value)(convert(each) for each in value)
+        return made[id(value)]
+
+    try:
+        return convert(state)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _array(tensor: _Tensor, values: bytes) -> np.ndarray:
+    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+    flat = np.frombuffer(values, "<u2" if _TYPES[storage.kind] == "bf16" else _TYPES[storage.kind])
+    flat = flat[storage.first : storage.first + storage.count]
+    numbers = [tensor.offset, *shape, *strides]
+    if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"a tensor has the shape {shape} and the strides {strides}")
+    last = tensor.offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+    if math.prod(shape) and (last >= len(flat) or math.prod(shape) > len(flat)):
+        raise ValueError(f"a tensor of shape {shape} reaches beyond its {len(flat):,} values")
+    if not math.prod(shape):
+        found = np.zeros(shape, flat.dtype)
+    else:
+        steps = [stride * flat.itemsize for stride in strides]
+        found = np.lib.stride_tricks.as_strided(flat[tensor.offset :], shape, steps, writeable=False)
+    if _TYPES[storage.kind] == "bf16":  # the upper half of a float32
+        return (found.astype(np.uint32) << 16).view(np.float32)
+    return found
+
+
+_MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_VALUES = set(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "STRING BINSTRING SHORT_BINSTRING".split()
+)
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_IGNORED = {"PROTO", "FRAME"}
+
+
+def _run(program: BinaryIO) -> Any:
+    """Carries out one pickle, from where the file is up to and including its end.
+
+    Raises:
+        ValueError: it asks for something that weights do not need.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, argument, _ in pickletools.genops(program):
+        name = opcode.name
+        if name == "STOP":
+            return stack.pop()
+        if name in _IGNORED:
+            continue
+        if name in _VALUES:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("TUPLE", "LIST", "DICT"):
+            items = _since_mark(stack)
+            stack.append(dict(_pairs(items)) if name == "DICT" else items if name == "LIST" else tuple(items))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[argument])
+        elif name == "GLOBAL":
+            stack.append(_known(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            stack[-2:] = [_known(*stack[-2:])]
+        elif name == "BINPERSID":
+            stack.append(_storage(stack.pop()))
+        elif name == "REDUCE":
+            function, arguments = stack[-2:]
+            stack[-2:] = [_call(function, arguments)]
+        elif name == "BUILD":  # attributes: those of a state_dict, such as its version numbers, are not needed
+            stack.pop()
+            _expect(stack[-1], dict)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = _since_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            _expect(stack[-1], dict).update(_pairs(items))
+        elif name in ("APPEND", "APPENDS"):
+            items = _since_mark(stack) if name == "APPENDS" else [stack.pop()]
+            _expect(stack[-1], list).extend(items)
+        else:
+            raise ValueError(f"its pickle has the instruction {name}, which weights do not need")
+    raise EOFError("its pickle has no end")
+
+
+def _since_mark(stack: list[Any]) -> list[Any]:
+    place = len(stack) - 1
+    while stack[place] is not _MARK:
+        place -= 1
+        if place < 0:
+            raise ValueError("its pickle lacks a mark")
+    items = stack[place + 1 :]
+    del stack[place:]
+    return items
+
+
+def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
+    names = items[::2]
+    if not all(isinstance(name, (str, int)) for name in names):
+        raise ValueError("a dict has keys that are neither texts nor numbers")
+    return zip(names, items[1::2], strict=True)
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"its pickle changes a {type(value).__name__} as if it were a {kind.__name__}")
+    return value
+
+
+def _known(module: Any, name: Any) -> _Global:
+    found = _Global(module, name)
+    if found not in _FUNCTIONS and not (module == "torch" and name in _TYPES):
+        raise ValueError(f"its pickle names {module}.{name}, which weights do not need")
+    return found
+
+
+def _storage(identity: Any) -> _Storage:
+    """Returns what ("storage", type, key, device, count[, view]) means, PyTorch's name of a storage."""
+    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise ValueError("its pickle names a persistent object that is no storage")
+    _, kind, key, _, count, *view = identity
+    if not isinstance(kind, _Global) or kind.name not in _TYPES:
+        raise ValueError(f"it has values of the type {kind!r}")
+    first = 0
+    if view and view[0] is not None:
+        _, first, count = view[0]
+    if type(key) is not str or "/" in key or any(type(number) is not int or number < 0 for number in (first, count)):
+        raise ValueError(f"its storage {key!r} has {count!r} values")
+    return _Storage(key, kind.name, count, first)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """Returns what one of the known functions makes of its arguments."""
+    if function not in _FUNCTIONS or type(arguments) is not tuple:
+        raise ValueError(f"its pickle calls {function!r}, which is no function that weights need")
+    return _FUNCTIONS[function](*arguments)
+
+
+def _rebuilt(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError("its pickle makes a tensor of something else than values")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(data: Any, *_: Any) -> _Tensor:
+    if not isinstance(data, _Tensor):
+        raise ValueError("its pickle makes a parameter of something else than a tensor")
+    return data
+
+
+_FUNCTIONS: dict[_Global, Callable[..., Any]] = {
+    _Global("collections", "OrderedDict"): dict,
+    _Global("torch._utils", "_rebuild_tensor"): _rebuilt,
+    _Global("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
+    _Global("torch._utils", "_rebuild_parameter"): _parameter,
+    _Global("torch", "Size"): tuple,
+}

@@ -1,5 +1,6 @@
 """Metadata, dependencies and package data; every tool's settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -24,9 +25,11 @@ TEST = [
 ]
 LINT = ["ruff>=0.14", "pyright[nodejs]>=1.1.400"]
 
+PACKAGE = Path(__file__).parent / "zoo" / "__init__.py"
+
 setup(
     name="keras-searched-zoo",
-    version="0.1.0",
+    version=re.findall(r'^__version__ = "(.+?)"', PACKAGE.read_text(encoding="utf-8"), re.MULTILINE)[0],
     description="Searched architectures (NASNet, AmoebaNet, DARTS and others) in Keras 3: build, search, train, deploy",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -34,7 +37,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["zoo*", "recipes*", "searched_genotypes"]),
-    package_data={"searched_genotypes": ["*.json"], "recipes.images": ["embedded/*"], "zoo.weights": ["*.json"]},
+    package_data={
+        "zoo": ["py.typed"],
+        "recipes": ["py.typed"],
+        "searched_genotypes": ["*.json"],
+        "recipes.images": ["embedded/*"],
+        "zoo.weights": ["*.json"],
+    },
     install_requires=[
         "tensorflow>=2.20,<3",
         "keras>=3.12,<4",

@@ -49,8 +49,22 @@ def test_means_leave_the_border_out_or_count_it_as_zeros(side, zeros):
     np.testing.assert_allclose(mean("zeros"), np.array(zeros) / 9, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (5, 5), (4, 7)])
+def test_means_on_pytorch_leave_the_border_out_too(shape, monkeypatch):
+    image = np.random.default_rng(0).normal(size=(1, *shape, 1)).astype(np.float32)
+
+    def mean():
+        return run(lambda x: blocks.pool(x, "avg", 3, 2, SAME, "pool"), image)
+
+    expected = mean()
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")  # whose own means repeat the border
+    np.testing.assert_allclose(mean(), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"\(None, None\) .* on PyTorch, by its height and width; give an input_shape"):
+        blocks.pool(keras.Input((None, None, 1)), "avg", 3, 2, SAME, "pool")
+
+
 def test_zeros_at_a_border_of_unknown_place_are_refused():
-    with pytest.raises(ValueError, match=r"pool counts zeros .* \(None, 8\).* give an input_shape of known height"):
+    with pytest.raises(ValueError, match=r"pool would pad .* \(None, 8\) .* give an input_shape of known ones"):
         blocks.pool(keras.Input((None, 8, 1)), "avg", 3, 2, Style(border_average="zeros"), "pool")
 
 

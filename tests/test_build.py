@@ -90,6 +90,19 @@ def test_a_network_for_images_of_any_size_computes_what_one_for_this_size_does(k
         np.testing.assert_allclose(outputs_of(open_sized, images), expected, rtol=0, atol=1e-5 * np.std(expected))
 
 
+@pytest.mark.parametrize("kind", ["darts", "mcunet"])
+def test_a_network_is_channels_last_whatever_keras_is_set_to(kind):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        model = zoo.build(small(kind))
+        assert keras.config.image_data_format() == "channels_first"
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    model.set_weights(built(kind).get_weights())
+    images = images_for(model)
+    np.testing.assert_allclose(outputs_of(model, images), outputs_of(built(kind), images), rtol=1e-5)
+
+
 def few_filters(genotype: Genotype, preset: str) -> Genotype:
     """The preset as deep as it is, but narrow: AmoebaNet's stem has a quarter of a quarter."""
     changes = {"filters": 16 if genotype.family == "amoebanet" else 8, "stem_filters": 8}

@@ -24,7 +24,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 
 FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
-ORDER = """atomic markdown json_layout genotype_checks genotype genotype_json canonical formats manifest registry
+ORDER = """atomic markdown genotype genotype_json canonical formats manifest registry
     blocks mobile_blocks ops cell skeleton families builder""".split()
 RECIPES_ORDER = tuple(f"recipes.{name}" for name in "_quiet images training oracles engine cards _search".split())
 ROOMS = ("recipes.darts", "recipes.enas", "recipes.tinynas")

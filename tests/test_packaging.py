@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import zoo
+
 pytestmark = pytest.mark.slow
 
 CODE = ("zoo", "recipes", "searched_genotypes")
@@ -61,6 +63,8 @@ def test_wheel_holds_all_code_and_data_and_nothing_else(wheel: Path, project: Pa
     }
     assert kept == expected
     assert any(name.endswith("/LICENSE") for name in names)
+    assert {"zoo/py.typed", "recipes/py.typed"} <= kept
+    assert wheel.name.split("-")[1] == zoo.__version__
 
 
 def test_genotypes_are_found_outside_the_checkout(installed_python: Path, project: Path, tmp_path: Path):

@@ -55,7 +55,7 @@ def test_the_families_are_seven():
 def test_a_family_stands_for_its_best_known_network(family, model):
     assert zoo.load(family) == zoo.load(model)
     assert zoo.load(family).name == model
-    assert registry.representative_of(family) == zoo.load(model)
+    assert registry.find_representative(family) == zoo.load(model)
 
 
 def test_paths_load_as_names_do(project, tmp_path, monkeypatch):
@@ -116,9 +116,9 @@ def test_a_bad_path_is_told_by_its_name(tmp_path):
 
 
 def test_a_genotype_of_ones_own_has_relatives_of_its_kind():
-    assert registry.relative_of(zoo.load("darts_v1")) == zoo.load("darts")
-    assert registry.relative_of(zoo.load("enas_macro")).name == "enas_macro"  # the family stands for cells
-    assert registry.representative_of("resnet") is None
+    assert registry.find_relative(zoo.load("darts_v1")) == zoo.load("darts")
+    assert registry.find_relative(zoo.load("enas_macro")).name == "enas_macro"  # the family stands for cells
+    assert registry.find_representative("resnet") is None
 
 
 def run(code: str) -> str:

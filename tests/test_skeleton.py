@@ -7,7 +7,7 @@ import pytest
 
 import zoo
 from zoo.genotype import Block, Blocks, CellGraph, Cells, Genotype, GenotypeError, Node
-from zoo.skeleton import CellStack, body_of, read_preset
+from zoo.skeleton import CellStack, get_body, read_preset
 
 NORMAL = CellGraph([Node([("conv_1x1", 0), ("max_pool_3x3", 1)])], [2])
 REDUCE = CellGraph([Node([("conv_3x3", 0), ("avg_pool_3x3", 1)])], [2])
@@ -188,6 +188,6 @@ def test_presets_are_checked_by_the_types_of_their_dataclass():
 def test_a_body_of_another_kind_is_told_with_the_kinds_that_fit():
     blocks = Genotype("mine", "darts", Blocks([Block("conv", 3, 8)], 8))
     with pytest.raises(GenotypeError, match="mine has Blocks, but its family 'darts' builds Cells; give the genotype"):
-        body_of(blocks, Cells)
+        get_body(blocks, Cells)
     with pytest.raises(GenotypeError, match="builds Cells or Blocks"):
-        body_of(dataclasses.replace(blocks, body=zoo.load("enas_macro").body), Cells, Blocks)
+        get_body(dataclasses.replace(blocks, body=zoo.load("enas_macro").body), Cells, Blocks)

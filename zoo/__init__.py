@@ -8,6 +8,9 @@
 """
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 from zoo.genotype import Genotype, GenotypeError
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from zoo.cell import Cell
     from zoo.drawing import draw
     from zoo.weights.preprocessing import preprocess
+
+__version__ = "0.1.0"  # setup.py reads it here
 
 __all__ = [
     "Cell",
@@ -56,6 +61,33 @@ def __getattr__(name: str) -> Any:
     value = importlib.import_module(f"zoo.{name}") if owner is None else getattr(importlib.import_module(owner), name)
     globals()[name] = value
     return value
+
+
+class _CellRegistrar(importlib.abc.MetaPathFinder):
+    """Registers `Cell` with Keras as soon as Keras is imported, so that `keras.models.load_model` knows the class."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Finds Keras as the other finders do, and adds the registration to its import."""
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module: Any) -> None:
+                run(module)
+                if "zoo.blocks" not in sys.modules:  # whose import this may be, too early for `Cell`
+                    importlib.import_module("zoo.cell")
+
+            spec.loader.exec_module = run_and_register
+        return spec
+
+
+if "keras" in sys.modules:
+    importlib.import_module("zoo.cell")
+else:
+    sys.meta_path.insert(0, _CellRegistrar())
 
 
 def __dir__() -> list[str]:

@@ -4,17 +4,38 @@ Every function takes a 4-D channels-last tensor and the prefix `name` of the lay
 right behind a linear convolution and nowhere else, which is what TF-MOT and the TFLite converter fuse.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
+import keras
 from keras import initializers, layers
 
-from zoo.genotype_checks import GenotypeError, check_choice
+from zoo.genotype import GenotypeError, check_choice
 
 # He's variance (He et al., ICCV 2015, what slim's and PyTorch's defaults are variants of), drawn uniformly: a truncated
 # normal, the usual choice, takes four times as long to draw, which is a quarter of the time to build NASNet-A large.
 KERNEL_INITIALIZER = "he_uniform"
+
+Tensor = Any  # a keras.KerasTensor, to which the functions below add layers; Keras has no types
+
+
+@contextlib.contextmanager
+def layer_defaults(dtype: keras.DTypePolicy | None = None) -> Iterator[None]:
+    """Makes layers channels-last, whatever Keras is set to, and gives them `dtype` where it is given.
+
+    What is built keeps both: they are part of each layer's config.
+    """
+    data_format, policy = keras.config.image_data_format(), keras.config.dtype_policy()
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_dtype_policy(dtype or policy)
+    try:
+        yield
+    finally:
+        keras.config.set_image_data_format(data_format)
+        keras.config.set_dtype_policy(policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +75,19 @@ class Style:
                 raise GenotypeError(f"{name} is {value!r}; expected a number between 0 and 1, such as {example}")
 
 
-def relu(x: Any, name: str) -> Any:
+def relu(x: Tensor, name: str) -> Tensor:
     """Returns max(x, 0)."""
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def batch_norm(x: Any, style: Style, name: str) -> Any:
+def batch_norm(x: Tensor, style: Style, name: str) -> Tensor:
     """Normalises over batch and space with the family's momentum and epsilon."""
     return layers.BatchNormalization(momentum=style.momentum, epsilon=style.epsilon, name=name)(x)
 
 
 def conv(
-    x: Any, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
-) -> Any:
+    x: Tensor, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
+) -> Tensor:
     """A convolution without bias, padded in the family's way.
 
     Raises:
@@ -84,13 +105,13 @@ def conv(
 
 
 def conv_bn(
-    x: Any, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
-) -> Any:
+    x: Tensor, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
+) -> Tensor:
     """`conv`, then `batch_norm`; the layers are NAME_conv and NAME_bn."""
     return batch_norm(conv(x, filters, kernel_size, strides, style, f"{name}_conv"), style, f"{name}_bn")
 
 
-def depthwise(x: Any, kernel_size: int, strides: int, style: Style, name: str, dilation: int = 1) -> Any:
+def depthwise(x: Tensor, kernel_size: int, strides: int, style: Style, name: str, dilation: int = 1) -> Tensor:
     """A depthwise convolution without bias.
 
     At stride 2 and dilation 2 it reads only every second pixel: the input is subsampled first and the convolution is a
@@ -113,33 +134,39 @@ def depthwise(x: Any, kernel_size: int, strides: int, style: Style, name: str, d
     )(x)
 
 
-def subsample(x: Any, strides: int, name: str) -> Any:
+def subsample(x: Tensor, strides: int, name: str) -> Tensor:
     """Keeps the pixels 0, strides, 2 x strides, .. of rows and columns."""
     return layers.MaxPooling2D(1, strides, name=name)(x)
 
 
-def pool(x: Any, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Any:
+def pool(x: Tensor, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Tensor:
     """A pool that ignores what lies outside the image, in its maximum and, but for `Style.border_average`, in its mean.
 
     Raises:
-        ValueError: zeros are to be counted at a border whose place is not known.
+        ValueError: a strided mean of a map of unknown size is to count zeros, or to run on PyTorch.
     """
     layer = layers.AveragePooling2D if kind == "avg" else layers.MaxPooling2D
-    if kind == "avg" and style.border_average == "zeros" and strides > 1:
-        if None in x.shape[1:3]:
-            raise ValueError(
-                f"{name} counts zeros at the border of a map of shape {x.shape[1:3]}, whose padding depends on the "
-                "size; give an input_shape of known height and width, or a style that leaves the border out"
-            )
-        x = layers.ZeroPadding2D([_same_padding(side, size, strides) for side in x.shape[1:3]], name=f"{name}_pad")(x)
-        return layer(size, strides, name=name)(x)
     if style.padding == "torch" and strides > 1 and not _odd(x):
         # PyTorch's windows lie around the pixels 0, 2, ..: one pixel further up and left than TensorFlow's here.
         return subsample(layer(size, 1, "same", name=name)(x), strides, f"{name}_subsample")
-    return layer(size, strides, "same", name=name)(x)
+    count_zeros = style.border_average == "zeros"
+    # Where one side alone is padded, Keras' means on PyTorch (seen in 3.15) repeat the border: there, strides go last.
+    if kind == "max" or strides == 1 or not (count_zeros or keras.config.backend() == "torch"):
+        return layer(size, strides, "same", name=name)(x)
+    if None in x.shape[1:3]:
+        raise ValueError(
+            f"{name} would pad a map of shape {x.shape[1:3]} with zeros, or on PyTorch, by its height and width; give "
+            "an input_shape of known ones"
+        )
+    padding = [_same_padding(side, size, strides) for side in x.shape[1:3]]
+    if count_zeros:
+        return layer(size, strides, name=name)(layers.ZeroPadding2D(padding, name=f"{name}_pad")(x))
+    x = layer(size, 1, "same", name=name)(x)
+    x = layers.Cropping2D([(size // 2 - before, 0) for before, _ in padding], name=f"{name}_crop")(x)
+    return subsample(x, strides, f"{name}_subsample")
 
 
-def factorized_reduce(x: Any, filters: int, style: Style, name: str) -> Any:
+def factorized_reduce(x: Tensor, filters: int, style: Style, name: str) -> Tensor:
     """Halves height and width with two strided 1x1 convolutions, the second one pixel down and right of the first.
 
     Of an odd height or width the second path sees one row or column of zeros more; the padding changes nothing where a
@@ -154,7 +181,7 @@ def factorized_reduce(x: Any, filters: int, style: Style, name: str) -> Any:
     return layers.Concatenate(name=f"{name}_concat")([first, second])
 
 
-def _padded(x: Any, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str):
+def _padded(x: Tensor, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str):
     """Returns the input of a convolution and its `padding` argument."""
     if style.padding == "same" or strides in (1, (1, 1)) or _odd(x):
         return x, "same"  # at stride 1, and on odd sides with an odd kernel, TensorFlow pads both sides alike, too
@@ -170,11 +197,11 @@ def _same_padding(side: int, size: int, strides: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _odd(x: Any) -> bool:
+def _odd(x: Tensor) -> bool:
     """Whether height and width are known to be odd."""
     return all(side is not None and side % 2 == 1 for side in x.shape[1:3])
 
 
-def _even(x: Any) -> bool:
+def _even(x: Tensor) -> bool:
     """Whether height and width are known to be even."""
     return all(side is not None and side % 2 == 0 for side in x.shape[1:3])

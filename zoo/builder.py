@@ -3,7 +3,6 @@
 The module is not called build, or importing it would put a module where `zoo.build` is a function.
 """
 
-import difflib
 import importlib
 import importlib.util
 import numbers
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import keras
 
-from zoo import manifest, registry
+from zoo import blocks, manifest, registry
 from zoo.genotype import Genotype, GenotypeError, near
 from zoo.skeleton import Options
 
@@ -22,6 +21,7 @@ from zoo.skeleton import Options
 FAMILY_OPTIONS = {"mnasnet": ("width_multiplier",)}
 
 
+@blocks.layer_defaults()
 def build(
     model: str | os.PathLike | Genotype,
     preset: str | None = None,
@@ -39,7 +39,7 @@ def build(
     width_multiplier: float | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """Returns a flat functional model of standard Keras layers.
+    """Returns a flat functional model of standard Keras layers; images are channels-last, whatever Keras is set to.
 
     Args:
         model: a name of `zoo.list_models()`, a family's name, the path of a genotype file, or a Genotype.
@@ -130,7 +130,7 @@ def _preset(genotype: Genotype, name: str | None) -> tuple[str, Mapping[str, Any
     """Returns the preset's name and values, from the genotype or from its family."""
     presets = dict(genotype.presets)
     if not presets or (name is not None and name not in presets):
-        relative = registry.relative_of(genotype)
+        relative = registry.find_relative(genotype)
         presets |= {} if relative is None else {n: p for n, p in relative.presets.items() if n not in presets}
     if not presets:
         raise GenotypeError(
@@ -139,8 +139,9 @@ def _preset(genotype: Genotype, name: str | None) -> tuple[str, Mapping[str, Any
     if name is None:
         name = next(iter(presets))
     if name not in presets:
-        close = "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(str(name), presets, n=1))
-        raise GenotypeError(f"{genotype.name} has no preset {name!r}{close}; expected one of {', '.join(presets)}")
+        raise GenotypeError(
+            f"{genotype.name} has no preset {name!r}{near(str(name), presets)}; expected one of {', '.join(presets)}"
+        )
     return name, presets[name]
 
 

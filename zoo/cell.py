@@ -8,16 +8,15 @@ import keras
 from keras import layers
 
 from zoo import blocks
-from zoo.blocks import Style
-from zoo.genotype import INPUT_STATES, CellGraph, GenotypeError
-from zoo.genotype_checks import check_whole
+from zoo.blocks import Style, Tensor
+from zoo.genotype import INPUT_STATES, CellGraph, GenotypeError, check_whole
 from zoo.genotype_json import graph_as_dict, graph_from_dict
 from zoo.ops import OPS, State
 
 
 def expand(
     graph: CellGraph,
-    inputs: Sequence[Any],
+    inputs: Sequence[Tensor],
     filters: int,
     *,
     style: Style,
@@ -25,7 +24,7 @@ def expand(
     strides: int = 1,
     oldest_strides: int = 1,
     drop_path_rate: float = 0.0,
-) -> Any:
+) -> Tensor:
     """Adds the layers of one cell to a functional graph and returns its output.
 
     Args:
@@ -71,7 +70,7 @@ def expand(
     return outputs[0] if len(outputs) == 1 else layers.Concatenate(name=f"{name}_concat")(outputs)
 
 
-def _oldest(inputs: Sequence[Any], filters: int, oldest_strides: int, style: Style, name: str) -> Any:
+def _oldest(inputs: Sequence[Tensor], filters: int, oldest_strides: int, style: Style, name: str) -> Tensor:
     """Returns h[c-2] with the height, width and channels of the cell."""
     oldest, newest = inputs
     if oldest is None:
@@ -83,13 +82,13 @@ def _oldest(inputs: Sequence[Any], filters: int, oldest_strides: int, style: Sty
     return oldest
 
 
-def _drop_path(x: Any, op: str, source: State, rate: float, style: Style, name: str) -> Any:
+def _drop_path(x: Tensor, op: str, source: State, rate: float, style: Style, name: str) -> Tensor:
     if rate <= 0 or (op == "skip_connect" and (x is source.tensor or not style.drop_path_on_skip)):
         return x
     return layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop_path")(x)
 
 
-def _combine(parts: list[Any], combine: str, filters: int, style: Style, name: str) -> Any:
+def _combine(parts: list[Tensor], combine: str, filters: int, style: Style, name: str) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     if combine == "add":
@@ -99,7 +98,7 @@ def _combine(parts: list[Any], combine: str, filters: int, style: Style, name: s
     return blocks.conv_bn(blocks.relu(x, f"{name}_concat"), filters, 1, 1, style, name)
 
 
-def _as_output(state: State, number: int, filters: int, strides: int, style: Style, name: str) -> Any:
+def _as_output(state: State, number: int, filters: int, strides: int, style: Style, name: str) -> Tensor:
     """Gives an input state that is part of the output the shape of the nodes (no ReLU: as TF-slim does)."""
     if number >= INPUT_STATES:
         return state.tensor
@@ -151,7 +150,7 @@ class Cell(layers.Layer):
         self.oldest_strides = oldest_strides
         self.drop_path_rate = drop_path_rate
         self.style = style if isinstance(style, Style) else Style(**style)
-        self.network: Any = None
+        self.network: Any = None  # a keras.Model, once it is built
 
     def build(self, input_shape: Sequence[Sequence[int | None]]) -> None:
         """Makes the layers within; `input_shape` is the pair of shapes, batch first."""
@@ -167,15 +166,16 @@ class Cell(layers.Layer):
                     f"the sizes of {input_shape} do not fit oldest_strides={self.oldest_strides}: expected h0 as high "
                     "and wide as h1 with 1, and twice as high and wide with 2"
                 )
-        inputs = [keras.Input(shape[1:]) for shape in input_shape]
-        output = expand(
-            self.graph, inputs, self.filters, style=self.style, name=self.name, strides=self.strides,
-            oldest_strides=self.oldest_strides, drop_path_rate=self.drop_path_rate,
-        )  # fmt: skip
-        self.network = keras.Model(inputs, output, name=f"{self.name}_network")
+        with blocks.layer_defaults(self.dtype_policy):
+            inputs = [keras.Input(shape[1:]) for shape in input_shape]
+            output = expand(
+                self.graph, inputs, self.filters, style=self.style, name=self.name, strides=self.strides,
+                oldest_strides=self.oldest_strides, drop_path_rate=self.drop_path_rate,
+            )  # fmt: skip
+            self.network = keras.Model(inputs, output, name=f"{self.name}_network")
         self.built = True
 
-    def call(self, inputs: Sequence[Any], training: bool | None = None) -> Any:
+    def call(self, inputs: Sequence[Tensor], training: bool | None = None) -> Tensor:
         """Returns the cell's output for the pair (h[c-2], h[c-1])."""
         return self.network(inputs, training=training)
 

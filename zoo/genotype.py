@@ -12,12 +12,10 @@ Sequences may be given as lists; the dataclasses keep tuples, so that genotypes 
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
-
-from zoo.genotype_checks import GenotypeError, check_choice, check_whole, is_whole, tuple_of
-from zoo.genotype_checks import near as near
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 INPUT_STATES = 2
 MOST_NODES = 100  # of a cell, and layers of a chain; published ones have 4 to 7, and 24
@@ -30,6 +28,10 @@ OP_NAMES = frozenset(
 COMBINERS = ("add", "concat")
 BLOCK_OPS = ("conv", "sep_conv", "mb_conv")
 SKIPS = ("identity", "pool", "none")
+
+
+class GenotypeError(ValueError):
+    """A genotype that cannot be; the text gives the value, what was expected, and the remedy."""
 
 
 class Edge(NamedTuple):
@@ -47,7 +49,7 @@ class Node:
     combine: Literal["add", "concat"] = "add"
 
     def __post_init__(self):
-        edges = tuple_of("a node's edges", self.edges, "[op, state]")
+        edges = _tuple_of("a node's edges", self.edges, "[op, state]")
         for edge in edges:
             if not isinstance(edge, (list, tuple)) or len(edge) != 2:
                 raise GenotypeError(f'an edge is {edge!r:.200}; expected [op, state], such as ["sep_conv_3x3", 0]')
@@ -65,7 +67,7 @@ class CellGraph:
     concat: tuple[int, ...]
 
     def __post_init__(self):
-        nodes = tuple_of("a cell's nodes", self.nodes, "Node", MOST_NODES)
+        nodes = _tuple_of("a cell's nodes", self.nodes, "Node", MOST_NODES)
         for number, node in enumerate(nodes, start=INPUT_STATES):
             if not isinstance(node, Node):
                 raise GenotypeError(f"node {number} is {node!r:.200}; expected a Node")
@@ -76,7 +78,7 @@ class CellGraph:
                         f"Node {number} may read the states 0 to {number - 1}; put the nodes in an order that allows it"
                     )
         states = INPUT_STATES + len(nodes)
-        concat = tuple_of("a cell's concat", self.concat, "the number of a state that is its output", states)
+        concat = _tuple_of("a cell's concat", self.concat, "the number of a state that is its output", states)
         for state in concat:
             if not is_whole(state) or not 0 <= state < states:
                 raise GenotypeError(f"concat names state {state!r:.200}; this cell has the states 0 to {states - 1}")
@@ -168,7 +170,7 @@ class Blocks:
     head_filters: int | None = None
 
     def __post_init__(self):
-        rows = tuple_of("blocks' rows", self.rows, "Block")
+        rows = _tuple_of("blocks' rows", self.rows, "Block")
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, Block):
                 raise GenotypeError(f"row {number} of blocks is {row!r:.200}; expected a Block")
@@ -203,7 +205,7 @@ class Chain:
     layers: tuple[Layer, ...]
 
     def __post_init__(self):
-        layers = tuple_of("a chain's layers", self.layers, "Layer", MOST_NODES)
+        layers = _tuple_of("a chain's layers", self.layers, "Layer", MOST_NODES)
         for number, layer in enumerate(layers, start=1):
             if not isinstance(layer, Layer):
                 raise GenotypeError(f"layer {number} is {layer!r:.200}; expected a Layer")
@@ -268,3 +270,39 @@ class Genotype:
                 f"notes is {self.notes!r:.200} and represents_family {self.represents_family!r:.200}; "
                 "expected a text, and true or false"
             )
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """Returns " (did you mean ...?)" where one of `names` is like `name`, else nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises GenotypeError, with a near name, where `value` is none of `choices`."""
+    if value not in (known := sorted(choices)):
+        raise GenotypeError(
+            f"{what} {value!r:.200} is not known{near(str(value)[:200], known)}; expected one of {', '.join(known)}"
+        )
+
+
+def check_whole(what: str, value: Any, least: int = 1) -> None:
+    """Raises GenotypeError where `value` is not a whole number from `least`."""
+    if not is_whole(value) or value < least:
+        raise GenotypeError(f"{what} is {value!r:.200}; expected a whole number from {least}")
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Returns whether `value` is an int; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _tuple_of(what: str, values: Any, item: str, most: int | None = None) -> tuple[Any, ...]:
+    """Returns `values` as a tuple; raises GenotypeError where they are no sequence, none, or more than `most`."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise GenotypeError(f"{what} is {values!r:.200}; expected a list with {item} in it")
+    values = tuple(values)
+    if not values or (most is not None and len(values) > most):
+        limit = "at least one" if most is None else f"1 to {most}"
+        raise GenotypeError(f"{what} has {len(values)} entries; expected {limit}, each {item}")
+    return values

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo import atomic, json_layout
+from zoo import atomic
 from zoo.genotype import (
     INPUT_STATES,
     Block,
@@ -25,6 +25,7 @@ from zoo.genotype import (
 
 SCHEMA_VERSION = 1
 LARGEST_FILE = 2**20  # bytes; published genotypes have 2 to 6 thousand
+LINE_LENGTH = 120
 
 
 def load(path: str | os.PathLike) -> Genotype:
@@ -63,7 +64,7 @@ def to_json(genotype: Genotype) -> str:
         GenotypeError: source, presets or published hold a value that JSON has no form for.
     """
     try:
-        return json_layout.laid_out(as_dict(genotype)) + "\n"
+        return _laid_out(as_dict(genotype)) + "\n"
     except (TypeError, ValueError) as error:
         raise GenotypeError(
             f"genotype {genotype.name!r} cannot be written as JSON: {error}. In source, presets and published, "
@@ -230,3 +231,32 @@ def _list(what: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise GenotypeError(f"{what} is {value!r:.200}; expected a list")
     return value
+
+
+def _laid_out(value: Any, indent: str = "") -> str:
+    """Returns JSON for people to read: what fits on a line stays on one, and a list of objects is a table."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    fits = indent and len(indent) + len(line) <= LINE_LENGTH and not _holds_table(value)
+    if fits or not isinstance(value, (dict, list)):
+        return line
+    deeper = indent + "  "
+    parts = value.values() if isinstance(value, dict) else value
+    items = [_laid_out(item, deeper) for item in parts]
+    if isinstance(value, dict):
+        names = [json.dumps(str(name), ensure_ascii=False) for name in value]
+        items = [f"{name}: {item}" for name, item in zip(names, items, strict=True)]
+    lines, table = [""], not indent or all(isinstance(part, dict) for part in parts)
+    for item in items:
+        if not table and len(deeper) + len(lines[-1]) + len(item) + 2 <= LINE_LENGTH:
+            lines[-1] += f", {item}" if lines[-1] else item
+        else:
+            lines.append(item)
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n" + ",\n".join(deeper + line for line in lines if line) + f"\n{indent}{closing}"
+
+
+def _holds_table(value: Any) -> bool:
+    """Returns whether there is a list of objects in it, such as nodes or blocks: they get a line each."""
+    if isinstance(value, dict):
+        return any(_holds_table(item) for item in value.values())
+    return isinstance(value, list) and any(isinstance(item, dict) or _holds_table(item) for item in value)

@@ -6,12 +6,12 @@ as MnasNet does (arXiv:1807.11626, figure 7): behind the depthwise convolution, 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from keras import layers
 
 from zoo import blocks
-from zoo.blocks import Style
+from zoo.blocks import Style, Tensor
 from zoo.genotype import Block, Blocks
 
 Activation = Literal["relu", "relu6"]
@@ -20,13 +20,13 @@ Skip = Literal["identity", "pool", "none"]
 
 def expand_blocks(
     body: Blocks,
-    image: Any,
+    image: Tensor,
     *,
     style: Style,
     activation: Activation,
     drop_path_rate: float = 0.0,
-    note: Callable[[Any, int], Any] = lambda x, stride: x,
-) -> Any:
+    note: Callable[[Tensor, int], Tensor] = lambda x, stride: x,
+) -> Tensor:
     """Adds the stem, all blocks and the last 1x1 convolution to a functional graph and returns the last output.
 
     Args:
@@ -55,7 +55,7 @@ def expand_blocks(
 
 
 def block(
-    x: Any,
+    x: Tensor,
     row: Block,
     strides: int,
     style: Style,
@@ -63,7 +63,7 @@ def block(
     *,
     activation: Activation = "relu",
     drop_path_rate: float = 0.0,
-) -> Any:
+) -> Tensor:
     """Adds one block of a row: a plain convolution, a separable one, or an inverted residual."""
     inputs = x.shape[-1]
     options = {
@@ -79,7 +79,7 @@ def block(
 
 
 def inverted_residual(
-    x: Any,
+    x: Tensor,
     filters: int,
     kernel_size: int,
     strides: int,
@@ -91,7 +91,7 @@ def inverted_residual(
     se_filters: int = 0,
     skip: Skip = "identity",
     drop_path_rate: float = 0.0,
-) -> Any:
+) -> Tensor:
     """1x1 convolution to `mid_filters`, depthwise convolution, 1x1 convolution without activation; each with BN.
 
     The first is left out where `x` has `mid_filters` channels already: with expansion 1, in a separable convolution.
@@ -109,7 +109,7 @@ def inverted_residual(
 
 
 def plain_conv(
-    x: Any,
+    x: Tensor,
     filters: int,
     kernel_size: int,
     strides: int,
@@ -120,7 +120,7 @@ def plain_conv(
     se_filters: int = 0,
     skip: Skip = "identity",
     drop_path_rate: float = 0.0,
-) -> Any:
+) -> Tensor:
     """Convolution, BN, activation, squeeze-and-excite where `se_filters` is above 0.
 
     What is added to the result depends on `skip`: "identity" adds `x` where its shape is the result's and nothing
@@ -135,7 +135,7 @@ def plain_conv(
     return _join(x, shortcut, drop_path_rate, name)
 
 
-def squeeze_excite(x: Any, filters: int, name: str) -> Any:
+def squeeze_excite(x: Tensor, filters: int, name: str) -> Tensor:
     """Scales each channel of `x` by a gate from 0 to 1, which two 1x1 convolutions compute from the channels' means."""
     gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean")(x)
     gate = layers.Conv2D(filters, 1, kernel_initializer=blocks.KERNEL_INITIALIZER, name=f"{name}_reduce")(gate)
@@ -146,7 +146,7 @@ def squeeze_excite(x: Any, filters: int, name: str) -> Any:
     return layers.Multiply(name=f"{name}_scale")([x, gate])
 
 
-def _shortcut(x: Any, filters: int, strides: int, skip: Skip, style: Style, name: str) -> Any:
+def _shortcut(x: Tensor, filters: int, strides: int, skip: Skip, style: Style, name: str) -> Tensor:
     """Returns what is added to a block's result, or None."""
     if skip == "pool":
         x = blocks.pool(x, "avg", 3, strides, style, f"{name}_skip_pool")
@@ -154,7 +154,7 @@ def _shortcut(x: Any, filters: int, strides: int, skip: Skip, style: Style, name
     return x if skip == "identity" and strides == 1 and x.shape[-1] == filters else None
 
 
-def _join(x: Any, shortcut: Any, drop_path_rate: float, name: str) -> Any:
+def _join(x: Tensor, shortcut: Tensor, drop_path_rate: float, name: str) -> Tensor:
     if shortcut is None:
         return x
     if drop_path_rate > 0:
@@ -163,10 +163,10 @@ def _join(x: Any, shortcut: Any, drop_path_rate: float, name: str) -> Any:
 
 
 def _conv_bn_act(
-    x: Any, filters: int, kernel_size: int, strides: int, style: Style, activation: Activation, name: str
-) -> Any:
+    x: Tensor, filters: int, kernel_size: int, strides: int, style: Style, activation: Activation, name: str
+) -> Tensor:
     return _activate(blocks.conv_bn(x, filters, kernel_size, strides, style, name), activation, name)
 
 
-def _activate(x: Any, activation: Activation, name: str) -> Any:
+def _activate(x: Tensor, activation: Activation, name: str) -> Tensor:
     return layers.ReLU(6.0 if activation == "relu6" else None, name=f"{name}_{activation}")(x)

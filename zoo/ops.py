@@ -5,10 +5,10 @@ names. It starts with the ReLU of the papers' ReLU-conv-BN order, unless it is a
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from zoo import blocks
-from zoo.blocks import Style
+from zoo.blocks import Style, Tensor
 
 
 class State:
@@ -18,35 +18,35 @@ class State:
     changes no value and saves a third of NASNet's layers.
     """
 
-    def __init__(self, tensor: Any, name: str):
+    def __init__(self, tensor: Tensor, name: str):
         self.tensor = tensor
         self.name = name
-        self._made: dict[tuple[str, int, int], Any] = {}
+        self._made: dict[tuple[str, int, int], Tensor] = {}
 
     @property
     def filters(self) -> int:
         """The number of channels."""
         return self.tensor.shape[-1]
 
-    def relu(self) -> Any:
+    def relu(self) -> Tensor:
         """Returns the state's ReLU."""
         return self._once(("relu", 0, 1), lambda: blocks.relu(self.tensor, self.name))
 
-    def pool(self, kind: Literal["avg", "max"], size: int, strides: int, style: Style) -> Any:
+    def pool(self, kind: Literal["avg", "max"], size: int, strides: int, style: Style) -> Tensor:
         """Returns the pooled state."""
         name = f"{self.name}_{kind}_pool_{size}x{size}" + (f"_strides{strides}" if strides > 1 else "")
         return self._once((kind, size, strides), lambda: blocks.pool(self.tensor, kind, size, strides, style, name))
 
-    def _once(self, key: tuple[str, int, int], make: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[str, int, int], make: Callable[[], Tensor]) -> Tensor:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
 
-Operation = Callable[[State, int, int, Style, str], Any]
+Operation = Callable[[State, int, int, Style, str], Tensor]
 
 
-def skip_connect(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+def skip_connect(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
     """Returns the state itself where shapes agree; else what the style puts in its place."""
     if strides == 1 and state.filters == filters:
         return state.tensor
@@ -57,7 +57,7 @@ def skip_connect(state: State, filters: int, strides: int, style: Style, name: s
 
 
 def _pool(kind: Literal["avg", "max"], size: int) -> Operation:
-    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
         x = state.pool(kind, size, strides, style)
         return x if state.filters == filters else blocks.conv_bn(x, filters, 1, 1, style, name)
 
@@ -67,7 +67,7 @@ def _pool(kind: Literal["avg", "max"], size: int) -> Operation:
 def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
     """ReLU, depthwise, 1x1, BN; `repeats` times, the strides in the first."""
 
-    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
         x = state.relu()
         for number in range(1, repeats + 1):
             if number > 1:
@@ -83,7 +83,7 @@ def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
 def _conv(size: int, share: float = 1 / 4) -> Operation:
     """ReLU, convolution, BN; where the style has bottlenecks, on a `share` of the channels between 1x1 convolutions."""
 
-    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
         x, width = _narrow(state, filters, share, style, name)
         x = blocks.conv_bn(x, width, size, strides, style, name)
         return x if width == filters else _widen(x, filters, style, name)
@@ -94,7 +94,7 @@ def _conv(size: int, share: float = 1 / 4) -> Operation:
 def _conv_pair(size: int, share: float) -> Operation:
     """A convolution along rows, then one along columns, with BN each and a ReLU between; bottlenecks as in `_conv`."""
 
-    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
         x, width = _narrow(state, filters, share, style, name)
         x = blocks.conv_bn(x, width, (1, size), (1, strides), style, f"{name}_row")
         x = blocks.relu(x, f"{name}_row")
@@ -104,7 +104,7 @@ def _conv_pair(size: int, share: float) -> Operation:
     return operation
 
 
-def _narrow(state: State, filters: int, share: float, style: Style, name: str) -> tuple[Any, int]:
+def _narrow(state: State, filters: int, share: float, style: Style, name: str) -> tuple[Tensor, int]:
     """Returns the state's ReLU, brought to the width of a bottleneck where there is one, and its width for the op.
 
     As in the TPU code, a bottleneck that would have no channel is left out (network_utils.py, _apply_operation).
@@ -116,11 +116,11 @@ def _narrow(state: State, filters: int, share: float, style: Style, name: str) -
     return blocks.relu(x, f"{name}_narrow"), width
 
 
-def _widen(x: Any, filters: int, style: Style, name: str) -> Any:
+def _widen(x: Tensor, filters: int, style: Style, name: str) -> Tensor:
     return blocks.conv_bn(blocks.relu(x, f"{name}_widen"), filters, 1, 1, style, f"{name}_widen")
 
 
-def conv_7x1_1x7(state: State, filters: int, strides: int, style: Style, name: str) -> Any:
+def conv_7x1_1x7(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
     """DARTS' form: ReLU, a row of seven, a column of seven, one BN."""
     x = blocks.conv(state.relu(), filters, (1, 7), (1, strides), style, f"{name}_row_conv")
     return blocks.conv_bn(x, filters, (7, 1), (strides, 1), style, f"{name}_column")

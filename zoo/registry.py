@@ -41,7 +41,7 @@ def load(name: str | os.PathLike) -> Genotype:
     files = _files()
     if name in files:
         return genotype_json.load(files[name])
-    representative = representative_of(name)
+    representative = find_representative(name)
     if representative is None:
         raise UnknownModelError(
             f"there is no model {name!r}{near(_spelled(name), [*files, *families()])}. "
@@ -55,7 +55,7 @@ def families() -> list[str]:
     return sorted({genotype_json.load(path).family for path in _files().values()})
 
 
-def representative_of(family: str) -> Genotype | None:
+def find_representative(family: str) -> Genotype | None:
     """Returns the genotype that the family's bare name stands for, or None for a family without one."""
     for path in _files().values():
         # text first: reading forty files as JSON would take longer than building a small network
@@ -66,13 +66,13 @@ def representative_of(family: str) -> Genotype | None:
     return None
 
 
-def relative_of(genotype: Genotype) -> Genotype | None:
+def find_relative(genotype: Genotype) -> Genotype | None:
     """Returns the model whose presets fit a genotype of one's own, or None where there is none.
 
     It is the one that represents the family or, where that one's body is of another kind, the family's first of this
     kind: ENAS has cells and chains.
     """
-    representative = representative_of(genotype.family)
+    representative = find_representative(genotype.family)
     if representative is None or isinstance(representative.body, type(genotype.body)):
         return representative
     models = (genotype_json.load(path) for path in _files().values())

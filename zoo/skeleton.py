@@ -4,7 +4,6 @@ Families differ in few places, which are arguments here. Nothing in this file kn
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -12,9 +11,9 @@ import keras
 from keras import layers
 
 from zoo import blocks
-from zoo.blocks import Style
+from zoo.blocks import Style, Tensor
 from zoo.cell import expand
-from zoo.genotype import CellGraph, Genotype, GenotypeError
+from zoo.genotype import CellGraph, Genotype, GenotypeError, near
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,9 @@ def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
     given = {name: value for name, value in values.items() if name not in ("input_shape", "classes")}
     for name, value in given.items():
         if name not in fields:
-            near = "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(name, fields, n=1))
-            raise GenotypeError(f"the preset's key {name!r} is not known{near}; this family has {', '.join(fields)}")
+            raise GenotypeError(
+                f"the preset's key {name!r} is not known{near(name, fields)}; this family has {', '.join(fields)}"
+            )
         whole = fields[name].type is int
         if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise GenotypeError(f"the preset's {name} is {value!r}; expected a whole number from 1")
@@ -67,7 +67,7 @@ def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
 Body = TypeVar("Body")
 
 
-def body_of(genotype: Genotype, *kinds: type[Body]) -> Body:
+def get_body(genotype: Genotype, *kinds: type[Body]) -> Body:
     """Returns the genotype's body.
 
     Raises:
@@ -104,17 +104,17 @@ class Network:
         self.options = options
         self.classifier_bias = classifier_bias
         self.image = keras.Input(options.input_shape, name="image")
-        self.features: dict[int, Any] = {}
-        self._auxiliary: Any = None
+        self.features: dict[int, Tensor] = {}
+        self._auxiliary: Tensor | None = None
 
-    def note(self, x: Any, stride: int) -> Any:
+    def note(self, x: Tensor, stride: int) -> Tensor:
         """Remembers `x` as the feature map of this stride, over an earlier one, and returns it."""
         self.features[stride] = x
         return x
 
     def add_auxiliary(
         self,
-        x: Any,
+        x: Tensor,
         style: Style,
         widths: tuple[int, int],
         strides: int,
@@ -155,7 +155,7 @@ class Network:
         x = (layers.GlobalAveragePooling2D(name="aux_mean") if averaged else layers.Flatten(name="aux_flatten"))(x)
         self._auxiliary = self._classifier(x, "aux_predictions")
 
-    def finish(self, x: Any) -> keras.Model:
+    def finish(self, x: Tensor) -> keras.Model:
         """Puts the head, or what else was asked for, on `x` and returns the model."""
         options = self.options
         if options.features_only:
@@ -175,7 +175,7 @@ class Network:
             outputs = x
         return keras.Model(self.image, outputs, name=options.name)
 
-    def _classifier(self, x: Any, name: str) -> Any:
+    def _classifier(self, x: Tensor, name: str) -> Tensor:
         return layers.Dense(
             self.options.classes,
             activation=self.options.classifier_activation,
@@ -217,10 +217,10 @@ def stack_cells(
     stem_cells = 2 if scale.stem == "imagenet" else 0
     cells = 3 * scale.repeats + (2 if reduce else 0) + stem_cells
     # the output of each cell, oldest first, and how many times its height has been halved
-    outputs: list[tuple[Any, int]] = [(None, 0), (_stem(network, scale, style), 1 if stem_cells else 0)]
+    outputs: list[tuple[Tensor, int]] = [(None, 0), (_stem(network, scale, style), 1 if stem_cells else 0)]
     made = 0
 
-    def add(graph: CellGraph, filters: int, strides: int, name: str, oldest: tuple[Any, int]) -> None:
+    def add(graph: CellGraph, filters: int, strides: int, name: str, oldest: tuple[Tensor, int]) -> None:
         nonlocal made
         newest, level = outputs[-1]
         depth = (made + 1) / cells if style.drop_path_by_depth else 1.0
@@ -258,7 +258,7 @@ def stack_cells(
     return network.finish(blocks.relu(outputs[-1][0], "top"))
 
 
-def _stem(network: Network, scale: CellStack, style: Style) -> Any:
+def _stem(network: Network, scale: CellStack, style: Style) -> Tensor:
     if scale.stem == "cifar":
         return network.note(blocks.conv_bn(network.image, scale.stem_filters, 3, 1, style, "stem"), 1)
     x = layers.Conv2D(

@@ -14,7 +14,7 @@ from zoo import blocks
 from zoo.blocks import Style
 from zoo.cell import expand
 from zoo.genotype import Cells, Genotype, GenotypeError
-from zoo.skeleton import Network, Options, body_of, read_preset
+from zoo.skeleton import Network, Options, get_body, read_preset
 
 STYLE = Style(
     padding="torch",
@@ -42,7 +42,7 @@ class DartsStack:
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
     """Returns the network; `preset` is a `DartsStack`."""
-    graphs, scale = body_of(genotype, Cells), read_preset(DartsStack, preset)
+    graphs, scale = get_body(genotype, Cells), read_preset(DartsStack, preset)
     network = Network(options, smallest=32 if scale.stem == "imagenet" else 4)
     outputs = _imagenet_stem(network, scale) if scale.stem == "imagenet" else _cifar_stem(network, scale)
     filters = scale.filters

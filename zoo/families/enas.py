@@ -25,7 +25,7 @@ from zoo.blocks import Style
 from zoo.cell import expand
 from zoo.formats.enas import MACRO_OPS
 from zoo.genotype import Cells, Chain, Genotype, GenotypeError
-from zoo.skeleton import Network, Options, body_of, read_preset
+from zoo.skeleton import Network, Options, get_body, read_preset
 
 STYLE = Style(momentum=0.9, epsilon=1e-5, strided_skip="factorized_reduce_without_relu")
 AUXILIARY_WIDTHS = (128, 768)
@@ -49,7 +49,7 @@ class ChainScale:
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
     """Returns the network; `preset` is a `CellScale` or a `ChainScale`, after the genotype's body."""
-    body = body_of(genotype, Cells, Chain)
+    body = get_body(genotype, Cells, Chain)
     network = Network(options, smallest=4, classifier_bias=False)
     if isinstance(body, Cells):
         return network.finish(blocks.relu(_stack(network, body, read_preset(CellScale, preset)), "top"))

@@ -12,7 +12,7 @@ import keras
 from zoo.blocks import Style
 from zoo.genotype import Blocks, Genotype
 from zoo.mobile_blocks import expand_blocks
-from zoo.skeleton import Network, Options, body_of, read_preset
+from zoo.skeleton import Network, Options, get_body, read_preset
 
 STYLE = Style(padding="torch", momentum=0.9, epsilon=1e-5)
 
@@ -36,7 +36,7 @@ def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> ke
     epsilon = read_preset(Preset, {**preset, **options.extra}).epsilon
     network = Network(options, smallest=1)
     x = expand_blocks(
-        body_of(genotype, Blocks),
+        get_body(genotype, Blocks),
         network.image,
         style=dataclasses.replace(STYLE, epsilon=epsilon),
         activation="relu6",

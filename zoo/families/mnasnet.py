@@ -15,7 +15,7 @@ import keras
 from zoo.blocks import Style
 from zoo.genotype import Block, Blocks, Genotype, GenotypeError
 from zoo.mobile_blocks import expand_blocks
-from zoo.skeleton import Network, Options, body_of, read_preset
+from zoo.skeleton import Network, Options, get_body, read_preset
 
 STYLE = Style(padding="torch", momentum=0.99, epsilon=1e-5)
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.05, 10
@@ -52,7 +52,7 @@ def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> ke
     own = {name: value for name in ("padding", "epsilon") if (value := getattr(scale, name)) is not None}
     network = Network(options, smallest=1)
     x = expand_blocks(
-        scaled(body_of(genotype, Blocks), scale.width_multiplier),
+        scaled(get_body(genotype, Blocks), scale.width_multiplier),
         network.image,
         style=dataclasses.replace(STYLE, **own),
         activation="relu",

@@ -7,8 +7,7 @@ as ZeroLayer beside an identity shortcut, and are left out here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.genotype import Block, Blocks, Genotype, GenotypeError
-from zoo.genotype_checks import is_whole
+from zoo.genotype import Block, Blocks, Genotype, GenotypeError, is_whole
 
 EPSILON = 1e-5  # of batch normalisation, where a configuration and a preset do not tell
 _PLAIN_CONV = {

@@ -22,8 +22,9 @@ class Status:
     total: int | None
     best: float | None  # score
     seconds_left: float | None
-    share: float  # of the one that is running, 0 to 1
-    text: str  # what is being done
+    share: float = 0.0  # of the one that is running, 0 to 1
+    text: str = ""  # what is being done
+    note: str = ""  # what is worth a line of its own, such as a worker that died
 
 
 Observe = Callable[[Status], None]
@@ -32,7 +33,7 @@ Observe = Callable[[Status], None]
 @contextlib.contextmanager
 def show_progress(
     title: str, score_name: str = "validation accuracy", console: Console | None = None, unit: str = "trial"
-) -> Iterator[Callable[[Status], None]]:
+) -> Iterator[Observe]:
     """Gives a function that shows a Status.
 
     Args:
@@ -47,6 +48,8 @@ def show_progress(
         print_line = _Log(title, console)
 
         def log(status: Status) -> None:
+            if status.note:
+                console.print(f"{title}: {status.note}", highlight=False, soft_wrap=True)
             left = clock.smooth(status.seconds_left)
             finished = status.total is not None and status.done >= status.total
             print_line(_describe(status, unit, score_name, left, None), finished)
@@ -64,6 +67,8 @@ def show_progress(
         bar = progress.add_task(title, total=None, state="starting")
 
         def show(status: Status) -> None:
+            if status.note:
+                progress.console.print(f"{title}: {status.note}", highlight=False, soft_wrap=True)
             state = _describe(status, unit, score_name, clock.smooth(status.seconds_left), room)
             progress.update(bar, completed=status.done + status.share, total=status.total, state=state)
 

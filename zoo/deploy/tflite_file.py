@@ -1,5 +1,6 @@
 """Reading a .tflite file into its tables (operators, tensors, buffers) and writing them back."""
 
+import functools
 import importlib
 import os
 import struct
@@ -78,6 +79,29 @@ def pack(model: Any) -> bytes:
 def load_schema() -> ModuleType:
     """Returns the module generated from TensorFlow Lite's schema.fbs."""
     return require("ai_edge_litert.schema_py_generated", "ai-edge-litert")
+
+
+def kind_of(model: Any, operator: Any) -> str:
+    """Returns the kind of a parsed file's operator, such as CONV_2D; a custom one's is followed by its name."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    kind = _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return f"{kind} {text(code.customCode)}" if kind == "CUSTOM" else kind
+
+
+def type_of(tensor: Any) -> str:
+    """Returns the type of a parsed file's tensor, such as "int8" or "resource"."""
+    return _names("TensorType")[tensor.type].lower()
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Returns the shape of a parsed file's tensor; () of a single number."""
+    return () if tensor.shape is None else tuple(map(int, tensor.shape))
+
+
+@functools.cache
+def _names(enumeration: str) -> dict[int, str]:
+    members = vars(getattr(load_schema(), enumeration))
+    return {code: name for name, code in members.items() if not name.startswith("_")}
 
 
 def set_metadata(model: Any, name: str, content: bytes) -> None:

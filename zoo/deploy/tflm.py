@@ -1,125 +1,185 @@
-"""TensorFlow Lite for Microcontrollers in a process of its own: outputs, and the arena that it records.
+"""What TensorFlow Lite for Microcontrollers (TFLM) can run, and the memory that its reference kernels take.
 
-TFLM aborts the whole process where it meets a file that it cannot run, and prints its recording from C++. So this file
-is also a program, `python tflm.py FOLDER`, that imports nothing of the project.
+Found by running files of one operator and of seventeen equal ones under tflite-micro 0.dev20261023, with its
+RecordingMicroAllocator, on a 64-bit machine; a 32-bit board needs less. Optimized kernels (CMSIS-NN) may take more
+scratch memory.
 """
 
-import dataclasses
-import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+import math
+from typing import Any
 
-import numpy as np
+from zoo.deploy import tflite_file
+from zoo.deploy.tflite_file import shape_of, text, type_of
 
-TIMEOUT_SECONDS = 600  # its reference kernels take about 100 times as long as LiteRT
-DTYPES = {0: np.float32, 3: np.uint8, 7: np.int16, 9: np.int8}  # TensorType in schema.fbs
+ALIGNMENT = 16  # bytes; TFLM's kBufferAlignment
+
+# Bytes that stay for good, beside those of the operators
+BASE = 472  # the allocator and its planner
+SUBGRAPH = 16  # SubgraphAllocations
+TENSOR = 24  # TfLiteEvalTensor
+OPERATOR = 64  # NodeAndRegistration
+ENDPOINT, QUANTIZED_ENDPOINT = 64, 96  # TfLiteTensor of an input or output; with its scale and zero point
+POINTER = 8  # of each input, of each output, and of each scratch buffer
+VARIABLE = 40  # MicroResourceVariable
+
+# The operators, by the types of the data that they take (for weights see `_WEIGHTS`)
+_KINDS_BY_TYPES = {
+    "float32": "CEIL COS EXP FLOOR FLOOR_DIV FLOOR_MOD L2_POOL_2D LOG NEG ROUND SIN SQRT SQUARE",
+    "bool": "LOGICAL_AND LOGICAL_NOT LOGICAL_OR REDUCE_ALL",
+    "int32 int64": "BROADCAST_ARGS",
+    "float32 int8": "ADD_N ARG_MAX ARG_MIN BATCH_TO_SPACE_ND CUMSUM DEPTH_TO_SPACE ELU EMBEDDING_LOOKUP GATHER "
+    "GATHER_ND HARD_SWISH L2_NORMALIZATION LOG_SOFTMAX MIRROR_PAD PRELU REDUCE_MAX REDUCE_MIN RESIZE_BILINEAR "
+    "SPACE_TO_BATCH_ND SPACE_TO_DEPTH SVDF",
+    "float32 int8 int16": "ABS AVERAGE_POOL_2D BATCH_MATMUL CONV_2D DEPTHWISE_CONV_2D EXPAND_DIMS FULLY_CONNECTED "
+    "LEAKY_RELU LOGISTIC MAX_POOL_2D MEAN RELU RELU6 RESIZE_NEAREST_NEIGHBOR RSQRT SELECT_V2 SOFTMAX SUM TANH "
+    "TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM",
+    "float32 int8 int32": "DIV FILL",
+    "float32 int8 int16 int32": "ADD DYNAMIC_UPDATE_SLICE MUL PAD PADV2 SPLIT SPLIT_V SQUARED_DIFFERENCE SUB UNPACK",
+    "float32 int8 int16 int32 int64": "GREATER MAXIMUM MINIMUM PACK",
+    "float32 int8 int32 int64": "GREATER_EQUAL LESS LESS_EQUAL ZEROS_LIKE",
+    "float32 int8 int32 int64 bool": "EQUAL NOT_EQUAL",
+    "float32 int8 int16 int32 bool": "CAST SLICE STRIDED_SLICE",
+    "float32 int8 int16 int32 int64 bool": "CONCATENATION",
+    "float32 int8 int16 int32 uint8": "QUANTIZE",
+    "int8 int16 uint8": "DEQUANTIZE",
+    "float32 int8 int16 int32 int64 uint8 bool": "ASSIGN_VARIABLE BROADCAST_TO CALL_ONCE IF READ_VARIABLE RESHAPE "
+    "REVERSE_V2 SHAPE SQUEEZE VAR_HANDLE WHILE",
+}
+TYPES = {kind: frozenset(types.split()) for types, kinds in _KINDS_BY_TYPES.items() for kind in kinds.split()}
+_DATA_INPUT = {"EMBEDDING_LOOKUP": 1, "FILL": 1, "SELECT_V2": 1, "SPLIT": 1, "TRANSPOSE_CONV": 2}  # else the first
+_WEIGHTS_INPUT = {"BATCH_MATMUL": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1,
+                  "UNIDIRECTIONAL_SEQUENCE_LSTM": 2}  # fmt: skip
+_WEIGHTS = {"float32": {"float32"}, "int8": {"int8", "int4"}, "int16": {"int8"}}  # of which types for which data
+_OUTPUTS = {"ARG_MAX": {"int32"}, "ARG_MIN": {"int32"}, "SHAPE": {"int32"},
+            "CAST": {"float32", "int8", "int16", "int32", "bool"}}  # fmt: skip
+_QUANTIZED_TO = {"float32": {"int8", "int16"}, "int8": {"int8", "int16", "int32", "uint8"},
+                 "int16": {"int8", "int16", "int32"}, "int32": {"int8", "int16"}, "uint8": {"int8"}}  # fmt: skip
+_MOST_DIMENSIONS = {"PAD": 5, "PADV2": 5, "SLICE": 5, "STRIDED_SLICE": 4, "TRANSPOSE": 5}
+
+# Bytes that an operator keeps for good: its parameters and the kernel's own data, without what `kept_bytes` adds
+_KEPT = {
+    "ABS": 32, "ADD": 72, "ARG_MAX": 4, "ARG_MIN": 4, "AVERAGE_POOL_2D": 72, "BATCH_MATMUL": 36, "CALL_ONCE": 20,
+    "CAST": 8, "CONCATENATION": 88, "CONV_2D": 108, "CUMSUM": 4, "DEPTHWISE_CONV_2D": 108, "DEPTH_TO_SPACE": 36,
+    "DEQUANTIZE": 32, "DIV": 36, "ELU": 256, "EMBEDDING_LOOKUP": 32, "EQUAL": 32, "FULLY_CONNECTED": 112, "GATHER": 40,
+    "GATHER_ND": 32, "GREATER": 32, "GREATER_EQUAL": 32, "HARD_SWISH": 32, "IF": 28, "L2_NORMALIZATION": 20,
+    "L2_POOL_2D": 72, "LEAKY_RELU": 36, "LESS": 32, "LESS_EQUAL": 32, "LOGISTIC": 16, "MAX_POOL_2D": 72, "MEAN": 52,
+    "MIRROR_PAD": 36, "MUL": 52, "NOT_EQUAL": 32, "PACK": 8, "PAD": 64, "PADV2": 64, "PRELU": 32, "QUANTIZE": 32,
+    "REDUCE_ALL": 52, "REDUCE_MAX": 52, "REDUCE_MIN": 52, "RELU": 32, "RELU6": 16, "RESHAPE": 36, "RESIZE_BILINEAR": 4,
+    "RESIZE_NEAREST_NEIGHBOR": 4, "RSQRT": 32, "SELECT_V2": 16, "SHAPE": 4, "SOFTMAX": 84, "SPACE_TO_BATCH_ND": 16,
+    "SPACE_TO_DEPTH": 36, "SPLIT": 4, "SPLIT_V": 4, "SQUARED_DIFFERENCE": 112, "SQUEEZE": 36, "STRIDED_SLICE": 120,
+    "SUB": 72, "SUM": 52, "SVDF": 60, "TANH": 16, "TRANSPOSE_CONV": 116, "UNPACK": 8, "VAR_HANDLE": 32, "WHILE": 24,
+}  # fmt: skip
+_KEPT_OF_TYPE = {("ADD_N", "int8"): 48, ("CUMSUM", "int8"): 52, ("LOG_SOFTMAX", "int8"): 48, ("SOFTMAX", "int16"): 2164}
 
 
-class TflmError(RuntimeError):
-    """TFLM cannot run the file."""
+def aligned(size: int) -> int:
+    """Returns the size rounded up to whole alignment units."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-@dataclasses.dataclass(frozen=True)
-class Arena:
-    """Bytes of RAM: `head` holds activations and scratch buffers, `tail` what TFLM keeps for good (tensor tables,
-    operator data).
+def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
+    """Returns what TFLM cannot run of an operator, such as "DEQUANTIZE of float16", or None where it runs it."""
+    kind = tflite_file.kind_of(model, operator)
+    if kind not in TYPES:
+        return kind
+    data = _data(graph, operator, kind)
+    if data is None:
+        return None
+    type_, rank = type_of(data), len(shape_of(data))
+    if type_ == "resource":
+        return None
+    if type_ not in TYPES[kind]:
+        return f"{kind} of {type_}"
+    if rank > _MOST_DIMENSIONS.get(kind, rank):
+        return f"{kind} of {rank} dimensions"
+    if kind in _WEIGHTS_INPUT:
+        weights = graph.tensors[operator.inputs[_WEIGHTS_INPUT[kind]]]
+        if type_of(weights) not in _WEIGHTS[type_]:
+            return f"{kind} of {type_} with {type_of(weights)} weights"
+        if kind == "FULLY_CONNECTED" and type_of(weights) == "int4" and _scales(weights) > 1:
+            return f"{kind} with int4 weights of one scale an output"
+    written = type_of(graph.tensors[operator.outputs[0]]) if len(operator.outputs) else None
+    allowed = _QUANTIZED_TO[type_] if kind == "QUANTIZE" else _OUTPUTS.get(kind, {written})
+    return None if written in allowed else f"{kind} of {type_} to {written}"
 
-    Recorded on a 64-bit machine. On a microcontroller pointers are half as long, so `tail` is smaller there; `head` is
-    the same.
-    """
 
-    total: int
-    head: int
-    tail: int
+def kept_bytes(model: Any, graph: Any, operator: Any) -> int:
+    """Returns the bytes that TFLM keeps for good for an operator, without those of its scratch buffers' handles."""
+    kind = tflite_file.kind_of(model, operator)
+    data = _data(graph, operator, kind)
+    total = OPERATOR + _KEPT_OF_TYPE.get((kind, "" if data is None else type_of(data)), _KEPT.get(kind, 0))
+    if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
+        channels = shape_of(graph.tensors[operator.outputs[0]])[-1]
+        total += 2 * aligned(4 * channels)  # multipliers and shifts, in float too
+    elif kind == "FULLY_CONNECTED":
+        scales = _scales(graph.tensors[operator.inputs[1]])
+        total += 2 * aligned(4 * scales) if scales > 1 and data is not None and type_of(data) != "float32" else 0
+    elif kind == "BATCH_MATMUL":
+        total += _kept_of_matmul(graph, operator)
+    return total
 
 
-def run(tflite, inputs: np.ndarray) -> tuple[np.ndarray, Arena]:
-    """Runs each of `inputs` (n, ...), already in the input's own type; returns the first outputs and the arena.
+def _kept_of_matmul(graph: Any, operator: Any) -> int:
+    """Returns the bytes of what BATCH_MATMUL transposes, for it keeps the copy: the right operand unless it is so."""
+    left, right = (graph.tensors[number] for number in operator.inputs)
+    options, output = operator.builtinOptions, graph.tensors[operator.outputs[0]]
+    total = aligned(4 + 4 * len(shape_of(output))) + (0 if type_of(left) == "float32" else 32)
+    for tensor, transposed in ((left, options.adjX), (right, not options.adjY)):
+        if transposed:
+            total += 32 + aligned(4 + 4 * len(shape_of(tensor))) + aligned(size_of(tensor))
+    return total
 
-    With n = 0 nothing is run, and the arena is known all the same: TFLM plans it before the first image.
+
+def scratch_sizes(model: Any, graph: Any, operator: Any) -> list[int]:
+    """Returns the bytes of each scratch buffer that an operator's kernel asks for."""
+    kind = tflite_file.kind_of(model, operator)
+    data = _data(graph, operator, kind)
+    if data is None or not len(operator.outputs):
+        return []
+    type_, output = type_of(data), graph.tensors[operator.outputs[0]]
+    if kind in ("MEAN", "SUM", "REDUCE_ALL", "REDUCE_MAX", "REDUCE_MIN"):
+        sizes = [4 * len(shape_of(data)), 4 * math.prod(shape_of(graph.tensors[operator.inputs[1]]))]
+        sums = [4 * math.prod(shape_of(output))] if kind in ("MEAN", "SUM") and type_ != "float32" else []
+        return sizes + sums
+    if kind == "ADD_N":
+        return [POINTER * len(operator.inputs)]
+    if kind == "MIRROR_PAD":
+        return [4 * len(shape_of(data))] * 2
+    if kind == "TRANSPOSE_CONV" and type_ != "float32":
+        return [(4 if type_ == "int8" else 8) * math.prod(shape_of(output))]
+    if kind == "SVDF":
+        batch, filters = shape_of(data)[0], shape_of(graph.tensors[operator.inputs[1]])[0]
+        return [4 * batch * filters] + ([4 * math.prod(shape_of(output))] if type_ == "int8" else [])
+    if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        weights = graph.tensors[operator.inputs[1]]
+        return [math.prod(shape_of(weights))] if type_of(weights) == "int4" else []  # unpacked
+    return []
+
+
+def size_of(tensor: Any) -> int:
+    """Returns the bytes of a tensor's values.
 
     Raises:
-        TflmError: an operator is unknown to TFLM, it stopped, or took over 600 s.
-        MissingPackageError: the package tflite-micro is not installed.
+        ValueError: its shape is open, or its type has no fixed size.
     """
-    from zoo.deploy import tflite_file
-
-    tflite_file.require("tflite_micro", "tflite-micro")
-    model = tflite_file.parse(tflite)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "model.tflite").write_bytes(tflite_file.read(tflite))
-        np.save(Path(folder, "inputs.npy"), inputs)
-        np.save(Path(folder, "arena_size.npy"), _enough_arena(model))
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", __file__, folder],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TIMEOUT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise TflmError(f"TFLM took over {TIMEOUT_SECONDS} s for {len(inputs)} images; give it fewer") from error
-        if done.returncode != 0:
-            raise TflmError(_reason(done))
-        return np.load(Path(folder, "outputs.npy")), _parse_recording(done.stderr + done.stdout)
-
-
-def _enough_arena(model) -> int:
-    """An arena that cannot be too small: all tensors at once, twice for scratch, and 4 kB for each table entry."""
-    graph = model.subgraphs[0]
-    lengths = [int(np.prod(tensor.shape)) if tensor.shape is not None else 1 for tensor in graph.tensors]
-    return 2 * 4 * sum(lengths) + 4096 * (len(graph.tensors) + len(graph.operators)) + (1 << 20)
-
-
-def _parse_recording(text: str) -> Arena:
-    found = {part: re.search(rf"Arena allocation {part} (\d+) bytes", text) for part in ("total", "head", "tail")}
-    if not all(found.values()):
-        raise TflmError(
-            f"TFLM ran, but recorded no arena: {text.strip()[-300:]!r}. Another tflite-micro version may print it"
+    widths = {"float32": 4, "int32": 4, "uint32": 4, "int64": 8, "int16": 2, "float16": 2, "int8": 1, "uint8": 1,
+              "bool": 1, "float64": 8, "uint16": 2, "uint64": 8}  # fmt: skip
+    shape, type_ = shape_of(tensor), type_of(tensor)
+    if type_ not in widths or min(shape, default=1) < 0:
+        raise ValueError(
+            f"tensor {text(tensor.name)!r} has the shape {list(shape)} and the type {type_}; a fixed shape of numbers "
+            "was expected. Convert with zoo.deploy.tflite.convert, which fixes the shape"
         )
-    return Arena(**{part: int(match.group(1)) for part, match in found.items() if match})
+    return widths[type_] * math.prod(shape)
 
 
-def _reason(done: subprocess.CompletedProcess) -> str:
-    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", "\n".join(lines))
-    if missing:
-        return f"TFLM has no operator {missing.group(1)}, which the file uses. zoo.deploy.planner names where"
-    failed = re.search(r"Node (\w+) \(number (\d+)\) failed to prepare", "\n".join(lines))
-    if failed:
-        return (
-            f"TFLM cannot run {failed.group(1)}, operator {failed.group(2)} of the file, as it is there\n"
-            f"{' | '.join(lines)[-600:]}"
-        )
-    how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
-    hint = (
-        " It stops where a scale is out of its range, as those of an untrained network can be"
-        if done.returncode == -6
-        else ""
-    )
-    return f"TFLM {how} on the file.{hint} {' | '.join(lines)[-600:]}".strip()
+def _data(graph: Any, operator: Any, kind: str) -> Any | None:
+    """Returns the tensor whose type chooses the kernel, or None where an operator takes none."""
+    place = _DATA_INPUT.get(kind, 0)
+    return graph.tensors[operator.inputs[place]] if len(operator.inputs) > place else None
 
 
-def _main(folder: Path) -> None:
-    from tflite_micro.python.tflite_micro import runtime
+def _scales(tensor: Any) -> int:
+    quantization = tensor.quantization
+    return 0 if quantization is None or quantization.scale is None else len(quantization.scale)
 
-    arena_size = int(np.load(folder / "arena_size.npy"))
-    try:
-        interpreter = runtime.Interpreter.from_bytes((folder / "model.tflite").read_bytes(), arena_size=arena_size)
-    except RuntimeError as error:  # what TFLM has printed before says more than a traceback
-        sys.exit(str(error))
-    outputs = []
-    for one in np.load(folder / "inputs.npy"):
-        interpreter.set_input(one[None], 0)
-        interpreter.invoke()
-        outputs.append(interpreter.get_output(0)[0].copy())
-    np.save(folder / "outputs.npy", np.stack(outputs) if outputs else np.zeros(0))
-    interpreter.print_allocations()
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

@@ -23,7 +23,7 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from zoo.atomic import write_atomically
-from zoo.deploy import boards, c_array, compact, doctor, memory_chart, noise_chart, planner, report, tflite_file, turn
+from zoo.deploy import boards, c_array, charts, compact, doctor, planner, report, tflite_file, turn
 from zoo.deploy.report import Report, export
 from zoo.deploy.strips import Region
 
@@ -170,7 +170,7 @@ def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.nd
         raise ValueError(f"diagnose looks into an int8 or int16x8 file, and {config.model} is neither")
     images = turn.images(images) if compact.is_turned(files[scheme]) else images
     diagnosis = doctor.diagnose(files[scheme], images, files.get("float32"))
-    noise_chart.draw(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
+    charts.draw_noise(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
     return f"\n## Rounding noise of {scheme}\n\n{diagnosis.to_markdown()}"
 
 
@@ -178,9 +178,10 @@ def _planned(config: Config, result: Report, files: dict[str, bytes]) -> str:
     smallest = min(files, key=lambda name: len(files[name]))
     scheme = next((name for name in (COMPACT, "int8") if name in files), smallest)
     plan = planner.plan(files[scheme])
-    memory_chart.draw(plan, config.folder / "memory.png", f"{result.model}, {scheme}")
+    board = boards.BOARDS[config.board or ""]
+    charts.draw_memory(plan, config.folder / "memory.png", f"{result.model}, {scheme}", board)
     fit = boards.fit(plan, config.board or "")
-    text = plan.to_markdown(planner.padding_savings(files[scheme])).replace("\n", "\n\n")
+    text = plan.to_markdown(planner.padding_savings(files[scheme]))
     return f"\n## Memory of {scheme}: {fit}\n\n{text}"
 
 

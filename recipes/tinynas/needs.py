@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from zoo.deploy import tflm_costs
+from zoo.deploy import tflm
 from zoo.deploy.boards import BOARDS, KIB, Board
 from zoo.deploy.memory_plan import aligned
 from zoo.genotype import Block, Blocks
@@ -230,8 +230,7 @@ def _tensors(steps: Sequence[_Step]) -> int:
 
 
 def _tail(steps: Sequence[_Step]) -> int:
-    total = tflm_costs.BASE + tflm_costs.QUANTIZED + tflm_costs.TENSOR * _tensors(steps)
-    for step in steps:
-        data = tflm_costs.OPERATOR_DATA[_OPERATORS[step.kind]]
-        total += tflm_costs.OPERATOR_NODE + data + tflm_costs.CHANNEL * step.channels
-    return total
+    endpoints = 2 * (aligned(tflm.POINTER) + tflm.QUANTIZED_ENDPOINT)
+    scratch = 3 * tflm.POINTER  # of the mean
+    total = tflm.BASE + tflm.SUBGRAPH + endpoints + scratch + tflm.TENSOR * _tensors(steps)
+    return total + sum(tflm.kept_of_kind(_OPERATORS[step.kind], "int8", step.channels) for step in steps)

@@ -33,28 +33,30 @@ BOARDS = {
 
 
 class Fit(NamedTuple):
-    """Bytes left over of each memory; less than zero is what is missing."""
+    """Bytes left over of each memory, less than zero is what is missing; and what keeps TFLM from running the file."""
 
     board: Board
     ram_left: int
     flash_left: int
+    refusals: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """Whether nothing is missing."""
-        return self.ram_left >= 0 and self.flash_left >= 0
+        """Whether nothing is missing, and TFLM runs the file."""
+        return self.ram_left >= 0 and self.flash_left >= 0 and not self.refusals
 
     def __str__(self) -> str:
         if self.fits:
             return (
-                f"fits on {self.board.chip}: {_kib(self.ram_left)} of RAM and {_kib(self.flash_left)} of flash are left"
+                f"fits on {self.board.chip}: {_format_kb(self.ram_left)} of RAM and {_format_kb(self.flash_left)} of "
+                "flash are left"
             )
         missing = [
-            f"{_kib(-left)} of {memory} too much"
+            f"{_format_kb(-left)} of {memory} too much"
             for memory, left in (("RAM", self.ram_left), ("flash", self.flash_left))
             if left < 0
         ]
-        return f"does not fit on {self.board.chip}: {' and '.join(missing)}"
+        return f"does not fit on {self.board.chip}: {' and '.join([*self.refusals, *missing])}"
 
 
 def fit(plan: Plan, board: str) -> Fit:
@@ -66,8 +68,8 @@ def fit(plan: Plan, board: str) -> Fit:
     if board not in BOARDS:
         raise UnknownBoardError(f"board={board!r} is unknown; expected one of {', '.join(BOARDS)}")
     found = BOARDS[board]
-    return Fit(found, found.ram - plan.arena, found.flash - plan.flash)
+    return Fit(found, found.ram - plan.arena, found.flash - plan.flash, plan.refusals)
 
 
-def _kib(size: int) -> str:
-    return f"{size / KIB:,.1f} KiB"
+def _format_kb(size: int) -> str:
+    return f"{size / 1000:,.1f} kB"

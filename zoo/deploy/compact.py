@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from zoo.deploy import memory_plan, planner, strips, tflite, turn
-from zoo.deploy.tflite_file import Source, metadata, pack, parse, set_metadata
+from zoo.deploy.tflite_file import Source, metadata, pack, parse, read, set_metadata
 
 
 def convert(
@@ -76,6 +76,8 @@ def with_best_plan(tflite_file: Source, tries: int = 2000) -> bytes:
     TFLM puts each tensor where the plan says; operators' scratch memory finds its own place. LiteRT does not read it.
     """
     model = parse(tflite_file)
+    if len(model.subgraphs) > 1:  # TFLM reads such a plan by numbers that start anew in each subgraph
+        return read(tflite_file)
     buffers = planner.buffers_of(model)
     offsets = memory_plan.best(buffers, tries)
     table = [-1] * len(model.subgraphs[0].tensors)

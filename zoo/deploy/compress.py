@@ -11,8 +11,7 @@ import keras
 import numpy as np
 
 from zoo.deploy import graph, tf_keras_twin, tflite
-from zoo.deploy.quiet import quiet
-from zoo.deploy.tflite_file import Source, read, require
+from zoo.deploy.tflite_file import Source, quiet, read, require
 
 
 def prune(

@@ -5,24 +5,56 @@ needs.
 """
 
 import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from zoo.deploy import tflm
-from zoo.deploy.quiet import quiet
-from zoo.deploy.tflite_file import Source, parse, read, require
+from zoo.deploy import tflite_file
+from zoo.deploy.tflite_file import Source, parse, quiet, read, require, shape_of
 
 # Of LiteRT: those it takes by default, those of its own, which are faster for int8 depthwise convolutions of 7x7, and
 # the plain ones
 Kernels = Literal["xnnpack", "builtin", "reference"]
 KERAS_BATCH = 64  # images at once through a Keras model; has no influence on its outputs
+TFLM_SECONDS = 600  # at most; its reference kernels take about 100 times as long as LiteRT
+_LOGIT_THRESHOLD, _PROBABILITY_THRESHOLD = 0.0, 0.5
+_REGRESSION_LOSSES = ("mean_", "huber", "log_cosh", "poisson", "cosine_similarity", "mse", "mae", "mape", "msle")
+
+# What the process of TFLM runs, for it aborts the whole process where it meets a file that it cannot run, and prints
+# its recording from C++
+_TFLM_PROGRAM = """
+import pathlib, sys
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+folder, arena_size, output = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+try:
+    interpreter = runtime.Interpreter.from_bytes((folder / "model.tflite").read_bytes(), arena_size=arena_size)
+except RuntimeError as error:  # what TFLM has printed before says more than a traceback
+    sys.exit(str(error))
+outputs = []
+for one in np.load(folder / "inputs.npy"):
+    interpreter.set_input(one[None], 0)
+    interpreter.invoke()
+    outputs.append(interpreter.get_output(output)[0].copy())
+np.save(folder / "outputs.npy", np.stack(outputs) if outputs else np.zeros(0))
+interpreter.print_allocations()
+"""
 
 
 class MeasureError(ValueError):
     """The images or labels do not fit the model, or the runtime refuses the file."""
+
+
+class TflmError(RuntimeError):
+    """TFLM cannot run the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +68,57 @@ class Latency:
     kernels: Kernels = "xnnpack"
 
 
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """Bytes of RAM: `head` holds activations and scratch buffers, `tail` what TFLM keeps for good (tensor tables,
+    operator data).
+
+    Recorded on a 64-bit machine. On a microcontroller pointers are half as long, so `tail` is smaller there; `head` is
+    the same.
+    """
+
+    total: int
+    head: int
+    tail: int
+
+
 def size(tflite: Source) -> int:
     """Returns the file's size in bytes: the flash that the model itself takes."""
     return len(read(tflite))
 
 
 def predict(
-    model: keras.Model | Source, images: np.ndarray, *, threads: int = 1, kernels: Kernels = "xnnpack"
+    model: keras.Model | Source,
+    images: np.ndarray,
+    *,
+    output: str | int | None = None,
+    threads: int = 1,
+    kernels: Kernels = "xnnpack",
 ) -> np.ndarray:
-    """Returns the outputs (n, classes) as float32 for float images (n, height, width, channels).
+    """Returns one output (n, ...) as float32 for float images (n, height, width, channels).
 
     Images are quantized and outputs dequantized as the file asks. A .tflite file runs one image at a time under LiteRT.
-    Of several outputs the first is returned. LiteRT's kernels "reference" round as TFLM's do; the others round each
-    operator's sums a little otherwise, which comes to some steps behind a hundred operators.
+    LiteRT's kernels "reference" round as TFLM's do; the others round each operator's sums a little otherwise, which
+    comes to some steps after a hundred operators.
+
+    Args:
+        output: which of several, by its name in the file's signature or in the Keras model, or by its number in the
+            model; None takes the model's first.
+
+    Raises:
+        MeasureError: images of another shape, a file with other inputs than one image, or outputs of which none is
+            known to be the first.
     """
     images = _checked_images(images)
     if isinstance(model, keras.Model):
+        number = _choose(_keras_outputs(model), output, in_order=not isinstance(model.output_shape, dict))
         with quiet():  # the trainer warns of retracing where many models are measured one after the other
             outputs: Any = model.predict(images, batch_size=KERAS_BATCH, verbose=0)  # pyright: ignore
-        return np.asarray(outputs[0] if isinstance(outputs, (list, tuple)) else outputs, np.float32)
+        return np.asarray(keras.tree.flatten(outputs)[number], np.float32)
+    tensor = choose_output(parse(model), output)
     interpreter = interpret(model, threads=threads, kernels=kernels)
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source = _only_input(interpreter)
+    target = next(details for details in interpreter.get_output_details() if details["index"] == tensor)
     check_shape(images, source)
     outputs = []
     for image in quantize(images, source):
@@ -66,31 +128,182 @@ def predict(
     return dequantize(np.stack(outputs), target)
 
 
-def predict_tflm(tflite: Source, images: np.ndarray) -> np.ndarray:
+def predict_tflm(tflite: Source, images: np.ndarray, *, output: str | int | None = None) -> np.ndarray:
     """Returns what `predict` does, computed by TFLM's reference kernels in a process of its own."""
+    tensor = choose_output(parse(tflite), output)
     interpreter = interpret(tflite, threads=1)
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, targets = _only_input(interpreter), interpreter.get_output_details()
+    number = next(place for place, details in enumerate(targets) if details["index"] == tensor)
     images = _checked_images(images)
     check_shape(images, source)
-    outputs, _ = tflm.run(tflite, quantize(images, source))
-    return dequantize(outputs, target)
+    return dequantize(_run_tflm(tflite, quantize(images, source), number)[0], targets[number])
 
 
-def accuracy(model: keras.Model | Source, images: np.ndarray, labels: np.ndarray, *, threads: int = 1) -> float:
-    """Returns the share of `images` whose largest output is their label.
+def accuracy(
+    model: keras.Model | Source,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    output: str | int | None = None,
+    threshold: float | None = None,
+    threads: int = 1,
+) -> float:
+    """Returns the share of `images` that are classified as their labels say.
 
+    Of several units the largest is the class. One unit is a binary head: above the threshold it says class 1. Labels of
+    several classes an image (rows of zeros and ones) are compared one by one, each unit with the threshold.
     Give the Keras model and its .tflite the same images: only then their difference is the cost of the conversion.
 
     Args:
-        labels: class numbers (n,) or one-hot rows (n, classes).
+        labels: class numbers (n,), or rows (n, classes) of zeros and ones.
+        output: which of several outputs, as `predict` takes it.
+        threshold: of a binary or multi-label head; None takes 0.5 after a sigmoid, and otherwise what the loss of a
+            compiled Keras model says.
+
+    Raises:
+        MeasureError: labels that the output cannot be compared with, or a head of which it is not known what it says,
+            such as that of a regression.
     """
     labels = np.asarray(labels)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        labels = labels.argmax(axis=1)
-    labels = labels.reshape(-1)
     if len(labels) != len(images):
         raise MeasureError(f"{len(images)} images and {len(labels)} labels; one label an image was expected")
-    return float(np.mean(predict(model, images, threads=threads).argmax(axis=-1) == labels))
+    predicted = predict(model, images, output=output, threads=threads)
+    return judge(predicted, labels, lambda: find_threshold(model, output) if threshold is None else threshold)
+
+
+def judge(predicted: np.ndarray, labels: np.ndarray, threshold: Callable[[], float]) -> float:
+    """Returns the share of outputs (n, units) that agree with the labels; see `accuracy`.
+
+    `threshold` is asked only where it is needed.
+    """
+    if predicted.ndim != 2:
+        raise MeasureError(
+            f"the output has the shape {predicted.shape[1:]} an image, and a row of classes was expected: this is no "
+            "classifier. Choose another output with output="
+        )
+    units, several = predicted.shape[1], labels.ndim == 2 and labels.shape[1] > 1
+    if not np.all(np.equal(labels, np.floor(labels))) or labels.min() < 0:
+        raise MeasureError(
+            f"the labels run from {labels.min():g} to {labels.max():g} and are no class numbers: a regression has no "
+            "accuracy. Compare zoo.deploy.measure.predict with them"
+        )
+    if several and (labels.shape != predicted.shape or labels.max() > 1):
+        raise MeasureError(
+            f"the labels have the shape {labels.shape} and the outputs {predicted.shape}; expected class numbers, or "
+            "rows of zeros and ones as long as the output"
+        )
+    if several and np.any(labels.sum(axis=1) != 1):
+        return float(np.mean((predicted > threshold()) == (labels == 1)))
+    numbers = labels.argmax(axis=1) if several else labels.reshape(-1)
+    classes = 2 if units == 1 else units
+    if numbers.max() >= classes:
+        raise MeasureError(
+            f"the labels go up to {int(numbers.max())}, and the output tells {classes} classes apart. Give the data "
+            "that the model was trained on"
+        )
+    told = predicted[:, 0] > threshold() if units == 1 else predicted.argmax(axis=1)
+    return float(np.mean(told == numbers))
+
+
+def find_threshold(model: keras.Model | Source, output: str | int | None = None) -> float:
+    """Returns the value above which a unit says yes: 0.5 for probabilities, 0 for logits.
+
+    Raises:
+        MeasureError: neither the activation nor the loss says so; a regression, for one.
+    """
+    if not isinstance(model, keras.Model):
+        parsed = parse(model)
+        if _writer(parsed, choose_output(parsed, output)) == "LOGISTIC":
+            return _PROBABILITY_THRESHOLD
+        loss = ""
+    else:
+        number = _choose(_keras_outputs(model), output, in_order=not isinstance(model.output_shape, dict))
+        if find_activation(model, number) == "sigmoid":
+            return _PROBABILITY_THRESHOLD
+        loss = _loss_of(model, number)
+        name = getattr(loss, "name", loss) or ""
+        if "hinge" in name or getattr(loss, "from_logits", False):
+            return _LOGIT_THRESHOLD
+        if "crossentropy" in name:
+            return _PROBABILITY_THRESHOLD
+        if name.startswith(_REGRESSION_LOSSES):
+            raise MeasureError(
+                f"the model was trained for a regression (loss {name}), which has no accuracy. Compare "
+                "zoo.deploy.measure.predict with the values"
+            )
+    raise MeasureError(
+        "the output ends in no sigmoid, so that nobody knows what its numbers say. Give threshold=0.0 for logits, 0.5 "
+        "for probabilities; a regression has no accuracy: compare zoo.deploy.measure.predict with the values"
+    )
+
+
+def find_activation(model: keras.Model, number: int = 0) -> str:
+    """Returns the name of the activation that an output of a functional model ends in, such as "sigmoid"."""
+    outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
+    tensor = outputs[number] if number < len(outputs) else None
+    while tensor is not None and getattr(tensor, "_keras_history", None) is not None:
+        history = tensor._keras_history
+        operation, inputs = history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
+        if isinstance(operation, keras.Model):
+            return find_activation(operation, history.tensor_index)
+        activation = getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__).lower()
+        passes_on = activation == "linear" and isinstance(operation, keras.layers.Activation)
+        if not inputs or not (passes_on or isinstance(operation, _SAME_VALUES)):
+            return activation
+        tensor = inputs[0]
+    return ""
+
+
+_SAME_VALUES = (keras.layers.Reshape, keras.layers.Flatten, keras.layers.Identity, keras.layers.Dropout)
+
+
+def _loss_of(model: keras.Model, number: int) -> Any:
+    """Returns the loss of an output as a compiled model holds it, or None."""
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, dict):
+        return loss.get(_keras_outputs(model)[number])
+    if isinstance(loss, (list, tuple)):
+        return loss[number] if number < len(loss) else None
+    return loss
+
+
+def _writer(model: Any, tensor: int) -> str:
+    """Returns the kind of the operator that computes a tensor, past those that only store its values differently."""
+    graph = model.subgraphs[0]
+    made = {int(number): operator for operator in graph.operators for number in operator.outputs}
+    while tensor in made:
+        kind = tflite_file.kind_of(model, made[tensor])
+        if kind not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS"):
+            return kind
+        tensor = int(made[tensor].inputs[0])
+    return ""
+
+
+def choose_output(model: Any, output: str | int | None) -> int:
+    """Returns the tensor of one output of a parsed file; see `predict`."""
+    outputs = tflite_file.outputs_of(model)
+    names = [name for name, _ in outputs]
+    return outputs[_choose(names, output, in_order=tflite_file.is_numbered(outputs))][1]
+
+
+def _keras_outputs(model: keras.Model) -> list[str]:
+    shapes = model.output_shape
+    if isinstance(shapes, dict):
+        return sorted(shapes)
+    return list(getattr(model, "output_names", None) or ["output"])
+
+
+def _choose(names: Sequence[str], output: str | int | None, in_order: bool) -> int:
+    known = f"there are {len(names)} outputs: {', '.join(names)}"
+    if output is None:
+        if len(names) > 1 and not in_order:
+            raise MeasureError(f"{known}, and none is known to be the first. Choose one with output=")
+        return 0
+    if isinstance(output, int) and 0 <= output < len(names):
+        return output
+    if output in names:
+        return list(names).index(str(output))
+    raise MeasureError(f"output={output!r} is unknown; {known}. Give a name or a number from 0")
 
 
 def latency(
@@ -102,9 +315,8 @@ def latency(
             f"threads={threads}, runs={runs}, warmup={warmup}: expected threads >= 1, runs >= 1, warmup >= 0"
         )
     interpreter = interpret(tflite, threads=threads, kernels=kernels)
-    source = interpreter.get_input_details()[0]
-    noise = np.random.default_rng(0).uniform(-1, 1, source["shape"]).astype(np.float32)
-    interpreter.set_tensor(source["index"], quantize(noise, source))
+    for source, noise in zip(interpreter.get_input_details(), make_noise(interpreter, 1), strict=True):
+        interpreter.set_tensor(source["index"], noise)
     times = []
     for run in range(warmup + runs):
         start = time.perf_counter()
@@ -114,14 +326,14 @@ def latency(
     return Latency(float(np.median(times)), float(np.percentile(times, 90)), threads, runs, kernels)
 
 
-def arena(tflite: Source) -> tflm.Arena:
+def arena(tflite: Source) -> Arena:
     """Returns the arena that TFLM takes to run the file, as recorded by TFLM itself.
 
     Raises:
-        tflm.TflmError: TFLM lacks an operator of the file, or stops.
+        TflmError: TFLM lacks an operator of the file, or stops.
         MissingPackageError: the package tflite-micro is not installed.
     """
-    return tflm.run(tflite, np.zeros(0))[1]
+    return _run_tflm(tflite, np.zeros(0), 0)[1]
 
 
 def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kernels: Kernels = "xnnpack") -> Any:
@@ -153,6 +365,21 @@ def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kerne
     raise MeasureError(f"LiteRT refuses the file: {failure} {printed.text.strip()[-300:]}".strip()) from failure
 
 
+def make_noise(interpreter: Any, n: int, seed: int = 0) -> list[np.ndarray]:
+    """Returns for each input of an interpreter n random values of its type, as stored: floats from -1 to 1."""
+    draw, found = np.random.default_rng(seed), []
+    for source in interpreter.get_input_details():
+        shape, dtype = (n, *source["shape"][1:]), source["dtype"]
+        if np.issubdtype(dtype, np.floating):
+            found.append(draw.uniform(-1, 1, shape).astype(dtype))
+        elif source["quantization"][0]:
+            limits = np.iinfo(dtype)
+            found.append(draw.integers(limits.min, limits.max, shape, dtype, endpoint=True))
+        else:  # numbers or switches of which any value but zero may be out of range
+            found.append(np.zeros(shape, dtype))
+    return found
+
+
 def quantize(values: np.ndarray, details: dict) -> np.ndarray:
     """Returns float `values` in the type of a tensor, by its scale and zero point (LiteRT's tensor details)."""
     dtype = details["dtype"]
@@ -171,6 +398,13 @@ def dequantize(values: np.ndarray, details: dict) -> np.ndarray:
     return ((values.astype(np.float32) - zero) * (scale or 1.0)).astype(np.float32)
 
 
+def check_shape(images: np.ndarray, details: dict) -> None:
+    """Raises MeasureError unless each image has the shape of the input (LiteRT's tensor details)."""
+    expected = tuple(int(length) for length in details["shape"][1:])
+    if images.shape[1:] != expected:
+        raise MeasureError(f"images have the shape {images.shape[1:]} each; the file takes {expected}. Resize them")
+
+
 def _checked_images(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or not len(images):
@@ -178,8 +412,71 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def check_shape(images: np.ndarray, details: dict) -> None:
-    """Raises MeasureError unless each image has the shape of the input (LiteRT's tensor details)."""
-    expected = tuple(int(length) for length in details["shape"][1:])
-    if images.shape[1:] != expected:
-        raise MeasureError(f"images have the shape {images.shape[1:]} each; the file takes {expected}. Resize them")
+def _only_input(interpreter: Any) -> dict:
+    details = interpreter.get_input_details()
+    if len(details) != 1:
+        shapes = ", ".join(f"{one['name']} {tuple(map(int, one['shape']))}" for one in details)
+        raise MeasureError(f"the file takes {len(details)} inputs ({shapes}); one image was expected")
+    return details[0]
+
+
+def _run_tflm(tflite: Source, inputs: np.ndarray, output: int) -> tuple[np.ndarray, Arena]:
+    """Runs each of `inputs` (n, ...), in the input's own type; returns an output, by its place, and the arena.
+
+    With n = 0 nothing is run, and the arena is known all the same: TFLM plans it before the first image.
+    """
+    require("tflite_micro", "tflite-micro")
+    model = parse(tflite)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.tflite").write_bytes(read(tflite))
+        np.save(Path(folder, "inputs.npy"), inputs)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", _TFLM_PROGRAM, folder, str(_enough_arena(model)), str(output)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TFLM_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TflmError(f"TFLM took over {TFLM_SECONDS} s for {len(inputs)} images; give it fewer") from error
+        if done.returncode != 0:
+            raise TflmError(_explain_failure(done))
+        return np.load(Path(folder, "outputs.npy")), _parse_recording(done.stderr + done.stdout)
+
+
+def _enough_arena(model: Any) -> int:
+    """Returns an arena that cannot be too small: all tensors at once, twice for scratch, and 4 kB a table entry."""
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    entries = len(tensors) + sum(len(graph.operators) for graph in model.subgraphs)
+    return 2 * 4 * sum(int(np.prod(shape_of(tensor))) for tensor in tensors) + 4096 * entries + (1 << 20)
+
+
+def _parse_recording(recorded: str) -> Arena:
+    found = {part: re.search(rf"Arena allocation {part} (\d+) bytes", recorded) for part in ("total", "head", "tail")}
+    if not all(found.values()):
+        raise TflmError(
+            f"TFLM ran, but recorded no arena: {recorded.strip()[-300:]!r}. Another tflite-micro version may print it"
+        )
+    return Arena(**{part: int(match.group(1)) for part, match in found.items() if match})
+
+
+def _explain_failure(done: subprocess.CompletedProcess) -> str:
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", "\n".join(lines))
+    if missing:
+        return f"TFLM has no operator {missing.group(1)}, which the file uses. zoo.deploy.planner names where"
+    failed = re.search(r"Node (\w+) \(number (\d+)\) failed to prepare", "\n".join(lines))
+    if failed:
+        return (
+            f"TFLM cannot run {failed.group(1)}, operator {failed.group(2)} of the file, as it is there\n"
+            f"{' | '.join(lines)[-600:]}"
+        )
+    how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
+    hint = (
+        " It stops where a scale is out of its range, as those of an untrained network can be"
+        if done.returncode == -6
+        else ""
+    )
+    return f"TFLM {how} on the file.{hint} {' | '.join(lines)[-600:]}".strip()

@@ -1,19 +1,30 @@
-"""The memory that a .tflite file needs on a microcontroller, told from the file alone, before flashing.
+"""The memory that a .tflite file needs on a microcontroller, estimated from the file alone, before flashing.
 
 `plan` follows TensorFlow Lite for Microcontrollers (TFLM) step by step: which tensors live when, where its greedy
 planner puts them, what it keeps for good. PREDICTED; `zoo.deploy.measure.arena` is what TFLM itself records.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from zoo.deploy import float_twin, joins, memory_plan, tflm_costs
+from zoo.deploy import joins, memory_plan, tflm
 from zoo.deploy.memory_plan import Buffer
-from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, load_schema, metadata, parse, read, text
+from zoo.deploy.tflite_file import (
+    OFFLINE_PLAN,
+    Source,
+    is_quantized,
+    kind_of,
+    metadata,
+    parse,
+    read,
+    shape_of,
+    text,
+    type_of,
+)
+from zoo.markdown import join_blocks
 
 
 class PlannerError(ValueError):
@@ -37,7 +48,7 @@ class Plan:
     """The memory of one file, in bytes.
 
     `buffers` live at steps 0 (the input is filled) to len(operators) (the output is read); operator k runs at step
-    k + 1.
+    k + 1. The operators of an inner subgraph (of IF, WHILE, CALL_ONCE) follow the one that calls it.
     """
 
     buffers: tuple[Buffer, ...]
@@ -45,6 +56,7 @@ class Plan:
     operators: tuple[Operator, ...]
     tail: int  # what TFLM keeps for good
     flash: int  # the file
+    unsupported: tuple[str, ...] = ()  # what TFLM cannot run: "TILE", "DEQUANTIZE of float16"
     too_wide: tuple[Operator, ...] = ()  # concatenations of more tensors than TFLM joins
 
     @property
@@ -70,12 +82,17 @@ class Plan:
         return self.operators[step - 1] if step else None
 
     @property
-    def unsupported(self) -> tuple[str, ...]:
-        """The kinds of operator that TFLM lacks."""
-        return tuple(sorted({operator.kind for operator in self.operators} - tflm_costs.OPERATORS))
+    def refusals(self) -> tuple[str, ...]:
+        """Why TFLM will not run the file, in words; () if it will."""
+        reasons = [f"TFLM has no {', '.join(self.unsupported)}"] if self.unsupported else []
+        if self.too_wide:
+            reasons.append(
+                f"TFLM joins at most {joins.MOST_INPUTS} tensors, and {', '.join(map(str, self.too_wide))} more"
+            )
+        return tuple(reasons)
 
     def to_markdown(self, savings: Sequence["Saving"] = ()) -> str:
-        """Returns a paragraph about the memory; `savings` are those of `padding_savings`."""
+        """Returns paragraphs about the memory; `savings` are those of `padding_savings`."""
         alive = ", ".join(f"{buffer.name} {buffer.size / 1000:,.1f} kB" for buffer in self.alive_at_peak())
         lines = [
             f"Arena {self.arena / 1000:,.1f} kB: {self.head / 1000:,.1f} kB of activations as TFLM places them, and "
@@ -94,14 +111,10 @@ class Plan:
                 f"The explicit padding that costs most is {dearest.operator}: {dearest.bytes / 1000:,.1f} kB. A "
                 'padding of "same" costs nothing.'
             )
-        if self.unsupported:
-            lines.append(f"TFLM has no {', '.join(self.unsupported)}: it will not run the file.")
+        lines += [f"{reason}: it will not run the file." for reason in self.refusals]
         if self.too_wide:
-            lines.append(
-                f"TFLM joins at most {joins.MOST_INPUTS} tensors, and {', '.join(map(str, self.too_wide))} more: it "
-                "will not run the file. zoo.deploy.joins.narrow rewrites it; the outputs stay the same."
-            )
-        return "\n".join(lines) + "\n"
+            lines[-1] += " zoo.deploy.joins.narrow rewrites it; the outputs stay the same."
+        return join_blocks(*lines)
 
     def alive_at_peak(self) -> list[Buffer]:
         """Returns the buffers alive at the peak, largest first."""
@@ -122,7 +135,7 @@ def plan(tflite: Source) -> Plan:
     """Returns the memory of a .tflite file, heeding a plan that it brings along.
 
     Raises:
-        PlannerError: several subgraphs, or a tensor of open shape.
+        PlannerError: a tensor of open shape, or an operator of TFLM whose memory is not known.
         TfliteFileError: not a whole TensorFlow Lite file.
     """
     return _plan(parse(tflite), len(read(tflite)))
@@ -135,103 +148,167 @@ def padding_savings(tflite: Source) -> list[Saving]:
     original needs a copy padded before (see `zoo.deploy.turn`).
     """
     model = parse(tflite)
-    whole = _plan(model, 0)
-    savings = []
-    for number, operator in enumerate(whole.operators):
+    head, savings = _plan(model, 0).head, []
+    for operator in operators(model):
         if operator.kind in ("PAD", "PADV2"):
-            shorter = buffers_of(model, skip=frozenset([number]))
-            rest = memory_plan.end_of(shorter, memory_plan.greedy(shorter))
-            savings.append(Saving(operator, whole.head - rest))
+            shorter = buffers_of(model, skip=frozenset([operator.number]))
+            savings.append(Saving(operator, head - memory_plan.end_of(shorter, memory_plan.greedy(shorter))))
     return sorted(savings, key=lambda saving: -saving.bytes)
 
 
 def scheme(tflite: Source) -> str:
-    """Returns "int8", "int16x8" or "float32", by the types that its operators compute."""
-    graph, types = parse(tflite).subgraphs[0], load_schema().TensorType
-    computed = {graph.tensors[operator.outputs[0]].type for operator in graph.operators}
-    if types.INT16 in computed:
-        return "int16x8"
-    return "int8" if types.INT8 in computed else "float32"
+    """Returns "int8", "int16x8", "uint8", "dynamic", "float16" or "float32", by what is computed and stored."""
+    graph = parse(tflite).subgraphs[0]
+    written = {int(number) for operator in graph.operators for number in operator.outputs}
+    computed = {type_of(graph.tensors[number]) for number in written}
+    for name, type_ in (("int16x8", "int16"), ("int8", "int8"), ("uint8", "uint8")):
+        if type_ in computed:
+            return name
+    read_ = {int(number) for operator in graph.operators for number in operator.inputs if number >= 0}
+    stored = {type_of(graph.tensors[number]) for number in read_ - written - set(map(int, graph.inputs))}
+    return "dynamic" if "int8" in stored else "float16" if "float16" in stored else "float32"
 
 
 def input_shape(tflite: Source) -> tuple[int, ...]:
     """Returns the shape of the file's first input, batch included."""
     graph = parse(tflite).subgraphs[0]
-    return tuple(int(length) for length in graph.tensors[graph.inputs[0]].shape)
-
-
-def _plan(model: Any, flash: int) -> Plan:
-    buffers, named = buffers_of(model), operators(model)
-    too_wide = tuple(named[number] for number in joins.wide(model))
-    return Plan(tuple(buffers), tuple(memory_plan.greedy(buffers)), tuple(named), _tail(model), flash, too_wide)
+    return shape_of(graph.tensors[graph.inputs[0]])
 
 
 def operators(model: Any) -> list[Operator]:
-    """Returns the operators of a parsed file, in running order."""
-    if len(model.subgraphs) != 1:
-        raise PlannerError(f"the file has {len(model.subgraphs)} subgraphs (control flow); one was expected")
+    """Returns the operators of a parsed file's main graph, in running order."""
     graph = model.subgraphs[0]
-    return [
-        Operator(number, kind, short_name(text(graph.tensors[operator.outputs[0]].name)))
-        for number, (operator, kind) in enumerate(zip(graph.operators, float_twin.kinds(model), strict=True))
-    ]
+    return [_named(model, graph, number, operator) for number, operator in enumerate(graph.operators)]
 
 
 def buffers_of(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
     """Returns of a parsed file what TFLM's AllocationInfoBuilder finds, in its order; `skip` leaves operators out."""
-    graph, named = model.subgraphs[0], operators(model)
-    first: dict[int, int] = dict.fromkeys(map(int, graph.inputs), 0)
-    last: dict[int, int] = dict(first)
-    same: dict[int, int] = {}  # the output of a left-out operator is its input
-    scratch = []
-    for step, (operator, what) in enumerate(zip(graph.operators, named, strict=True), start=1):
-        inputs = [same.get(int(number), int(number)) for number in operator.inputs if number >= 0]
-        outputs = [int(number) for number in operator.outputs]
-        if step - 1 in skip:
-            same[outputs[0]] = inputs[0]
-            continue
-        for number in outputs:
-            first.setdefault(number, step)
-        last.update(dict.fromkeys([*inputs, *outputs], step))
-        scratch += [
-            Buffer(f"scratch of {what.output}", size, step, step) for size in _scratch(model, operator, what.kind)
-        ]
-    last.update({same.get(int(number), int(number)): len(named) for number in graph.outputs})
-    planned = _planned_offsets(model)
-    tensors = [
-        Buffer(short_name(text(tensor.name)), _size(tensor), first[number], last[number], number, planned.get(number))
-        for number, tensor in enumerate(graph.tensors)
-        if number in first and number in last and not _is_constant(model, tensor)
-    ]
-    return tensors + scratch
+    return _Lifetimes(model, skip).buffers()
 
 
-def _scratch(model: Any, operator: Any, kind: str) -> Sequence[int]:
-    """Returns the scratch buffers of TFLM's reference kernels; optimized ones (CMSIS-NN) may take more."""
-    tensors = model.subgraphs[0].tensors
-    if kind not in ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"):
-        return ()
-    axes = math.prod(map(int, tensors[operator.inputs[1]].shape))
-    source, target = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
-    sizes = [4 * len(source.shape), 4 * axes]
-    if kind in ("MEAN", "SUM") and source.type != load_schema().TensorType.FLOAT32:
-        sizes.append(4 * math.prod(map(int, target.shape)))  # sums, as int32
-    return sizes
+class _Lifetimes:
+    """The steps at which each tensor of each subgraph is alive, as TFLM counts them."""
+
+    def __init__(self, model: Any, skip: frozenset[int] = frozenset()):
+        self.model, self.skip = model, skip
+        self.running: list[Operator] = []  # one a step
+        self.first: dict[tuple[int, int], int] = {}
+        self.last: dict[tuple[int, int], int] = {}
+        self.scratch: list[Buffer] = []
+        self._mark(0)
+
+    def _mark(self, subgraph: int) -> None:
+        graph = self.model.subgraphs[subgraph]
+        same: dict[int, int] = {}  # the output of a left-out operator is its input
+        self._create(subgraph, (*graph.inputs, *graph.outputs))
+        for number, operator in enumerate(graph.operators):
+            named = _named(self.model, graph, number, operator)
+            self.running.append(named)
+            inputs = [same.get(int(one), int(one)) for one in operator.inputs if one >= 0]
+            if subgraph == 0 and number in self.skip:
+                same[int(operator.outputs[0])] = inputs[0]
+                continue
+            self._create(subgraph, operator.outputs)
+            start = len(self.running)
+            for inner in _called(operator):
+                self.running.append(named)
+                self._mark(inner)
+            self._use(subgraph, (*inputs, *operator.outputs))
+            for size in tflm.scratch_sizes(self.model, graph, operator):
+                self.scratch.append(Buffer(f"scratch of {named.output}", size, start, len(self.running)))
+        self._use(subgraph, [same.get(int(one), int(one)) for one in graph.outputs])
+
+    def _create(self, subgraph: int, tensors: Sequence[int]) -> None:
+        steps = {(subgraph, int(number)): len(self.running) for number in tensors}
+        self.first |= steps
+        self.last |= steps
+
+    def _use(self, subgraph: int, tensors: Sequence[int]) -> None:
+        self.last |= {(subgraph, int(number)): len(self.running) for number in tensors}
+
+    def buffers(self) -> list[Buffer]:
+        """Returns what takes part of the arena: the tensors in the order of the file, then the scratch memory."""
+        planned, found = _planned_offsets(self.model), []
+        for subgraph, graph in enumerate(self.model.subgraphs):
+            for number, tensor in enumerate(graph.tensors):
+                key = (subgraph, number)
+                if key in self.first and _needs_room(self.model, tensor):
+                    place = (number, planned.get(number)) if subgraph == 0 else (None, None)
+                    name = short_name(text(tensor.name))
+                    found.append(Buffer(name, _size(tensor), self.first[key], self.last[key], *place))
+        return found + self.scratch
 
 
-def _tail(model: Any) -> int:
-    graph = model.subgraphs[0]
-    total = tflm_costs.BASE + tflm_costs.TENSOR * len(graph.tensors)
-    types = load_schema().TensorType
-    if graph.tensors[graph.inputs[0]].type != types.FLOAT32:
-        total += tflm_costs.QUANTIZED
-    for operator, what in zip(graph.operators, operators(model), strict=True):
-        total += tflm_costs.OPERATOR_NODE + tflm_costs.OPERATOR_DATA.get(what.kind, tflm_costs.OTHER_OPERATOR)
-        output = graph.tensors[operator.outputs[0]]
-        convolution = what.kind in ("CONV_2D", "DEPTHWISE_CONV_2D")
-        if convolution or (what.kind == "FULLY_CONNECTED" and output.type != types.FLOAT32):
-            total += tflm_costs.CHANNEL * int(output.shape[-1])
+def _plan(model: Any, flash: int) -> Plan:
+    lifetimes = _Lifetimes(model)
+    buffers = lifetimes.buffers()
+    main = operators(model)
+    refusals = {
+        refusal
+        for graph in model.subgraphs
+        for operator in graph.operators
+        if (refusal := tflm.find_refusal(model, graph, operator)) is not None
+    }
+    return Plan(
+        tuple(buffers),
+        tuple(memory_plan.greedy(buffers)),
+        tuple(lifetimes.running),
+        _tail(model, len(lifetimes.scratch)),
+        flash,
+        tuple(sorted(refusals)),
+        tuple(main[number] for number in joins.wide(model)),
+    )
+
+
+def _tail(model: Any, scratch: int) -> int:
+    """Returns the bytes that TFLM keeps for good; `scratch` is the number of scratch buffers."""
+    graphs = model.subgraphs
+    handles = tflm.POINTER * scratch * len(graphs)  # allocated once a subgraph
+    total = tflm.BASE + tflm.SUBGRAPH * len(graphs) + handles + _variables(model)
+    unknown = {kind for graph in graphs for one in graph.operators if (kind := kind_of(model, one)) in tflm.UNKNOWN}
+    if unknown:
+        raise PlannerError(
+            f"the arena is not known for {', '.join(sorted(unknown))}. Measure it with zoo.deploy.measure.arena"
+        )
+    for numbers in (graphs[0].inputs, graphs[0].outputs):
+        total += memory_plan.aligned(tflm.POINTER * len(numbers))
+        for number in numbers:
+            total += tflm.QUANTIZED_ENDPOINT if is_quantized(graphs[0].tensors[number]) else tflm.ENDPOINT
+    for graph in graphs:
+        total += tflm.TENSOR * len(graph.tensors)
+        total += sum(tflm.kept_bytes(model, graph, operator) for operator in graph.operators)
     return total
+
+
+def _variables(model: Any) -> int:
+    """Returns the bytes of what lives between calls: variable tensors and resource variables (VAR_HANDLE)."""
+    total, names, sizes = 0, set(), {}
+    for graph in model.subgraphs:
+        total += sum(memory_plan.aligned(_size(tensor)) for tensor in graph.tensors if tensor.isVariable)
+        name_of: dict[int, str] = {}  # of the variable behind a resource tensor
+        for operator in graph.operators:
+            kind = kind_of(model, operator)
+            if kind == "VAR_HANDLE":
+                name_of[int(operator.outputs[0])] = text(operator.builtinOptions.sharedName)
+                names.add(text(operator.builtinOptions.sharedName))
+            elif kind == "ASSIGN_VARIABLE":
+                handle, value = map(int, operator.inputs)
+                sizes[name_of.get(handle, str(handle))] = _size(graph.tensors[value])
+    if names:
+        total += memory_plan.ALIGNMENT + memory_plan.aligned(tflm.VARIABLE * len(names))
+    return total + sum(map(memory_plan.aligned, sizes.values()))
+
+
+def _called(operator: Any) -> tuple[int, ...]:
+    """Returns the subgraphs that an operator runs."""
+    options = operator.builtinOptions
+    names = ("initSubgraphIndex", "thenSubgraphIndex", "elseSubgraphIndex", "condSubgraphIndex", "bodySubgraphIndex")
+    return tuple(getattr(options, name) for name in names if hasattr(options, name))
+
+
+def _named(model: Any, graph: Any, number: int, operator: Any) -> Operator:
+    output = short_name(text(graph.tensors[operator.outputs[0]].name)) if len(operator.outputs) else "nothing"
+    return Operator(number, kind_of(model, operator), output)
 
 
 def _planned_offsets(model: Any) -> dict[int, int]:
@@ -247,24 +324,17 @@ def _planned_offsets(model: Any) -> dict[int, int]:
     return {number: int(offset) for number, offset in enumerate(numbers[3:]) if offset >= 0}
 
 
-def _is_constant(model: Any, tensor: Any) -> bool:
+def _needs_room(model: Any, tensor: Any) -> bool:
+    """Whether the tensor's values live in the planned part: not constants, not what is kept between calls."""
     data = model.buffers[tensor.buffer].data
-    return (data is not None and len(data) > 0) or bool(tensor.isVariable)
+    return not (data is not None and len(data)) and not tensor.isVariable and type_of(tensor) != "resource"
 
 
 def _size(tensor: Any) -> int:
-    types = load_schema().TensorType
-    widths = {
-        types.FLOAT32: 4, types.INT32: 4, types.INT64: 8, types.INT16: 2, types.FLOAT16: 2, types.INT8: 1,
-        types.UINT8: 1, types.BOOL: 1,
-    }  # fmt: skip
-    shape = [] if tensor.shape is None else [int(length) for length in tensor.shape]
-    if tensor.type not in widths or min(shape, default=1) < 0:
-        raise PlannerError(
-            f"tensor {text(tensor.name)!r} has the shape {shape} and the type {tensor.type}; a fixed shape of "
-            "numbers was expected. Convert with zoo.deploy.tflite.convert, which fixes the shape"
-        )
-    return widths[tensor.type] * math.prod(shape)
+    try:
+        return tflm.size_of(tensor)
+    except ValueError as error:
+        raise PlannerError(str(error)) from error
 
 
 def short_name(name: str) -> str:

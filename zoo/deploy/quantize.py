@@ -16,8 +16,7 @@ import keras
 import numpy as np
 
 from zoo.deploy import graph, int8_graph, tf_keras_twin, tflite
-from zoo.deploy.quiet import quiet
-from zoo.deploy.tflite_file import require
+from zoo.deploy.tflite_file import quiet, require
 
 if TYPE_CHECKING:
     import tensorflow as tf

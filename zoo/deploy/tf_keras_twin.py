@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import keras
 
 from zoo.deploy import graph
-from zoo.deploy.quiet import quiet
-from zoo.deploy.tflite_file import require
+from zoo.deploy.tflite_file import quiet, require
 
 _CONVOLUTION = ("strides", "padding", "data_format", "dilation_rate", "activation", "use_bias", "bias_regularizer",
                 "bias_constraint")  # fmt: skip

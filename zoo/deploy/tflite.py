@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from zoo.deploy import graph, joins, scales
-from zoo.deploy.quiet import quiet
+from zoo.deploy.tflite_file import quiet
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -1,9 +1,16 @@
-"""Reading a .tflite file into its tables (operators, tensors, buffers) and writing them back."""
+"""A .tflite file as tables (operators, tensors, buffers), and what the packages that make and read such files need."""
 
+import contextlib
 import functools
 import importlib
+import logging
 import os
+import re
 import struct
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +19,8 @@ import numpy as np
 
 IDENTIFIER = b"TFL3"
 OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry in which a file brings a plan of its memory along
+
+_LOGGERS = ("absl", "tensorflow")
 
 Source = bytes | str | os.PathLike  # a .tflite file: its bytes, or its path
 
@@ -98,6 +107,38 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
     return () if tensor.shape is None else tuple(map(int, tensor.shape))
 
 
+def is_quantized(tensor: Any) -> bool:
+    """Whether the stored numbers of a parsed file's tensor have a scale."""
+    quantization = tensor.quantization
+    return quantization is not None and quantization.scale is not None and len(quantization.scale) > 0
+
+
+def outputs_of(model: Any) -> list[tuple[str, int]]:
+    """Returns name and tensor of each output of a parsed file, by its signature where it has one.
+
+    Where the names are numbered (output_0, output_1, ...; Identity, Identity_1, ...) they are in that order, which is
+    the order of the model that the file was made from; the order in the file need not be.
+    """
+    graph = model.subgraphs[0]
+    named = [(text(graph.tensors[number].name), int(number)) for number in graph.outputs]
+    signature = next(iter(model.signatureDefs or []), None)
+    if signature is not None and signature.outputs:
+        named = [(text(entry.name), int(entry.tensorIndex)) for entry in signature.outputs]
+    return sorted(named, key=lambda output: output_number(output[0]) or 0) if is_numbered(named) else named
+
+
+def is_numbered(outputs: list[tuple[str, int]]) -> bool:
+    """Whether the names of `outputs_of` say which output is the model's first."""
+    numbers = {output_number(name) for name, _ in outputs}
+    return len(outputs) == 1 or (None not in numbers and len(numbers) == len(outputs))
+
+
+def output_number(name: str) -> int | None:
+    """Returns the number in a converter's name of an output, or None where the name is one of its own."""
+    found = re.fullmatch(r"(?:output_|Identity_?|(?:Stateful)?PartitionedCall:)(\d*)", name)
+    return None if found is None else int(found.group(1) or 0)
+
+
 @functools.cache
 def _names(enumeration: str) -> dict[int, str]:
     members = vars(getattr(load_schema(), enumeration))
@@ -126,6 +167,47 @@ def metadata(model: Any, name: str) -> bytes | None:
 def text(name: bytes | str | None) -> str:
     """Returns a name as the object form of a file holds it, as text."""
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
+
+
+class Captured:
+    """What was printed; `text` is filled when the block ends."""
+
+    text: str = ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Captured]:
+    """Sends the process's standard output and error, C++ included, to a temporary file and drops warnings in the block.
+
+    The file descriptors belong to the whole process: other threads are silent as long.
+    """
+    captured = Captured()
+    _flush()
+    with tempfile.TemporaryFile() as sink, contextlib.ExitStack() as undo:
+        for descriptor in (1, 2):
+            saved = os.dup(descriptor)
+            undo.callback(os.close, saved)
+            undo.callback(os.dup2, saved, descriptor)
+            os.dup2(sink.fileno(), descriptor)
+        for logger in map(logging.getLogger, _LOGGERS):
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        undo.callback(_read_back, sink, captured)
+        yield captured
+
+
+def _read_back(sink, captured: Captured) -> None:
+    _flush()
+    sink.seek(0)
+    captured.text = sink.read().decode("utf-8", "replace")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # none (pythonw), or closed by its owner
+            stream.flush()
 
 
 def _label(tflite: Source) -> str:

@@ -9,9 +9,8 @@ import math
 from typing import Any
 
 from zoo.deploy import tflite_file
+from zoo.deploy.memory_plan import aligned
 from zoo.deploy.tflite_file import shape_of, text, type_of
-
-ALIGNMENT = 16  # bytes; TFLM's kBufferAlignment
 
 # Bytes that stay for good, beside those of the operators
 BASE = 472  # the allocator and its planner
@@ -45,6 +44,13 @@ _KINDS_BY_TYPES = {
     "float32 int8 int16 int32 int64 uint8 bool": "ASSIGN_VARIABLE BROADCAST_TO CALL_ONCE IF READ_VARIABLE RESHAPE "
     "REVERSE_V2 SHAPE SQUEEZE VAR_HANDLE WHILE",
 }
+# What TFLM runs and whose memory is not known here
+UNKNOWN = frozenset(
+    f"CUSTOM {name}"
+    for name in "CIRCULAR_BUFFER SignalDelay SignalEnergy SignalFftAutoScale SignalFilterBank SignalFilterBankLog "
+    "SignalFilterBankSpectralSubtraction SignalFilterBankSquareRoot SignalFramer SignalIrfft SignalOverlapAdd "
+    "SignalPCAN SignalRfft SignalStacker SignalWindow TFLM_DECODE TFLite_Detection_PostProcess".split()
+)
 TYPES = {kind: frozenset(types.split()) for types, kinds in _KINDS_BY_TYPES.items() for kind in kinds.split()}
 _DATA_INPUT = {"EMBEDDING_LOOKUP": 1, "FILL": 1, "SELECT_V2": 1, "SPLIT": 1, "TRANSPOSE_CONV": 2}  # else the first
 _WEIGHTS_INPUT = {"BATCH_MATMUL": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1,
@@ -58,7 +64,7 @@ _MOST_DIMENSIONS = {"PAD": 5, "PADV2": 5, "SLICE": 5, "STRIDED_SLICE": 4, "TRANS
 
 # Bytes that an operator keeps for good: its parameters and the kernel's own data, without what `kept_bytes` adds
 _KEPT = {
-    "ABS": 32, "ADD": 72, "ARG_MAX": 4, "ARG_MIN": 4, "AVERAGE_POOL_2D": 72, "BATCH_MATMUL": 36, "CALL_ONCE": 20,
+    "ABS": 32, "ADD": 72, "ARG_MAX": 4, "ARG_MIN": 4, "ASSIGN_VARIABLE": 16, "AVERAGE_POOL_2D": 72, "BATCH_MATMUL": 36, "CALL_ONCE": 20,
     "CAST": 8, "CONCATENATION": 88, "CONV_2D": 108, "CUMSUM": 4, "DEPTHWISE_CONV_2D": 108, "DEPTH_TO_SPACE": 36,
     "DEQUANTIZE": 32, "DIV": 36, "ELU": 256, "EMBEDDING_LOOKUP": 32, "EQUAL": 32, "FULLY_CONNECTED": 112, "GATHER": 40,
     "GATHER_ND": 32, "GREATER": 32, "GREATER_EQUAL": 32, "HARD_SWISH": 32, "IF": 28, "L2_NORMALIZATION": 20,
@@ -67,19 +73,17 @@ _KEPT = {
     "REDUCE_ALL": 52, "REDUCE_MAX": 52, "REDUCE_MIN": 52, "RELU": 32, "RELU6": 16, "RESHAPE": 36, "RESIZE_BILINEAR": 4,
     "RESIZE_NEAREST_NEIGHBOR": 4, "RSQRT": 32, "SELECT_V2": 16, "SHAPE": 4, "SOFTMAX": 84, "SPACE_TO_BATCH_ND": 16,
     "SPACE_TO_DEPTH": 36, "SPLIT": 4, "SPLIT_V": 4, "SQUARED_DIFFERENCE": 112, "SQUEEZE": 36, "STRIDED_SLICE": 120,
-    "SUB": 72, "SUM": 52, "SVDF": 60, "TANH": 16, "TRANSPOSE_CONV": 116, "UNPACK": 8, "VAR_HANDLE": 32, "WHILE": 24,
+    "SUB": 72, "SUM": 52, "SVDF": 60, "TANH": 16, "TRANSPOSE_CONV": 116,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": 704, "UNPACK": 8, "VAR_HANDLE": 32, "WHILE": 24,
 }  # fmt: skip
 _KEPT_OF_TYPE = {("ADD_N", "int8"): 48, ("CUMSUM", "int8"): 52, ("LOG_SOFTMAX", "int8"): 48, ("SOFTMAX", "int16"): 2164}
-
-
-def aligned(size: int) -> int:
-    """Returns the size rounded up to whole alignment units."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
     """Returns what TFLM cannot run of an operator, such as "DEQUANTIZE of float16", or None where it runs it."""
     kind = tflite_file.kind_of(model, operator)
+    if kind in UNKNOWN:
+        return None
     if kind not in TYPES:
         return kind
     data = _data(graph, operator, kind)
@@ -107,16 +111,19 @@ def kept_bytes(model: Any, graph: Any, operator: Any) -> int:
     """Returns the bytes that TFLM keeps for good for an operator, without those of its scratch buffers' handles."""
     kind = tflite_file.kind_of(model, operator)
     data = _data(graph, operator, kind)
-    total = OPERATOR + _KEPT_OF_TYPE.get((kind, "" if data is None else type_of(data)), _KEPT.get(kind, 0))
+    type_, channels = "" if data is None else type_of(data), 0
     if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
-        channels = shape_of(graph.tensors[operator.outputs[0]])[-1]
-        total += 2 * aligned(4 * channels)  # multipliers and shifts, in float too
-    elif kind == "FULLY_CONNECTED":
+        channels = shape_of(graph.tensors[operator.outputs[0]])[-1]  # in float, too
+    elif kind == "FULLY_CONNECTED" and type_ != "float32":
         scales = _scales(graph.tensors[operator.inputs[1]])
-        total += 2 * aligned(4 * scales) if scales > 1 and data is not None and type_of(data) != "float32" else 0
-    elif kind == "BATCH_MATMUL":
-        total += _kept_of_matmul(graph, operator)
-    return total
+        channels = scales if scales > 1 else 0
+    total = kept_of_kind(kind, type_, channels)
+    return total + (_kept_of_matmul(graph, operator) if kind == "BATCH_MATMUL" else 0)
+
+
+def kept_of_kind(kind: str, type_: str, channels: int = 0) -> int:
+    """Returns `kept_bytes` by an operator's kind, the type of its data, and how many channels it rescales."""
+    return OPERATOR + _KEPT_OF_TYPE.get((kind, type_), _KEPT.get(kind, 0)) + 2 * aligned(4 * channels)
 
 
 def _kept_of_matmul(graph: Any, operator: Any) -> int:
@@ -147,6 +154,8 @@ def scratch_sizes(model: Any, graph: Any, operator: Any) -> list[int]:
         return [4 * len(shape_of(data))] * 2
     if kind == "TRANSPOSE_CONV" and type_ != "float32":
         return [(4 if type_ == "int8" else 8) * math.prod(shape_of(output))]
+    if kind == "UNIDIRECTIONAL_SEQUENCE_LSTM":  # a gate each, in the type of the cell state
+        return [size_of(graph.tensors[operator.inputs[19]])] * 4
     if kind == "SVDF":
         batch, filters = shape_of(data)[0], shape_of(graph.tensors[operator.inputs[1]])[0]
         return [4 * batch * filters] + ([4 * math.prod(shape_of(output))] if type_ == "int8" else [])
@@ -182,4 +191,3 @@ def _data(graph: Any, operator: Any, kind: str) -> Any | None:
 def _scales(tensor: Any) -> int:
     quantization = tensor.quantization
     return 0 if quantization is None or quantization.scale is None else len(quantization.scale)
-

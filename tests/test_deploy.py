@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import c_array, graph, measure, quiet, tflite, tflite_file, tflm
+from zoo.deploy import c_array, graph, measure, tflite, tflite_file
 
 layers = keras.layers
 
@@ -239,7 +239,7 @@ def test_tflm_and_litert_differ_by_at_most_two_steps(int8_file, images):
 
 
 def test_tflm_says_what_it_cannot_run(model):
-    with pytest.raises(tflm.TflmError, match="DEQUANTIZE"):
+    with pytest.raises(measure.TflmError, match="DEQUANTIZE"):
         measure.arena(tflite.convert(model, quantize="float16"))
 
 
@@ -287,7 +287,7 @@ def test_c_array_name_must_be_an_identifier(int8_file, tmp_path, name, suggestio
 
 
 def test_quiet_catches_what_any_process_prints_and_restores_the_console(capfd):
-    with quiet.quiet() as printed:
+    with tflite_file.quiet() as printed:
         subprocess.run(["echo", "hidden"], check=True)
     subprocess.run(["echo", "shown"], check=True)
     assert printed.text == "hidden\n"
@@ -295,14 +295,14 @@ def test_quiet_catches_what_any_process_prints_and_restores_the_console(capfd):
 
 
 def test_quiet_restores_the_console_after_an_error(capfd):
-    with pytest.raises(RuntimeError), quiet.quiet():
+    with pytest.raises(RuntimeError), tflite_file.quiet():
         raise RuntimeError
     subprocess.run(["echo", "shown"], check=True)
     assert capfd.readouterr().out == "shown\n"
 
 
 def test_arena_recording_of_another_version_is_reported():
-    with pytest.raises(tflm.TflmError, match="recorded no arena"):
-        tflm._parse_recording("nothing here")
+    with pytest.raises(measure.TflmError, match="recorded no arena"):
+        measure._parse_recording("nothing here")
     done = types.SimpleNamespace(returncode=1, stderr="Didn't find op for builtin opcode 'ERF'", stdout="")
-    assert "no operator ERF" in tflm._reason(done)
+    assert "no operator ERF" in measure._explain_failure(done)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import doctor, float_twin, measure, noise_chart, tflite, tflite_file
+from zoo.deploy import charts, doctor, float_twin, measure, tflite, tflite_file
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (24, 16, 16, 3)).astype(np.float32)
@@ -128,5 +128,5 @@ def test_page_lists_the_worst_first_with_n_and_remedies(healthy):
 
 
 def test_worst_operators_are_drawn(healthy, tmp_path):
-    noise_chart.draw(doctor.diagnose(healthy, IMAGES), tmp_path / "noise.png", "network")
+    charts.draw_noise(doctor.diagnose(healthy, IMAGES), tmp_path / "noise.png", "network")
     assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")

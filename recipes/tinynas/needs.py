@@ -20,9 +20,7 @@ _OPERATORS = {
     "pad": "PAD", "conv": "CONV_2D", "depthwise": "DEPTHWISE_CONV_2D", "add": "ADD", "mean": "MEAN",
     "dense": "FULLY_CONNECTED", "softmax": "SOFTMAX",
 }  # fmt: skip
-# Bytes that TFLM loses to alignment of what it keeps, beyond zoo.deploy.planner's account: once, and an operator. By
-# files of 34 to 89 operators, where it lost 180 to 364 bytes; at most.
-_ALIGNMENT = (120, 4)
+_ALIGNMENT = 32  # bytes that TFLM may lose beyond zoo.deploy.planner's account, which is within 20 of what it records
 # Bytes of an int8 file beside weights and biases, by files of 8 to 60 operators: rather too many than too few.
 _FILE, _TENSOR, _SCALES = 3_500, 280, 24  # a tensor has a name; scales are of weights and bias, for each channel
 
@@ -194,7 +192,7 @@ def _arena(image: int, steps: Sequence[_Step]) -> int:
         lives.append([step.output, number, min(number + 1, len(steps))])
     mean = next(number for number, step in enumerate(steps, start=1) if step.kind == "mean")
     scratch = [[size, mean, mean] for size in (16, 8, 4 * steps[mean - 1].output)]
-    return _head([*lives, *scratch]) + _tail(steps) + _ALIGNMENT[0] + _ALIGNMENT[1] * len(steps)
+    return _head([*lives, *scratch]) + _tail(steps) + _ALIGNMENT
 
 
 def _head(lives: Sequence[Sequence[int]]) -> int:

@@ -3,19 +3,25 @@
 Each node has two `(op, state)` pairs, one after the other in one flat list. States are numbered as here: 0 is h[c-2].
 """
 
-import ast
 import collections
-from collections.abc import Mapping, Sequence
+import numbers
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from zoo.genotype import INPUT_STATES, MOST_NODES, CellGraph, Cells, Genotype, GenotypeError, Node
+from zoo.formats import literals
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Genotype, GenotypeError, Node
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 OPS = frozenset(
     """none avg_pool_3x3 max_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 sep_conv_7x7
     dil_conv_3x3 dil_conv_5x5 conv_7x1_1x7""".split()
 )
-LONGEST_TEXT = 20_000  # characters; published genotypes have 600
+UNUSED_FIELDS = ("connectN", "connects")
+EXAMPLE = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1), ...], normal_concat=[2, 3, 4, 5], "
+    "reduce=[...], reduce_concat=[2, 3, 4, 5])"
+)
 
 # Prints as the literal that genotypes.py holds, and compares with that module's own tuples field by field.
 DartsGenotype = collections.namedtuple("Genotype", FIELDS)
@@ -25,8 +31,10 @@ def from_darts(genotype: Mapping[str, Any] | Sequence[Any] | str, name: str = "d
     """Returns the genotype of the family "darts" that a DARTS genotype stands for.
 
     Args:
-        genotype: a mapping or tuple with normal, normal_concat, reduce and reduce_concat, or the text of one, such as
-            "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=..., reduce_concat=...)".
+        genotype: a mapping or tuple with normal, normal_concat, reduce and reduce_concat, or text with one in it: what
+            Python prints, such as "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)", a
+            line of a log around it, or JSON. The pairs may be gathered by node and have strengths as third, as in
+            [(('sep_conv_3x3', 1, 0.2), ('sep_conv_3x3', 0, 0.1)), ...].
         name: of the result.
 
     Raises:
@@ -56,18 +64,42 @@ def to_darts(genotype: Genotype | Cells) -> Any:
 
 
 def _fields(genotype: Any) -> Mapping[str, Any]:
-    if isinstance(genotype, Sequence) and len(genotype) == len(FIELDS):
-        genotype = dict(zip(FIELDS, genotype, strict=True))
+    """Returns the four fields; AutoDL-Projects' tuples have two more, which are None for such cells."""
+    if isinstance(genotype, Sequence) and len(genotype) in (len(FIELDS), len(FIELDS) + len(UNUSED_FIELDS)):
+        genotype = dict(zip((*FIELDS, *UNUSED_FIELDS), genotype, strict=False))
+    if isinstance(genotype, Mapping):
+        genotype = {key: genotype[key] for key in genotype if key not in UNUSED_FIELDS or genotype[key] is not None}
     if not isinstance(genotype, Mapping) or set(genotype) != set(FIELDS):
-        raise GenotypeError(f"a DARTS genotype is {genotype!r:.200}; expected the fields {', '.join(FIELDS)}")
+        raise GenotypeError(
+            f"a DARTS genotype is {genotype!r:.200}; expected the fields {', '.join(FIELDS)}, as in {EXAMPLE}"
+        )
     return genotype
 
 
-def _graph(pairs: Any, concat: Any) -> CellGraph:
-    if not isinstance(pairs, Sequence) or isinstance(pairs, str) or len(pairs) % 2 or not pairs:
-        raise GenotypeError(f"it is {pairs!r:.200}; expected two (op, state) pairs for each node, in one list")
-    nodes = tuple(Node((pairs[place], pairs[place + 1])) for place in range(0, len(pairs), 2))
-    return CellGraph(nodes, concat)
+def _graph(edges: Any, concat: Any) -> CellGraph:
+    if not isinstance(edges, Sequence) or isinstance(edges, str) or not edges:
+        raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, as in {EXAMPLE}")
+    nodes = edges if _is_node(edges[0]) else [edges[place : place + 2] for place in range(0, len(edges), 2)]
+    if nodes is not edges and len(edges) % 2:
+        raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, in one list")
+    if isinstance(concat, Iterable) and not isinstance(concat, str):
+        concat = [int(state) if isinstance(state, numbers.Integral) else state for state in concat]
+    return CellGraph(tuple(Node(tuple(map(_edge, node))) for node in nodes), concat)
+
+
+def _is_node(item: Any) -> bool:
+    """Whether it is a node's pairs, not a pair."""
+    return isinstance(item, Sequence) and bool(item) and isinstance(item[0], Sequence) and not isinstance(item[0], str)
+
+
+def _edge(pair: Any) -> Any:
+    """Returns (op, state) without a strength; what is none is left for the Node to refuse."""
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) not in (2, 3):
+        return pair
+    op, state, *strength = pair
+    if strength and not isinstance(strength[0], numbers.Real):
+        return pair
+    return op, int(state) if isinstance(state, numbers.Integral) and not isinstance(state, bool) else state
 
 
 def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
@@ -85,29 +117,25 @@ def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
     return pairs
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """Reads the call's arguments as literals; the name that is called does not matter and nothing is called."""
-    expected = "expected Genotype(normal=[...], normal_concat=[...], reduce=[...], reduce_concat=[...])"
-    if len(text) > LONGEST_TEXT:
-        raise GenotypeError(f"a DARTS genotype's text has {len(text)} characters; {expected}")
-    try:
-        statements = ast.parse(text.strip()).body
-        call = getattr(statements[0], "value", None) if len(statements) == 1 else None
-        if not isinstance(call, ast.Call) or len(call.args) > len(FIELDS):
-            raise GenotypeError(f"a DARTS genotype's text is {text!r:.200}; {expected}")
-        fields = dict(zip(FIELDS, map(_literal, call.args), strict=False))
-        return fields | {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise GenotypeError(f"a DARTS genotype's text is {text!r:.200} ({error}); {expected}") from error
+def _parsed(text: str) -> Any:
+    """Returns what the text holds: the arguments of the one call of a Genotype in it, or else all of it."""
+    calls = sorted({_call_at(text, match.start()) for match in re.finditer(r"\w*Genotype\w*\s*\(", text)})
+    if len(calls) > 1:
+        raise GenotypeError(
+            f"a DARTS genotype's text has {len(calls)} different genotypes in it; expected one, {EXAMPLE}"
+        )
+    return literals.read_text(calls[0] if calls else text, "a DARTS genotype", EXAMPLE)
 
 
-def _literal(node: ast.expr) -> Any:
-    try:
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
-            return ast.literal_eval(node)
-        numbers = range(*map(ast.literal_eval, node.args))
-    except ValueError as error:
-        raise GenotypeError(f"{ast.unparse(node)[:200]} is no literal; expected lists, pairs and range(...)") from error
-    if len(numbers) > MOST_NODES + INPUT_STATES:
-        raise GenotypeError(f"{numbers} has {len(numbers)} states; a cell has at most {MOST_NODES} nodes")
-    return list(numbers)
+def _call_at(text: str, start: int) -> str:
+    """Returns the text from `start` to the bracket that closes the first one, or to its end."""
+    depth, quote = 0, ""
+    for place in range(start, len(text)):
+        sign = text[place]
+        if quote or sign in "'\"":
+            quote = "" if sign == quote else quote or sign
+        else:
+            depth += (sign == "(") - (sign == ")")
+            if depth == 0 and sign == ")":
+                return text[start : place + 1]
+    return text[start:]

@@ -5,7 +5,9 @@ Macro: layer i (from 0) is an op and i bits. Bit 0 skips from the stem, bit j fr
 1, as the code reads them (general_child.py keeps the stem first in its list; its README counts otherwise).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from zoo.genotype import (
     INPUT_STATES,
@@ -23,19 +25,33 @@ from zoo.genotype import (
 MICRO_OPS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
 MACRO_OPS = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
 
-Arc = str | Sequence[int] | Sequence[str]  # "0 2 0 0", [0, 2, 0, 0], or lines of text
+# "0 2 0 0", what NumPy prints of it, "[0 2 0 0]", JSON; a list or an array; or lines of any of these
+Arc = str | Sequence[int] | Sequence[str]
 
 
-def from_enas_micro(normal: Arc, reduce: Arc, name: str = "enas_cell") -> Genotype:
+def from_enas_micro(normal: Arc, reduce: Arc | None = None, name: str = "enas_cell") -> Genotype:
     """Returns the genotype of the family "enas" with these two cells.
+
+    Args:
+        normal: the normal cell's arc; without `reduce`, it is followed by the reduction cell's, as in the scripts.
+        reduce: the reduction cell's arc.
+        name: of the result.
 
     Raises:
         GenotypeError: an arc that is none.
     """
-    graphs = []
-    for cell, arc in (("normal", normal), ("reduce", reduce)):
+    graphs, arcs = [], [_numbers(arc) for arc in (normal, reduce) if arc is not None]
+    if len(arcs) == 1:
+        half = len(arcs[0]) // 2
+        if not half or len(arcs[0]) % 8:
+            raise GenotypeError(
+                f"an ENAS arc has {len(arcs[0])} numbers for a normal and a reduction cell; expected four a node, as "
+                "many nodes in either, or give the arc of the reduction cell as reduce="
+            )
+        arcs = [arcs[0][:half], arcs[0][half:]]
+    for cell, arc in zip(("normal", "reduce"), arcs, strict=True):
         try:
-            graphs.append(_graph(_numbers(arc)))
+            graphs.append(_graph(arc))
         except GenotypeError as error:
             raise GenotypeError(f"ENAS arc, cell {cell!r}: {error}") from error
     return Genotype(name, "enas", Cells(*graphs), source={"notation": "ENAS micro"})
@@ -124,11 +140,12 @@ def _loose_ends(nodes: Sequence[Node]) -> tuple[int, ...]:
     return tuple(state for state in range(INPUT_STATES + len(nodes)) if state not in read)
 
 
-def _numbers(arc: Arc) -> list[int]:
-    words = arc.split() if isinstance(arc, str) else [word for item in arc for word in str(item).split()]
-    if not words or not all(word.isascii() and word.isdigit() and len(word) < 5 for word in words):
+def _numbers(arc: Any) -> list[int]:
+    text = " ".join(map(str, arc)) if isinstance(arc, Iterable) and not isinstance(arc, str) else str(arc)
+    words = re.sub(r"[\[\](),;]", " ", text).split()
+    if not words or not all(re.fullmatch(r"[0-9]{1,4}(\.0*)?", word) for word in words):
         raise GenotypeError(f'an ENAS arc is {arc!r:.200}; expected whole numbers, such as "0 2 0 0 0 4 0 1"')
-    return [int(word) for word in words]
+    return [int(float(word)) for word in words]
 
 
 def _op(number: int, ops: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ A block of expansion 1 has no first 1x1 convolution there: it is a sep_conv here
 as ZeroLayer beside an identity shortcut, and are left out here.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,28 @@ _PLAIN_CONV = {
 }
 
 
-def from_mcunet(config: Mapping[str, Any], name: str = "mcunet_blocks") -> Genotype:
+def from_mcunet(config: Mapping[str, Any] | str, name: str = "mcunet_blocks") -> Genotype:
     """Returns the genotype of the family "mcunet"; its preset "configured" has the resolution, classes and epsilon.
+
+    Args:
+        config: the configuration, or the JSON text of it.
+        name: of the result.
 
     Raises:
         GenotypeError: a configuration that is none, or that holds what the family does not build.
     """
+    if isinstance(config, str):
+        try:
+            config = json.loads(config)
+        except (ValueError, RecursionError) as error:
+            raise GenotypeError(
+                f"an MCUNet configuration's text is {config!r:.200} ({error}); expected a JSON object with first_conv, "
+                "blocks and classifier"
+            ) from error
+    if not isinstance(config, Mapping):
+        raise GenotypeError(
+            f"an MCUNet configuration is {config!r:.200}; expected an object with first_conv, blocks and classifier"
+        )
     stem = _part(config, "first_conv", kernel_size=3, stride=2, **_PLAIN_CONV)
     rows, width = [], _whole(stem, "out_channels")
     for number, block in enumerate(_blocks(config)):

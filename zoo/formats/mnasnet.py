@@ -7,8 +7,9 @@ before an inverted residual; the TPU code tells them by e1.
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+from zoo.formats import literals
 from zoo.genotype import Block, Blocks, Genotype, GenotypeError
 
 _TOKEN = re.compile(r"(se|[rkseioc])([0-9]{1,5}(?:\.[0-9]{1,4})?)")
@@ -16,20 +17,21 @@ _EXAMPLES = "'r2_k3_s22_e6_i16_o24_se0.25' or 'ir_r2_k3_s2_e6_c24_se0.25'"
 
 
 def from_mnasnet(
-    strings: Sequence[str], stem_filters: int = 32, head_filters: int | None = 1280, name: str = "mnasnet_blocks"
+    strings: Sequence[str | Sequence[str]] | str,
+    stem_filters: int = 32,
+    head_filters: int | None = 1280,
+    name: str = "mnasnet_blocks",
 ) -> Genotype:
-    """Returns the genotype of the family "mnasnet" with these rows; strings do not tell the stem's and head's widths.
+    """Returns the genotype of the family "mnasnet" with these rows; strings do not say how wide stem and head are.
 
-    An input width (i) is checked, but for a depthwise separable block, which takes what comes: the released list of
+    The strings may be gathered by stage, as in timm's arch_def, and all of it may be the text of such a list. An input width (i) is checked, but for a depthwise separable block, which takes what comes: the released list of
     mnasnet_small names 16 there behind a stem of 8.
 
     Raises:
         GenotypeError: a string that is none, or an input width that is not the output width before it.
     """
-    if isinstance(strings, str):
-        raise GenotypeError(f"block strings are {strings!r:.200}; expected a list of them, such as [{_EXAMPLES}]")
     rows, inputs = [], stem_filters
-    for number, text in enumerate(strings, start=1):
+    for number, text in enumerate(_strings(strings), start=1):
         try:
             row, told = _row(text)
         except GenotypeError as error:
@@ -74,6 +76,15 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
         strings.append(text + ("_noskip" if row.skip == "none" else ""))
         inputs = row.filters
     return strings
+
+
+def _strings(given: Any) -> list[Any]:
+    """Returns the block strings of all stages in one list."""
+    if isinstance(given, str) and given.strip().startswith(("[", "(")):
+        given = literals.read_text(given, "a list of block strings", f"[{_EXAMPLES}]")
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise GenotypeError(f"block strings are {given!r:.200}; expected a list of them, such as [{_EXAMPLES}]")
+    return [text for stage in given for text in (stage if isinstance(stage, (list, tuple)) else [stage])]
 
 
 def _row(text: str) -> tuple[Block, int | None]:

@@ -4,12 +4,17 @@
 That benchmark's node 0, the cell's one input, is state 1 here (h[c-1]); node k is state k+1; state 0 is not read. The
 last node is the output. Nothing says what a reduction is: there it is a residual block of its own, here, where such a
 cell is built in the DARTS skeleton, the cell at stride 2. So accuracies of its tables are not those of what we build.
+NASLib's form of the four-node cell is six numbers, one an edge, in the order of NASLIB_EDGES.
 A node of "none" alone is zero; what reads it is left out (its normalisation would add a constant). A cell whose last
 node is zero cannot be built.
 """
 
+import numbers
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from zoo.formats import literals
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, GenotypeError, Node, near
 
 OPS = {
@@ -19,17 +24,26 @@ OPS = {
     "nor_conv_3x3": "conv_3x3",
     "avg_pool_3x3": "avg_pool_3x3",
 }
+NASLIB_OPS = ("skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")
+NASLIB_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # from a node to a later one
+EXAMPLE = "'|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|'"
 _NAMES = {ours: theirs for theirs, ours in OPS.items()}
 
 
-def from_nasbench201(text: str, name: str = "nasbench201_cell") -> Genotype:
+def from_nasbench201(cell: Any, name: str = "nasbench201_cell") -> Genotype:
     """Returns the cell as a genotype of the family "darts", "none" edges included.
 
+    Args:
+        cell: the string; text with one in it, such as AutoDL-Projects' "Structure(4 nodes with |nor_conv_3x3~0|+...)"
+            (or that object); its tuples, (('nor_conv_3x3', 0),), (...)), one a node; or NASLib's six numbers; either
+            as values or as text.
+        name: of the result.
+
     Raises:
-        GenotypeError: it is no such string.
+        GenotypeError: it is no such cell.
     """
     nodes = []
-    for number, group in enumerate(text.strip().split("+"), start=1):
+    for number, group in enumerate(_string(cell).split("+"), start=1):
         edges = group.strip("|").split("|")
         if len(edges) != number or f"|{'|'.join(edges)}|" != group:
             raise GenotypeError(
@@ -59,6 +73,34 @@ def to_nasbench201(genotype: Genotype | Cells | CellGraph) -> str:
         raise GenotypeError(f"the cell's concat is {list(graph.concat)}; expected its last node alone, [{last}]")
     groups = [_group(number, node) for number, node in enumerate(graph.nodes, start=1)]
     return "+".join(groups)
+
+
+def _string(cell: Any) -> str:
+    """Returns the benchmark's string of a cell in any of the forms."""
+    if not isinstance(cell, (str, Sequence)) and not (isinstance(cell, Iterable) and hasattr(cell, "dtype")):
+        cell = str(cell)
+    if isinstance(cell, str):
+        found = sorted(set(re.findall(r"\|[\w~|+]*~[\w~|+]*\|", cell)))
+        if len(found) > 1:
+            raise GenotypeError(f"{len(found)} different NAS-Bench-201 cells are in the text; expected one, {EXAMPLE}")
+        if found or not cell.strip().startswith(("(", "[")):
+            return found[0] if found else cell.strip()
+        cell = literals.read_text(cell, "a NAS-Bench-201 cell", f"{EXAMPLE}, or six numbers as NASLib has them")
+    items = list(cell) if isinstance(cell, Iterable) else []
+    if len(items) == len(NASLIB_EDGES) and all(
+        isinstance(item, numbers.Integral) and 0 <= int(item) < len(NASLIB_OPS) for item in items
+    ):
+        ops = {edge: NASLIB_OPS[int(item)] for edge, item in zip(NASLIB_EDGES, items, strict=True)}
+        return "+".join(
+            "|" + "".join(f"{ops[source, node]}~{source}|" for source in range(node)) for node in range(1, 4)
+        )
+    try:
+        return "+".join("|" + "".join(f"{op}~{source}|" for op, source in node) for node in items)
+    except (TypeError, ValueError) as error:
+        raise GenotypeError(
+            f"a NAS-Bench-201 cell is {cell!r:.200}; expected {EXAMPLE}, a list of (op, source) pairs for each node, or "
+            f"NASLib's six numbers from 0 to {len(NASLIB_OPS) - 1}"
+        ) from error
 
 
 def _edge(text: str, source: int, number: int) -> Edge:

@@ -1,0 +1,74 @@
+"""Text that people paste, such as a printed tuple or JSON, as plain values; nothing in it is run."""
+
+import ast
+import json
+from typing import Any
+
+from zoo.genotype import INPUT_STATES, MOST_NODES, GenotypeError
+
+LONGEST_TEXT = 20_000  # characters; published genotypes have 600
+
+
+def read_text(text: str, what: str, expected: str) -> Any:
+    """Returns the value that `text` is: JSON, or a Python literal with `range` and NumPy's printed numbers in it.
+
+    An assignment stands for its value, and a call, whatever its name, for the mapping of its keyword arguments or the
+    tuple of its positional ones.
+
+    Args:
+        text: of the value alone.
+        what: it should be, for the error.
+        expected: an example, for the error.
+
+    Raises:
+        GenotypeError: it is something else, or too long.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise GenotypeError(f"{what}'s text has {len(text)} characters; expected {expected}")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        statements = ast.parse(text.strip()).body
+        node = getattr(statements[0], "value", None) if len(statements) == 1 else None
+        if isinstance(node, ast.Call) and not _is_value(node):
+            named = {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
+            values = tuple(map(_value, node.args))
+            if not (named and values):
+                return named or values
+        elif isinstance(node, ast.expr):
+            return _value(node)
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, GenotypeError):
+            raise GenotypeError(f"{what}'s text: {error}; expected {expected}") from error
+        raise GenotypeError(f"{what}'s text is {text!r:.200} ({error}); expected {expected}") from error
+    raise GenotypeError(f"{what}'s text is {text!r:.200}; expected {expected}")
+
+
+def _is_value(node: ast.Call) -> bool:
+    """Whether a call is how a number or a range is printed."""
+    return ast.unparse(node.func).split(".")[0] in ("range", "np", "numpy")
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Dict) and all(node.keys):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {ast.literal_eval(key): _value(value) for key, value in pairs if key is not None}
+    if isinstance(node, ast.Call) and _is_value(node) and not node.keywords:
+        numbers = [_value(argument) for argument in node.args]
+        if ast.unparse(node.func) != "range" and len(numbers) == 1:
+            return numbers[0]
+        return _listed(range(*numbers))
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise GenotypeError(f"{ast.unparse(node)[:200]} is no literal") from error
+
+
+def _listed(numbers: range) -> list[int]:
+    if len(numbers) > MOST_NODES + INPUT_STATES:
+        raise GenotypeError(f"{numbers} has {len(numbers)} states; a cell has at most {MOST_NODES} nodes")
+    return list(numbers)

@@ -8,6 +8,7 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +74,51 @@ def test_darts_text_may_be_an_assignment_and_hold_ranges_and_tuples(text):
     assert formats.from_darts(text).body == Cells(cell, cell)
 
 
+NESTED = "[(('sep_conv_3x3', 1), ('skip_connect', 0)), (('max_pool_3x3', 0), ('dil_conv_5x5', 2))]"
+NESTED_CELL = CellGraph(
+    [Node([("sep_conv_3x3", 1), ("skip_connect", 0)]), Node([("max_pool_3x3", 0), ("dil_conv_5x5", 2)])], [2, 3]
+)
+WITH_STRENGTHS = (
+    "[[('sep_conv_3x3', 1, 0.31), ('skip_connect', 0, 0.2)], [('max_pool_3x3', 0, 1), ('dil_conv_5x5', 2, 0.1)]]"
+)
+FLAT_STRENGTHS = (
+    NESTED[:-1].replace("((", "(").replace("))", ")").replace("1)", "np.int64(1), np.float32(0.125))") + "]"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Genotype(normal={NESTED}, normal_concat=range(2, 4), reduce={WITH_STRENGTHS}, reduce_concat=[2, 3])",
+        f"Genotype(normal={FLAT_STRENGTHS}, normal_concat=[2, 3], reduce={NESTED}, reduce_concat=[2, 3])",
+        # AutoDL-Projects has two fields more
+        f"Genotype(normal={NESTED}, normal_concat=[2, 3], reduce={NESTED}, reduce_concat=[2, 3], connectN=None, "
+        "connects=None)",
+        f"11/13 02:14:24 AM genotype = Genotype(normal={NESTED}, normal_concat=range(2, 4),\n reduce={NESTED}, "
+        "reduce_concat=range(2, 4)) (valid_acc 97.1)",
+        f"INFO:root:best: DartsGenotype ({NESTED}, [2, 3], reduce={NESTED}, reduce_concat=[2, 3])]",
+        f"{{'normal': {NESTED}, 'normal_concat': range(2, 4), 'reduce': {NESTED}, 'reduce_concat': [2, 3]}}",
+        f"epoch 49 {{'normal': {NESTED}, 'normal_concat': [2, 3], 'reduce': {NESTED}, 'reduce_concat': [2, 3]}}",
+        f"({NESTED}, [2, 3], {WITH_STRENGTHS}, range(2, 4))",
+        '{"normal": [["sep_conv_3x3", 1], ["skip_connect", 0], ["max_pool_3x3", 0], ["dil_conv_5x5", 2]],\n'
+        ' "normal_concat": [2, 3], "connects": null, "reduce_concat": [2, 3], "reduce": [[["sep_conv_3x3", 1, 0.4], '
+        '["skip_connect", 0, 0.3]], [["max_pool_3x3", 0, 0.2], ["dil_conv_5x5", 2, 0.1]]]}',
+    ],
+    ids=["nested", "strengths", "autodl", "log", "another log", "dictionary", "dictionary in a log", "tuple", "json"],
+)
+def test_darts_is_read_as_people_have_it(text):
+    assert formats.from_darts(text).body == Cells(NESTED_CELL, NESTED_CELL)
+
+
+def test_darts_values_may_be_nested_and_numpys():
+    nodes = [[("sep_conv_3x3", np.int64(1), 0.4), ("skip_connect", np.int32(0), np.float32(0.3))],
+             [["max_pool_3x3", 0], ["dil_conv_5x5", 2]]]  # fmt: skip
+    concat = np.arange(2, 4)
+    genotype = {"normal": nodes, "normal_concat": concat, "reduce": nodes, "reduce_concat": range(2, 4)}
+    assert formats.from_darts(genotype).body == Cells(NESTED_CELL, NESTED_CELL)
+    assert formats.from_darts([*genotype.values(), None, None]).body == Cells(NESTED_CELL, NESTED_CELL)
+
+
 @random_tests
 @given(darts_cells, darts_cells)
 def test_darts_round_trip(normal, reduce):
@@ -102,6 +148,22 @@ def test_darts_without_a_reduction_cell_repeats_the_normal_one():
         ("Genotype(normal=[])", "expected the fields normal, normal_concat, reduce, reduce_concat"),
         ({"normal": []}, "a DARTS genotype is {'normal': []}; expected the fields normal"),
         (3, "a DARTS genotype is 3"),
+        (None, "a DARTS genotype is None; expected the fields normal...as in Genotype(normal=["),
+        ('["normal"]', "a DARTS genotype is ['normal']; expected the fields normal"),
+        ("Genotype([('none', 0)], normal_concat=[2])", "expected the fields normal, normal_concat, reduce"),
+        (
+            "Genotype([], [], [], [], [])",
+            "text is 'Genotype([], [], [], [], [])'; expected Genotype(",
+        ),
+        (
+            "Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[], connectN=2)",
+            "expected the fields normal",
+        ),
+        (f"{DARTS_V2}\n{DARTS_V2.replace('sep_conv_3x3', 'sep_conv_5x5')}", "has 2 different genotypes in it"),
+        (([("sep_conv_3x3", 0, "x")] * 2, [2], [], [2]), "an edge is ('sep_conv_3x3', 0, 'x'); expected [op, state]"),
+        (([3, 4], [2], [], [2]), "an edge is 3; expected [op, state]"),
+        (([[("none", 0), ("none", 1)], 3], [2], [], [2]), "3]; expected two (op, state) pairs for each node, as in"),
+        (([("none", 0)] * 2, [True], [("none", 0)] * 2, [2]), "concat names state True"),
         (([("sep_conv_3x3", 0)], [2], [], [2]), "cell 'normal': it is [('sep_conv_3x3', 0)]; expected two (op, state)"),
         (([("sep_conv3x3", 0)] * 2, [2], [], [2]), "cell 'normal': op 'sep_conv3x3' is not known (did you mean"),
         (([("none", 0)] * 2, [2], [("none", 2)] * 2, [2]), "cell 'reduce': node 2 reads state 2 (none): a cycle"),
@@ -134,6 +196,30 @@ def test_enas_micro_arcs_are_the_shipped_cells():
     assert formats.from_enas_micro(*arcs) == genotype
 
 
+PRINTED = """[0 2 0 0 0 4 0 1 0 4 1 1 1 0 0
+ 1 0 2 1 1]"""
+
+
+@pytest.mark.parametrize(
+    "normal",
+    [
+        PRINTED,
+        PRINTED.replace(" ", "  ").replace("\n", ""),
+        "[0, 2, 0, 0, 0, 4, 0, 1, 0, 4, 1, 1, 1, 0, 0, 1, 0, 2, 1, 1]",
+        "array([0., 2., 0., 0., 0., 4., 0., 1., 0., 4., 1., 1., 1., 0., 0., 1., 0., 2., 1., 1.])"[6:-1],
+        np.array(ENAS_MICRO[0].split(), np.int64),
+        np.array(ENAS_MICRO[0].split(), np.float32).reshape(5, 4),
+        [(0, 2, 0, 0), (0, 4, 0, 1), (0, 4, 1, 1), (1, 0, 0, 1), (0, 2, 1, 1)],
+    ],
+    ids=["printed", "in one line", "json", "floats", "array", "matrix", "by node"],
+)
+def test_enas_micro_arcs_are_read_as_people_have_them(normal):
+    body = zoo.load("enas_micro").body
+    assert formats.from_enas_micro(normal, ENAS_MICRO[1]).body == body
+    if isinstance(normal, str):
+        assert formats.from_enas_micro(f"{normal}\n{ENAS_MICRO[1]}").body == body  # as --child_fixed_arc has them
+
+
 def test_enas_micro_by_hand():
     # node 2: sep_conv_3x3 of h[c-2] + max_pool_3x3 of h[c-1]; node 3: skip of node 2 + sep_conv_5x5 of h[c-2]
     graph = formats.from_enas_micro([0, 0, 1, 3, 2, 4, 0, 1], "0 0 0 0").body.normal
@@ -144,6 +230,12 @@ def test_enas_micro_by_hand():
 
 def test_an_input_that_no_enas_node_reads_is_output():
     assert formats.from_enas_micro("0 0 0 0", "0 0 0 0").body.normal.concat == (1, 2)
+
+
+@pytest.mark.parametrize("arc", ["0 2 0 0", "0 2 0 0 0 4 0 1 0 0 0 0", [], [0]])
+def test_one_enas_arc_for_two_cells_has_as_many_nodes_in_either(arc):
+    with pytest.raises(GenotypeError, match="an ENAS arc "):
+        formats.from_enas_micro(arc)
 
 
 @random_tests
@@ -161,6 +253,8 @@ def test_enas_macro_by_hand():
     layers = (Layer("conv_3x3"), Layer("sep_conv_5x5", (0,)), Layer("max_pool_3x3", (1,)))
     assert formats.from_enas_macro(arc).body == Chain(layers)
     assert formats.to_enas_macro(Chain(layers)) == [0, 3, 1, 5, 0, 1]
+    for printed in ("[0]\n[3 1]\n[5 0 1]", "[0 3 1 5 0 1]", "[0, 3, 1, 5, 0, 1]", np.array([0, 3, 1, 5, 0, 1])):
+        assert formats.from_enas_macro(printed).body == Chain(layers)
 
 
 @random_tests
@@ -180,6 +274,9 @@ def test_enas_macro_round_trip(chain):
         ("micro", "", "an ENAS arc is ''; expected whole numbers"),
         ("micro", "0 -1 0 0", "an ENAS arc is '0 -1 0 0'; expected whole numbers"),
         ("micro", [0, 1.5, 0, 0], "expected whole numbers"),
+        ("micro", "[0 2 ... 1 1]", "expected whole numbers, such as"),
+        ("macro", None, "an ENAS arc is None; expected whole numbers"),
+        ("macro", 12.5, "an ENAS arc is 12.5; expected whole numbers"),
         ("macro", "0 1", "has 2 numbers; expected 1, 3, 6, 10, ...: for layer 1 (from 0) its op and 1 bits"),
         ("macro", "0 0 2", "layer 1 (from 0) of an ENAS macro arc has the bits [2]; expected 0, 1"),
         ("macro", "7", "ENAS op 7 is not known"),
@@ -232,9 +329,52 @@ def test_nasbench201_round_trip_of_cells_with_edges_missing(graph, data):
     assert canonical_hash(again) == canonical_hash(Cells(graph))
 
 
+class Structure:  # as in AutoDL-Projects, whose objects have no base class
+    def __init__(self, text):
+        self.text = text
+
+    def __len__(self):
+        return 4
+
+    def __repr__(self):
+        return f"Structure(4 nodes with {self.text})"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        f" {NB201}\n",
+        f"Structure(4 nodes with {NB201})",
+        f"CellStructure(4 nodes with {NB201})",
+        f"[2021-03-04 05:06:07] | epoch 12 | genotype : Structure(4 nodes with {NB201}) | acc 91.2 |",
+        f'{{"arch_str": "{NB201}", "accuracy": 91.2}}',
+        Structure(NB201),
+        [(("nor_conv_3x3", 0),), (("none", 0), ("skip_connect", 1)),
+         (("avg_pool_3x3", 0), ("nor_conv_1x1", 1), ("none", 2))],
+        "[(('nor_conv_3x3', 0),), (('none', 0), ('skip_connect', 1)), (('avg_pool_3x3', 0), ('nor_conv_1x1', 1), "
+        "('none', 2))]",
+        # edges 0-1, 0-2, 0-3, 1-2, 1-3, 2-3; 0 skip, 1 none, 2 3x3, 3 1x1, 4 average
+        (2, 1, 4, 0, 3, 1),
+        "(2, 1, 4, 0, 3, 1)",
+        "[2, 1, 4, 0, 3, 1]",
+        np.array([2, 1, 4, 0, 3, 1]),
+        "(np.int64(2), 1, 4, 0, 3, 1)",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nasbench201_is_read_as_people_have_it(cell):
+    assert formats.to_nasbench201(formats.from_nasbench201(cell)) == NB201
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (None, "node 1 of a NAS-Bench-201 cell is 'None'"),
+        ((2, 1, 4, 0, 3, 5), "a NAS-Bench-201 cell is (2, 1, 4, 0, 3, 5); expected '|nor_conv_3x3~0|+...from 0 to 4"),
+        ([2, 1, 4, 0, 3], "expected '|nor_conv_3x3~0|+...NASLib's six numbers from 0 to 4"),
+        ("(2, 1, 4, 0", "a NAS-Bench-201 cell's text is '(2, 1, 4, 0'...or six numbers as NASLib has them"),
+        ([(("nor_conv_3x3", 1),)], "edge 'nor_conv_3x3~1' of node 1 of a NAS-Bench-201 cell; expected OP~0"),
+        (f"{NB201} {NB201.replace('none', 'skip_connect')}", "2 different NAS-Bench-201 cells are in the text"),
         ("", "node 1 of a NAS-Bench-201 cell is ''; expected 1 edges, such as '|nor_conv_3x3~0|'"),
         ("|nor_conv_3x3~0|+|none~0|", "node 2 of a NAS-Bench-201 cell is '|none~0|'; expected 2 edges"),
         ("|nor_conv_3x3~1|", "edge 'nor_conv_3x3~1' of node 1 of a NAS-Bench-201 cell; expected OP~0"),
@@ -277,6 +417,20 @@ def test_mnasnet_strings_are_the_shipped_network():
     assert formats.from_mnasnet(timm).body == genotype.body
 
 
+TIMM = [
+    ["ds_r1_k3_s1_c16_noskip"], ["ir_r2_k3_s2_e6_c24"], ["ir_r3_k5_s2_e3_c40_se0.25"], ["ir_r4_k3_s2_e6_c80"],
+    ["ir_r2_k3_s1_e6_c112_se0.25"], ["ir_r3_k5_s2_e6_c160_se0.25"], ["ir_r1_k3_s1_e6_c320"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "strings", [TIMM, tuple(map(tuple, TIMM)), [*TIMM[:5], TIMM[5] + TIMM[6]], str(TIMM), json.dumps(TIMM),
+                f"arch_def = {TIMM}"[11:], str(tuple(MNASNET_A1)), json.dumps(MNASNET_A1)],
+)  # fmt: skip
+def test_mnasnet_strings_are_read_as_people_have_them(strings):
+    assert formats.from_mnasnet(strings).body == zoo.load("mnasnet_a1").body
+
+
 @random_tests
 @given(blocks(ops=("sep_conv", "mb_conv"), skips=("identity", "none"), middle=False), st.sampled_from(("tpu", "timm")))
 def test_mnasnet_round_trip(body, dialect):
@@ -301,6 +455,9 @@ def test_mnasnet_round_trip(body, dialect):
         (["cn_r1_k3_s1_c16"], "'cn' is unknown"),
         ([3], "it lacks ['r', 'k', 's', 'o']"),
         ([], "blocks' rows has 0 entries"),
+        (None, "block strings are None; expected a list of them, such as ['r2_k3"),
+        ("['r1_k3_s11_e1_i32_o16'", "a list's text is"),
+        ([["ds_r1_k3_s1_c16"], ["cn_r1_k3_s1_c16"]], "row 2, 'cn_r1_k3_s1_c16': 'cn' is unknown"),
     ],
 )
 def test_what_is_no_block_string_is_refused(strings, message):
@@ -363,7 +520,13 @@ def test_mcunet_round_trip(body):
     again = formats.from_mcunet(json.loads(json.dumps(formats.to_mcunet(genotype))))
     assert canonical_hash(again) == canonical_hash(genotype)
     assert again.presets["configured"] == genotype.presets["small"]
-    assert formats.from_mcunet(formats.to_mcunet(again)) == again
+    assert formats.from_mcunet(json.dumps(formats.to_mcunet(again))) == again
+
+
+@pytest.mark.parametrize("config", [None, 3, [], "mcunet-in0", "{", "[1]"])
+def test_what_is_no_object_is_no_mcunet_configuration(config):
+    with refused("an MCUNet configuration...expected a"):
+        formats.from_mcunet(config)
 
 
 def test_mcunet_zero_layers_are_left_out():

@@ -9,7 +9,8 @@
 | MnasNet's block strings, timm's  | `from_mnasnet`        | `to_mnasnet`          | Blocks                |
 | MCUNet's JSON configuration      | `from_mcunet`         | `to_mcunet`           | Blocks                |
 
-Reading gives a Genotype that `zoo.build` takes in any preset of its family. All raise GenotypeError, with the place,
+Readers take what people have: values, what Python and NumPy print of them, JSON. Reading gives a Genotype that
+`zoo.build` takes in any preset of its family. All raise GenotypeError, with the place,
 for what is no such notation, and for an architecture that the notation has no words for. Nothing that is read is run.
 """
 

@@ -76,14 +76,15 @@ def _fields(genotype: Any) -> Mapping[str, Any]:
     return genotype
 
 
-def _graph(edges: Any, concat: Any) -> CellGraph:
+def _graph(edges: Any, states: Any) -> CellGraph:
     if not isinstance(edges, Sequence) or isinstance(edges, str) or not edges:
         raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, as in {EXAMPLE}")
     nodes = edges if _is_node(edges[0]) else [edges[place : place + 2] for place in range(0, len(edges), 2)]
-    if nodes is not edges and len(edges) % 2:
-        raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, in one list")
-    if isinstance(concat, Iterable) and not isinstance(concat, str):
-        concat = [int(state) if isinstance(state, numbers.Integral) else state for state in concat]
+    if (nodes is not edges and len(edges) % 2) or not all(isinstance(node, (list, tuple)) for node in nodes):
+        raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, as in {EXAMPLE}")
+    concat: Any = states
+    if isinstance(states, Iterable) and not isinstance(states, str):
+        concat = list(map(_plain, states))
     return CellGraph(tuple(Node(tuple(map(_edge, node))) for node in nodes), concat)
 
 
@@ -99,7 +100,12 @@ def _edge(pair: Any) -> Any:
     op, state, *strength = pair
     if strength and not isinstance(strength[0], numbers.Real):
         return pair
-    return op, int(state) if isinstance(state, numbers.Integral) and not isinstance(state, bool) else state
+    return op, _plain(state)
+
+
+def _plain(state: Any) -> Any:
+    """Returns NumPy's whole numbers as Python's, and what else there is as it is."""
+    return int(state) if isinstance(state, numbers.Integral) and not isinstance(state, bool) else state
 
 
 def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
@@ -119,12 +125,17 @@ def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
 
 def _parsed(text: str) -> Any:
     """Returns what the text holds: the arguments of the one call of a Genotype in it, or else all of it."""
-    calls = sorted({_call_at(text, match.start()) for match in re.finditer(r"\w*Genotype\w*\s*\(", text)})
+    calls = []
+    if len(text) <= literals.LONGEST_TEXT:  # read_text refuses longer ones
+        starts = [match.start() for match in re.finditer(r"\w*Genotype\w*\s*\(", text)]
+        calls = sorted({_call_at(text, start) for start in starts})
     if len(calls) > 1:
         raise GenotypeError(
             f"a DARTS genotype's text has {len(calls)} different genotypes in it; expected one, {EXAMPLE}"
         )
-    return literals.read_text(calls[0] if calls else text, "a DARTS genotype", EXAMPLE)
+    braces = re.search(r"\{.*\}", text, re.DOTALL)
+    source = calls[0] if calls else braces[0] if braces else text
+    return literals.read_text(source, "a DARTS genotype", EXAMPLE, FIELDS)
 
 
 def _call_at(text: str, start: int) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from zoo.genotype import INPUT_STATES, MOST_NODES, GenotypeError
@@ -9,16 +10,16 @@ from zoo.genotype import INPUT_STATES, MOST_NODES, GenotypeError
 LONGEST_TEXT = 20_000  # characters; published genotypes have 600
 
 
-def read_text(text: str, what: str, expected: str) -> Any:
+def read_text(text: str, what: str, expected: str, fields: Sequence[str] = ()) -> Any:
     """Returns the value that `text` is: JSON, or a Python literal with `range` and NumPy's printed numbers in it.
 
-    An assignment stands for its value, and a call, whatever its name, for the mapping of its keyword arguments or the
-    tuple of its positional ones.
+    An assignment stands for its value, and a call, whatever its name, for the mapping of its arguments.
 
     Args:
         text: of the value alone.
         what: it should be, for the error.
         expected: an example, for the error.
+        fields: the names of a call's arguments without a keyword.
 
     Raises:
         GenotypeError: it is something else, or too long.
@@ -33,10 +34,9 @@ def read_text(text: str, what: str, expected: str) -> Any:
         statements = ast.parse(text.strip()).body
         node = getattr(statements[0], "value", None) if len(statements) == 1 else None
         if isinstance(node, ast.Call) and not _is_value(node):
-            named = {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
-            values = tuple(map(_value, node.args))
-            if not (named and values):
-                return named or values
+            if len(node.args) <= len(fields):
+                given = dict(zip(fields, map(_value, node.args), strict=False))
+                return given | {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
         elif isinstance(node, ast.expr):
             return _value(node)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:

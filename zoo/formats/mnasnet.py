@@ -24,8 +24,9 @@ def from_mnasnet(
 ) -> Genotype:
     """Returns the genotype of the family "mnasnet" with these rows; strings do not say how wide stem and head are.
 
-    The strings may be gathered by stage, as in timm's arch_def, and all of it may be the text of such a list. An input width (i) is checked, but for a depthwise separable block, which takes what comes: the released list of
-    mnasnet_small names 16 there behind a stem of 8.
+    The strings may be gathered by stage, as in timm's arch_def, and all of it may be the text of such a list. An input
+    width (i) is checked, but for a depthwise separable block, which takes what comes: the released list of
+    mnasnet_small names 16 there after a stem of 8.
 
     Raises:
         GenotypeError: a string that is none, or an input width that is not the output width before it.
@@ -81,7 +82,7 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
 def _strings(given: Any) -> list[Any]:
     """Returns the block strings of all stages in one list."""
     if isinstance(given, str) and given.strip().startswith(("[", "(")):
-        given = literals.read_text(given, "a list of block strings", f"[{_EXAMPLES}]")
+        given = literals.read_text(given, "a list", f"[{_EXAMPLES}]")
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise GenotypeError(f"block strings are {given!r:.200}; expected a list of them, such as [{_EXAMPLES}]")
     return [text for stage in given for text in (stage if isinstance(stage, (list, tuple)) else [stage])]

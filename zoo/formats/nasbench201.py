@@ -98,8 +98,8 @@ def _string(cell: Any) -> str:
         return "+".join("|" + "".join(f"{op}~{source}|" for op, source in node) for node in items)
     except (TypeError, ValueError) as error:
         raise GenotypeError(
-            f"a NAS-Bench-201 cell is {cell!r:.200}; expected {EXAMPLE}, a list of (op, source) pairs for each node, or "
-            f"NASLib's six numbers from 0 to {len(NASLIB_OPS) - 1}"
+            f"a NAS-Bench-201 cell is {cell!r:.200}; expected {EXAMPLE}, a list of (op, source) pairs for each node, "
+            f"or NASLib's six numbers from 0 to {len(NASLIB_OPS) - 1}"
         ) from error
 
 

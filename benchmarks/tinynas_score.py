@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes.tinynas.elastic import Scorer
+from recipes.tinynas.children import Scorer
 from recipes.tinynas.export import standalone
 from recipes.tinynas.needs import Budget, needs
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace

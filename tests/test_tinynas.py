@@ -21,10 +21,11 @@ from recipes import tinynas
 from recipes.oracles.generations import GenerationalEvolution
 from recipes.tinynas import export as tinynas_export
 from recipes.tinynas import widths as tinynas_space
-from recipes.tinynas.elastic import Elastic, Scorer, Settings, sorted_channels
+from recipes.tinynas.children import Scorer
 from recipes.tinynas.needs import Budget, needs
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
 from recipes.tinynas.supernet import Supernet
+from recipes.tinynas.training import ElasticTraining, sort_channels
 from recipes.training import tensorflow_options
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
@@ -175,7 +176,7 @@ def test_one_trace_serves_all_sub_networks_and_sorting_channels_changes_no_outpu
     images = rng.normal(size=(5, 16, 16, 1)).astype(np.float32)
     blank = np.zeros((5, 16, 16, 1), np.float32)
     weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
-    scorers = [Scorer(net, w, images[None], images, np.zeros(5)) for w in (weights, sorted_channels(net, weights))]
+    scorers = [Scorer(net, w, images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))]
     outputs = [scorer.logits(SMALL.largest(), scorer.statistics(SMALL.largest())) for scorer in scorers]
     np.testing.assert_allclose(*outputs, atol=1e-4)
     small = [scorer.logits(SMALL.smallest(), scorer.statistics(SMALL.smallest())) for scorer in scorers]
@@ -202,33 +203,35 @@ def test_learned_kernel_transforms_begin_as_the_centre():
         np.testing.assert_allclose(net.window(named, "block0", tf.constant(kernel), 3), expected)
 
 
+def elastic(steps: int, **options: Any) -> ElasticTraining:
+    return ElasticTraining(Supernet(SMALL, 4, 1), dataclasses.replace(SMOKE, **options), steps, (16, 16, 1))
+
+
 def test_learning_rate_of_each_phase_warms_up_and_falls_to_zero():
-    settings = Settings(steps=100, largest_epochs=1, elastic_epochs=2, learning_rate=0.05)
-    assert settings.rate(9) == pytest.approx(0.05, rel=0.05)
-    assert settings.rate(0) < 0.006
-    assert settings.rate(99) == pytest.approx(0, abs=2e-5)
-    assert settings.rate(200) == pytest.approx(0.025)
+    training = elastic(steps=100, largest_epochs=1, elastic_epochs=2, supernet_rate=0.05)
+    assert training.rate(0) == pytest.approx(0.05 / 10)
+    assert training.rate(9) == pytest.approx(0.05, rel=0.05)
+    assert training.rate(99) == pytest.approx(0, abs=2e-5)
+    assert training.rate(200) == pytest.approx(0.025)
 
 
 def test_steps_draw_by_their_number_alone_and_a_sandwich_has_the_largest_and_the_smallest():
-    state = Elastic(Supernet(SMALL, 4, 1), Settings(5, 1, 1, sampling="sandwich"), 3, (16, 16, 1))
-    np.testing.assert_array_equal(state.choices(), [SMALL.choice(SMALL.largest())])
-    state.step = 7
-    drawn = state.choices()
+    training = elastic(5, largest_epochs=1, elastic_epochs=1, networks=4, sampling="sandwich", seed=3)
+    np.testing.assert_array_equal(training.choices(4), [SMALL.choice(SMALL.largest())])
+    drawn = training.choices(7)
     np.testing.assert_array_equal(drawn[0], SMALL.choice(SMALL.largest()))
     np.testing.assert_array_equal(drawn[1], SMALL.choice(SMALL.smallest()))
-    np.testing.assert_array_equal(drawn, state.choices())
-    state.step = 8
-    assert not np.array_equal(drawn, state.choices())
+    np.testing.assert_array_equal(drawn, training.choices(7))
+    assert not np.array_equal(drawn, training.choices(8))
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_the_remedy():
-    state = Elastic(Supernet(SMALL, 4, 1), Settings(5, 1, 0), 0, (16, 16, 1))
-    state._gradient = lambda *arguments: (tf.constant(float("nan")), None, tf.zeros_like(state.weights))
-    before = state.weights.numpy()
+    training = elastic(5, largest_epochs=1)
+    training._gradient = lambda *arguments: (tf.constant(float("nan")), None, tf.zeros_like(training.weights))
+    before = training.weights.numpy()
     with pytest.raises(FloatingPointError, match="learning rate"):
-        state.learn((np.zeros((2, 16, 16, 1)), np.zeros(2)))
-    np.testing.assert_array_equal(state.weights.numpy(), before)
+        training.take_step(0, np.zeros((2, 16, 16, 1)), np.zeros(2))
+    np.testing.assert_array_equal(training.weights.numpy(), before)
 
 
 def counted(trials: int, **options: Any) -> tuple[GenerationalEvolution, list[tuple[int, ...]]]:
@@ -334,13 +337,17 @@ def step_of(folder: Path) -> int:
 def test_distillation_and_random_sampling_learn_too():
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(8, 16, 16, 1)), np.arange(8) % 4
-    settings = Settings(1, 1, 9, networks=2, sampling="random", distillation=0.5)
     with tensorflow_options.without_rewrites():
-        state = Elastic(Supernet(SMALL, 4, 1), settings, 0, (16, 16, 1))
-        for _ in range(10):
-            state.learn(batch)
-    assert [record["step"] for record in state.history] == list(range(1, 11))
-    assert state.history[0]["loss"] > 1
+        training = elastic(1, largest_epochs=1, elastic_epochs=9, networks=2, sampling="random", distillation=0.5)
+
+        def loss_of_the_largest() -> float:
+            logits = training.net.logits(training.weights, training.choices(0)[0], tf.constant(batch[0], tf.float32))
+            return float(tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch[1], logits)))
+
+        before = loss_of_the_largest()
+        for step in range(10):
+            training.take_step(step, *batch)
+    assert loss_of_the_largest() < before
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ come to 0.797, 0.802 and 0.796, 12 random ones that fit to 0.800, 0.798 and 0.79
 not show at this scale; 40,996, 36,292 and 40,600 bytes of RAM predicted, 68 to 72 fewer measured.
 
 Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Stages:
-the space (widths); the once-for-all network (supernet), trained by elastic; evolution of
+the space (widths); the once-for-all network (supernet) and its training; evolution of
 sub-networks by the weights that they inherit, normalisation recalibrated for each; fine-tuning, int8, and a look at
 what it takes. Departures: what limits is the arena and the file of TensorFlow Lite for Microcontrollers, tables
 included (`--engine=bare` counts as the paper does); children that are known are drawn again.

@@ -9,7 +9,7 @@ import zoo
 from recipes.tinynas.children import SubNetworks, candidates
 from recipes.tinynas.config import Config
 from recipes.tinynas.result import arena
-from recipes.tinynas.training import make
+from recipes.tinynas.training import ElasticTraining
 from recipes.training import tensorflow_options
 from recipes.training.progress import duration
 from zoo.deploy import tflite
@@ -29,18 +29,19 @@ def run(children: SubNetworks) -> Genotype:
     largest = children.needs(net.space.largest())
     values = 8 * largest.peak_memory * len(net.space.places)  # of activations and gradients, bytes an image, about
     batch = max(2, min(config.batch_size, _MEMORY // values))
-    state = make(config, net, images)
+    steps = images.train.steps(config.batch_size, training=True)
+    training = ElasticTraining(net, config, steps, images.input_shape)
     part = images.train.take(np.resize(np.arange(len(images.train)), batch))
     pixels, labels = part.images / np.float32(255), part.labels
     marks = [time.perf_counter()]
     with tensorflow_options.without_rewrites():
-        for _ in range(2):
-            state.learn((pixels, labels))
+        for number in range(2):
+            training.take_step(number, pixels, labels)
             marks.append(time.perf_counter())
     first, step = np.diff(marks)
     step *= config.batch_size / batch
-    steps = state.settings.steps * config.largest_epochs, state.settings.steps * config.elastic_epochs
-    seconds = step * (steps[0] + config.networks * steps[1])
+    seconds = step * steps * (config.largest_epochs + config.networks * config.elastic_epochs)
+    total = steps * (config.largest_epochs + config.elastic_epochs)
     fitting = candidates(children)
     chosen = max((next(fitting) for _ in range(_DRAWN)), key=lambda one: children.needs(one).macs)
     genotype = children.genotype(chosen, "tinynas_dry_run")
@@ -52,7 +53,7 @@ def run(children: SubNetworks) -> Genotype:
         f"dry run: resolution {images.input_shape[0]}, width {net.space.width:g}, {net.space.size:.1e} sub-networks of "
         f"{net.packing.size:,} shared weights; first step after {first:.1f} s, then {step:.2f} s for one sub-network "
         f"and {config.batch_size} images{told}; {memory:.2f} GiB at most\n"
-        f"predicted: {sum(steps):,} steps, at most {duration(seconds)} on this machine for the shared weights\n"
+        f"predicted: {total:,} steps, at most {duration(seconds)} on this machine for the shared weights\n"
         f"the largest of {_DRAWN} networks that fit: {needs.macs:,} multiply-adds; RAM {needs.arena:,} bytes predicted"
         f", {measured['arena']:,} by {measured['by']}; int8 file {needs.file:,} predicted, {len(file):,} measured"
     )

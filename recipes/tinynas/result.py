@@ -174,9 +174,9 @@ def _compared(children: SubNetworks, values: Mapping[str, Any], test: Part, repo
             def told(share: float, text: str) -> None:
                 report(share, f"from scratch, {name}: {text}")
 
-            shared, *_ = children.scorer(chosen)
+            shared, _ = children.scorer(chosen)
             alone = _trained(children, lambda: children.build(chosen), folder / name, test, told)
-            return {"shared_accuracy": shared, **alone, "macs": children.needs(chosen).macs}
+            return {"shared_accuracy": shared.accuracy, **alone, "macs": children.needs(chosen).macs}
 
         return _once(folder / f"{name}.json", make)
 

@@ -8,7 +8,7 @@ largest kernel, the first channels, the first blocks. Once-for-all itself multip
 matrix, which MCUNet does not mention: `kernel_transform=True`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,11 @@ class Supernet:
                     rng.normal(0, np.sqrt((1 if shape.name == "classifier" else 2) / shape.fan_in), shape.size)
                 )
         return np.concatenate(parts).astype(np.float32)
+
+    def input_specs(self, image_shape: Sequence[int]) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec]:
+        """Returns what a trace takes: weights, the choice of a sub-network, and a batch of images."""
+        choice = tf.TensorSpec([len(self.space.places), 5], tf.int32)
+        return tf.TensorSpec([self.packing.size]), choice, tf.TensorSpec([None, *image_shape])
 
     def decayed(self) -> np.ndarray:
         """Returns 1 where weight decay acts, on kernels and the classifier, and 0 elsewhere: float32 (size,)."""

@@ -1,8 +1,15 @@
-"""The once-for-all network of a TinyNAS search: its batches, and its training from the first or from a saved step."""
+"""Training of the once-for-all network of a TinyNAS search: the largest sub-network first, then several a step.
+
+What a step draws depends on the seed and its number alone, so a killed training resumes at the step that was saved, to
+the same result.
+
+Source: Lin et al., arXiv:2007.10319, appendices D and E; sandwich rule and distillation: Yu and Huang, "Universally
+Slimmable Networks", ICCV 2019. Departure: the gradients of a step's sub-networks are averaged, where once-for-all's
+code adds them up, so that one learning rate serves both phases.
+"""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +17,20 @@ import tensorflow as tf
 
 from recipes.images import augment
 from recipes.images import sources as image_data
-from recipes.images.parts import Part, Stream
+from recipes.images.parts import Batches
 from recipes.tinynas.config import Config
-from recipes.tinynas.elastic import Elastic, Settings
 from recipes.tinynas.supernet import Supernet
-from recipes.training import tensorflow_options
+from recipes.training.loop import DivergedError, Record, run_epochs
+from recipes.training.optimizer import Optimizer
+from recipes.training.progress import Status
+from recipes.training.schedules import Schedule
+from recipes.training.state import TrainingState
+from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
-# What the shared weights depend on, beside Settings: searches that agree in these may share them.
+_MOMENTUM, _CLIP = 0.9, 5.0  # the latter is the largest norm of the gradient, before weight decay
+_WARMUP_STEPS = 10  # of each phase, at most
+# What the shared weights depend on besides the training's own options: searches that agree in these may share them.
 _OPTIONS = (
     "data", "image_size", "training_images", "batch_size", "augment", "strides", "kernels", "expansions", "depths",
     "shares", "kernel_transform",
@@ -31,73 +44,158 @@ def train_supernet(
     normalize: Callable[[Any], Any],
     report: Callable[[float, str], None],
 ) -> np.ndarray:
-    """Returns the weights of the trained once-for-all network; goes on where an earlier process has saved them.
+    """Returns the weights of the trained once-for-all network; resumes where an earlier process has saved them.
 
     Raises:
-        FloatingPointError: the training diverged.
-        ValueError: the state is that of other options.
+        DivergedError: the training diverged.
+        StateError: the state is that of other options.
     """
-    state = make(config, net, images)
-    path, settings = config.supernet or config.folder / "supernet.npz", state.settings
-    state.restore(path)
-    with tensorflow_options.without_rewrites():
-        saved, begun = time.monotonic(), state.step
-        try:
-            for pixels, labels in batches(config, images, settings.steps, state.step):
-                if state.step >= settings.total:
-                    break
-                epochs = settings.largest_epochs + settings.elastic_epochs
-                loss = f", loss {state.history[-1]['loss']:.4g}" if state.history else ""
-                report(
-                    state.step / settings.total,
-                    f"supernet, epoch {state.step // settings.steps + 1} of {epochs}{loss}",
-                )
-                state.learn((normalize(pixels), labels))
-                if time.monotonic() - saved > config.save_seconds:
-                    state.save(path)
-                    saved = time.monotonic()
-        finally:
-            if state.step > begun:
-                state.save(path)  # after Ctrl-C, too
-    atomic.write_atomically(config.folder / "supernet.json", json.dumps(state.history, indent=1) + "\n")
-    return state.weights.numpy()
+    change = augment.cifar(padding=images.input_shape[0] // 8, cutout_length=0) if config.augment else None
+    batches = Batches(images.train, config.batch_size, config.seed, stream=[0], normalize=normalize, augment=change)
+    training = ElasticTraining(net, config, batches.steps, images.input_shape)
+    epochs, loss = config.largest_epochs + config.elastic_epochs, ""
+
+    def observe(status: Status) -> None:
+        if status.done < epochs:
+            report((status.done + status.share) / epochs, f"supernet, epoch {status.done + 1} of {epochs}{loss}")
+
+    def end_epoch(history: list[Record], losses: list[Sequence[float]]) -> Record:
+        nonlocal loss
+        first, mean = np.mean(losses, axis=0)
+        loss = f", loss {mean:.4g}"
+        return {"step": (len(history) + 1) * batches.steps, "loss": float(mean), "first_loss": float(first)}
+
+    with without_rewrites():
+        history = run_epochs(
+            lambda epoch, number: training.take_step(epoch * batches.steps + number, *batches.batch(epoch, number)),
+            end_epoch,
+            epochs=epochs,
+            steps=batches.steps,
+            variables={"vector": [training.weights, training.velocity]},
+            state=TrainingState(config.supernet or config.folder / "supernet.npz", training.identity),
+            save_seconds=config.save_seconds,
+            observe=observe,
+        )
+    atomic.write_atomically(config.folder / "supernet.json", json.dumps(history, indent=1) + "\n")
+    return training.weights.numpy()
 
 
-def make(config: Config, net: Supernet, images: image_data.Data) -> Elastic:
-    """Returns the training of the once-for-all network in its first state."""
-    settings = Settings(
-        steps=max(1, len(images.train) // config.batch_size),
-        largest_epochs=config.largest_epochs,
-        elastic_epochs=config.elastic_epochs,
-        networks=config.networks,
-        sampling=config.sampling,
-        distillation=config.distillation,
-        learning_rate=config.supernet_rate,
-        weight_decay=config.weight_decay,
-    )
-    options = {name: value for name, value in config.settings().items() if name in _OPTIONS}
-    return Elastic(net, settings, config.seed, images.input_shape, {**options, "width": net.space.width})
+class ElasticTraining:
+    """The variables of a once-for-all network in training, and its steps; an epoch has `steps` of them."""
+
+    def __init__(self, net: Supernet, config: Config, steps: int, image_shape: Sequence[int]):
+        self.net, self._config, self._steps = net, config, steps
+        self.first_phase = steps * config.largest_epochs  # steps of the largest sub-network alone
+        self._optimizer = Optimizer(
+            "sgd", momentum=_MOMENTUM, weight_decay=config.weight_decay, decay_in="gradient", clip=_CLIP
+        )
+        self._schedule = Schedule("cosine", config.supernet_rate, warmup=min(_WARMUP_STEPS, steps) / steps)
+        self.weights: Any = tf.Variable(tf.constant(net.initial(config.seed)))
+        (self.velocity,) = self._optimizer.make_slots([self.weights])
+        self._decayed = tf.constant(net.decayed())
+        self._largest = net.space.choice(net.space.largest())
+        signature = [
+            *net.input_specs(image_shape),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None, net.classes]),
+            tf.TensorSpec([]),
+        ]
+        self._gradient = tf.function(self._loss_and_gradient, signature, autograph=False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from others whose state it must not take over."""
+        config = self._config
+        options = {name: value for name, value in config.settings().items() if name in _OPTIONS}
+        return {
+            "size": self.net.packing.size,
+            "seed": config.seed,
+            "steps": self._steps,
+            "largest_epochs": config.largest_epochs,
+            "elastic_epochs": config.elastic_epochs,
+            "networks": config.networks,
+            "sampling": config.sampling,
+            "distillation": config.distillation,
+            "learning_rate": config.supernet_rate,
+            "momentum": _MOMENTUM,
+            "weight_decay": config.weight_decay,
+            "clip": _CLIP,
+            **options,
+            "width": self.net.space.width,
+        }
+
+    def rate(self, step: int) -> float:
+        """Returns the learning rate of a step: a cosine period, with a short warm-up, in each phase."""
+        if step < self.first_phase:
+            return self._schedule.at_step(step, self._steps, self._config.largest_epochs)
+        return self._schedule.at_step(step - self.first_phase, self._steps, self._config.elastic_epochs)
+
+    def choices(self, step: int) -> list[np.ndarray]:
+        """Returns the sub-networks of a step."""
+        if step < self.first_phase:
+            return [self._largest]
+        space, count = self.net.space, self._config.networks
+        rng = np.random.default_rng([self._config.seed, 2, step])
+        fixed = [space.largest(), space.smallest()][:count] if self._config.sampling == "sandwich" else []
+        return [space.choice(values) for values in [*fixed, *(space.random(rng) for _ in range(count - len(fixed)))]]
+
+    def take_step(self, step: int, images: Any, labels: Any) -> tuple[float, float]:
+        """Takes a step on a batch; returns the loss of its first sub-network and the mean of all.
+
+        Raises:
+            DivergedError: a loss is not a number any more; the weights are those of before.
+        """
+        if step == self.first_phase and self.first_phase:
+            self.weights.assign(sort_channels(self.net, self.weights.numpy()))
+            self.velocity.assign(tf.zeros_like(self.velocity))
+        config, sandwich = self._config, self._config.sampling == "sandwich"
+        images, labels = tf.constant(images, tf.float32), tf.constant(labels, tf.int32)
+        share = config.distillation if step >= self.first_phase else 0.0
+        # Logits of the largest sub-network, which teaches the others: in a sandwich it is the first one.
+        taught = tf.zeros([len(labels), self.net.classes])
+        if share and not sandwich:
+            taught = self._gradient(self.weights, self._largest, images, labels, taught, 0.0)[1]
+        losses, gradients = [], []
+        for number, choice in enumerate(self.choices(step)):
+            first = sandwich and number == 0
+            weight = 0.0 if first else share
+            loss, logits, gradient = self._gradient(self.weights, choice, images, labels, taught, weight)
+            taught = logits if first else taught
+            losses.append(float(loss))
+            gradients.append(gradient)
+        if not np.isfinite(losses).all():
+            raise DivergedError(
+                f"the loss of the supernet is {losses} in step {step + 1}: the training diverged; lower its "
+                "learning rate"
+            )
+        gradient = tf.add_n(gradients) / len(gradients)
+        self._optimizer.apply([self.weights], [self.velocity], [gradient], self.rate(step), [self._decayed])
+        return losses[0], float(np.mean(losses))
+
+    def _loss_and_gradient(self, weights, choice, images, labels, taught, share) -> tuple[Any, Any, Any]:
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits = self.net.logits(weights, choice, images)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+            soft = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(taught), logits)
+            total = loss + share * tf.reduce_mean(soft)
+        return loss, logits, tape.gradient(total, weights)
 
 
-def batches(config: Config, images: image_data.Data, steps: int, step: int) -> Iterator[tuple[Any, Any]]:
-    """Yields the batches of step `step` and those behind it; each depends on the seed and its number alone."""
-    part, size = images.train, config.batch_size
-    shift = images.input_shape[0] // 8
-    change = augment.cifar(padding=shift, cutout_length=0) if config.augment else None
-    while True:
-        epoch, first = divmod(step, steps)
-        for pixels, labels in _epoch(part, size, config.seed, epoch, first):
-            if change is not None:
-                pixels = change(tf.constant(pixels), tf.constant([config.seed, step]))
-            yield pixels, labels
-            step += 1
+def sort_channels(net: Supernet, weights: np.ndarray) -> np.ndarray:
+    """Returns the weights with the expanded channels of each block in order of importance; the outputs stay the same.
 
-
-def _epoch(part: Part, size: int, seed: int, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
-    if isinstance(part, Stream):
-        yield from part.dataset(size, training=True, preprocess=lambda x: x, seed=seed, epoch=epoch).skip(first)
-        return
-    order = np.random.default_rng([seed, 0, epoch]).permutation(len(part))
-    for number in range(first, max(1, len(part) // size)):
-        chosen = order[number * size : (number + 1) * size]
-        yield part.images[chosen], part.labels[chosen]
+    Important is a channel whose weights in the projection have a large sum of magnitudes (once-for-all, section 3.2).
+    Narrow sub-networks take the first channels, which are then the best ones.
+    """
+    named = {name: value.copy() for name, value in net.packing.unpack(weights).items()}
+    for number in range(len(net.space.places)):
+        name = f"block{number}"
+        order = np.argsort(-np.abs(named[f"{name}/project"]).sum(axis=(0, 1, 3)), kind="stable")
+        named[f"{name}/project"] = named[f"{name}/project"][:, :, order]
+        named[f"{name}/depthwise"] = named[f"{name}/depthwise"][:, :, order]
+        named[f"{name}/expand"] = named[f"{name}/expand"][..., order]
+        for layer in ("expand", "depthwise"):
+            for vector in ("scale", "shift"):
+                named[f"{name}/{layer}_{vector}"] = named[f"{name}/{layer}_{vector}"][order]
+    return np.concatenate([named[shape.name].ravel() for shape in net.packing.shapes]).astype(np.float32)

@@ -77,7 +77,7 @@ def run_epochs(
     groups, history, done = variables or {}, [], 0
     values: list[Sequence[Any]] = []  # of this epoch's steps
     if state is not None and (facts := state.restore(groups)) is not None:
-        history, values = facts["history"], facts.get("values", [])
+        history, values = facts["history"], facts.get("losses", [])
         done = facts.get("step", len(history) * steps)
     begun, clock, saved = done, 0.0, time.monotonic()
     with _DelayedInterrupt(state is not None and save_seconds is not None) as interrupt:
@@ -103,7 +103,7 @@ def run_epochs(
             due = save_seconds is not None and time.monotonic() - saved > save_seconds
             if state is not None and (ended or due or interrupt.pending):
                 known = [[float(value) for value in each] for each in values]
-                state.save({"history": history, "step": done, "values": known}, groups)
+                state.save({"history": history, "step": done, "losses": known}, groups)
                 saved = time.monotonic()
             interrupt.raise_pending()
     if done > begun:

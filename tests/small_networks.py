@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import zoo
-from zoo.deploy import graph
+from zoo import graph
 from zoo.genotype import Blocks, Chain, Genotype
 
 CLASSES = 4

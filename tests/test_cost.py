@@ -4,7 +4,7 @@ import keras
 import pytest
 
 import zoo
-from zoo.deploy.graph import GraphError
+from zoo.graph import GraphError
 
 layers = keras.layers
 

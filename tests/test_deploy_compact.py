@@ -14,7 +14,6 @@ from zoo.deploy import (
     c_array,
     compact,
     float_twin,
-    graph,
     measure,
     memory_plan,
     planner,
@@ -83,8 +82,8 @@ def test_any_padding_size_and_stride_can_be_turned(size, strides, padding):
 
 def test_pools_turn_where_their_windows_do():
     image = keras.Input((9, 9, 2))
-    model = keras.Model(image, layers.AveragePooling2D(3, 2, padding="same")(layers.MaxPooling2D(2, 1)(image)[:, :, :]))
-    with pytest.raises(turn.TurnError, match="has no turned form"):  # slicing looks at places
+    model = keras.Model(image, layers.AveragePooling2D(3, 2, padding="same")(layers.MaxPooling2D(2, 1)(image)[:, ::-1]))
+    with pytest.raises(turn.TurnError, match=r"\(keras\.ops\.GetItem\) has no turned form"):
         turn.turn(model)
     model = keras.Model(image, layers.AveragePooling2D(3, 2, padding="same")(layers.MaxPooling2D(2, 2)(image)))
     with pytest.raises(turn.TurnError, match="pools 4 x 4 with padding that is not symmetric"):
@@ -110,7 +109,7 @@ def test_layer_that_looks_at_places_is_named(make, message):
 
 def test_open_size_cannot_be_turned():
     image = keras.Input((None, None, 3))
-    with pytest.raises(turn.TurnError, match="'conv' has an input of open size"):
+    with pytest.raises(turn.TurnError, match=r"takes \(None, None, None, 3\), and images"):
         turn.turn(keras.Model(image, layers.Conv2D(2, 3, name="conv")(image)))
 
 
@@ -176,13 +175,6 @@ def test_explicit_padding_in_a_region_is_named():
 def test_regions_that_overlap_are_refused():
     with pytest.raises(strips.StripsError, match="overlaps another"):
         strips.split(turn.turn(torch_style()), [Region("stem", "project", 2), Region("expand", "project", 2)])
-
-
-def test_model_inside_a_model_is_refused():
-    nested = keras.Sequential([keras.Input((32, 32, 3)), torch_style()])
-    for rewrite in (turn.turn, lambda model: strips.split(model, [])):
-        with pytest.raises(graph.GraphError, match="is itself a model"):
-            rewrite(nested)
 
 
 @pytest.fixture(scope="module")

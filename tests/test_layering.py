@@ -32,7 +32,7 @@ FOLLOWS = {  # program -> the programs or rooms that it builds on
     "recipes.tour": ("recipes",),
     "recipes.measure_latencies": ("recipes.mnasnet",),  # whose layers it measures
 }
-MODEL_ONLY = ("zoo.cost", "zoo.deploy")
+MODEL_ONLY = ("zoo.cost", "zoo.deploy", "zoo.graph")
 CONVERSION_PACKAGES = {"tf_keras", "tensorflow_model_optimization"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MODEL_LOADERS = {"load_model", "deserialize_keras_object", "model_from_json"}

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import compress, graph, int8_graph, measure, quantize, tf_keras_twin, tflite, tflite_file
+from zoo import graph
+from zoo.deploy import compress, int8_graph, measure, quantize, tflite, tflite_file
 
 layers = keras.layers
 CLASSES = 4
@@ -165,7 +166,7 @@ def test_weights_come_back_into_a_model_of_the_same_layers(tuned, data):
 
 def test_weights_do_not_go_into_another_model(tuned):
     image = keras.Input((16, 16, 3))
-    with pytest.raises(tf_keras_twin.TwinError, match=r"layer 'stem' was trained with .* 'other' has no such layer"):
+    with pytest.raises(graph.GraphError, match=r"layer 'stem' has weights of .* 'other' has no such layer"):
         quantize.copy_back(tuned[0], keras.Model(image, layers.Conv2D(2, 1)(image), name="other"))
 
 
@@ -231,19 +232,16 @@ def test_empty_calibration_set_is_refused(model):
     [
         (lambda x: layers.ELU(name="odd")(x), "layer 'odd' (ELU) cannot be trained for int8. Use one of Add"),
         (lambda x: layers.Conv2D(2, 1, activation="elu", name="odd")(x), "layer 'odd' has the activation 'elu'"),
-        (lambda x: layers.Rescaling([1.0, 2.0], name="odd")(layers.Conv2D(2, 1)(x)[:, 0, 0]), "layer "),
+        (
+            lambda x: layers.Rescaling(np.ones((4, 3)).tolist(), name="odd")(x),
+            "layer 'odd' (Rescaling) scales a tensor",
+        ),
     ],
 )
 def test_layer_that_cannot_be_trained_for_int8_is_named(make, message):
     image = keras.Input((4, 4, 3))
     with pytest.raises(int8_graph.Int8Error, match=re.escape(message)):
         quantize.prepare(keras.Model(image, make(image)), np.zeros((1, 4, 4, 3)))
-
-
-def test_model_inside_a_model_is_refused(model, data):
-    nested = keras.Sequential([keras.Input((16, 16, 3)), model])
-    with pytest.raises(graph.GraphError, match=r"zoo\.deploy\.graph\.flatten"):
-        quantize.prepare(nested, data[0])
 
 
 def test_weights_that_are_not_finite_or_too_many_are_refused_before_any_work(monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from zoo.deploy import graph
+from zoo import graph
 
 # Layers that a TFLite converter fuses into the operator before them, or drops: they need no memory of their own.
 _FUSED_BEHIND_LINEAR = ("BatchNormalization",)
@@ -39,7 +39,7 @@ class Cost:
 
 
 def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
-    """Returns the cost of a flat functional model.
+    """Returns the cost of a functional model; models inside it count as if they were inlined.
 
     Args:
         model: any, not only of this zoo.
@@ -49,6 +49,7 @@ def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
         GraphError: the model has no graph.
         ValueError: its input has an open side and no input_shape is given.
     """
+    model = graph.flatten(model)
     calls = graph.calls(model)
     shapes = _shapes(model, calls, input_shape)
     linear = [call for call in calls if getattr(call.layer, "kernel", None) is not None or _is_separable(call.layer)]
@@ -84,7 +85,7 @@ def _shapes(
 
 
 def _is_separable(layer: Any) -> bool:
-    return type(layer).__name__ == "SeparableConv2D"
+    return graph.kind_of(layer) == "SeparableConv2D"
 
 
 def _kernels(layer: Any) -> list[Any]:
@@ -98,7 +99,7 @@ def _macs(layer: Any, output: tuple[int, ...]) -> int:
 
 def _flash(layer: Any) -> int:
     kernels = _kernels(layer)
-    if type(layer).__name__ == "DepthwiseConv2D":
+    if graph.kind_of(layer) == "DepthwiseConv2D":
         channels = kernels[0].shape[2] * kernels[0].shape[3]
     else:
         channels = kernels[-1].shape[-1]
@@ -136,12 +137,12 @@ def _peak_memory(model: keras.Model, calls: list[graph.Call], shapes: dict[int, 
 
 
 def _shares_buffer(call: graph.Call, before: Any, readers: int) -> bool:
-    kind = type(call.layer).__name__
+    kind = call.kind
     if kind in _FREE:
         return True
     if readers > 1 or before is None or len(call.inputs) > 1:
         return False
-    behind = type(before).__name__
+    behind = graph.kind_of(before)
     if kind in _FUSED_BEHIND_LINEAR:
         return behind in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
     relu = kind == "ReLU" or (kind == "Activation" and call.layer.get_config()["activation"] in _RELUS)

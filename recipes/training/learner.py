@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from recipes.training.mirrored import Mirror
 from recipes.training.optimizer import Optimizer
-from zoo.deploy import graph
+from zoo import graph
 
 
 class Learner:
@@ -96,25 +96,24 @@ class TrainingPass:
     def __init__(self, model: keras.Model):
         self._model = model
         try:
-            self._calls = graph.calls(model)
+            graph.calls(model)
+            self._is_walked = len(model.inputs) == 1
         except graph.GraphError:
-            self._calls = None
+            self._is_walked = False
 
     def __call__(self, images: Any) -> Any:
         """Returns the model's outputs, as the model would; call it where the training step is traced."""
-        if self._calls is None or len(self._model.inputs) != 1:
+        if not self._is_walked:
             return self._model(images, training=True)
-        values = {id(self._model.inputs[0]): images}
-        for call in self._calls:
-            arguments, options = call.replay(values)
-            if _can_be_fused(call.layer, arguments[0]):
-                outputs = [_normalise(call.layer, arguments[0])]
-            else:
-                mode = {"training": True} if "training" in inspect.signature(call.layer.call).parameters else {}
-                outputs = keras.tree.flatten(call.layer(*arguments, **{**options, **mode}))
-            values.update(zip(map(id, call.outputs), outputs, strict=True))
-        outputs = [values[id(tensor)] for tensor in self._model.outputs]
+        outputs = graph.replay(self._model, [images], _in_training)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _in_training(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if _can_be_fused(call.layer, arguments[0]):
+        return _normalise(call.layer, arguments[0])
+    mode = {"training": True} if "training" in inspect.signature(call.layer.call).parameters else {}
+    return call.layer(*arguments, **{**options, **mode})
 
 
 def _can_be_fused(layer: Any, x: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from zoo import graph
 from zoo.deploy import memory_plan, planner, strips, tflite, turn
 from zoo.deploy.tflite_file import Source, metadata, pack, parse, read, set_metadata
 
@@ -31,6 +32,7 @@ def convert(
         ConversionError, TurnError, StripsError, GraphError: as the steps.
     """
     images = np.stack(tflite.calibration_images(model, calibration))
+    model = graph.flatten(model, images.shape[1:])
     if turned:
         model, images = turn.turn(model), turn.images(images)
     data = tflite.convert(strips.split(model, regions), quantize="int8", calibration=images)
@@ -54,6 +56,7 @@ def smallest(
         StripsError: the regions can be cut neither way.
     """
     images = np.stack(tflite.calibration_images(model, calibration))
+    model = graph.flatten(model, images.shape[1:])
     files, failures = [], []
     for turned in (False, True):
         try:
@@ -93,11 +96,11 @@ def depth_first(model: Any) -> None:
 
     The converter brings forward whatever is ready, all cuts of all strips for one.
     """
-    graph = model.subgraphs[0]
-    made = {int(output): number for number, operator in enumerate(graph.operators) for output in operator.outputs}
+    subgraph = model.subgraphs[0]
+    made = {int(output): number for number, operator in enumerate(subgraph.operators) for output in operator.outputs}
     order: list[int] = []
     seen: set[int] = set()
-    stack = [(made[int(output)], False) for output in reversed(graph.outputs)]
+    stack = [(made[int(output)], False) for output in reversed(subgraph.outputs)]
     while stack:
         number, inputs_are_done = stack.pop()
         if inputs_are_done:
@@ -105,20 +108,20 @@ def depth_first(model: Any) -> None:
         elif number not in seen:
             seen.add(number)
             stack.append((number, True))
-            inputs = [int(one) for one in graph.operators[number].inputs if int(one) in made]
+            inputs = [int(one) for one in subgraph.operators[number].inputs if int(one) in made]
             stack.extend((made[one], False) for one in reversed(inputs))
-    graph.operators = [graph.operators[number] for number in order]
+    subgraph.operators = [subgraph.operators[number] for number in order]
 
 
 def share_constants(model: Any) -> None:
     """Gives equal constants of a parsed file one buffer: strips bring every weight along again."""
     first: dict[bytes, int] = {}
-    graph = model.subgraphs[0]
-    for tensor in graph.tensors:
+    tensors = model.subgraphs[0].tensors
+    for tensor in tensors:
         data = model.buffers[tensor.buffer].data
         if data is not None and len(data):
             tensor.buffer = first.setdefault(np.asarray(data, np.uint8).tobytes(), tensor.buffer)
-    used = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or []}
+    used = {tensor.buffer for tensor in tensors} | {entry.buffer for entry in model.metadata or []}
     for number, buffer in enumerate(model.buffers):
         if number not in used:
             buffer.data = None

@@ -5,21 +5,27 @@ for a download or for flash with a decompressor, which `compressed_size` measure
 """
 
 import zlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from zoo.deploy import graph, tf_keras_twin, tflite
+from zoo import graph
+from zoo.deploy import quantize, tf_keras_twin, tflite
 from zoo.deploy.tflite_file import Source, quiet, read, require
+
+PRUNED = ("Conv2D", "Dense", "SeparableConv2D")  # depthwise kernels stay whole
+CLUSTERED = (*PRUNED, "DepthwiseConv2D")
 
 
 def prune(
     model: keras.Model,
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: Any,
     *,
     sparsity: float = 0.5,
+    loss: quantize.Loss | Sequence[quantize.Loss | None] | None = None,
     epochs: int = 2,
     learning_rate: float = 1e-4,
     batch_size: int = 64,
@@ -30,7 +36,7 @@ def prune(
     does.
 
     Args:
-        labels: class numbers (n,); the model must end in class probabilities.
+        labels, loss: as of `quantize.fine_tune`.
 
     Raises:
         ValueError: a number that cannot be, ConversionError among them: weights that are not finite.
@@ -38,24 +44,25 @@ def prune(
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"sparsity={sparsity}; expected a share above 0 and below 1, such as 0.5")
-    _check(model, images, labels, epochs)
-    tf_keras, tfmot = _load()
+    tfmot = _load()
     steps = epochs * -(-len(images) // batch_size)
-    twin = tf_keras_twin.to_tf_keras(model)
-    with quiet():
-        schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, 0, max(1, steps // 2), frequency=1)
-        pruned = tfmot.sparsity.keras.prune_low_magnitude(twin, pruning_schedule=schedule)
-        callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
-        _fit(tf_keras, pruned, images, labels, epochs, learning_rate, batch_size, callbacks)
-        return _back(tfmot.sparsity.keras.strip_pruning(pruned), model)
+    api = tfmot.sparsity.keras
+    schedule = api.PolynomialDecay(0.0, sparsity, 0, max(1, steps // 2), frequency=1)
+    training = _Training(images, labels, loss, epochs, learning_rate, batch_size, [api.UpdatePruningStep()])
+
+    def wrap(layer: Any) -> Any:
+        return api.prune_low_magnitude(layer, pruning_schedule=schedule)
+
+    return _trained(model, PRUNED, wrap, api.strip_pruning, training)
 
 
 def cluster(
     model: keras.Model,
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: Any,
     *,
     clusters: int = 16,
+    loss: quantize.Loss | Sequence[quantize.Loss | None] | None = None,
     epochs: int = 1,
     learning_rate: float = 1e-4,
     batch_size: int = 64,
@@ -66,15 +73,15 @@ def cluster(
     """
     if clusters < 2:
         raise ValueError(f"clusters={clusters}; expected at least 2")
-    _check(model, images, labels, epochs)
-    tf_keras, tfmot = _load()
-    twin = tf_keras_twin.to_tf_keras(model)
+    tfmot = _load()
     api = tfmot.clustering.keras
-    with quiet():
-        start = api.CentroidInitialization.LINEAR
-        clustered = api.cluster_weights(twin, number_of_clusters=clusters, cluster_centroids_init=start)
-        _fit(tf_keras, clustered, images, labels, epochs, learning_rate, batch_size, [])
-        return _back(api.strip_clustering(clustered), model)
+    start = api.CentroidInitialization.LINEAR
+    training = _Training(images, labels, loss, epochs, learning_rate, batch_size, [])
+
+    def wrap(layer: Any) -> Any:
+        return api.cluster_weights(layer, number_of_clusters=clusters, cluster_centroids_init=start)
+
+    return _trained(model, CLUSTERED, wrap, api.strip_clustering, training)
 
 
 def compressed_size(tflite: Source) -> int:
@@ -82,36 +89,48 @@ def compressed_size(tflite: Source) -> int:
     return len(zlib.compress(read(tflite), 9))
 
 
-def _fit(
-    tf_keras: Any,
-    model: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    callbacks: list[Any],
-) -> None:
-    model.compile(tf_keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy")
-    model.fit(images, np.asarray(labels), batch_size=batch_size, epochs=epochs, verbose=0, callbacks=callbacks)
+class _Training(NamedTuple):
+    images: np.ndarray
+    labels: Any
+    loss: Any
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    callbacks: list[Any]
 
 
-def _back(twin: Any, model: keras.Model) -> keras.Model:
-    copy = keras.models.clone_model(model)
-    tf_keras_twin.copy_weights(twin, copy)
+def _trained(
+    model: keras.Model,
+    kinds: Sequence[str],
+    wrap: Callable[[Any], Any],
+    strip: Callable[[Any], Any],
+    training: _Training,
+) -> keras.Model:
+    """Returns a copy of the model, trained on its twin in which the layers of these kinds are wrapped."""
+    if len(training.images):
+        model = graph.flatten(model, training.images.shape[1:])
+    tflite.check_weights(model)
+    tf_keras = tf_keras_twin.load_tf_keras()
+    twin = tf_keras_twin.to_tf_keras(model)
+
+    def wrapped(layer: Any) -> Any:
+        return wrap(layer) if type(layer).__name__ in kinds else layer
+
+    with quiet():
+        twin = tf_keras.models.clone_model(twin, clone_function=wrapped)
+        quantize.fit(
+            twin, quantize.heads_of(model), training.images, training.labels, loss=training.loss,
+            learning_rate=training.learning_rate, epochs=training.epochs, batch_size=training.batch_size,
+            callbacks=training.callbacks,
+        )  # fmt: skip
+        trained = strip(twin)
+        copy = graph.copy_model(model)
+        graph.copy_weights(trained, copy)
+        graph.check_copy(copy, trained)
     return copy
 
 
-def _check(model: keras.Model, images: np.ndarray, labels: np.ndarray, epochs: int) -> None:
-    graph.require_flat(model)
-    tflite.check_weights(model)
-    if len(images) != len(labels) or not len(images):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels; expected one label an image, at least one")
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs}; expected at least 1")
-
-
-def _load() -> tuple[Any, Any]:
-    tf_keras = tf_keras_twin.load_tf_keras()
+def _load() -> Any:
+    tf_keras_twin.load_tf_keras()
     with quiet():
-        return tf_keras, require("tensorflow_model_optimization", "tensorflow-model-optimization")
+        return require("tensorflow_model_optimization", "tensorflow-model-optimization")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from zoo.deploy import graph
+from zoo import graph
 
 LINEAR = ("Conv2D", "DepthwiseConv2D", "Dense")
 SAME_SCALE = frozenset(  # outputs are inputs, or means of them: TensorFlow Lite wants one scale on both sides
@@ -43,47 +43,34 @@ def rewrite(model: keras.Model) -> Rewritten:
 
     Raises:
         Int8Error: a layer that int8 training does not cover; the text says what to use.
-        GraphError: the model is subclassed, or has a model among its layers.
+        GraphError: the model is subclassed, or the rewritten one does not compute the same.
     """
-    graph.require_flat(model)
-    calls = graph.calls(model)
-    readers = consumers(model, calls)
+    model = graph.flatten(model)
     if len(model.inputs) != 1:
         raise Int8Error(f"model {model.name!r} has {len(model.inputs)} inputs; one image was expected")
-    image = keras.Input(model.inputs[0].shape[1:], name=model.inputs[0]._keras_history.operation.name)
-    value_of = {id(model.inputs[0]): keras.layers.Activation("linear", name=f"{image.name}_int8")(image)}
-    rewriter = _Rewriter(value_of, {id(call.outputs[0]): call.layer for call in calls}, readers)
-    for call in calls:
-        rewriter.add(call)
-    outputs = [value_of[id(tensor)] for tensor in model.outputs]
-    return Rewritten(keras.Model(image, outputs if len(outputs) > 1 else outputs[0], name=model.name), rewriter.parts)
-
-
-def consumers(model: keras.Model, calls: list[graph.Call]) -> dict[int, list[Any]]:
-    """Returns the layers that read each tensor, by the tensor's id; None stands for the model's output."""
-    readers: dict[int, list[Any]] = {}
-    for call in calls:
-        for tensor in call.inputs:
-            readers.setdefault(id(tensor), []).append(call.layer)
-    for tensor in model.outputs:
-        readers.setdefault(id(tensor), []).append(None)
-    return readers
+    image = keras.Input(model.inputs[0].shape[1:], name=graph.node_of(model.inputs[0]).operation.name)
+    start = keras.layers.Activation("linear", name=f"{image.name}_int8")(image)
+    rewriter = _Rewriter(model)
+    outputs = graph.replay(model, [start], rewriter.run)
+    rewritten = keras.Model(image, outputs if len(outputs) > 1 else outputs[0], name=model.name)
+    graph.check_copy(model, rewritten)
+    return Rewritten(rewritten, rewriter.parts)
 
 
 def rounded_layers(model: keras.Model) -> frozenset[str]:
     """Returns the names of the layers of a rewritten model whose output gets a range of its own."""
     calls = graph.calls(model)
-    readers = consumers(model, calls)
+    readers = graph.readers_of(model, calls)
     return frozenset(call.layer.name for call in calls if _has_own_range(call.layer, readers[id(call.outputs[0])]))
 
 
-def _has_own_range(layer: Any, readers: list[Any]) -> bool:
-    kind = type(layer).__name__
+def _has_own_range(layer: Any, readers: list[graph.Call | None]) -> bool:
+    kind = graph.kind_of(layer)
     if kind in SAME_SCALE or kind == "Softmax" or (kind == "Activation" and _activation(layer) in FIXED_RANGE):
         return False
     if len(readers) == 1 and readers[0] is not None:
-        reader = type(readers[0]).__name__
-        if reader == "BatchNormalization" or (kind in TAKES_RELU and _is_relu(readers[0])):
+        reader = readers[0].kind
+        if reader == "BatchNormalization" or (kind in TAKES_RELU and _is_relu(readers[0].layer)):
             return False  # one operator in the file
         if reader == "Concatenate":
             return False  # the scale of the concatenation holds for its inputs; a second one would cost an operator
@@ -91,10 +78,10 @@ def _has_own_range(layer: Any, readers: list[Any]) -> bool:
 
 
 def _is_relu(layer: Any) -> bool:
-    if type(layer).__name__ == "Activation":
+    if graph.kind_of(layer) == "Activation":
         return _activation(layer) in ("relu", "relu6")
     return (
-        type(layer).__name__ == "ReLU"
+        graph.kind_of(layer) == "ReLU"
         and layer.max_value in (None, 6)
         and not (layer.negative_slope or layer.threshold)
     )
@@ -105,45 +92,40 @@ def _activation(layer: Any) -> str:
 
 
 class _Rewriter:
-    """Walks the calls of a model; `value_of` maps each tensor's id to its counterpart in the new model."""
+    """Replays the calls of a model as those of the new one."""
 
-    def __init__(self, value_of: dict[int, Any], producer_of: dict[int, Any], readers: dict[int, list[Any]]) -> None:
-        self.value_of = value_of
-        self.producer_of = producer_of
-        self.readers = readers
+    def __init__(self, model: keras.Model) -> None:
+        calls = graph.calls(model)
         self.parts: dict[str, tuple[str, ...]] = {}
+        self._producer_of = {id(call.outputs[0]): call.layer for call in calls}
+        self._readers = graph.readers_of(model, calls)
         self._copies: dict[str, Any] = {}
 
-    def add(self, call: graph.Call) -> None:
-        layer, kind = call.layer, type(call.layer).__name__
-        inputs = [self.value_of[id(tensor)] for tensor in call.inputs]
-        x = inputs if len(inputs) > 1 or kind in ("Add", "Concatenate", "Multiply") else inputs[0]
+    def run(self, call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        layer, kind, x = call.layer, call.kind, arguments[0]
         if kind == "Dropout" and layer.noise_shape is not None:
-            output = x  # drop path scales what it keeps by 1 / (1 - rate), which would widen the range of every sum
-        elif kind in ("Rescaling", "Normalization"):
-            output = self._affine(layer, x)
-        elif kind == "SeparableConv2D":
-            output = self._separable(layer, x)
-        elif kind == "BatchNormalization":
-            output = self._normalization(layer, x, call.inputs[0])
-        elif kind in LINEAR:
-            output = self._linear(layer, x)
-        elif kind in OWN_SCALE | SAME_SCALE | {"Softmax"} or (kind == "Activation" and self._known_activation(layer)):
-            output = self._copy(layer, {}, x)
-        else:
-            raise Int8Error(
-                f"layer {layer.name!r} ({kind}) cannot be trained for int8. Use one of "
-                f"{', '.join(sorted(OWN_SCALE))}, or "
-                'quantize after training: zoo.deploy.tflite.convert(model, quantize="int8", calibration=images)'
-            )
-        self.value_of[id(call.outputs[0])] = output
+            return x  # drop path scales what it keeps by 1 / (1 - rate), which would widen the range of every sum
+        if kind in ("Rescaling", "Normalization"):
+            return self._affine(layer, x)
+        if kind == "SeparableConv2D":
+            return self._separable(layer, x)
+        if kind == "BatchNormalization":
+            return self._normalization(layer, x, call.inputs[0])
+        if kind in LINEAR:
+            return self._linear(layer, x)
+        if kind in OWN_SCALE | SAME_SCALE | {"Softmax"} or (kind == "Activation" and self._known_activation(layer)):
+            return self._copy(layer, {}, x)
+        raise Int8Error(
+            f"layer {layer.name!r} ({kind}) cannot be trained for int8. Use one of {', '.join(sorted(OWN_SCALE))}, or "
+            'quantize after training: zoo.deploy.tflite.convert(model, quantize="int8", calibration=images)'
+        )
 
     def _copy(self, layer: Any, changes: dict[str, Any], x: Any) -> Any:
         """Calls a copy of the layer with some options changed; a shared layer is copied once."""
         if layer.name not in self._copies:
             copy = type(layer).from_config({**layer.get_config(), **changes})
             output = copy(x)
-            copy.set_weights([weight.numpy() for weight in layer.weights])
+            graph.copy_state(layer, copy)
             copy.trainable = layer.trainable
             self._copies[layer.name] = copy
             if layer.weights:
@@ -197,30 +179,40 @@ class _Rewriter:
         return self._activated(layer, output)
 
     def _normalization(self, layer: Any, x: Any, tensor: Any) -> Any:
-        producer = self.producer_of.get(id(tensor))
-        follows = type(producer).__name__ in LINEAR and _activation(producer) == "linear"
-        if not follows or len(self.readers[id(tensor)]) > 1:
+        producer = self._producer_of.get(id(tensor))
+        follows = graph.kind_of(producer) in LINEAR and _activation(producer) == "linear"
+        if not follows or len(self._readers[id(tensor)]) > 1:
             x = self._channel_scale(layer, x, np.ones(x.shape[-1]), None, f"{layer.name}_scale")
         return self._copy(layer, {}, x)
 
     def _affine(self, layer: Any, x: Any) -> Any:
-        if type(layer).__name__ == "Rescaling":
+        if graph.kind_of(layer) == "Rescaling":
             scale, offset = np.asarray(layer.scale, float), np.asarray(layer.offset, float)
+            scale, offset = np.broadcast_arrays(scale.reshape(-1), offset.reshape(-1))
         else:
             spread = np.maximum(np.sqrt(np.asarray(layer.variance, float)), keras.config.epsilon()).reshape(-1)
-            scale, offset = 1 / spread, -np.asarray(layer.mean, float).reshape(-1) / spread
+            mean = np.asarray(layer.mean, float).reshape(-1)
+            scale, offset = (spread, mean) if layer.invert else (1 / spread, -mean / spread)
         return self._channel_scale(layer, x, scale, offset, layer.name)
 
     def _channel_scale(self, layer: Any, x: Any, scale: np.ndarray, offset: np.ndarray | None, name: str) -> Any:
-        channels = x.shape[-1]
-        if len(x.shape) != 4 or scale.size not in (1, channels):
+        """Scales and shifts the channels of an image, or each number of what is none."""
+        sides = tuple(x.shape[1:])
+        channels = sides[-1]
+        if None in sides or len(sides) > 3 or scale.size not in (1, channels):
             raise Int8Error(
-                f"layer {layer.name!r} ({type(layer).__name__}) scales a tensor of shape {tuple(x.shape)} by "
-                f"{scale.size} numbers; one, or one for each channel of an image was expected. Put a "
-                "convolution or Dense right before it"
+                f"layer {layer.name!r} ({graph.kind_of(layer)}) scales a tensor of shape {tuple(x.shape)} by "
+                f"{scale.size} numbers; one, or one for each channel was expected. Put a convolution or Dense right "
+                "before it"
             )
-        step = keras.layers.DepthwiseConv2D(1, use_bias=offset is not None, trainable=False, name=name)
-        output = step(x)
-        kernel = np.broadcast_to(scale.reshape(-1), (channels,)).reshape(1, 1, channels, 1)
-        step.set_weights([kernel] if offset is None else [kernel, np.broadcast_to(offset.reshape(-1), (channels,))])
-        return output
+        if name not in self._copies:
+            step = keras.layers.DepthwiseConv2D(1, use_bias=offset is not None, trainable=False, name=name)
+            step.build((None, *[1] * (3 - len(sides)), *sides))
+            kernel = np.broadcast_to(scale.reshape(-1), (channels,)).reshape(1, 1, channels, 1)
+            step.set_weights([kernel] if offset is None else [kernel, np.broadcast_to(offset, (channels,))])
+            self._copies[name] = step
+        if len(sides) == 3:
+            return self._copies[name](x)
+        number = len(self._copies[name]._inbound_nodes)
+        image = keras.layers.Reshape((*[1] * (3 - len(sides)), *sides), name=f"{name}_image{number}")(x)
+        return keras.layers.Reshape(sides, name=f"{name}_back{number}")(self._copies[name](image))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.deploy import joins, memory_plan, tflm
+from zoo.deploy import memory_plan, rewrites, tflm
 from zoo.deploy.memory_plan import Buffer
 from zoo.deploy.tflite_file import (
     OFFLINE_PLAN,
@@ -87,7 +87,7 @@ class Plan:
         reasons = [f"TFLM has no {', '.join(self.unsupported)}"] if self.unsupported else []
         if self.too_wide:
             reasons.append(
-                f"TFLM joins at most {joins.MOST_INPUTS} tensors, and {', '.join(map(str, self.too_wide))} more"
+                f"TFLM joins at most {rewrites.MOST_INPUTS} tensors, and {', '.join(map(str, self.too_wide))} more"
             )
         return tuple(reasons)
 
@@ -113,7 +113,7 @@ class Plan:
             )
         lines += [f"{reason}: it will not run the file." for reason in self.refusals]
         if self.too_wide:
-            lines[-1] += " zoo.deploy.joins.narrow rewrites it; the outputs stay the same."
+            lines[-1] += " zoo.deploy.rewrites.narrow_joins rewrites it; the outputs stay the same."
         return join_blocks(*lines)
 
     def alive_at_peak(self) -> list[Buffer]:
@@ -256,7 +256,7 @@ def _plan(model: Any, flash: int) -> Plan:
         _tail(model, len(lifetimes.scratch)),
         flash,
         tuple(sorted(refusals)),
-        tuple(main[number] for number in joins.wide(model)),
+        tuple(main[number] for number in rewrites.wide_joins(model)),
     )
 
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import keras
 
-from zoo.deploy import graph
-from zoo.deploy.turn import same_padding
+from zoo import graph
+from zoo.deploy.turn import mixes_places, same_padding
 
 MOST_STRIPS = 10  # kMaxInputNum of TFLM's concatenation
 
 _WINDOWS = ("AveragePooling2D", "Conv2D", "DepthwiseConv2D", "MaxPooling2D", "SeparableConv2D")
 _ROW_BY_ROW = frozenset(
-    ["Activation", "Add", "BatchNormalization", "Dropout", "ELU", "LeakyReLU", "Maximum", "Minimum", "Multiply", "ReLU",
-     "Rescaling", "Subtract"]
+    ["Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU",
+     "LayerNormalization", "LeakyReLU", "Maximum", "Minimum",
+     "Multiply", "Normalization", "ReLU", "Rescaling", "Softmax", "SpatialDropout2D", "Subtract"]
 )  # fmt: skip
 
 
@@ -42,32 +43,38 @@ def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
 
     Raises:
         StripsError: a region does not exist, overlaps another, or has a layer that looks further than a window.
-        GraphError: the model is subclassed, or has a model among its layers.
+        GraphError: the model is subclassed, or the result does not compute the same.
     """
-    graph.require_flat(model)
+    model = graph.flatten(model)
+    if not regions:
+        return model
     calls = graph.calls(model)
-    value_of = {id(tensor): tensor for tensor in model.inputs}
-    starts, inside = {}, set()
+    ends: dict[int, tuple[Region, list[graph.Call]]] = {}
+    inside: set[int] = set()
     for region in regions:
         members = _members(calls, region)
         if inside & set(map(id, members)):
             raise StripsError(f"region {region} overlaps another; give each layer to one")
         inside |= set(map(id, members))
-        starts[id(members[-1])] = (region, members)
-    for call in calls:
-        if id(call) in starts:
-            region, members = starts[id(call)]
-            value_of[id(call.outputs[0])] = _in_strips(region, members, value_of[id(members[0].inputs[0])])
-        elif id(call) not in inside:
-            arguments, options = call.replay(value_of)
-            for tensor, value in zip(call.outputs, keras.tree.flatten(call.layer(*arguments, **options)), strict=True):
-                value_of[id(tensor)] = value
-    missing = [id(tensor) for tensor in model.outputs if id(tensor) not in value_of]
-    if missing:
+        ends[id(members[-1].node)] = (region, members)
+    within = {id(call.node) for call in calls if id(call) in inside}
+    if any(id(graph.node_of(tensor)) in within - ends.keys() for tensor in model.outputs):
         raise StripsError("a model's output lies inside a region; end the region there")
-    outputs = [value_of[id(tensor)] for tensor in model.outputs]
-    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
-    return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
+    sources: dict[int, Any] = {}
+
+    def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if id(call.node) not in within:
+            return call.layer(*arguments, **options)
+        given = keras.tree.flatten(call.node.arguments.args)
+        sources.update(zip(map(id, given), keras.tree.flatten(arguments), strict=True))
+        if id(call.node) not in ends:
+            return [None] * len(call.outputs)  # only the region's end is read from outside
+        region, members = ends[id(call.node)]
+        return _in_strips(region, members, sources[id(members[0].inputs[0])])
+
+    split_model = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
+    graph.check_copy(model, split_model)
+    return split_model
 
 
 def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
@@ -115,11 +122,11 @@ def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
     stride, parts = height // rows, []
     for strip in range(region.strips):
         start, end = rows * strip // region.strips, rows * (strip + 1) // region.strips
-        low, high = _needed(members, id(source_tensor(members)), start, end)
+        low, high = _needed(members, id(members[0].inputs[0]), start, end)
         low, high = low // stride * stride, -(-high // stride) * stride  # so that strides fall on the same rows
         name = f"{region.last}_strip{strip}"
         x = _rows(source, low, high, f"{name}_cut")
-        values = {id(source_tensor(members)): x}
+        values = {id(members[0].inputs[0]): x}
         for call in members:
             arguments, options = call.replay(values)
             values[id(call.outputs[0])] = call.layer(*arguments, **options)
@@ -128,17 +135,12 @@ def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
     return keras.layers.Concatenate(axis=1, name=f"{region.last}_strips")(parts) if len(parts) > 1 else parts[0]
 
 
-def source_tensor(members: list[graph.Call]) -> Any:
-    """Returns the tensor that a region reads."""
-    return members[0].inputs[0]
-
-
 def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tuple[int, int]:
     """Returns the rows of the region's input that its output's rows from `start` to before `end` come from."""
     wanted = {id(members[-1].outputs[0]): (start, end)}
     for call in reversed(members):
         low, high = wanted[id(call.outputs[0])]
-        kind = type(call.layer).__name__
+        kind = call.kind
         if kind in _WINDOWS:
             size = call.layer.pool_size if kind.endswith("Pooling2D") else call.layer.kernel_size
             dilation = 1 if kind.endswith("Pooling2D") else call.layer.dilation_rate[0]
@@ -150,7 +152,7 @@ def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tup
                 )
             before = same_padding(length, extent, stride)[0]
             low, high = low * stride - before, (high - 1) * stride - before + extent
-        elif kind not in _ROW_BY_ROW and not (kind == "Concatenate" and call.layer.axis in (-1, 3)):
+        elif kind not in _ROW_BY_ROW or len(call.outputs[0].shape) != 4 or mixes_places(call.layer, call.outputs[0]):
             raise StripsError(
                 f"layer {call.layer.name!r} ({kind}) looks at more than some rows; end the region before it"
             )

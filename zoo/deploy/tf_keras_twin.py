@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import keras
 
-from zoo.deploy import graph
+from zoo import graph
 from zoo.deploy.tflite_file import quiet, require
+from zoo.graph import copy_weights
+
+__all__ = ["TWINS", "Call", "TwinError", "copy_weights", "load_tf_keras", "rebuild", "to_keras", "to_tf_keras"]
 
 _CONVOLUTION = ("strides", "padding", "data_format", "dilation_rate", "activation", "use_bias", "bias_regularizer",
                 "bias_constraint")  # fmt: skip
@@ -37,8 +40,10 @@ TWINS: dict[str, tuple[str, ...]] = {
     "Dropout": ("rate", "noise_shape", "seed"),
     "ELU": ("alpha",),
     "Flatten": ("data_format",),
+    "GlobalAveragePooling1D": _GLOBAL_POOL,
     "GlobalAveragePooling2D": _GLOBAL_POOL,
     "GlobalMaxPooling2D": _GLOBAL_POOL,
+    "LayerNormalization": ("axis", "epsilon", "center", "scale"),
     "LeakyReLU": ("negative_slope",),
     "MaxPooling2D": _POOL,
     "Maximum": (),
@@ -58,16 +63,17 @@ TWINS: dict[str, tuple[str, ...]] = {
     "ZeroPadding2D": ("padding", "data_format"),
 }  # fmt: skip
 
-# Activations that compute the same in both. hard_sigmoid does not: Keras 3 has relu6(x + 3) / 6, tf_keras clip(0.2 x +
-# 0.5).
+# Activations that compute the same in both. The hard ones are made for tf_keras: its own hard_sigmoid is another
+# function, clip(0.2 x + 0.5), and it has no hard_silu.
 ACTIVATIONS = frozenset(
-    ["elu", "exponential", "gelu", "linear", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus",
-     "softsign", "tanh"]
+    ["elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "linear", "relu", "relu6", "selu", "sigmoid", "silu",
+     "softmax", "softplus", "softsign", "tanh"]
 )  # fmt: skip
+_HARD = "zoo>"  # before the names of the hard ones under tf_keras
 _TF_KERAS_NAMES = {"silu": "swish", "negative_slope": "alpha"}  # the second only in LeakyReLU
 
 
-class TwinError(ValueError):
+class TwinError(graph.GraphError):
     """The model has a layer or a call that the other Keras cannot repeat."""
 
 
@@ -98,9 +104,10 @@ def to_tf_keras(model: keras.Model) -> Any:
 
     Raises:
         TwinError: a layer has no twin (`TWINS` lists those that have), or does not compute in float32.
-        GraphError: the model is subclassed, or has a model among its layers.
+        GraphError: the model is subclassed, or the twin does not compute the same.
         MissingPackageError: tf_keras is not installed.
     """
+    model = graph.flatten(model)
     return rebuild(model, calls_of(model), keras, load_tf_keras(), _plainly)[0]
 
 
@@ -114,42 +121,17 @@ def to_keras(twin: Any) -> keras.Model:
 
 
 def calls_of(model: keras.Model) -> list[Call]:
-    """Returns the calls of a Keras 3 model, each with the one tensor or list of tensors that it takes.
+    """Returns the calls of a flat Keras 3 model, each with the one tensor or list of tensors that it takes.
 
     Raises:
         TwinError: a layer is called with more than that.
-        GraphError: as `to_tf_keras`.
     """
-    graph.require_flat(model)
     for call in graph.calls(model):
         _require_twin(call.layer, keras)
     return [
         Call(call.layer, _only_argument(call.layer, call.node.arguments.args, call.node.arguments.kwargs), call.outputs)
         for call in graph.calls(model)
     ]
-
-
-def copy_weights(source: Any, target: Any) -> None:
-    """Copies the weights of every layer of `source` to the layer of the same name in `target`, of either Keras.
-
-    Raises:
-        TwinError: a layer with weights is missing in one of them, or the shapes differ; nothing is copied then.
-    """
-    given = {layer.name: layer for layer in source.layers if layer.weights}
-    wanted = {layer.name: layer for layer in target.layers if layer.weights}
-    if given.keys() != wanted.keys():
-        alone = sorted(given.keys() ^ wanted.keys())
-        raise TwinError(
-            f"layers with weights in only one of {source.name!r} and {target.name!r}: {', '.join(alone[:8])}"
-            f"{' ...' if len(alone) > 8 else ''}. Both must be made from the same model"
-        )
-    values = {name: [weight.numpy() for weight in layer.weights] for name, layer in given.items()}
-    for name, layer in wanted.items():
-        ours, theirs = [value.shape for value in values[name]], [tuple(weight.shape) for weight in layer.weights]
-        if ours != theirs:
-            raise TwinError(f"layer {name!r} has weights of {ours} in {source.name!r} and {theirs} in {target.name!r}")
-    for name, layer in wanted.items():
-        layer.set_weights(values[name])
 
 
 def rebuild(
@@ -161,7 +143,10 @@ def rebuild(
 
     Args:
         make: given the class and the options of each new layer, returns the layer that holds the weights and the one to
-            call, which may be a wrapper around it.
+            call, which may be a wrapper around it; the outputs are compared where it is none.
+
+    Raises:
+        GraphError: the new model does not compute the same.
     """
     inputs = [
         target.Input(tuple(tensor.shape[1:]), name=_input_name(tensor), dtype="float32") for tensor in model.inputs
@@ -170,10 +155,7 @@ def rebuild(
     made: dict[int, Any] = {}
     variables: dict[str, list[Any]] = {}
     for call in calls:
-        if isinstance(call.argument, (list, tuple)):
-            argument = [value_of[id(tensor)] for tensor in call.argument]
-        else:
-            argument = value_of[id(call.argument)]
+        argument = keras.tree.map_structure(lambda tensor: value_of[id(tensor)], call.argument)
         if id(call.layer) not in made:
             inner, outer = make(*_twin(call.layer, source, target))
             made[id(call.layer)] = outer
@@ -185,6 +167,8 @@ def rebuild(
     twin = target.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0], name=model.name
     )
+    if make is _plainly:
+        graph.check_copy(model, twin)
     return twin, variables
 
 
@@ -193,10 +177,7 @@ def _give_weights(layer: Any, twin: Any, argument: Any) -> None:
     if not twin.built:
         twin.build(shapes)
         twin.built = True
-    ours, theirs = [tuple(weight.shape) for weight in layer.weights], [tuple(weight.shape) for weight in twin.weights]
-    if ours != theirs:
-        raise TwinError(f"layer {layer.name!r} has weights of {ours}, its twin of {theirs}")
-    twin.set_weights([weight.numpy() for weight in layer.weights])
+    graph.put_weights({layer.name: twin}, {layer.name: [one.numpy() for one in layer.weights]}, layer.name, "its twin")
     twin.trainable = layer.trainable
 
 
@@ -228,12 +209,14 @@ def _renamed(class_name: str, field: str, module: ModuleType) -> str:
 def _translated(layer: str, field: str, value: Any, target: ModuleType) -> Any:
     if field == "activation":
         name = value if isinstance(value, str) else value.get("config", value.get("class_name"))
-        name = "silu" if name == "swish" else name
+        name = name.removeprefix(_HARD).replace("swish", "silu")
         if name not in ACTIVATIONS:
             raise TwinError(
                 f"layer {layer!r} has the activation {name!r}, which the two Keras do not compute alike. Use one of "
                 f"{', '.join(sorted(ACTIVATIONS))}"
             )
+        if name.startswith("hard_") and target is not keras:
+            return _hard_activation(name, target)
         return name if target is keras else _TF_KERAS_NAMES.get(name, name)
     if field.endswith(("_regularizer", "_constraint")) and value is not None:
         module = target.regularizers if field.endswith("_regularizer") else target.constraints
@@ -245,11 +228,25 @@ def _translated(layer: str, field: str, value: Any, target: ModuleType) -> Any:
     return value
 
 
+def _hard_activation(name: str, tf_keras: ModuleType) -> Any:
+    """Returns Keras 3's hard_sigmoid, relu6(x + 3) / 6, or hard_silu, x times that, as a function known to tf_keras."""
+    known = tf_keras.utils.get_registered_object(f"{_HARD}{name}")
+    if known is not None:
+        return known
+
+    def activation(x: Any) -> Any:
+        gate = tf_keras.activations.relu(x + 3.0, max_value=6.0) * (1 / 6)
+        return gate if name == "hard_sigmoid" else x * gate
+
+    activation.__name__ = name
+    return tf_keras.utils.register_keras_serializable(_HARD.rstrip(">"), name)(activation)
+
+
 def _require_twin(layer: Any, source: ModuleType) -> None:
     name = type(layer).__name__
     if name not in TWINS or type(layer) is not getattr(source.layers, name):
         raise TwinError(
-            f"layer {layer.name!r} ({type(layer).__module__}.{name}) has no twin. Write that step with the layers that "
+            f"layer {layer.name!r} ({graph.kind_of(layer)}) has no twin. Write that step with the layers that "
             f"have one: {', '.join(TWINS)}"
         )
 

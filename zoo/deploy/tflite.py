@@ -5,13 +5,18 @@ Write what `convert` returns with `zoo.atomic.write_atomically`: the file is the
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
 
-from zoo.deploy import graph, joins, scales
+from zoo import graph
+from zoo.deploy import rewrites
 from zoo.deploy.tflite_file import quiet
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ Quantize = Literal["int8", "int16x8", "dynamic", "float16"]
 SCHEMES = ("int8", "int16x8", "dynamic", "float16")
 CALIBRATED_SCHEMES = ("int8", "int16x8")
 CALIBRATION_LIMIT = 512  # images; ranges hardly move after some hundred, and an endless data set must end
+MOST_STEPS = 256  # of a recurrent layer that is written out step by step
 LARGEST_FILE = 2**31 - 1  # bytes; offsets in a flatbuffer are signed 32-bit numbers
 
 
@@ -46,12 +52,13 @@ def convert(
         calibration: what "int8" and "int16x8" measure ranges on: images (n, height, width, channels), preprocessed as
             in training, or an iterable of images, of batches or of (images, labels), a tf.data.Dataset among them.
             The first 512 images are used.
-        input_shape: (height, width, channels), needed only where the model leaves a size open.
+        input_shape: (height, width, channels), needed only where the model leaves a size open and no calibration image
+            shows it.
 
     Raises:
         ConversionError: no or unusable calibration images, weights that are not finite, an open size, a layer that
             TensorFlow Lite lacks, or a model over 2 GB.
-        GraphError: the model is subclassed, or has a model among its layers.
+        GraphError: the model is subclassed.
     """
     if quantize is not None and quantize not in SCHEMES:
         raise ConversionError(f"quantize={quantize!r} is unknown; expected None or one of {', '.join(SCHEMES)}")
@@ -60,10 +67,16 @@ def convert(
             f"calibration images were given, but quantize={quantize!r} measures no ranges. Drop them, or choose one of "
             f"{', '.join(CALIBRATED_SCHEMES)}"
         )
-    graph.require_flat(model)
-    check_weights(model)
+    images = None
+    if quantize in CALIBRATED_SCHEMES:
+        images = calibration_images(model, calibration, input_shape)
+        input_shape = images[0].shape
+    graph.calls(model)
     shape = _fixed_shape(model, input_shape)
-    images = calibration_images(model, calibration, input_shape) if quantize in CALIBRATED_SCHEMES else None
+    model = graph.flatten(model, shape)
+    check_weights(model)
+    if images is not None:
+        model = _written_out(model)
     import tensorflow as tf
 
     with quiet():
@@ -80,8 +93,14 @@ def calibration_images(
     Raises:
         ConversionError: there are none, or one has another shape or values that are not finite.
     """
+    graph.calls(model)  # raises where there is no graph
+    given = iter(() if calibration is None else calibration)
+    first = list(itertools.islice(given, 1))
+    declared = model.inputs[0].shape[1:]
+    if first and input_shape is None and None in declared:  # an image shows the size
+        input_shape = np.shape(_image(first[0]))[-len(declared) :]
     shape = _fixed_shape(model, input_shape)
-    images = list(itertools.islice(_images(calibration, shape), CALIBRATION_LIMIT))
+    images = list(itertools.islice(_images(itertools.chain(first, given), shape), CALIBRATION_LIMIT))
     if not images:
         raise ConversionError(
             "int8 needs the range of every tensor, measured on calibration images, but there are none. Pass "
@@ -109,17 +128,89 @@ def from_function(
     # Keras 3 keeps its variables out of TensorFlow's tracking. Frozen into constants they fold into the convolutions,
     # and this takes 2 s for a MobileNetV2 where from_keras_model takes 8 s and leaves the batch size open.
     with quiet() as printed:
-        converter = tf.lite.TFLiteConverter.from_concrete_functions(
-            [convert_variables_to_constants_v2(function)], tf.Module()
-        )
-        _configure(converter, quantize, calibration)
+        frozen = convert_variables_to_constants_v2(function)
         try:
-            data, failure = converter.convert(), None
+            if calibration is not None and _has_branches(frozen):
+                data, failure = _convert_elsewhere(frozen, quantize, calibration), None
+            else:
+                converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+                _configure(converter, quantize, calibration)
+                data, failure = converter.convert(), None
         except Exception as error:  # noqa: BLE001 - the converter raises a different type from each of its stages
             data, failure = b"", error
+    if isinstance(failure, ConversionError):
+        raise failure
     if failure is not None:
         raise _explained(failure, printed.text, model) from failure
-    return joins.narrow(scales.widen(data) if quantize == "int8" else data)
+    return rewrites.narrow_joins(rewrites.widen_scales(data) if quantize == "int8" else data)
+
+
+def _written_out(model: keras.Model) -> keras.Model:
+    """Returns the model with its recurrent layers step by step: the converter cannot quantize a loop."""
+    copies: dict[int, Any] = {}
+
+    def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        layer = call.layer
+        steps = call.inputs[0].shape[1] if len(call.inputs[0].shape) > 2 else None
+        config = layer.get_config() if isinstance(layer, keras.Layer) else {}
+        if not isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)) or not steps or steps > MOST_STEPS:
+            return layer(*arguments, **options)
+        if id(layer) in copies:
+            return copies[id(layer)](*arguments, **options)
+        copies[id(layer)] = type(layer).from_config(_with_unrolling(config))
+        outputs = copies[id(layer)](*arguments, **options)
+        graph.copy_state(layer, copies[id(layer)])
+        return outputs
+
+    outputs = graph.replay(model, model.inputs, run)
+    if not copies:
+        return model
+    unrolled = graph.model_like(model, model.inputs, outputs)
+    graph.check_copy(model, unrolled)
+    return unrolled
+
+
+def _with_unrolling(config: Any) -> Any:
+    """Returns a recurrent layer's config with `unroll` set, in the layers within it, too."""
+    if isinstance(config, Mapping):
+        return {key: True if key == "unroll" else _with_unrolling(value) for key, value in config.items()}
+    return config
+
+
+def _has_branches(function: Any) -> bool:
+    """Whether a traced function has loops or branches, with which quantization can end the process by a signal."""
+    definition = function.graph.as_graph_def()
+    nodes = itertools.chain(definition.node, *(one.node_def for one in definition.library.function))
+    return any(node.op in ("While", "StatelessWhile", "If", "StatelessIf") for node in nodes)
+
+
+def _convert_elsewhere(function: Any, quantize: str | None, calibration: Sequence[np.ndarray]) -> bytes:
+    """Converts in a process of its own, whose death is a ConversionError."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(tf.Module(), folder, signatures={"serving_default": function})
+        np.save(Path(folder, "images.npy"), np.stack(calibration))
+        command = [sys.executable, "-m", "zoo.deploy.tflite", folder, str(quantize)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return Path(folder, "model.tflite").read_bytes()
+    if done.returncode > 0:
+        raise ConversionError(f"TensorFlow's converter failed: {done.stderr.strip()[-600:]}")
+    raise ConversionError(
+        f"TensorFlow's converter was ended by signal {-done.returncode}: it cannot quantize the loop or branch in this "
+        f"model. Recurrent layers of up to {MOST_STEPS} steps are written out without a loop: fix the number of steps, "
+        'shorten it, or take quantize="dynamic"'
+    )
+
+
+def _main(folder: str, quantize: str) -> None:
+    import tensorflow as tf
+
+    images = np.load(Path(folder, "images.npy"))
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    _configure(converter, quantize, list(images))
+    Path(folder, "model.tflite").write_bytes(converter.convert())
 
 
 def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.ndarray] | None) -> None:
@@ -144,7 +235,7 @@ def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.nd
 
 
 def check_weights(model: keras.Model) -> None:
-    """Raises ConversionError unless the weights are finite, computed with in float32, and fit into a .tflite file."""
+    """Raises ConversionError unless the weights are finite, fit into a .tflite file, and are all that a layer keeps."""
     size = sum(4 * int(np.prod(weight.shape)) for weight in model.weights)
     if size > LARGEST_FILE:
         raise ConversionError(
@@ -152,10 +243,10 @@ def check_weights(model: keras.Model) -> None:
             f"most {LARGEST_FILE / 1e9:.1f} GB (the converter needs them as float32 first). Use fewer filters"
         )
     for layer in model.layers:
-        if layer.compute_dtype != "float32":
+        if getattr(layer, "stateful", False):
             raise ConversionError(
-                f"layer {layer.name!r} computes in {layer.compute_dtype}; float32 was expected. Build the model again "
-                'under keras.config.set_dtype_policy("float32") and load the same weights into it'
+                f"layer {layer.name!r} keeps its state from call to call, and a .tflite file would forget it. Make it "
+                "with stateful=False, or with return_state=True and the state as an input"
             )
         for weight in layer.weights:
             values = weight.numpy()
@@ -185,10 +276,14 @@ def _fixed_shape(model: keras.Model, input_shape: Sequence[int] | None) -> tuple
     return tuple(int(size) for size in shape)
 
 
-def _images(calibration: np.ndarray | Iterable[Any] | None, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _image(element: Any) -> Any:
+    return element[0] if isinstance(element, tuple) else element
+
+
+def _images(calibration: Iterable[Any], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Yields single float32 images from whatever the user's data come in."""
-    for element in () if calibration is None else calibration:
-        batch = np.asarray(element[0] if isinstance(element, tuple) else element, dtype=np.float32)
+    for element in calibration:
+        batch = np.asarray(_image(element), dtype=np.float32)
         if batch.shape == shape:
             batch = batch[None]
         if batch.shape[1:] != shape:
@@ -220,3 +315,7 @@ def _explained(error: Exception, printed: str, model: Any) -> ConversionError:
     else:
         reason = "; ".join(line for line in str(error).splitlines() if line.strip())[:600] or type(error).__name__
     return ConversionError(f"cannot convert model {model.name!r}: {reason}")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from zoo.deploy import graph
+from zoo import graph
 
 METADATA = "ImageOrientation"  # the entry of a .tflite file's metadata, with the text below
 TURNED = b"turned by 180 degrees"
@@ -19,9 +19,9 @@ TURNED = b"turned by 180 degrees"
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D")
 _POOLS = ("AveragePooling2D", "MaxPooling2D")
 _ANYWHERE = frozenset(  # compute the same whatever is where
-    ["Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dropout", "ELU", "GlobalAveragePooling2D",
-     "GlobalMaxPooling2D", "LeakyReLU", "Maximum", "Minimum", "Multiply", "Normalization", "ReLU", "Rescaling",
-     "Softmax", "SpatialDropout2D", "Subtract", "UpSampling2D"]
+    ["Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU",
+     "GlobalAveragePooling2D", "GlobalMaxPooling2D", "LayerNormalization", "LeakyReLU", "Maximum", "Minimum",
+     "Multiply", "Normalization", "ReLU", "Rescaling", "Softmax", "SpatialDropout2D", "Subtract", "UpSampling2D"]
 )  # fmt: skip
 
 
@@ -51,69 +51,73 @@ def turn(model: keras.Model) -> keras.Model:
 
     Raises:
         TurnError: a layer depends on places in a way that is not known here, or a size is open.
-        GraphError: the model is subclassed, or has a model among its layers.
+        GraphError: the model is subclassed, or the turned one does not compute the same.
     """
-    graph.require_flat(model)
+    model = graph.flatten(model)
+    for tensor in model.inputs:
+        if len(tensor.shape) != 4 or None in tensor.shape[1:]:
+            raise TurnError(
+                f"model {model.name!r} takes {tuple(tensor.shape)}, and images (height, width, channels) of a fixed "
+                "size were expected. zoo.graph.flatten(model, input_shape) fixes an open size; nothing else turns"
+            )
     calls = graph.calls(model)
     source = {id(call.outputs[0]): call for call in calls}
-    readers: dict[int, int] = {}
-    for call in calls:
-        for tensor in call.inputs:
-            readers[id(tensor)] = readers.get(id(tensor), 0) + 1
-    inputs = [keras.Input(tensor.shape[1:], name=tensor._keras_history.operation.name) for tensor in model.inputs]
-    value_of = dict(zip(map(id, model.inputs), inputs, strict=True))
-    copies: dict[str, Any] = {}
+    readers = graph.readers_of(model, calls)
     swallowed = set()
     for call in calls:  # a padding that only one convolution reads becomes its own
-        if type(call.layer).__name__ in _CONVOLUTIONS and call.layer.padding == "valid":
+        if call.kind in _CONVOLUTIONS and call.layer.padding == "valid":
             before = source.get(id(call.inputs[0]))
-            if before is not None and _is_padding(before.layer) and readers[id(call.inputs[0])] == 1:
+            if before is not None and _is_padding(before.layer) and len(readers[id(call.inputs[0])]) == 1:
                 swallowed.add(id(before.outputs[0]))
-    for call in calls:
-        value_of[id(call.outputs[0])] = _turned(call, value_of, source, swallowed, copies)
-    outputs = [value_of[id(tensor)] for tensor in model.outputs]
-    return keras.Model(
-        inputs if len(inputs) > 1 else inputs[0], outputs if len(outputs) > 1 else outputs[0], name=model.name
-    )
+    copies: dict[str, Any] = {}
+
+    def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return _turned(call, arguments[0], source, swallowed, copies)
+
+    inputs = [keras.Input(tensor.shape[1:], name=graph.node_of(tensor).operation.name) for tensor in model.inputs]
+    turned = graph.model_like(model, inputs, graph.replay(model, inputs, run))
+    graph.check_copy(model, turned, turned=True)
+    return turned
 
 
 def _turned(
-    call: graph.Call,
-    value_of: dict[int, Any],
-    source: dict[int, graph.Call],
-    swallowed: set[int],
-    copies: dict[str, Any],
+    call: graph.Call, x: Any, source: dict[int, graph.Call], swallowed: set[int], copies: dict[str, Any]
 ) -> Any:
-    layer, kind = call.layer, type(call.layer).__name__
-    values = [value_of[id(tensor)] for tensor in call.inputs]
+    """Returns the turned layer's output for its argument: a tensor, or a list of some."""
+    layer, kind = call.layer, call.kind
     if id(call.outputs[0]) in swallowed:
-        return values[0]
+        return x
     if _is_padding(layer):
         padding = _sides(layer)
-        return _pad(values[0], Padding(padding.bottom, padding.top, padding.right, padding.left), layer.name)
+        return _pad(x, Padding(padding.bottom, padding.top, padding.right, padding.left), layer.name)
     if kind in (*_CONVOLUTIONS, *_POOLS):
         explicit = Padding(0, 0, 0, 0)
         if id(call.inputs[0]) in swallowed:
             explicit = _sides(source[id(call.inputs[0])].layer)
-        return _window(layer, values[0], explicit, copies)
-    if kind in ("Dense", "Flatten", "Reshape", "Permute") and not _is_spatial(call.inputs[0]):
-        return _copy(layer, {}, values[0], copies)
-    if kind in _ANYWHERE:
-        return _copy(layer, {}, values if isinstance(call.node.arguments.args[0], list) else values[0], copies)
+        return _window(layer, x, explicit, copies)
+    if kind in ("Flatten", "Reshape", "Permute") and not _is_spatial(call.inputs[0]):
+        return _copy(layer, {}, x, copies)
+    if kind in _ANYWHERE and not mixes_places(layer, call.outputs[0]):
+        return _copy(layer, {}, x, copies)
     raise TurnError(
         f"layer {layer.name!r} ({kind}) has no turned form. Use convolutions, pooling, padding and what treats all "
         "places alike; flatten only what is 1 x 1"
     )
 
 
+def mixes_places(layer: Any, output: Any) -> bool:
+    """Whether a layer that goes along an axis goes along one of an image's sides."""
+    axes = getattr(layer, "axis", None)
+    axes = [] if axes is None else axes if isinstance(axes, (list, tuple)) else [axes]
+    return len(output.shape) == 4 and any(axis % 4 in (1, 2) for axis in axes)
+
+
 def _window(layer: Any, x: Any, explicit: Padding, copies: dict[str, Any]) -> Any:
     """Turns a convolution or pooling whose input was padded by `explicit`."""
-    kind = type(layer).__name__
+    kind = graph.kind_of(layer)
     size = layer.kernel_size if kind in _CONVOLUTIONS else layer.pool_size
     dilation = layer.dilation_rate if kind in _CONVOLUTIONS else (1, 1)
     height, width = x.shape[1:3]
-    if height is None or width is None:
-        raise TurnError(f"layer {layer.name!r} has an input of open size {x.shape}; build the model at a fixed size")
     wanted, offered = [], []
     for axis, length in enumerate((height, width)):
         extent = (size[axis] - 1) * dilation[axis] + 1
@@ -136,7 +140,7 @@ def _window(layer: Any, x: Any, explicit: Padding, copies: dict[str, Any]) -> An
 
 
 def same_padding(length: int, extent: int, stride: int) -> tuple[int, int]:
-    """Returns how many zeros TensorFlow's "same" puts before and behind `length` places."""
+    """Returns how many zeros TensorFlow's "same" puts before and after `length` places."""
     total = max((-(-length // stride) - 1) * stride + extent - length, 0)
     return total // 2, total - total // 2
 
@@ -154,21 +158,20 @@ def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -
         return copies[layer.name](x)
     copy = type(layer).from_config({**layer.get_config(), **changes})
     output = copy(x)
-    weights = [weight.numpy() for weight in layer.weights]
-    if type(layer).__name__ in _CONVOLUTIONS:
-        weights[0] = weights[0][::-1, ::-1]
-    copy.set_weights(weights)
+    graph.copy_state(layer, copy)
+    if graph.kind_of(layer) in _CONVOLUTIONS:
+        copy.kernel.assign(keras.ops.flip(layer.kernel, (0, 1)))
     copy.trainable = layer.trainable
     copies[layer.name] = copy
     return output
 
 
 def _is_padding(layer: Any) -> bool:
-    return type(layer).__name__ in ("ZeroPadding2D", "Cropping2D")
+    return graph.kind_of(layer) in ("ZeroPadding2D", "Cropping2D")
 
 
 def _sides(layer: Any) -> Padding:
-    kind = type(layer).__name__
+    kind = graph.kind_of(layer)
     (top, bottom), (left, right) = layer.padding if kind == "ZeroPadding2D" else layer.cropping
     sign = 1 if kind == "ZeroPadding2D" else -1
     return Padding(sign * top, sign * bottom, sign * left, sign * right)

@@ -1,10 +1,10 @@
-"""Concatenations of many tensors become nested ones that TFLM can run, and nothing else changes."""
+"""What is rewritten in a converted file: joins of many tensors, scales of units that have died; no output changes."""
 
 import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import compact, float_twin, joins, measure, planner, tflite, tflite_file
+from zoo.deploy import compact, float_twin, measure, planner, rewrites, tflite, tflite_file
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 6, 6, 3)).astype(np.float32)
@@ -34,18 +34,18 @@ def widths(file: bytes) -> list[int]:
 def as_converted() -> bytes:
     """A file as the converter writes it, thirteen tensors in one concatenation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joins, "narrow", lambda data: data)
+        patch.setattr(rewrites, "narrow_joins", lambda data: data)
         return tflite.convert(joining(13), quantize="int8", calibration=IMAGES)
 
 
 def test_ten_tensors_are_left_alone():
     file = tflite.convert(joining(10), quantize="int8", calibration=IMAGES)
     assert widths(file) == [10]
-    assert joins.narrow(file) is file
+    assert rewrites.narrow_joins(file) is file
 
 
 def test_as_many_as_are_too_many_are_joined_first_the_smallest_of_them(as_converted):
-    file = joins.narrow(as_converted)
+    file = rewrites.narrow_joins(as_converted)
     assert (widths(as_converted), widths(file)) == ([13], [4, 10])
     model = tflite_file.parse(file)
     inner = model.subgraphs[0].tensors[-1]
@@ -55,7 +55,7 @@ def test_as_many_as_are_too_many_are_joined_first_the_smallest_of_them(as_conver
 def test_outputs_stay_the_same_bit_by_bit_and_tflm_computes_them_too(as_converted):
     with pytest.raises(measure.TflmError, match="cannot run CONCATENATION"):
         measure.arena(as_converted)
-    file = joins.narrow(as_converted)
+    file = rewrites.narrow_joins(as_converted)
     np.testing.assert_array_equal(measure.predict(file, IMAGES), measure.predict(as_converted, IMAGES))
     step = measure.interpret(file, threads=1).get_output_details()[0]["quantization"][0]
     np.testing.assert_allclose(measure.predict_tflm(file, IMAGES), measure.predict(file, IMAGES), atol=2.01 * step)
@@ -66,7 +66,7 @@ def test_outputs_stay_the_same_bit_by_bit_and_tflm_computes_them_too(as_converte
 def test_any_number_is_nested_to_any_depth_in_the_same_order(count):
     model = joining(count)
     file = tflite.convert(model)
-    assert max(widths(file)) == joins.MOST_INPUTS
+    assert max(widths(file)) == rewrites.MOST_INPUTS
     assert sum(widths(file)) - (len(widths(file)) - 1) == count
     np.testing.assert_allclose(measure.predict(file, IMAGES), measure.predict(model, IMAGES), atol=1e-5)
     measure.arena(file)
@@ -75,11 +75,56 @@ def test_any_number_is_nested_to_any_depth_in_the_same_order(count):
 def test_planner_names_the_operator_and_the_remedy(as_converted):
     plan = planner.plan(as_converted)
     assert "joins at most 10 tensors, and CONCATENATION 13 (join_1) more" in plan.to_markdown()
-    assert "zoo.deploy.joins.narrow rewrites it" in plan.to_markdown()
-    assert planner.plan(joins.narrow(as_converted)).too_wide == ()
+    assert "zoo.deploy.rewrites.narrow_joins rewrites it" in plan.to_markdown()
+    assert planner.plan(rewrites.narrow_joins(as_converted)).too_wide == ()
 
 
 def test_plan_of_other_tensors_stays_behind(as_converted):
-    file = joins.narrow(compact.with_best_plan(as_converted))
+    file = rewrites.narrow_joins(compact.with_best_plan(as_converted))
     assert tflite_file.metadata(tflite_file.parse(file), planner.OFFLINE_PLAN) is None
     assert planner.plan(compact.with_best_plan(file)).head == planner.plan(compact.with_best_plan(file)).bound
+
+
+PICTURES = np.random.default_rng(0).uniform(-1, 1, (8, 6, 6, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def dying() -> keras.Model:
+    """Squeeze-excite whose inner ReLU is next to zero for each image; its gate is then the sigmoid of a bias."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="wide")(image)
+    squeezed = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    dead = layers.Conv2D(2, 1, activation="relu", bias_initializer=keras.initializers.Constant(-50.0), name="dead")
+    gate = layers.Conv2D(8, 1, activation="sigmoid", bias_initializer=keras.initializers.Constant(1.0), name="gate")
+    x = layers.Multiply()([x, gate(dead(squeezed))])
+    return keras.Model(image, layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.fixture(scope="module")
+def refused(dying) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewrites, "widen_scales", lambda data: data)
+        return tflite.convert(dying, quantize="int8", calibration=PICTURES)
+
+
+def test_litert_refuses_the_file_as_the_converter_writes_it(refused):
+    with pytest.raises(measure.MeasureError, match="LiteRT refuses the file"):
+        measure.predict(refused, PICTURES)
+
+
+def test_widened_file_runs_everywhere_and_computes_what_the_model_computes(dying, refused):
+    file = rewrites.widen_scales(refused)
+    expected = measure.predict(dying, PICTURES)
+    spread = expected.max() - expected.min()
+    np.testing.assert_allclose(measure.predict(file, PICTURES), expected, atol=0.03 * spread)
+    step = measure.interpret(file, threads=1).get_output_details()[0]["quantization"][0]
+    before = measure.predict(refused, PICTURES, kernels="reference")  # the plain kernels do run it
+    np.testing.assert_allclose(measure.predict(file, PICTURES, kernels="reference"), before, atol=1.01 * step)
+    np.testing.assert_allclose(measure.predict_tflm(file, PICTURES), before, atol=1.01 * step)
+
+
+def test_file_of_living_units_is_left_alone(refused):
+    once = rewrites.widen_scales(refused)
+    assert once != refused
+    assert rewrites.widen_scales(once) is once

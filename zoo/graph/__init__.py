@@ -1,0 +1,42 @@
+"""The graph of a functional keras.Model: walked, replayed, flattened, copied. Any model, not only this zoo's.
+
+`calls` lists the calls of a model, `replay` runs them with something else in the place of each; `flatten` makes the
+one form that tools need to know; a copy is handed out only after `check_copy` has compared its outputs.
+"""
+
+from zoo.graph.calls import (
+    Call,
+    GraphError,
+    call_layer,
+    calls,
+    head_activations,
+    kind_of,
+    model_like,
+    node_of,
+    readers_of,
+    replay,
+)
+from zoo.graph.copies import check_copy, copy_model, copy_state, copy_weights, put_weights, weights_by_name
+from zoo.graph.flat import Flat, flatten, inline
+
+__all__ = [
+    "Call",
+    "Flat",
+    "GraphError",
+    "call_layer",
+    "calls",
+    "check_copy",
+    "copy_model",
+    "copy_state",
+    "copy_weights",
+    "flatten",
+    "head_activations",
+    "inline",
+    "kind_of",
+    "model_like",
+    "node_of",
+    "put_weights",
+    "readers_of",
+    "replay",
+    "weights_by_name",
+]

@@ -1,0 +1,228 @@
+"""Faithful copies of layers and models: weights by the layers' names, what is kept beside them, and a check."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from zoo.graph.calls import GraphError, calls, kind_of
+
+TOLERANCE = 2e-3  # of the standard deviation of an output, by which a copy may differ
+OPEN_SIZE = 64  # of an input's open sides, where outputs are compared
+
+
+def copy_model(model: keras.Model, change: Callable[[Any], Mapping[str, Any]] | None = None) -> keras.Model:
+    """Returns a copy of a functional or Sequential model with layers and weights of its own.
+
+    Args:
+        change: given a layer, returns the options of its copy that are to differ; the outputs are then not compared.
+    """
+
+    def clone(layer: Any) -> Any:
+        return type(layer).from_config({**layer.get_config(), **(change(layer) if change else {})})
+
+    copy: keras.Model = keras.models.clone_model(model, clone_function=clone)
+    for ours, theirs in zip(model.layers, copy.layers, strict=True):
+        copy_state(ours, theirs)
+        theirs.trainable = ours.trainable
+    if change is None:
+        check_copy(model, copy)
+    return copy
+
+
+def copy_state(layer: Any, copy: Any) -> None:
+    """Gives a built copy of a Keras layer the layer's weights, and what it keeps beside them.
+
+    That is: an adapted Normalization's statistics, vocabularies, states of random generators and of recurrent layers.
+
+    Raises:
+        GraphError: the copy has other weights.
+    """
+    ours, theirs = [tuple(one.shape) for one in layer.weights], [tuple(one.shape) for one in copy.weights]
+    if ours != theirs:
+        raise GraphError(f"layer {layer.name!r} has weights of {ours}, its copy of {theirs}")
+    copy.set_weights(
+        [np.asarray(keras.ops.cast(one, "float32")) if "float" in one.dtype else one for one in layer.weights]
+    )
+    for one, other in zip(layer._flatten_layers(), copy._flatten_layers(), strict=True):
+        for source, target in zip(_beside_weights(one), _beside_weights(other), strict=True):
+            target.assign(source)
+        if isinstance(one, keras.layers.Normalization):
+            other.finalize_state()
+        elif hasattr(one, "save_assets") and hasattr(one, "get_vocabulary"):
+            with tempfile.TemporaryDirectory() as folder:
+                store: dict[str, Any] = {}
+                one.save_own_variables(store)
+                other.load_own_variables(store)
+                one.save_assets(folder)
+                other.load_assets(folder)
+
+
+def _beside_weights(layer: Any) -> list[Any]:
+    """Returns a layer's own variables that are no weights: states of random generators and of a stateful RNN."""
+    variables = [generator.state for generator in getattr(layer, "_seed_generators", [])]
+    if getattr(layer, "stateful", False):
+        variables += [state for state in keras.tree.flatten(getattr(layer, "states", None)) if state is not None]
+    return variables
+
+
+def weights_by_name(model: Any) -> dict[str, list[np.ndarray]]:
+    """Returns the weights of every layer that has some, of either Keras; those of a model inside as one layer's."""
+    return {layer.name: [weight.numpy() for weight in layer.weights] for layer in model.layers if layer.weights}
+
+
+def put_weights(
+    layers: Mapping[str, Any], values: Mapping[str, Sequence[np.ndarray]], source: str, target: str
+) -> None:
+    """Puts arrays into the layers of either Keras that have their names.
+
+    Args:
+        source, target: what the arrays came from and where the layers are, for the error.
+
+    Raises:
+        GraphError: a layer is missing, or its weights have other shapes; nothing is put then.
+    """
+    for name, arrays in values.items():
+        ours = [array.shape for array in arrays]
+        theirs = [tuple(weight.shape) for weight in layers[name].weights] if name in layers else "no such layer"
+        if ours != theirs:
+            raise GraphError(
+                f"layer {name!r} has weights of {ours} in {source!r}, and {target!r} has {theirs}. Both must be made "
+                "from the same model"
+            )
+    for name, arrays in values.items():
+        layers[name].set_weights(arrays)
+        if hasattr(layers[name], "adapt_mean"):  # a Normalization computes with what it takes out of its weights
+            layers[name].finalize_state()
+
+
+def copy_weights(source: Any, target: Any) -> None:
+    """Copies the weights of every layer of `source` to the layer of the same name in `target`, of either Keras.
+
+    Raises:
+        GraphError: a layer with weights is missing in one of them, or the shapes differ; nothing is copied then.
+    """
+    values = weights_by_name(source)
+    wanted = {layer.name: layer for layer in target.layers if layer.weights}
+    if values.keys() != wanted.keys():
+        alone = sorted(values.keys() ^ wanted.keys())
+        raise GraphError(
+            f"layers with weights in only one of {source.name!r} and {target.name!r}: {', '.join(alone[:8])}"
+            f"{' ...' if len(alone) > 8 else ''}. Both must be made from the same model"
+        )
+    put_weights(wanted, values, source.name, target.name)
+
+
+def check_copy(model: Any, copy: Any, *, turned: bool = False, tolerance: float = TOLERANCE) -> None:
+    """Compares the outputs of a model and its copy, of either Keras, on two random inputs.
+
+    Args:
+        turned: the copy takes images turned by 180 degrees, and gives feature maps so.
+        tolerance: in standard deviations of the output.
+
+    Raises:
+        GraphError: they differ; the text names the first layer that does.
+    """
+    probes = [_probe(tensor, other) for tensor, other in zip(model.inputs, copy.inputs, strict=True)]
+    given = [_turned(probe) if turned else probe for probe in probes]
+    kept = [[np.asarray(state) for layer in one.layers for state in _beside_weights(layer)] for one in (model, copy)]
+    expected, found = _outputs(model, probes), _outputs(copy, given)
+    pairs = list(zip(expected, map(_turned, found) if turned else found, strict=True))
+    wrong = [number for number, pair in enumerate(pairs) if not _agree(*pair, tolerance)]
+    place = _first_difference(model, copy, probes, given, turned, tolerance) if wrong else ""
+    for one, states in zip((model, copy), kept, strict=True):  # comparing must not move a stateful layer
+        variables = [state for layer in one.layers for state in _beside_weights(layer)]
+        for variable, value in zip(variables, states, strict=True):
+            variable.assign(value)
+    if wrong:
+        ours, theirs = (np.asarray(one, np.float64) for one in pairs[wrong[0]])
+        difference = f"by up to {np.abs(ours - theirs).max():.3g}" if ours.shape == theirs.shape else "in shape"
+        raise GraphError(
+            f"the copy of model {model.name!r} does not compute what the model does: output {wrong[0]} differs "
+            f"{difference} (standard deviation {ours.std():.3g}){place}. Such a layer keeps something that neither "
+            "its weights nor its get_config() hold: replace it by standard layers, or give it a complete get_config"
+        )
+
+
+def _first_difference(
+    model: Any, copy: Any, probes: list[Any], given: list[Any], turned: bool, tolerance: float
+) -> str:
+    ours, theirs = _tensors(model), _tensors(copy)
+    names = [
+        name
+        for name, (layer, tensor) in ours.items()
+        if name in theirs
+        and tuple(tensor.shape) == tuple(theirs[name][1].shape)
+        and _activation(layer) == _activation(theirs[name][0])
+    ]
+    if not names:
+        return ""
+    values = []
+    for one, tensors, inputs in ((model, ours, probes), (copy, theirs, given)):
+        maker = keras.Model if isinstance(one, keras.Model) else type(one)
+        values.append(_outputs(maker(one.inputs, [tensors[name][1] for name in names]), inputs))
+    for name, mine, other in zip(names, *values, strict=True):
+        if not _agree(mine, _turned(other) if turned else other, tolerance):
+            return f", first at layer {name!r} ({kind_of(ours[name][0])})"
+    return ""
+
+
+def _tensors(model: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns each layer's first output by the layer's name, in running order where the model is of Keras 3."""
+    if isinstance(model, keras.Model):
+        firsts: dict[str, tuple[Any, Any]] = {}
+        for call in calls(model):
+            firsts.setdefault(call.layer.name, (call.layer, call.outputs[0]))
+        return firsts
+    return {layer.name: (layer, layer.get_output_at(0)) for layer in model.layers}
+
+
+def _activation(layer: Any) -> str:
+    return getattr(getattr(layer, "activation", None), "__name__", "")
+
+
+def _outputs(model: Any, inputs: list[Any]) -> list[np.ndarray]:
+    functional = getattr(model, "_functional", None) or model
+    structure = getattr(functional, "_inputs_struct", None)
+    packed = inputs if len(inputs) > 1 else inputs[0]
+    if structure is not None:
+        packed = keras.tree.pack_sequence_as(structure, inputs)
+    outputs = keras.tree.flatten(model(packed, training=False))
+    return [np.asarray(one, np.float32 if "float" in str(one.dtype) else None) for one in outputs]
+
+
+def _agree(expected: np.ndarray, found: np.ndarray, tolerance: float) -> bool:
+    if expected.shape != found.shape:
+        return False
+    if not np.issubdtype(expected.dtype, np.floating):
+        return bool(np.all(expected == found))
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return False
+    if not finite.any():
+        return True
+    expected, found = expected[finite], found[finite]
+    limit = tolerance * (expected.std() + 2e-3 * np.abs(expected).max()) + 1e-30
+    return bool(np.abs(expected - found).max() <= limit)
+
+
+def _turned(value: np.ndarray) -> np.ndarray:
+    return value[:, ::-1, ::-1] if value.ndim == 4 else value
+
+
+def _probe(tensor: Any, other: Any) -> Any:
+    """Returns two random inputs: one about 0, as normalized images are, one of 0 to 255, as plain ones are."""
+    rng = np.random.default_rng(0)
+    shape = [ours or theirs or OPEN_SIZE for ours, theirs in zip(tensor.shape[1:], other.shape[1:], strict=True)]
+    count = tensor.shape[0] or other.shape[0] or 2
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype == "string":
+        return np.full((count, *shape), "a")
+    if "float" not in dtype:
+        return rng.integers(0, 2, (count, *shape)).astype(dtype)
+    plain = rng.uniform(0, 255, (count, *shape))
+    plain[: (count + 1) // 2] = rng.normal(size=plain[: (count + 1) // 2].shape)
+    return plain.astype(np.float32)

@@ -1,0 +1,167 @@
+"""A functional model as one flat graph of standard layers in float32, which is what the tools for deployment know.
+
+A flat model has no model among its layers, no layer that only augments in training, and no `keras.ops` operation that a
+standard layer can take the place of.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from zoo.graph import operators
+from zoo.graph.calls import Call, GraphError, calls, kind_of, model_like, node_of, replay, require_functional
+from zoo.graph.copies import TOLERANCE, check_copy, copy_state
+
+HALF_TOLERANCE = 0.1  # of an output's standard deviation, where the original computes in half precision
+
+# Layers that pass their input on in inference. Dropout is not among them: every tool knows it.
+_ONLY_IN_TRAINING = frozenset(
+    ["ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity",
+     "MixUp", "RandAugment", "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast",
+     "RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale", "RandomHue",
+     "RandomInvert", "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSaturation",
+     "RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom"]
+)  # fmt: skip
+_LOG = logging.getLogger(__name__)
+
+
+class Flat(NamedTuple):
+    """A flat model, and for each of its layers with weights the given model's layer that they came from, by name."""
+
+    model: keras.Model
+    origins: dict[str, Any]
+
+
+def flatten(model: keras.Model, input_shape: Sequence[int] | None = None) -> keras.Model:
+    """Returns the flat model of the same outputs; the very model where it is flat already.
+
+    Layers are shared, not copied, but for those that must change: computing in half precision, or of a name that
+    another one inside has, too. Layers that only augment are left out, and named on stderr.
+
+    Args:
+        input_shape: (height, width, channels), to fix sides that the model's one input leaves open.
+
+    Raises:
+        GraphError: a subclassed model, or one is inside; it has no graph to inline. Or a shape that does not fit.
+    """
+    return inline(model, input_shape).model
+
+
+def inline(model: keras.Model, input_shape: Sequence[int] | None = None) -> Flat:
+    """Returns what `flatten` does, and where the weights came from."""
+    require_functional(model)
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if input_shape is not None:
+        shapes = [_fixed(model, input_shape)]
+    half = [tensor.dtype for tensor in model.inputs if tensor.dtype in ("float16", "bfloat16")]
+    opened = shapes == [tuple(tensor.shape[1:]) for tensor in model.inputs] and not half
+    if opened and all(_is_flat(call) for call in calls(model)):
+        return Flat(model, {layer.name: layer for layer in model.layers if layer.weights})
+    inputs = model.inputs
+    if not opened:
+        inputs = [
+            keras.Input(
+                shape,
+                batch_size=tensor.shape[0],
+                name=node_of(tensor).operation.name,
+                dtype=None if half else tensor.dtype,
+            )
+            for shape, tensor in zip(shapes, model.inputs, strict=True)
+        ]
+    inliner = _Inliner()
+    flat = model_like(model, inputs, replay(model, inputs, inliner.run))
+    if inliner.dropped:
+        _LOG.warning("%s: left out what only augments in training: %s", model.name, ", ".join(inliner.dropped))
+    if inliner.changed:
+        check_copy(model, flat, tolerance=HALF_TOLERANCE if inliner.was_half or half else TOLERANCE)
+    return Flat(flat, {layer.name: inliner.origins.get(layer.name, layer) for layer in flat.layers if layer.weights})
+
+
+class _Inliner:
+    """Replays a model and the models in it as one graph."""
+
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+        self.changed = False
+        self.was_half = False
+        self.origins: dict[str, Any] = {}
+        self._used: dict[str, int] = {}  # names, and the id of what has them
+        self._copies: dict[int, Any] = {}
+
+    def run(self, call: Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        layer = call.layer
+        if isinstance(layer, keras.Model):
+            require_functional(layer)
+            given = [
+                tensor for tensor in keras.tree.flatten((arguments, options)) if isinstance(tensor, keras.KerasTensor)
+            ]
+            return replay(layer, given, self.run)
+        if call.kind in _ONLY_IN_TRAINING:
+            self.changed = True
+            if layer.name not in self.dropped and call.kind != "Identity":
+                self.dropped.append(layer.name)
+            return arguments[0]
+        if not isinstance(layer, keras.Layer):
+            outputs = operators.as_layers(layer, arguments, options, self._free_name(layer))
+            self.changed = self.changed or outputs is not None
+            return layer(*arguments, **options) if outputs is None else outputs
+        return self._layer(layer, arguments, options)
+
+    def _layer(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if id(layer) in self._copies:
+            return self._copies[id(layer)](*arguments, **options)
+        name = self._free_name(layer)
+        if name == layer.name and not _is_half(layer):
+            return layer(*arguments, **options)
+        config = {**_in_float32(layer.get_config()), "name": name}
+        try:
+            copy = type(layer).from_config(config)
+        except (TypeError, ValueError) as error:
+            raise GraphError(
+                f"layer {layer.name!r} ({kind_of(layer)}) cannot be made again from its get_config(): {error}. Write a "
+                "get_config that gives all arguments of __init__, or build the model anew in float32"
+            ) from error
+        output = copy(*arguments, **options)
+        copy_state(layer, copy)
+        copy.trainable = layer.trainable
+        self._copies[id(layer)] = copy
+        self.origins[name] = layer
+        self.changed, self.was_half = True, self.was_half or _is_half(layer)
+        return output
+
+    def _free_name(self, layer: Any) -> str:
+        name, number = layer.name, 1
+        while self._used.setdefault(name, id(layer)) != id(layer):
+            name, number = f"{layer.name}_inner{number}", number + 1
+        return name
+
+
+def _is_flat(call: Call) -> bool:
+    layer = call.layer
+    if isinstance(layer, keras.Layer):
+        return not isinstance(layer, keras.Model) and call.kind not in _ONLY_IN_TRAINING and not _is_half(layer)
+    return not operators.has_layer(layer, *call.replay({}))
+
+
+def _is_half(layer: Any) -> bool:
+    return layer.compute_dtype in ("float16", "bfloat16") or layer.variable_dtype in ("float16", "bfloat16")
+
+
+def _in_float32(config: Any) -> Any:
+    """Returns a layer's config with float32 as the policy of the layer and of those within it."""
+    if isinstance(config, Mapping):
+        return {
+            key: "float32" if key == "dtype" and value is not None else _in_float32(value)
+            for key, value in config.items()
+        }
+    return [_in_float32(value) for value in config] if isinstance(config, list) else config
+
+
+def _fixed(model: keras.Model, input_shape: Sequence[int]) -> tuple[int, ...]:
+    declared = tuple(model.inputs[0].shape[1:])
+    agrees = len(model.inputs) == 1 and len(declared) == len(input_shape)
+    if not agrees or any(ours not in (None, given) for ours, given in zip(declared, input_shape, strict=True)):
+        raise GraphError(f"model {model.name!r} takes {[tuple(one.shape) for one in model.inputs]}, not {input_shape}")
+    return tuple(map(int, input_shape))

@@ -168,7 +168,7 @@ def fit(
             f"the model has {len(heads)} outputs ({', '.join(heads)}): give as many arrays of labels, in a list or by "
             "these names, or a model with one output: keras.Model(model.input, model.outputs[0])"
         )
-    wanted = [loss] * len(heads) if loss is None or isinstance(loss, str) else loss
+    wanted: Sequence[Any] = [loss] * len(heads) if loss is None or isinstance(loss, str) else loss
     arrays = [np.asarray(one) for one in labels]
     for array in arrays:
         if len(array) != len(images) or not len(images):
@@ -292,9 +292,8 @@ def measure_ranges(
 
     batches = [np.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     found = [batch_ranges(tf.constant(batch)) for batch in batches]
-    return {
-        name: tuple(float(np.mean([one[name][end].numpy() for one in found])) for end in (0, 1)) for name in found[0]
-    }
+    means = {name: [float(np.mean([one[name][end].numpy() for one in found])) for end in (0, 1)] for name in found[0]}
+    return {name: (low, high) for name, (low, high) in means.items()}
 
 
 def _load() -> tuple[Any, Any]:

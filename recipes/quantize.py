@@ -130,7 +130,7 @@ def _trained(config: Config, subject: Deployable, aware: quantize.Aware, tell: C
         batch_size=config.batch_size,
         seed=config.seed,
         on_epoch=lambda epoch, logs: tell(
-            f"epoch {epoch + 1} of {config.epochs} done: loss {logs['loss']:.4f}, accuracy {logs['accuracy']:.4f}"
+            f"epoch {epoch + 1} of {config.epochs} done: " + ", ".join(f"{key} {logs[key]:.4f}" for key in sorted(logs))
         ),
         state=_state(config, subject.model),
     )

@@ -6,6 +6,7 @@ separable convolution is a depthwise and a pointwise one; drop path is gone; wha
 before it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -24,7 +25,7 @@ OWN_SCALE = frozenset(
 )  # fmt: skip
 TAKES_RELU = ("Add", "BatchNormalization", "Multiply", "Subtract", *LINEAR)  # TensorFlow Lite fuses a following relu
 FIXED_RANGE = ("sigmoid", "softmax", "tanh")  # TensorFlow Lite knows the scale of their outputs
-OWN_RANGE = ("gelu", "linear", "relu", "relu6", "silu")
+OWN_RANGE = ("gelu", "hard_sigmoid", "hard_silu", "linear", "relu", "relu6", "silu")
 
 
 class Int8Error(ValueError):
@@ -113,7 +114,10 @@ class _Rewriter:
             return self._normalization(layer, x, call.inputs[0])
         if kind in LINEAR:
             return self._linear(layer, x)
-        if kind in OWN_SCALE | SAME_SCALE | {"Softmax"} or (kind == "Activation" and self._known_activation(layer)):
+        if kind == "Activation":
+            self._known_activation(layer)
+            return self._activated(layer, x, layer.name)
+        if kind in OWN_SCALE | SAME_SCALE | {"Softmax"}:
             return self._copy(layer, {}, x)
         raise Int8Error(
             f"layer {layer.name!r} ({kind}) cannot be trained for int8. Use one of {', '.join(sorted(OWN_SCALE))}, or "
@@ -136,24 +140,30 @@ class _Rewriter:
     def _linear(self, layer: Any, x: Any) -> Any:
         self._known_activation(layer)
         output = self._copy(layer, {"activation": "linear"}, x)
-        return self._activated(layer, output)
+        return self._activated(layer, output, f"{layer.name}_activation")
 
-    def _activated(self, layer: Any, x: Any) -> Any:
-        if _activation(layer) == "linear":
+    def _activated(self, layer: Any, x: Any, name: str) -> Any:
+        activation = _activation(layer)
+        if activation == "linear" and graph.kind_of(layer) != "Activation":
             return x
-        name = f"{layer.name}_activation"
-        if name not in self._copies:
-            self._copies[name] = keras.layers.Activation(_activation(layer), name=name)
-        return self._copies[name](x)
+        if activation == "hard_sigmoid":  # relu6(x + 3) / 6, in three steps that int8 has
+            x = self._channel_scale(layer, x, np.ones(1), np.full(1, 3.0), f"{name}_shift")
+            x = self._layer(f"{name}_relu6", lambda: keras.layers.ReLU(6.0, name=f"{name}_relu6"))(x)
+            return self._channel_scale(layer, x, np.full(1, 1 / 6), None, name)
+        return self._layer(name, lambda: keras.layers.Activation(activation, name=name))(x)
 
-    def _known_activation(self, layer: Any) -> bool:
+    def _layer(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._copies:
+            self._copies[name] = make()
+        return self._copies[name]
+
+    def _known_activation(self, layer: Any) -> None:
         known = (*FIXED_RANGE, *OWN_RANGE)
         if _activation(layer) not in known:
             raise Int8Error(
                 f"layer {layer.name!r} has the activation {_activation(layer)!r}, which cannot be trained for int8. "
                 f"Use one of {', '.join(sorted(known))}"
             )
-        return True
 
     def _separable(self, layer: Any, x: Any) -> Any:
         self._known_activation(layer)
@@ -176,7 +186,7 @@ class _Rewriter:
             self.parts[layer.name] = (depthwise.name, pointwise.name)
         else:
             output = self._copies[layer.name](self._copies[f"{layer.name}_dw"](x))
-        return self._activated(layer, output)
+        return self._activated(layer, output, f"{layer.name}_activation")
 
     def _normalization(self, layer: Any, x: Any, tensor: Any) -> Any:
         producer = self._producer_of.get(id(tensor))

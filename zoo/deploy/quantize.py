@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BATCH = 32  # images at once where ranges are measured
 
+OnEpoch = Callable[[int, dict[str, float]], None]
 Loss = Literal["categorical", "binary", "regression"]  # cross-entropies, mean squared error
 
 
@@ -87,7 +88,7 @@ def fine_tune(
     learning_rate: float = 1e-4,
     batch_size: int = 64,
     seed: int = 0,
-    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
     state: str | os.PathLike | None = None,
 ) -> list[float]:
     """Trains the float weights under the rounding with Adam, the rate falling to zero by a cosine.
@@ -98,7 +99,8 @@ def fine_tune(
         labels: class numbers (n,) or rows (n, classes); 0 and 1 for a sigmoid, one a unit; numbers for a regression.
             Of a model with several outputs one such array an output, in a list or by the names of `aware.heads`.
         loss: None takes what follows from the activation of each output: softmax is "categorical", sigmoid "binary".
-        on_epoch: called after each epoch with its number from 0 and its `loss` and `accuracy`.
+        on_epoch: called after each epoch with its number from 0, its `loss`, and its `accuracy` or, in a regression,
+            `error`; of several outputs as OUTPUT_loss, OUTPUT_accuracy, beside the `loss` of all.
         state: a folder that keeps the state after each epoch, and from which the same call goes on after a kill. Remove
             it once the result is written.
 
@@ -117,7 +119,7 @@ def fine_tune(
         [] if state is None else [tf_keras.callbacks.BackupAndRestore(os.fspath(state), delete_checkpoint=False)]
     )
     if on_epoch is not None:
-        callbacks.append(tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch))
+        callbacks.append(tf_keras.callbacks.LambdaCallback(on_epoch_end=_renamed(on_epoch, aware)))
     with quiet() if on_epoch is None else contextlib.nullcontext():
         losses = fit(
             aware.model, aware.heads, images, labels, loss=loss, learning_rate=schedule, epochs=epochs,
@@ -128,6 +130,22 @@ def fine_tune(
             f"the training diverged, losses {losses}; prepare() the model anew and lower learning_rate={learning_rate}"
         )
     return losses
+
+
+def _renamed(
+    on_epoch: Callable[[int, dict[str, float]], None], aware: Aware
+) -> Callable[[int, dict[str, float]], None]:
+    """Returns `on_epoch` for the logs of tf_keras, which name the outputs after their wrappers."""
+    names = dict(zip(aware.model.output_names, aware.heads, strict=True))
+
+    def renamed(epoch: int, logs: dict[str, float]) -> None:
+        named = {}
+        for key, value in logs.items():
+            output = next((name for name in names if key.startswith(f"{name}_")), None)
+            named[key if output is None else key.replace(output, names[output], 1)] = value
+        on_epoch(epoch, named)
+
+    return renamed
 
 
 def heads_of(model: keras.Model) -> dict[str, str]:

@@ -1,10 +1,15 @@
 """zoo.draw: what a picture says, and that bad input leaves no file behind."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from matplotlib.patches import FancyBboxPatch, PathPatch
 
 import zoo
+from tests.genotype_strategies import cell_graphs, examples
 from zoo import drawing
 from zoo.genotype import CellGraph, Chain, Edge, Layer, Node
 
@@ -49,6 +54,38 @@ def test_a_chain_has_one_arc_for_each_skip():
     chain = Chain((Layer("conv_3x3"), Layer("conv_5x5", (0,)), Layer("avg_pool_3x3", (0, 1))))
     figure = drawing._figure("", chain)
     assert len(figure.axes[0].patches) == 3
+
+
+def lines_under_boxes(body) -> list[str]:
+    """The boxes that a line of the picture passes under, each by its corner; ends at a box do not count."""
+    found = []
+    for axes in drawing._figure("", body).axes:
+        boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+        for line in (patch for patch in axes.patches if isinstance(patch, PathPatch)):
+            start, *controls, level, end = line.get_path().vertices
+            weight = np.linspace(0, 1, 200)[:, None]
+            curve = sum(
+                math.comb(3, power) * weight**power * (1 - weight) ** (3 - power) * point
+                for power, point in enumerate((start, *controls, level))
+            )
+            points = np.concatenate([curve, level + weight * (end - level)])
+            points = points[(points[:, 0] > start[0] + 0.03) & (points[:, 0] < end[0] - 0.03)]
+            for box in boxes:
+                corner, size = np.array([box.get_x(), box.get_y()]), np.array([box.get_width(), box.get_height()])
+                if np.any(np.all((points > corner) & (points < corner + size), axis=1)):
+                    found.append(str(corner))
+    return found
+
+
+@pytest.mark.parametrize("name", ["nasnet_a", "pnasnet_5", "amoebanet_a", "amoebanet_c", "enas_micro", "darts"])
+def test_no_line_passes_under_a_box(name: str):
+    assert not lines_under_boxes(zoo.load(name).body)
+
+
+@examples(20)
+@given(cell_graphs(ops=("conv_3x3", "none", "max_pool_3x3"), most_nodes=6))
+def test_no_line_of_any_cell_passes_under_a_box(graph: CellGraph):
+    assert not lines_under_boxes(graph)
 
 
 @pytest.mark.parametrize("name", zoo.list_models())

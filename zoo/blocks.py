@@ -1,7 +1,7 @@
 """Building blocks of standard Keras layers, shared by all families: convolution with normalisation, pools, reductions.
 
 Every function takes a 4-D channels-last tensor and the prefix `name` of the layers it makes. Batch normalisation stands
-right behind a linear convolution and nowhere else, which is what TF-MOT and the TFLite converter fuse.
+right after a linear convolution and nowhere else, which is what TF-MOT and the TFLite converter fuse.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ def subsample(x: Tensor, strides: int, name: str) -> Tensor:
 
 
 def pool(x: Tensor, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Tensor:
-    """A pool that ignores what lies outside the image, in its maximum and, but for `Style.border_average`, in its mean.
+    """A pool that ignores what lies outside the image, in maxima and, unless `Style.border_average` differs, in means.
 
     Raises:
         ValueError: a strided mean of a map of unknown size is to count zeros, or to run on PyTorch.
@@ -192,7 +192,7 @@ def _padded(x: Tensor, kernel_size: int | tuple[int, int], strides: int | tuple[
 
 
 def _same_padding(side: int, size: int, strides: int) -> tuple[int, int]:
-    """Returns what TensorFlow's "same" puts before and behind a side."""
+    """Returns what TensorFlow's "same" puts before and after a side."""
     total = max((-(-side // strides) - 1) * strides + size - side, 0)
     return total // 2, total - total // 2
 

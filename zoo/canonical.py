@@ -34,7 +34,7 @@ def canonical_form(graph: CellGraph) -> list[Any]:
     """Returns nested lists that two cells share exactly when one is the other with its nodes renumbered.
 
     Nodes get colours from what they read and who reads them. Where equal colours are left, each node of the first tie
-    is tried in front and the least result wins, so the form is exact and not merely likely.
+    is tried first and the least result wins, so the form is exact and not merely likely.
     """
     live = sorted(state for state in graph.live_states() if state >= INPUT_STATES)
     nodes = {}

@@ -114,7 +114,7 @@ _DEFAULT_STYLE = Style()
 
 @keras.saving.register_keras_serializable("zoo")
 class Cell(layers.Layer):
-    """One cell as a layer, for models of one's own: `y = zoo.Cell(zoo.load("darts").body.normal, 32)([h0, h1])`.
+    """One cell as a layer, for your own models: `y = zoo.Cell(zoo.load("darts").body.normal, 32)([h0, h1])`.
 
     It computes what `expand` adds to a flat graph; `zoo.build` uses the flat form, which TFLite and TF-MOT need.
 

@@ -13,6 +13,8 @@ _FILL = {"conv": "#9ecae9", "pool": "#ffbf79", "skip": "#e0e0e0", "state": "#fff
 # Lines take the colour of the state that they come from (Okabe and Ito's colours, told apart by colour-blind readers).
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _COLUMN, _BOX, _HALF = 2.9, 1.5, 0.19  # from one column of nodes to the next; an operation's width; half its height
+_NEXT = _COLUMN - _BOX - 0.55  # from a state to the operations of the next column
+_RIGHT = (0.2, 0.14)  # from the centre of an input, and of a node, to its right edge
 
 
 def draw(genotype: str | os.PathLike | Genotype | Cells | Blocks | Chain | CellGraph, path: str | os.PathLike) -> None:
@@ -20,7 +22,7 @@ def draw(genotype: str | os.PathLike | Genotype | Cells | Blocks | Chain | CellG
 
     Args:
         genotype: what to draw; a name or a path as in `zoo.load`.
-        path: where to; the ending tells the format: .png (150 dots an inch), .svg or .pdf.
+        path: where to; its extension gives the format: .png (150 dots an inch), .svg or .pdf.
 
     Raises:
         ValueError: another ending.
@@ -114,20 +116,18 @@ def _draw_cell(axes: Any, graph: CellGraph, places: dict[int, _Place]) -> None:
         edges = [edge for _, edge in graph.edges_of(number)]
         for edge, y in zip(edges, place.ops, strict=True):
             left, right = place.x - _BOX - 0.5, place.x - 0.5
-            _line(axes, (places[edge.state].x, places[edge.state].y), (left, y), edge.state, faded)
-            _line(axes, (right, y), (place.x, place.y), number, faded)
+            _line(axes, places, edge.state, (left, y), faded)
+            _curve(axes, (right, y), (place.x - _RIGHT[1], place.y), place.x - _RIGHT[1], number, faded)
             _box(axes, left, y, _BOX, edge.op.replace("_", " "), _FILL[_kind(edge.op)], faded)
         if number in graph.concat:
-            _line(axes, (place.x, place.y), (end, place.y), number, faded)
+            _line(axes, places, number, (end, place.y), faded)
         _circle(axes, place, str(number), "||" if node.combine == "concat" else "", faded)
     rows = {number: places[number].y for number in graph.concat}
     for number, name in enumerate(("h[c-2]", "h[c-1]")):
         here = places[number]
         if number in graph.concat:
             rows[number] = -0.55 if number == 0 else max(place.y for place in places.values()) + 0.8
-            corner = (here.x + 1.3, rows[number])
-            _line(axes, (here.x, here.y), corner, number, 1.0)
-            _line(axes, corner, (end, rows[number]), number, 1.0)
+            _line(axes, places, number, (end, rows[number]), 1.0)
         _box(axes, -0.75, here.y, 0.95, name, _FILL["state"], 1.0 if number in live else 0.3)
     outputs = list(rows.values())
     top, bottom = min(outputs) - 0.3, max(outputs) + 0.3
@@ -139,14 +139,26 @@ def _kind(op: str) -> str:
     return "skip" if op == "skip_connect" else "pool" if "pool" in op else "conv"
 
 
-def _line(axes: Any, start: tuple[float, float], end: tuple[float, float], state: int, alpha: float) -> None:
+def _line(axes: Any, places: dict[int, _Place], state: int, end: tuple[float, float], alpha: float) -> None:
+    """From a state to where it is read: up or down in the gap before the next column, then along the reader's row.
+
+    A row belongs to one node, and so no other box is in the way.
+    """
+    x, y, _ = places[state]
+    _curve(axes, (x + _RIGHT[state >= INPUT_STATES], y), end, x + _NEXT, state, alpha)
+
+
+def _curve(
+    axes: Any, start: tuple[float, float], end: tuple[float, float], level: float, state: int, alpha: float
+) -> None:
+    """Draws a curve that has the height of its end from x = `level` on."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
     (x0, y0), (x1, y1) = start, end
-    bend = min(1.2, 0.5 * (x1 - x0))
-    curve = Curve([(x0, y0), (x0 + bend, y0), (x1 - bend, y1), (x1, y1)],
-                  [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])  # fmt: skip
+    middle = (x0 + level) / 2
+    curve = Curve([(x0, y0), (middle, y0), (middle, y1), (level, y1), (x1, y1)],
+                  [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4, Curve.LINETO])  # fmt: skip
     colour = _LINES[state % len(_LINES)]
     axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=colour, linewidth=1.5, alpha=alpha, zorder=1))
 

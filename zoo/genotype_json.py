@@ -41,7 +41,7 @@ def load(path: str | os.PathLike) -> Genotype:
     if len(data) > LARGEST_FILE:
         raise GenotypeError(f"{path} has more than {LARGEST_FILE} bytes; a genotype file has a few thousand")
     try:
-        return from_json(data.decode("utf-8-sig"))  # some editors put a byte order mark in front
+        return from_json(data.decode("utf-8-sig"))  # some editors start a file with a byte order mark
     except UnicodeDecodeError as error:
         raise GenotypeError(f"{path} is not a text file in UTF-8 ({error}); expected a genotype in JSON") from error
     except GenotypeError as error:
@@ -87,7 +87,7 @@ def as_dict(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_json(text: str) -> Genotype:
-    """Returns the genotype that `text`, the content of a genotype file, stands for.
+    """Returns the genotype that `text`, the content of a genotype file, describes.
 
     Raises:
         GenotypeError: with the line of malformed JSON, or the value that was not expected.
@@ -210,7 +210,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise GenotypeError(f"{name} stands for a number; JSON has none such. Expected a finite number, or nothing at all")
+    raise GenotypeError(f"{name} is no number in JSON; expected a finite number, or leave the key out")
 
 
 def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:

@@ -2,7 +2,7 @@
 are made of.
 
 Inverted residual: Sandler et al., 2018, arXiv:1801.04381. Squeeze-and-excite: Hu et al., 2018, arXiv:1709.01507, placed
-as MnasNet does (arXiv:1807.11626, figure 7): behind the depthwise convolution, as wide as a share of the block's input.
+as MnasNet does (arXiv:1807.11626, figure 7): after the depthwise convolution, as wide as a share of the block's input.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def expand_blocks(
         body: the rows; block `repeat` of row `row` gets the name block03_1, both counted from 0.
         image: the input, (batch, height, width, channels).
         style: the family's way.
-        activation: behind every convolution but the projections.
+        activation: after every convolution except the projections.
         drop_path_rate: block k of n loses its residual in training with the chance drop_path_rate x k / n (k from 0),
             as in EfficientNet's code. MnasNet and MCUNet were trained without.
         note: called with the stem's and each block's output and how many pixels of the image one step there spans.
@@ -95,7 +95,7 @@ def inverted_residual(
     """1x1 convolution to `mid_filters`, depthwise convolution, 1x1 convolution without activation; each with BN.
 
     The first is left out where `x` has `mid_filters` channels already: with expansion 1, in a separable convolution.
-    `se_filters` above 0 puts a squeeze-and-excite of that width behind the depthwise convolution. `plain_conv` explains
+    `se_filters` above 0 puts a squeeze-and-excite of that width after the depthwise convolution. `plain_conv` explains
     `skip`.
     """
     shortcut = _shortcut(x, filters, strides, skip, style, name)

@@ -26,8 +26,8 @@ def load(name: str | os.PathLike) -> Genotype:
     """Returns the genotype of a model's name, of a family's name, or of a file.
 
     Args:
-        name: what `list_models` returns; a family, which stands for its best-known network; or a path, told by its
-            ending in .json or a folder in it.
+        name: what `list_models` returns; a family, meaning its best-known network; or a path: what ends
+            in .json or has a folder in it.
 
     Raises:
         UnknownModelError: no such name.
@@ -56,7 +56,7 @@ def families() -> list[str]:
 
 
 def find_representative(family: str) -> Genotype | None:
-    """Returns the genotype that the family's bare name stands for, or None for a family without one."""
+    """Returns the genotype that the family's bare name means, or None for a family without one."""
     for path in _files().values():
         # text first: reading forty files as JSON would take longer than building a small network
         if '"represents_family"' in path.read_text(encoding="utf-8"):
@@ -67,7 +67,7 @@ def find_representative(family: str) -> Genotype | None:
 
 
 def find_relative(genotype: Genotype) -> Genotype | None:
-    """Returns the model whose presets fit a genotype of one's own, or None where there is none.
+    """Returns the model whose presets fit a user's genotype, or None where there is none.
 
     It is the one that represents the family or, where that one's body is of another kind, the family's first of this
     kind: ENAS has cells and chains.

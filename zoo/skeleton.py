@@ -1,4 +1,4 @@
-"""What surrounds the cells: input, stems, the stack of NASNet and its heirs, heads; and `Options` for all of it.
+"""What surrounds the cells: input, stems, the stack of NASNet and its successors, heads; and `Options` for all of it.
 
 Families differ in few places, which are arguments here. Nothing in this file knows a family.
 """
@@ -126,11 +126,11 @@ class Network:
         It does nothing where `auxiliary` was not asked for.
 
         Args:
-            x: the feature map that it hangs on.
+            x: the feature map that it reads.
             style: the family's way.
             widths: the filters of the two convolutions.
             strides: of the mean.
-            normalised: whether there is a bn behind the second convolution.
+            normalised: whether there is a bn after the second convolution.
             averaged: whether the second convolution keeps the map's size, and the map's mean is classified (ENAS).
 
         Raises:
@@ -186,13 +186,13 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class CellStack:
-    """A preset of NASNet and its heirs: 3 x `repeats` normal cells, the first third with `filters` channels a node."""
+    """A preset of NASNet, AmoebaNet, PNASNet: 3 x `repeats` normal cells, the first third `filters` channels a node."""
 
     repeats: int
     filters: int
     stem: Literal["cifar", "imagenet"]
     stem_filters: int
-    skip_reduction: bool = False  # the normal cell behind a reduction reads the output of the cell before it as h[c-2]
+    skip_reduction: bool = False  # the normal cell after a reduction reads the output of the cell before it as h[c-2]
 
     def __post_init__(self):
         if self.stem not in ("cifar", "imagenet"):
@@ -211,7 +211,7 @@ def stack_cells(
 
     With a `reduce` cell, one is put before the normal cells N and 2N (N = `repeats`); without, those two run at
     stride 2 themselves. The ImageNet stem is a strided convolution without padding or ReLU and two reductions with a
-    quarter and half of the filters. The auxiliary head hangs on the output of normal cell 2N-1.
+    quarter and half of the filters. The auxiliary head reads the output of normal cell 2N-1.
     """
     network = Network(options, smallest=32 if scale.stem == "imagenet" else 4)
     stem_cells = 2 if scale.stem == "imagenet" else 0

@@ -9,7 +9,7 @@ the paper has separable convolutions among its six operations, and the released 
 12 layers and was never released. Classifiers have no bias.
 
 The released code cannot build a pool of the macro space in a final network; here it follows that code's search network
-and stands behind a 1x1 convolution, as the convolutions do. Drop path has the rate that it reaches at the end of
+and comes after a 1x1 convolution, as the convolutions do. Drop path has the rate that it reaches at the end of
 training; recipes/train.py lets it grow up to that.
 """
 
@@ -88,7 +88,7 @@ def _stack(network: Network, body: Cells, scale: CellScale) -> Any:
 
 
 def _chain(network: Network, body: Chain, scale: ChainScale) -> Any:
-    """Stem and layers; behind layers L//3 and 2(L//3) of L (from 1) all states that are still read are halved."""
+    """Stem and layers; after layers L//3 and 2(L//3) of L (from 1) all states that are still read are halved."""
     options = network.options
     if options.auxiliary or options.drop_path_rate:
         raise ValueError(

@@ -11,7 +11,7 @@
 
 Readers take what people have: values, what Python and NumPy print of them, JSON. Reading gives a Genotype that
 `zoo.build` takes in any preset of its family. All raise GenotypeError, with the place,
-for what is no such notation, and for an architecture that the notation has no words for. Nothing that is read is run.
+for what is not in the notation, and for an architecture that the notation cannot express. Nothing that is read is run.
 """
 
 from zoo.formats.darts import from_darts, to_darts

@@ -61,7 +61,7 @@ def to_enas_micro(genotype: Genotype | Cells) -> tuple[list[int], list[int]]:
     """Returns the arcs of the normal and the reduction cell; the order of concat is not kept, as they have none.
 
     Raises:
-        GenotypeError: a cell that the notation has no words for.
+        GenotypeError: a cell that the notation cannot express.
     """
     body = genotype.body if isinstance(genotype, Genotype) else genotype
     if not isinstance(body, Cells):

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.genotype import Block, Blocks, Genotype, GenotypeError, is_whole
 
-EPSILON = 1e-5  # of batch normalisation, where a configuration and a preset do not tell
+EPSILON = 1e-5  # of batch normalisation, where a configuration or preset does not say
 _PLAIN_CONV = {
     "name": "ConvLayer",
     "dilation": 1,
@@ -77,7 +77,7 @@ def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
     """Returns the configuration of a genotype at a preset, the first unless given.
 
     Raises:
-        GenotypeError: no such preset, or a block that the notation has no words for.
+        GenotypeError: no such preset, or a block that the notation cannot express.
     """
     body, presets = genotype.body, dict(genotype.presets)
     if not isinstance(body, Blocks):

@@ -1,8 +1,8 @@
 """Block strings: those of the TPU code (r2_k3_s22_e6_i16_o24_se0.25) and timm's (ir_r2_k3_s2_e6_c24_se0.25).
 
 r repeats, k kernel, s strides (the TPU code has one digit for each direction), e expansion, i input and o or c output
-filters, se squeeze-and-excite's share, noskip: no residual. timm has ds in front of a depthwise separable block and ir
-before an inverted residual; the TPU code tells them by e1.
+filters, se squeeze-and-excite's share, noskip: no residual. timm marks a depthwise separable block by ds and an
+inverted residual by ir; in the TPU code the former has e1.
 """
 
 import re
@@ -25,7 +25,7 @@ def from_mnasnet(
     """Returns the genotype of the family "mnasnet" with these rows; strings do not say how wide stem and head are.
 
     The strings may be gathered by stage, as in timm's arch_def, and all of it may be the text of such a list. An input
-    width (i) is checked, but for a depthwise separable block, which takes what comes: the released list of
+    width (i) is checked, except that of a depthwise separable block, which takes any: the released list of
     mnasnet_small names 16 there after a stem of 8.
 
     Raises:
@@ -34,12 +34,12 @@ def from_mnasnet(
     rows, inputs = [], stem_filters
     for number, text in enumerate(_strings(strings), start=1):
         try:
-            row, told = _row(text)
+            row, declared = _row(text)
         except GenotypeError as error:
             raise GenotypeError(f"row {number}, {text!r:.100}: {error}") from error
-        if told is not None and told != inputs and row.op == "mb_conv":
+        if declared is not None and declared != inputs and row.op == "mb_conv":
             raise GenotypeError(
-                f"row {number}, {text!r:.100}: it reads {told} filters, but those before it give {inputs}. "
+                f"row {number}, {text!r:.100}: it reads {declared} filters, but those before it give {inputs}. "
                 "Mend one of them, or stem_filters"
             )
         rows.append(row)
@@ -51,7 +51,7 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
     """Returns a string for each row, in the TPU code's dialect or in timm's.
 
     Raises:
-        GenotypeError: a row that the notation has no words for: a plain convolution, a pooled skip, a width between
+        GenotypeError: a row that the notation cannot express: a plain convolution, a pooled skip, a width between
             that is no multiple of the input's, or, for the TPU code, an expansion that is no whole number.
     """
     body = genotype.body if isinstance(genotype, Genotype) else genotype

@@ -1,6 +1,6 @@
 """Cell strings of NAS-Bench-201 (Dong and Yang, 2020, arXiv:2001.00326) and NATS-Bench.
 
-"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|": a group for each node behind the input, an edge in it for each earlier node.
+"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|": a group for each node after the input, an edge in it for each earlier node.
 That benchmark's node 0, the cell's one input, is state 1 here (h[c-1]); node k is state k+1; state 0 is not read. The
 last node is the output. Nothing says what a reduction is: there it is a residual block of its own, here, where such a
 cell is built in the DARTS skeleton, the cell at stride 2. So accuracies of its tables are not those of what we build.
@@ -59,7 +59,7 @@ def to_nasbench201(genotype: Genotype | Cells | CellGraph) -> str:
     """Returns the string of a normal cell; an edge that is missing is written as "none".
 
     Raises:
-        GenotypeError: a cell that the notation has no words for: it reads h[c-2], reads a state twice in one node,
+        GenotypeError: a cell that the notation cannot express: it reads h[c-2], reads a state twice in one node,
             has another output than its last node, has a reduction cell of its own, or an operation that is not there.
     """
     body = genotype.body if isinstance(genotype, Genotype) else genotype

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from zoo.manifest import Entry
+from zoo.manifest import Entry, NoWeightsError, Source
 from zoo.weights import download
 from zoo.weights.download import DownloadError, fetch
 
@@ -87,14 +87,17 @@ def server(monkeypatch) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     return tmp_path / "cache"
 
 
 def entry(url: str, **digests: str) -> Entry:
-    return Entry(
-        "some_weights", "darts", "cifar10", "cifar10", "us", 10, url, "pth", "MIT", {"mean": [0], "std": [1]}, 0.0, "",
-        **digests,
-    )  # fmt: skip
+    return entry_of(Source(url, "pth", **digests))
+
+
+def entry_of(*sources: Source) -> Entry:
+    normalization = {"mean": [0], "std": [1]}
+    return Entry("some_weights", "darts", "cifar10", "cifar10", "us", 10, sources, "MIT", normalization, 0.0, "")
 
 
 def files(folder) -> list[str]:
@@ -222,6 +225,100 @@ def test_a_cache_that_cannot_be_written_says_where_and_what_to_do(tmp_path, monk
         fetch(entry(server.url))
 
 
-def test_the_cache_is_below_the_home_folder_unless_said_otherwise(monkeypatch):
+def test_the_cache_is_in_keras_folder_unless_said_otherwise(monkeypatch, tmp_path):
     monkeypatch.delenv(download.CACHE_VARIABLE)
-    assert download.cache_folder().parts[-2:] == (".cache", "keras-searched-zoo")
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    assert download.cache_folder().parts[-2:] == (".keras", "keras-searched-zoo")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert download.cache_folder() == tmp_path / "keras-searched-zoo"
+
+
+class Resumable:
+    """Answers that know the file's version and give the rest of it; each connection breaks after `bytes_each`."""
+
+    def __init__(self, content: bytes = CONTENT, bytes_each: int = 2000, tag: str | None = '"v1"', ranges: bool = True):
+        self.content, self.bytes_each, self.tag, self.ranges = content, bytes_each, tag, ranges
+        self.starts: list[int] = []
+
+    def __call__(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        wanted = handler.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        if not self.ranges or handler.headers.get("If-Range") != self.tag:
+            start = 0
+        self.starts.append(start)
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        if self.tag:
+            handler.send_header("ETag", self.tag)
+        handler.send_header("Content-Length", str(len(self.content) - start))
+        handler.end_headers()
+        handler.wfile.write(self.content[start : start + self.bytes_each])
+        handler.close_connection = True
+
+
+def test_a_connection_that_breaks_is_resumed_where_it_broke(server, cache):
+    server.answer = answers = Resumable()
+    assert fetch(entry(server.url)).read_bytes() == CONTENT
+    assert answers.starts == [0, 2000, 4000]
+    assert files(cache) == ["some_weights.pth", "some_weights.pth.sha256"]
+
+
+def test_a_later_process_resumes_too(server, cache):
+    server.answer = broken = Resumable(bytes_each=100)
+    with pytest.raises(DownloadError, match=f"cut short: 400 of {len(CONTENT)} bytes came"):
+        fetch(entry(server.url))
+    assert files(cache) == ["some_weights.pth.part", "some_weights.pth.part.json"]
+    server.answer = whole_rest = Resumable(bytes_each=10**6)
+    assert fetch(entry(server.url)).read_bytes() == CONTENT
+    assert (broken.starts, whole_rest.starts) == ([0, 100, 200, 300], [400])
+
+
+@pytest.mark.parametrize("later", [{"tag": '"v2"'}, {"ranges": False}, {"tag": None}], ids=str)
+def test_two_versions_of_a_file_are_never_joined(server, cache, later):
+    server.answer = Resumable(b"y" * len(CONTENT), bytes_each=100)
+    with pytest.raises(DownloadError, match="cut short"):
+        fetch(entry(server.url))
+    server.answer = answers = Resumable(bytes_each=10**6, **later)
+    assert fetch(entry(server.url)).read_bytes() == CONTENT
+    assert answers.starts == [0]
+
+
+def test_a_place_that_fails_or_lies_is_followed_by_the_next(server, cache, tmp_path):
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(CONTENT)
+    for answer in (missing, changed, web_page, cut_short):
+        server.answer = answer
+        sources = Source(server.url, "pth", sha256=DIGEST), Source(own.as_uri(), "safetensors", sha256=DIGEST)
+        path = fetch(entry_of(*sources))
+        assert (path.name, path.read_bytes()) == ("some_weights.safetensors", CONTENT)
+        assert fetch(entry_of(*sources)) == path  # of the second place, though the first one is asked for first
+        path.unlink()
+
+
+def test_when_all_places_fail_each_is_named_with_what_it_did(server, cache):
+    server.answer = missing
+    sources = Source(server.url, "pth"), Source(server.url.replace("weights", "mirror"), "h5")
+    with pytest.raises(DownloadError) as caught:
+        fetch(entry_of(*sources))
+    text = str(caught.value)
+    assert f"{server.url} answered 404" in text
+    assert "/mirror answered 404" in text
+    assert f"put it at {cache / 'some_weights.pth'} or {cache / 'some_weights.h5'}" in text
+
+
+@pytest.mark.parametrize("name", ["some_weights.pth", "published-name.pth"])
+def test_a_file_that_was_put_into_the_cache_by_hand_is_taken(server, cache, name):
+    cache.mkdir()
+    (cache / name).write_bytes(CONTENT)
+    source = Source(server.url.replace("weights", "published-name.pth"), "pth", sha256=DIGEST)
+    assert fetch(entry_of(source)) == cache / name
+    assert server.requests == 0
+    (cache / name).write_bytes(b"another file")
+    with pytest.raises(DownloadError, match=f"delete .*{name}"):
+        fetch(entry_of(source))
+
+
+def test_weights_are_fetched_by_name_and_an_unknown_name_suggests_near_ones(cache):
+    with pytest.raises(NoWeightsError, match="did you mean 'mcunet_in0_mit'"):
+        fetch("mcunet_in0_mti")

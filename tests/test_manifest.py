@@ -20,17 +20,18 @@ def test_every_entry_belongs_to_a_preset_of_a_model(entry):
 
 @ENTRIES
 def test_every_entry_says_where_whose_and_how_good(entry):
-    assert entry.url.startswith("https://")
-    assert entry.format in ("h5", "safetensors", "pth")
     assert entry.license in ("Apache-2.0", "BSD-3-Clause", "MIT")
     assert entry.source
     assert 30 < entry.top1 < 100
-    for digest, pattern in (
-        (entry.sha256, "[0-9a-f]{64}"),
-        (entry.sha256_prefix, "[0-9a-f]{8,}"),
-        (entry.md5, "[0-9a-f]{32}"),
-    ):
-        assert digest is None or re.fullmatch(pattern, digest)
+    for source in entry.sources:
+        assert source.url.startswith("https://")
+        assert source.format in ("h5", "safetensors", "pth")
+        for digest, pattern in (
+            (source.sha256, "[0-9a-f]{64}"),
+            (source.sha256_prefix, "[0-9a-f]{8,}"),
+            (source.md5, "[0-9a-f]{32}"),
+        ):
+            assert digest is None or re.fullmatch(pattern, digest)
 
 
 def test_names_are_unique_and_say_no_dataset_or_origin():

@@ -21,31 +21,47 @@ def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     target = Path(path)
     temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        encoding = None if "b" in mode else "utf-8"
-        with tempfile.NamedTemporaryFile(
-            mode, dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False, encoding=encoding
-        ) as stream:
-            temporary = stream.name
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is private; the file that it becomes need not be
-        os.replace(temporary, target)
-        temporary = None
-        _sync_folder(target.parent)
+        with naming(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            encoding = None if "b" in mode else "utf-8"
+            with tempfile.NamedTemporaryFile(
+                mode, dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False, encoding=encoding
+            ) as stream:
+                temporary = Path(stream.name)
+                yield stream
+            put_in_place(temporary, target)
+            temporary = None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Lets an OSError about `target`, or about what is written beside it, say so with a remedy."""
+    try:
+        yield
     except OSError as error:
-        if error.filename is not None and str(error.filename) not in (str(temporary), str(target), str(target.parent)):
+        if error.filename is not None and Path(error.filename).parent not in (target.parent, target.parent.parent):
             raise  # the block's own business with another file
         reason = error.strerror or str(error)
         raise type(error)(
             error.errno,
             f"cannot write {target}: {reason}. Free some space or choose a folder that you may write to",
         ) from error
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Renames a file that was written beside `target` over it, once its bytes are on the disk."""
+    descriptor = os.open(temporary, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        os.close(descriptor)
+    os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is private; the file that it becomes need not be
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:

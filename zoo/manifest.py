@@ -8,13 +8,29 @@ import functools
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.genotype import GenotypeError, near
 
 
 class NoWeightsError(GenotypeError):
     """There are no such published weights; the text lists those that there are."""
+
+
+class Source(NamedTuple):
+    """Where a file is, what it is, and the digests that somebody states of it.
+
+    Attributes:
+        url: of the file.
+        format: "h5" (Keras 2), "safetensors" or "pth" (PyTorch).
+        sha256, sha256_prefix, md5: of the file, those that are known.
+    """
+
+    url: str
+    format: str
+    sha256: str | None = None
+    sha256_prefix: str | None = None
+    md5: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +44,7 @@ class Entry:
         dataset: that it was trained on.
         origin: whose code trained or converted it.
         classes: of its classifier.
-        url: where the file is.
-        format: "h5" (Keras 2), "safetensors" or "pth" (PyTorch).
+        sources: where the file is, the preferred place first.
         license: of the code that it came with.
         preprocessing: mean and std of each channel, of values from 0 to 1; the evaluation's share of the image in each
             direction (crop) and interpolation, where it was resized.
@@ -37,7 +52,6 @@ class Entry:
         source: the code, and its name for these weights.
         include_top: whether the classifier is in it.
         auxiliary: whether the auxiliary classifier is in it.
-        sha256: of the file, where it is known; else `sha256_prefix` or `md5` may be.
     """
 
     name: str
@@ -46,29 +60,39 @@ class Entry:
     dataset: str
     origin: str
     classes: int
-    url: str
-    format: str
+    sources: tuple[Source, ...]
     license: str
     preprocessing: Mapping[str, Any]
     top1: float
     source: str
     include_top: bool = True
     auxiliary: bool = False
-    sha256: str | None = None
-    sha256_prefix: str | None = None
-    md5: str | None = None
 
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
     """Returns all published weights, a model's preferred ones first."""
     records = json.loads((Path(__file__).parent / "weights" / "manifest.json").read_text(encoding="utf-8"))
-    return tuple(Entry(**record) for record in records)
+    return tuple(
+        Entry(**record | {"sources": tuple(Source(**source) for source in record["sources"])}) for record in records
+    )
 
 
 def of_model(model: str) -> tuple[Entry, ...]:
     """Returns the published weights of a model of searched_genotypes; there may be none."""
     return tuple(entry for entry in entries() if entry.model == model)
+
+
+def named(name: str) -> Entry:
+    """Returns the published weights of this name.
+
+    Raises:
+        NoWeightsError: there are none.
+    """
+    known = {entry.name: entry for entry in entries()}
+    if name not in known:
+        raise NoWeightsError(f"no published weights {name!r}{near(name, known)}; expected one of {', '.join(known)}")
+    return known[name]
 
 
 def find(model: str, weights: str, presets: Collection[str] | None = None, *, include_top: bool = True) -> Entry:

@@ -1,93 +1,228 @@
-"""Files of published weights: fetched once into a cache folder, whole and unchanged or not at all."""
+"""Files of published weights: fetched once into a cache folder, whole and unchanged or not at all.
 
+A download that breaks off is resumed, by the same process or a later one; a place that fails or lies is followed by the
+next; what came first is what every later download must equal, where nobody states a digest.
+"""
+
+import contextlib
 import hashlib
 import http.client
 import ipaddress
+import json
 import os
 import sys
+import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo import atomic
-from zoo.manifest import Entry
+from zoo import atomic, manifest
+from zoo.manifest import Entry, Source
 from zoo.weights.torch_import import WeightsError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CACHE_VARIABLE = "KERAS_ZOO_CACHE"
 LARGEST_FILE = 2**31  # bytes; the largest published file has 3.6e8
 TIMEOUT = 60  # seconds without a byte
+PAUSE = 2.0  # seconds before a download that broke off is resumed
+_ATTEMPTS = 4  # at each place
 _PIECE = 2**20
-_SUFFIXES = {"h5": ".h5", "safetensors": ".safetensors", "pth": ".pth"}
 
 
 class DownloadError(WeightsError):
-    """A file that did not arrive, or is not the one that was published; nothing of it is kept."""
+    """A file that did not arrive, or is not the one that was published; what is kept of it is the part to resume."""
+
+
+class _BrokenOffError(DownloadError):
+    """The connection ended; trying again may help."""
 
 
 def cache_folder() -> Path:
-    """Returns the folder of downloaded weights: what KERAS_ZOO_CACHE in the environment names, or one in ~/.cache."""
+    """Returns the folder of downloaded weights: KERAS_ZOO_CACHE in the environment, else one in Keras' own folder.
+
+    Keras' folder is KERAS_HOME in the environment, else ~/.keras.
+    """
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "keras-searched-zoo"
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "keras-searched-zoo"
 
 
-def fetch(entry: Entry) -> Path:
-    """Returns the path of the file of `entry`, which is downloaded unless it is in the cache.
+def fetch(weights: str | Entry) -> Path:
+    """Returns the path of a file of published weights, which is downloaded unless it is in the cache.
 
-    The file's digest is compared with the manifest's. Where the manifest has none, or a part only, the digest of the
-    first download is kept beside the file and whatever comes later must have the same.
+    A file that somebody has put into the cache by hand is taken, under our name for it or under its own. Digests are
+    compared with those that the manifest has. Where it has none, the digest of the first file is kept beside it, and
+    whatever comes later must have the same.
+
+    Args:
+        weights: the name of an entry, as zoo.info lists them, or the entry.
 
     Raises:
-        DownloadError: no connection, an address that is not https, a file cut short, or a digest that differs.
+        NoWeightsError: there are no weights of this name.
+        DownloadError: no place gave the file: no connection, an address that is not https, a file cut short, or a
+            digest that differs. The text says what each place did, and where to put the file.
         OSError: the cache folder cannot be written.
     """
-    path = cache_folder() / f"{entry.name}{_SUFFIXES[entry.format]}"
-    digest_path = path.with_name(f"{path.name}.sha256")
-    if path.is_file():
-        _check(entry, _digests_of(path), digest_path, f"the file {path} in the cache", f"delete {path} and try again")
-        return path
-    _check_address(entry.url)
-    hashes = _hashes()
-    with atomic.replacing(path) as stream:
-        for piece in _pieces(entry.url, path):
-            for digest in hashes.values():
-                digest.update(piece)
-            stream.write(piece)
-        digests = {name: digest.hexdigest() for name, digest in hashes.items()}
-        remedy = f"try again; if it stays so, the file was replaced at its source (then delete {digest_path})"
-        _check(entry, digests, digest_path, f"what came from {entry.url}", remedy)
-        atomic.write_atomically(digest_path, digests["sha256"] + "\n")
+    entry = manifest.named(weights) if isinstance(weights, str) else weights
+    for source in entry.sources:
+        for path in (_path(entry, source), cache_folder() / Path(urllib.parse.urlsplit(source.url).path).name):
+            if path.is_file():
+                remedy = f"delete {path} and try again"
+                _check(entry, source, _digests_of(path), path, f"the file {path} in the cache", remedy)
+                return path
+    failures = []
+    for source in entry.sources:
+        try:
+            return _download(entry, source)
+        except DownloadError as error:
+            failures.append(f"{error}")
+    paths = " or ".join(str(_path(entry, source)) for source in entry.sources)
+    raise DownloadError(
+        f"could not fetch {entry.name}: {'; '.join(failures)}. Check the connection and try again, or bring the file "
+        f"by other means and put it at {paths}"
+    )
+
+
+def _path(entry: Entry, source: Source) -> Path:
+    return cache_folder() / f"{entry.name}.{source.format}"
+
+
+def _download(entry: Entry, source: Source) -> Path:
+    path = _path(entry, source)
+    _check_address(source.url)
+    with atomic.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(path.parent):
+        if path.is_file():  # another process was faster
+            return path
+        part = path.with_name(f"{path.name}.part")
+        with atomic.naming(path):
+            _receive_whole(source.url, part)
+        try:
+            remedy = f"if it stays so, the file was replaced at its source (then delete {_digest_path(path)})"
+            digests = _digests_of(part)
+            _check(entry, source, digests, path, f"what came from {source.url}", remedy)
+        except DownloadError:
+            part.unlink()
+            raise
+        with atomic.naming(path):
+            atomic.put_in_place(part, path)
+        atomic.write_atomically(_digest_path(path), digests["sha256"] + "\n")
     return path
 
 
-def _pieces(url: str, path: Path) -> Iterator[bytes]:
-    """Yields the file at `url`, all of it, or raises DownloadError.
-
-    No OSError leaves it: `atomic` would take the network's trouble for the disk's.
-    """
-    opener = urllib.request.build_opener(_CheckedRedirects)
-    request = urllib.request.Request(url, headers={"User-Agent": "keras-searched-zoo", "Accept-Encoding": "identity"})
-    received = 0
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Lets one process at a time download into a folder."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
     try:
-        with opener.open(request, timeout=TIMEOUT) as response:
-            if (response.headers.get("Content-Type") or "").startswith("text/html"):
-                raise DownloadError(f"{url} gave a web page instead of the file; look at it in a browser")
-            announced = response.headers.get("Content-Length") or "an unknown number of"
-            if sys.stderr.isatty():
-                print(f"downloading {url} ({announced} bytes)", file=sys.stderr)
-            while piece := response.read(_PIECE):
-                received += len(piece)
-                if received > LARGEST_FILE:
-                    raise DownloadError(f"{url} has more than {LARGEST_FILE} bytes; no published weights have so many")
-                yield piece
+        if fcntl is not None and descriptor is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _receive_whole(url: str, part: Path) -> None:
+    """Downloads into `part`, as often as it takes, each time from where the last one ended if the server can do that.
+
+    What cannot be resumed later is removed; else `part` stays, with a small file beside it that says of what it is.
+    """
+    origin = part.with_name(f"{part.name}.json")
+    for attempt in range(_ATTEMPTS):
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            _receive(url, part, origin)
+            origin.unlink(missing_ok=True)
+            return
+        except DownloadError as error:
+            received = part.stat().st_size if part.is_file() else 0
+            if not origin.is_file():
+                part.unlink(missing_ok=True)
+            last = attempt + 1 == _ATTEMPTS or not isinstance(error, _BrokenOffError)
+            if last or (received <= before and attempt > 0):
+                raise
+            time.sleep(PAUSE)
+
+
+def _receive(url: str, part: Path, origin: Path) -> None:
+    """Downloads once; sets `origin` if the rest can be had later.
+
+    Raises:
+        DownloadError: for no OSError of the network leaves it: those are the disk's.
+    """
+    start, validator = 0, _validator_of(url, part, origin)
+    headers = {"User-Agent": "keras-searched-zoo", "Accept-Encoding": "identity"}
+    if validator is not None:
+        start = part.stat().st_size
+        headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        response = urllib.request.build_opener(_CheckedRedirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        origin.unlink(missing_ok=True)  # 416: what is there is no beginning of the file
+        kind = _BrokenOffError if error.code in (416, 429, 500, 502, 503, 504) else DownloadError
+        raise kind(f"{url} answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(
-            f"could not download {url}: {error or type(error).__name__}. Nothing was kept. Check the connection and "
-            f"try again, or bring the file by other means and put it at {path}"
-        ) from error
-    if announced.isdigit() and received != int(announced):
-        raise DownloadError(f"{url} was cut short: {received} of {announced} bytes came. Nothing was kept; try again")
+        raise _BrokenOffError(f"could not download {url}: {error or type(error).__name__}") from error
+    with response:
+        if (response.headers.get("Content-Type") or "").startswith("text/html"):
+            raise DownloadError(f"{url} gave a web page instead of the file; look at it in a browser")
+        if start and not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
+            start = 0  # the file has changed, or the server gives whole files only
+        _note_origin(url, response, origin)
+        announced = response.headers.get("Content-Length") or ""
+        total = start + int(announced) if announced.isdigit() else None
+        if sys.stderr.isatty():
+            rest = f"from byte {start:,} of " if start else ""
+            print(f"downloading {url} ({rest}{total or 'an unknown number of'} bytes)", file=sys.stderr)
+        with part.open("r+b" if start else "wb") as stream:
+            stream.seek(start)
+            for piece in _pieces(url, response, start):
+                stream.write(piece)
+            received = stream.tell()
+    if total is not None and received != total:
+        raise _BrokenOffError(f"{url} was cut short: {received} of {total} bytes came")
+
+
+def _validator_of(url: str, part: Path, origin: Path) -> str | None:
+    """Returns what tells the file whose beginning `part` is from a later one; None where there is nothing to resume."""
+    try:
+        known = json.loads(origin.read_text(encoding="utf-8"))
+        return known["validator"] if known["url"] == url and part.stat().st_size else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note_origin(url: str, response: Any, origin: Path) -> None:
+    tag = response.headers.get("ETag") or ""
+    validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+    if validator:
+        atomic.write_atomically(origin, json.dumps({"url": url, "validator": validator}))
+    else:
+        origin.unlink(missing_ok=True)
+
+
+def _pieces(url: str, response: Any, received: int) -> Iterator[bytes]:
+    try:
+        while piece := response.read(_PIECE):
+            received += len(piece)
+            if received > LARGEST_FILE:
+                raise DownloadError(f"{url} has more than {LARGEST_FILE} bytes; no published weights have so many")
+            yield piece
+    except http.client.IncompleteRead as error:
+        yield error.partial
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenOffError(f"could not download {url}: {error or type(error).__name__}") from error
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -112,13 +247,18 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-def _check(entry: Entry, digests: dict[str, str], digest_path: Path, what: str, remedy: str) -> None:
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _check(entry: Entry, source: Source, digests: dict[str, str], path: Path, what: str, remedy: str) -> None:
     """Compares digests with the manifest's and with that of the first download."""
-    first = digest_path.read_text(encoding="utf-8").strip() if digest_path.is_file() else ""
+    kept = _digest_path(path)
+    first = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
     for name, expected in (
-        ("sha256", entry.sha256),
-        ("sha256", entry.sha256_prefix),
-        ("md5", entry.md5),
+        ("sha256", source.sha256),
+        ("sha256", source.sha256_prefix),
+        ("md5", source.md5),
         ("sha256", first),
     ):
         if expected and not digests[name].startswith(expected):
@@ -129,14 +269,10 @@ def _check(entry: Entry, digests: dict[str, str], digest_path: Path, what: str, 
 
 
 def _digests_of(path: Path) -> dict[str, str]:
-    hashes = _hashes()
+    # md5 only because keras.applications gives no other digest: it tells damage, not malice
+    hashes: dict[str, Any] = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     with path.open("rb") as stream:
         while piece := stream.read(_PIECE):
             for digest in hashes.values():
                 digest.update(piece)
     return {name: digest.hexdigest() for name, digest in hashes.items()}
-
-
-def _hashes() -> dict[str, Any]:
-    # md5 only because keras.applications gives no other digest: it tells damage, not malice
-    return {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}

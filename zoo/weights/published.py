@@ -34,8 +34,9 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
         WeightsWarning: of layers that keep fresh weights or take adapted ones.
     """
     path = fetch(entry)
-    fill: Callable[[keras.Model, Any], Any] = from_keras_applications if entry.format == "h5" else from_torch
-    given = _keras_nasnet(entry, path) if entry.format == "h5" else read_tensors(path, entry.format)
+    file_format = path.suffix[1:]
+    fill: Callable[[keras.Model, Any], Any] = from_keras_applications if file_format == "h5" else from_torch
+    given = _keras_nasnet(entry, path) if file_format == "h5" else read_tensors(path, file_format)
     try:
         fill(network, given)
     except WeightsError:

@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer with pip, and make: `make test PYTHON=/path/to/python3` picks another Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test test-all lint bench clean
+.PHONY: help tour test test-all test-oldest lint bench dist clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
@@ -12,6 +12,9 @@ suits := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
     $$name $(suits) && echo $$name && break; done)
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
+BENCHMARKS := build darts_step enas_step input_pipeline kernels quantizers \
+    ray_scaling search_gates tabular_trials tinynas_score trial_cost
 
 venv_python := .venv/bin/python
 run := @$(venv_python)
@@ -23,7 +26,7 @@ $(shell rm -f .venv/.has-*)
 endif
 
 help:  ## this text
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 tour: .venv/.has-deploy  ## search, build, train, quantize: the whole product in ten minutes on embedded images
 	$(run) -m recipes.tour
@@ -34,18 +37,31 @@ test: .venv/.has-test  ## the fast tests, under five minutes on two cores
 test-all: .venv/.has-dev  ## every test; installs PyTorch too, which may be several GB
 	$(run) -m pytest -n 2 --dist loadfile -q $(PYTEST_FLAGS)
 
+test-oldest:  ## the fast tests with the oldest versions that setup.py allows, in .venv-oldest
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-oldest/bin/python -m uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+	    --editable ".[test]"
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" -q $(PYTEST_FLAGS)
+
 lint: .venv/.has-test .venv/.has-lint  ## ruff, pyright and the import rules
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(run) -m pyright
 	$(run) -m pytest -q -m "not slow" tests/test_layering.py
 
-bench: .venv/.has-test  ## every script of benchmarks/, one after the other
-	@ls benchmarks/*.py >/dev/null 2>&1 || echo "benchmarks/ holds no script yet"
-	@for script in $$(ls benchmarks/*.py 2>/dev/null); do echo "== $$script"; $(venv_python) "$$script" || exit 1; done
+bench: .venv/.has-test  ## every measurement of benchmarks/, one after the other; BENCH_FLAGS=--smoke: in minutes
+	@for name in $(BENCHMARKS); do \
+	    echo "== benchmarks.$$name"; $(venv_python) -m "benchmarks.$$name" $(BENCH_FLAGS) || exit 1; done
+
+dist: .venv/.has-test  ## wheel and source archive in dist/; the wheel is made from the archive
+	@rm -rf build dist
+	$(run) -c "from setuptools import build_meta; build_meta.build_sdist('dist')" > /dev/null
+	$(run) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@ls dist
 
 clean:  ## removes .venv, caches and built packages; keeps runs/
-	@rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-oldest build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra of setup.py.

@@ -1,16 +1,15 @@
 """How long NASNet-A takes to build and to make its first train step, beside keras.applications; some ten minutes.
 
-`python -m benchmarks.build [repeats]`: each network is built in a process of its own, the sides in turn. A first step
-is tracing and one step of gradient descent, without XLA, images drawn at random: by Keras' `train_on_batch` on both
-sides, and ours by the step that recipes.train takes, too. Printed are medians of wall-clock and of processor seconds
-(all threads), and the ratios to theirs; imports are not counted. Processor seconds hold better where other programs
-share the machine.
+`python -m benchmarks.build [repeats]`; `--smoke`: small networks, once. Each network is built in a process of its own,
+the sides in turn. A first step is tracing and one step of gradient descent, without XLA, images drawn at random: by
+Keras' `train_on_batch` on both sides, and ours by the step that recipes.train takes, too. Printed are medians of
+wall-clock and of processor seconds (all threads), and the ratios to theirs; imports are not counted. Processor seconds
+hold better where other programs share the machine.
 """
 
-import datetime
+import dataclasses
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -18,9 +17,12 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.machine import describe_machine
+
 REPEATS = 3
-BATCH = {"mobile": 8, "large": 1}
-SIDE = {"mobile": 224, "large": 331}
+BATCH = {"mobile": 8, "large": 1, "smoke": 2}
+SIDE = {"mobile": 224, "large": 331, "smoke": 32}
+SMALL = {"repeats": 1, "filters": 4, "stem": "cifar", "stem_filters": 8}  # of the smoke size, beside a MobileNet
 SIDES = ("ours", "ours, recipes.train", "keras.applications")
 
 
@@ -33,8 +35,14 @@ def measure(side: str, preset: str) -> dict[str, float]:
     from recipes.training.loop import Settings
 
     keras.utils.set_random_seed(0)
-    theirs = {"mobile": keras.applications.NASNetMobile, "large": keras.applications.NASNetLarge}
-    build = zoo.build  # what it imports is not its time
+    applications = keras.applications
+    theirs = {
+        "mobile": lambda: applications.NASNetMobile(weights=None),
+        "large": lambda: applications.NASNetLarge(weights=None),
+        "smoke": lambda: applications.MobileNet((32, 32, 3), alpha=0.25, weights=None),
+    }
+    genotype, build = zoo.load("nasnet_a"), zoo.build  # what they import is not their time
+    genotype = dataclasses.replace(genotype, presets={**genotype.presets, "smoke": SMALL})
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCH[preset], SIDE[preset], SIDE[preset], 3)).astype("float32")
     labels = rng.integers(1000, size=BATCH[preset], dtype="int32")
@@ -44,7 +52,11 @@ def measure(side: str, preset: str) -> dict[str, float]:
         wall.append(time.perf_counter())
         processor.append(time.process_time())
 
-    model = theirs[preset](weights=None) if side == SIDES[2] else build("nasnet_a", preset)
+    model = (
+        theirs[preset]()
+        if side == SIDES[2]
+        else build(genotype, preset, classes=1000, input_shape=(SIDE[preset], SIDE[preset], 3))
+    )
     lap()
     if side == SIDES[1]:
         Settings().learner(model).step(images, labels, 0.01)  # a softmax more than training has costs nothing
@@ -62,18 +74,17 @@ def measure(side: str, preset: str) -> dict[str, float]:
     }
 
 
-def main(repeats: int = REPEATS) -> None:
+def main(repeats: int = REPEATS, smoke: bool = False) -> None:
     """Runs all and prints."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {repeats}, "
-          f"{datetime.datetime.now(datetime.UTC).date()}")  # fmt: skip
-    for preset in BATCH:
+    print(f"{describe_machine('tensorflow', 'keras')}; medians of {repeats}")
+    for preset in ["smoke"] if smoke else ["mobile", "large"]:
         results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for number in range(repeats * len(SIDES)):
             side = SIDES[number % len(SIDES)]
-            command = [sys.executable, __file__, "--in-this-process", side, preset]
+            command = [sys.executable, "-m", "benchmarks.build", "--in-this-process", side, preset]
             done = subprocess.run(
                 command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parent.parent,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": "."},
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
             )  # fmt: skip
             results[side].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"NASNet-A {preset}, {SIDE[preset]} pixels, batch {BATCH[preset]}")
@@ -86,5 +97,7 @@ def main(repeats: int = REPEATS) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--in-this-process"]:
         print(json.dumps(measure(sys.argv[2], sys.argv[3])))
+    elif "--smoke" in sys.argv:
+        main(1, smoke=True)
     else:
         main(*map(int, sys.argv[1:2]))

@@ -1,15 +1,15 @@
 """A DARTS search step here, and of a plain Keras 3 supernet with one layer an operation: time, start, memory.
 
 The plain one runs twice: as TensorFlow shares the cores, and as the recipe has them shared. A few minutes for the
-default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does.
-Each side runs in a process of its own, one after the other. First order: a step of the alphas, then one of the weights.
+default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does, `--smoke` 3 cells of
+one node and batch 2. Each side runs in a process of its own, one after the other. First order: a step of the alphas,
+then one of the weights.
 
 `--full`, 2 cores of an Intel Xeon that did little else, 2026-11-25, TensorFlow 2.21.0: 4.18 s a step. Of the plain
 one's: start 0.11, step 0.46 (0.46 by processor seconds), memory 0.54; with the cores shared alike, step 0.56 (0.55).
 """
 
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from benchmarks.machine import describe_machine
 from recipes.darts import supernet as supernet_darts
 from recipes.darts.space import OPS, DartsSpace
 from recipes.darts.training import Bilevel
@@ -197,9 +198,9 @@ def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndar
     return tf.function(update, autograph=False)
 
 
-def measure(kind: str, cells: int, batch: int, start: float) -> None:
+def measure(kind: str, cells: int, batch: int, nodes: int, start: float) -> None:
     """Takes steps of one side in this process, which was started at `start`, and prints a line."""
-    net = supernet_darts.Supernet(DartsSpace(4), cells, 16, 10, 3)
+    net = supernet_darts.Supernet(DartsSpace(nodes), cells, 16, 10, 3)
     rng = np.random.default_rng(0)
     if kind != PLAIN:
         run_branches_side_by_side()
@@ -220,13 +221,22 @@ def measure(kind: str, cells: int, batch: int, start: float) -> None:
 
 def main() -> None:
     """Runs both sides and prints the ratios."""
-    full = "--full" in sys.argv
-    cells, batch = (8, 64) if full else (4, 32)
-    print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    print(f"{cells} cells, 16 channels, batch {batch}, {STEPS} steps, seed 0; in brackets, seconds of the processor")
+    cells, batch, nodes = (8, 64, 4) if "--full" in sys.argv else (3, 2, 1) if "--smoke" in sys.argv else (4, 32, 4)
+    print(describe_machine("tensorflow", "keras"))
+    print(f"{cells} cells of {nodes} nodes, 16 channels, batch {batch}, {STEPS} steps, seed 0")
+    print("In brackets: seconds of the processor")
     results = {}
     for kind in (OURS, PLAIN, SHARED):
-        command = [sys.executable, "-m", "benchmarks.darts_step", kind, str(cells), str(batch), str(time.time())]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.darts_step",
+            kind,
+            str(cells),
+            str(batch),
+            str(nodes),
+            str(time.time()),
+        ]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[kind] = [float(value) for value in output.split()[-5:]]
         text = "{:12} first step after {:.1f} s ({:.1f}), then {:.3f} s ({:.3f}) a step, {:.2f} GiB at most"
@@ -238,6 +248,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:
-        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+        measure(sys.argv[1], *map(int, sys.argv[2:5]), start=float(sys.argv[5]))
     else:
         main()

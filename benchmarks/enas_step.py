@@ -1,6 +1,6 @@
 """A training step of ENAS' shared weights under a path, and of the same fixed network of zoo.build, by turns.
 
-    python -m benchmarks.enas_step [micro|macro] [--full] [--paths=2]
+    python -m benchmarks.enas_step [micro|macro] [--full|--smoke] [--paths=2]
 
 Four minutes for both spaces: 3 + 2 cells of 20 filters (micro), 6 layers of 36 (macro), batch 96 at 32 x 32. `--full`
 has the paper's supernets and batches, and needs 16 GB. For each random path, both sides take steps by turns in this
@@ -9,9 +9,7 @@ its graph once and once not, and the faster of the two is compared.
 """
 
 import contextlib
-import datetime
 import os
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import zoo
+from benchmarks.machine import describe_machine
 from recipes.enas.controller import random_path
 from recipes.enas.export import body_of, preset_of
 from recipes.enas.macro import MacroSupernet
@@ -48,18 +47,20 @@ def seconds_of(function: Any) -> tuple[float, float]:
 
 def main() -> None:
     """Measures the spaces that the command line names, both unless it names one."""
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, "
-          f"Keras {keras.__version__}, {datetime.date.today()}")  # fmt: skip
+    print(describe_machine("tensorflow", "keras"))
     paths = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--paths=")), 2)
     spaces = [space for space in ("micro", "macro") if space in sys.argv] or ["micro", "macro"]
     for space in spaces:
-        compare(space == "macro", "--full" in sys.argv, paths)
+        compare(space == "macro", "--full" in sys.argv, "--smoke" in sys.argv, paths)
 
 
-def compare(macro: bool, full: bool, paths: int) -> None:
+def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
     """Prints both sides' seconds and their ratio for each path of a space."""
-    batch = (128 if macro else 160) if full else 96
-    net: Any = MacroSupernet(12 if full else 6, 36, 10, 3) if macro else MicroSupernet(6 if full else 3, 20, 10, 3)
+    batch = (128 if macro else 160) if full else 2 if smoke else 96
+    if macro:
+        net: Any = MacroSupernet(12 if full else 3 if smoke else 6, 36, 10, 3)
+    else:
+        net = MicroSupernet(6 if full else 1 if smoke else 3, 20, 10, 3)
     print(f"{'macro' if macro else 'micro'}, {net.packing.size:,} shared weights, batch {batch}, {STEPS} steps, seed 0")
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(batch, SIDE, SIDE, 3)), tf.float32)

@@ -1,14 +1,13 @@
 """Augmented images a second: this project's batched steps beside tf.image image by image and Keras' layers.
 
-Takes half a minute. All pad by 4, crop, flip and scale to 0..1. The other two draw from a sequence, so that a resumed
-run sees other images; Keras' RandomCrop cuts the same window out of the whole batch, and Keras has no cutout of fixed
-size.
+Takes half a minute, with `--smoke` some seconds. All pad by 4, crop, flip and scale to 0..1. The other two draw from a
+sequence, so that a resumed run sees other images; Keras' RandomCrop cuts the same window out of the whole batch, and
+Keras has no cutout of fixed size.
 """
 
-import datetime
 import os
-import platform
 import statistics
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.machine import describe_machine
 from recipes.images import augment
 from recipes.images.parts import Arrays
 
@@ -69,10 +69,10 @@ def keras_layers(part: Arrays, cutout: bool) -> tf.data.Dataset | None:
     return data.batch(BATCH, drop_remainder=True).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def images_per_second(data: tf.data.Dataset) -> list[float]:
-    """The rates of REPEATS passes."""
+def images_per_second(data: tf.data.Dataset, repeats: int) -> list[float]:
+    """The rates of passes over all images."""
     rates = []
-    for _ in range(REPEATS + 1):  # the first is the warm-up
+    for _ in range(repeats + 1):  # the first is the warm-up
         start, count = time.perf_counter(), 0
         for images, _ in data:
             count += len(images)
@@ -82,12 +82,10 @@ def images_per_second(data: tf.data.Dataset) -> list[float]:
 
 def main() -> None:
     """Prints a line for each pipeline."""
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, {datetime.date.today()}; batch {BATCH}, seed {SEED}, {REPEATS} repeats"
-    )
+    images, repeats = (2 * BATCH, 1) if "--smoke" in sys.argv else (10_000, REPEATS)
+    print(f"{describe_machine('tensorflow', 'keras')}; batch {BATCH}, seed {SEED}, {repeats} repeats")
     for shape in ((28, 28, 1), (32, 32, 3)):
-        pixels = np.random.default_rng(SEED).integers(0, 256, (10_000, *shape), np.uint8)
+        pixels = np.random.default_rng(SEED).integers(0, 256, (images, *shape), np.uint8)
         part = Arrays(pixels, np.zeros(len(pixels), np.int32))
         for cutout in (False, True):
             base = None
@@ -95,7 +93,7 @@ def main() -> None:
                 data = make(part, cutout)
                 if data is None:
                     continue
-                rates = images_per_second(data)
+                rates = images_per_second(data, repeats)
                 median = statistics.median(rates)
                 base = base or median
                 steps = "crop, flip, cutout" if cutout else "crop, flip"

@@ -9,9 +9,7 @@ all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thre
 What came of it is in docs/quantization.md. The package is no part of the extras: it wants one very version of LiteRT.
 """
 
-import datetime
-import os
-import platform
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ import numpy as np
 
 import zoo
 from benchmarks.int8_table import NETWORKS
+from benchmarks.machine import describe_machine
 from recipes.engine import child_training as trial
 from recipes.images import sources as data
 from zoo.deploy import measure, tflite
@@ -78,12 +77,10 @@ def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, by
 
 def main(families: list[str]) -> None:
     """Prints a table for each family."""
-    try:
-        import ai_edge_quantizer  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        print("left out: this needs pip install ai-edge-quantizer")
+    if importlib.util.find_spec("ai_edge_quantizer") is None:
+        print(f"{describe_machine('tensorflow')}; left out: this needs pip install ai-edge-quantizer")
         return
-    print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, seed {SEED}, {EPOCHS} epochs")
+    print(f"{describe_machine('tensorflow', 'ai-edge-quantizer')}; seed {SEED}, {EPOCHS} epochs")
     for family in families:
         source = data.load(size=NETWORKS[family].side)
         model = trained(family, source)
@@ -100,4 +97,4 @@ def main(families: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["mcunet", "darts"])
+    main([name for name in sys.argv[1:] if name != "--smoke"] or ["mcunet", "darts"])

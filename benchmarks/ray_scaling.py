@@ -9,10 +9,7 @@ The second part runs the oracle and the journal alone.
 """
 
 import argparse
-import datetime
 import importlib.util
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +18,7 @@ from typing import Any
 
 import keras_tuner
 
+from benchmarks.machine import describe_machine
 from recipes.engine import spaces, tuner
 from recipes.engine.ray import RayWorkers
 from recipes.engine.tasks import Task
@@ -107,11 +105,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--at_once", type=int, default=0, help="trials that Ray has at a time; 0 is as many as workers")
+    parser.add_argument("--smoke", action="store_true", help="20 trials of 0.01 s on 2 workers")
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-          f"seed {SEED}, {datetime.datetime.now(datetime.UTC).date()}")  # fmt: skip
+    if options.smoke:
+        options.trials, options.seconds, options.workers = 20, 0.01, 2
+    print(f"{describe_machine('keras-tuner')}; seed {SEED}")
     if importlib.util.find_spec("ray") is None:
-        print('Ray is not installed (pip install "keras-searched-zoo[ray]"): no scaling')
+        print('Ray is not installed (pip install "ray[default]"): no scaling')
     else:
         scaling(options.trials, options.seconds, options.workers, options.at_once or options.workers)
     estimate(options.trials)

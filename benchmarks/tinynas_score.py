@@ -1,21 +1,22 @@
 """Scoring sub-networks of TinyNAS' once-for-all network, beside the inference of the stand-alone network of each.
 
-A few minutes. Both sides run the same 2,000 images of 28 x 28 in batches of 500, by turns, in the same process; the
-stand-alone network is the flat Keras model with the inherited weights, compiled by tf.function. Building and tracing
-it, which scoring needs once for all sub-networks, are timed apart. Then 1,000 checks of the limits of memory.
+A few minutes, with `--smoke` one: two networks once. Both sides run the same 2,000 images of 28 x 28 in batches of 500,
+by turns, in the same process; the stand-alone network is the flat Keras model with the inherited weights, compiled by
+tf.function. Building and tracing it, which scoring needs once for all sub-networks, are timed apart. Then 1,000 checks
+of the limits of memory.
 """
 
 import os
-import platform
 import statistics
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.machine import describe_machine
 from recipes.tinynas.children import Scorer
 from recipes.tinynas.export import standalone
 from recipes.tinynas.needs import Budget, needs
@@ -34,7 +35,7 @@ def timed(function):
     return time.perf_counter() - start
 
 
-def measure(scorer, values, images):
+def measure(scorer, values, images, repeats):
     """Returns seconds of scoring, of its recalibration, of the stand-alone network, and of making that."""
     net, space = scorer.net, scorer.net.space
     preset = {"search": {"input_shape": list(SHAPE), "classes": CLASSES}}
@@ -43,7 +44,7 @@ def measure(scorer, values, images):
     genotype = Genotype("found", "mcunet", space.body(values), {}, preset)
     model = standalone(net, scorer.weights.numpy(), statistics_here, values, genotype)
     predict = tf.function(lambda image: model(image, training=False), [tf.TensorSpec([None, *SHAPE])], autograph=False)
-    batches = [tf.constant(images[first : first + BATCH]) for first in range(0, IMAGES, BATCH)]
+    batches = [tf.constant(images[first : first + BATCH]) for first in range(0, len(images), BATCH)]
 
     def alone():
         return np.concatenate([predict(batch).numpy() for batch in batches])
@@ -57,7 +58,7 @@ def measure(scorer, values, images):
             timed(lambda: scorer.statistics(values)),
             timed(alone),
         )
-        for _ in range(REPEATS)
+        for _ in range(repeats)
     ]
     ratios = [ours / theirs for ours, _, theirs in rounds]
     medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
@@ -66,8 +67,11 @@ def measure(scorer, values, images):
 
 def main():
     """Prints seconds and ratios."""
-    print(f"{platform.processor()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, Keras {keras.__version__}")
-    print(f"{time.strftime('%Y-%m-%d')}; {IMAGES} images, batches of {BATCH}, median of {REPEATS}, seed 0")
+    smoke = "--smoke" in sys.argv
+    repeats, count, drawn_networks = (1, 2, 20) if smoke else (REPEATS, NETWORKS, 1000)
+    print(
+        f"{describe_machine('tensorflow', 'keras')}; {IMAGES} images, batches of {BATCH}, median of {repeats}, seed 0"
+    )
     space, rng = TinySpace(0.3, SMALL_STRIDES, depths=(1, 2)), np.random.default_rng(0)
     net = Supernet(space, CLASSES, SHAPE[2])
     images = rng.normal(size=(IMAGES, *SHAPE)).astype(np.float32)
@@ -75,9 +79,9 @@ def main():
     first = timed(lambda: scorer.logits(space.largest(), scorer.statistics(space.largest())))
     print(f"tracing for all sub-networks, once: {first:.1f} s")
     networks = {"largest": space.largest(), "smallest": space.smallest()}
-    networks |= {f"random {number}": space.random(rng) for number in range(NETWORKS - len(networks))}
+    networks |= {f"random {number}": space.random(rng) for number in range(count - len(networks))}
     for name, values in networks.items():
-        scoring, recalibrating, alone, making, ratio, least, most, difference = measure(scorer, values, images)
+        scoring, recalibrating, alone, making, ratio, least, most, difference = measure(scorer, values, images, repeats)
         print(
             f"{name:9} scoring {scoring:.3f} s, stand-alone {alone:.3f} s: ratio {ratio:.2f} ({least:.2f} to "
             f"{most:.2f}); recalibration by 512 images {recalibrating:.3f} s; to build and "
@@ -85,11 +89,11 @@ def main():
             flush=True,
         )
     budget, large = Budget.of("stm32f746", None, None), TinySpace(0.4)
-    drawn = [large.random(rng) for _ in range(1000)]
+    drawn = [large.random(rng) for _ in range(drawn_networks)]
     begin, cpu = time.perf_counter(), time.process_time()
     fitting = sum(budget.exceeded(needs(large.body(values), (128, 128, 3), 1000)) is None for values in drawn)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    print(f"1,000 checks of RAM and flash: {seconds:.2f} s, {cpu:.2f} s of a core; {fitting} networks fit")
+    print(f"{drawn_networks:,} checks of RAM and flash: {seconds:.2f} s, {cpu:.2f} s of a core; {fitting} networks fit")
 
 
 if __name__ == "__main__":

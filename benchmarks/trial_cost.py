@@ -1,7 +1,8 @@
 """The fixed cost of a child network, build + trace + first step, here and with plain keras.Model.compile/fit.
 
-A few minutes. The networks are NASNet cells of a search's size; each side runs in processes of its own, one after the
-other, the imports and a first small network left out. Why ours takes less (recipes/engine/child_training.py):
+A few minutes, with `--smoke` one: a cell of one node. The networks are NASNet cells of a search's size; each side runs
+in processes of its own, one after the other, the imports and a first small network left out. Why ours takes less
+(recipes/engine/child_training.py):
 
 * grappler's rewrites are off while the step is traced: for a graph of thousands of nodes that is run some hundred times
   they take longer than they save;
@@ -10,13 +11,13 @@ other, the imports and a first small network left out. Why ours takes less (reci
 * the step takes images from an array: no tf.data pipeline is built.
 """
 
-import datetime
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
+
+from benchmarks.machine import describe_machine
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,7 +26,7 @@ NODES, FILTERS, BATCH, SIDE, CLASSES = 3, 8, 64, 14, 10
 SEED = 0
 
 
-def networks():
+def networks(nodes: int, repeats: int):
     """Yields functions that build networks of random cells: one for the warm-up, then those that are measured."""
     import numpy as np
 
@@ -34,8 +35,8 @@ def networks():
     from recipes.engine import spaces
 
     rng = np.random.default_rng(SEED)
-    space, presets = spaces.nasnet(NODES), child_networks.cell_presets(1, FILTERS)
-    for _ in range(REPEATS + 1):
+    space, presets = spaces.nasnet(nodes), child_networks.cell_presets(1, FILTERS)
+    for _ in range(repeats + 1):
         values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
         genotype = zoo.Genotype("child", "nasnet", space.body(values), presets=presets)
         size = {"classes": CLASSES, "input_shape": (SIDE, SIDE, 1)}
@@ -65,7 +66,7 @@ def plain(build, images, labels) -> None:
     model.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
 
 
-def measure(side: str) -> None:
+def measure(side: str, nodes: int, repeats: int) -> None:
     """Prints, for each network, the seconds of this process' time on the clock and on the processor."""
     import numpy as np
 
@@ -75,7 +76,7 @@ def measure(side: str) -> None:
     images = rng.random((BATCH, SIDE, SIDE, 1), np.float32)
     labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
     run = {"ours": ours, "plain": plain}[side]
-    for number, build in enumerate(networks()):
+    for number, build in enumerate(networks(nodes, repeats)):
         wall, processor = time.perf_counter(), time.process_time()
         run(build, images, labels)
         if number:
@@ -85,17 +86,12 @@ def measure(side: str) -> None:
 
 def main() -> None:
     """Runs both sides and prints the ratios."""
-    import keras
-    import tensorflow as tf
-
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, "
-        f"Keras {keras.__version__}, seed {SEED}, {datetime.datetime.now(datetime.UTC).date()}"
-    )
-    print(f"{REPEATS} random NASNet cells of {NODES} nodes, 1 repeat, {FILTERS} filters, batch {BATCH}")
+    nodes, repeats = (1, 1) if "--smoke" in sys.argv else (NODES, REPEATS)
+    print(f"{describe_machine('tensorflow', 'keras')}; seed {SEED}")
+    print(f"{repeats} random NASNet cells of {nodes} nodes, 1 repeat, {FILTERS} filters, batch {BATCH}")
     medians = {}
     for side in ("ours", "plain"):
-        command = [sys.executable, "-m", "benchmarks.trial_cost", side]
+        command = [sys.executable, "-m", "benchmarks.trial_cost", side, str(nodes), str(repeats)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         rows = [[float(number) for number in line.split()] for line in output.splitlines()]
         wall, processor = zip(*rows, strict=True)
@@ -110,7 +106,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(sys.argv[1])
+    if len(sys.argv) == 4:
+        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     else:
         main()

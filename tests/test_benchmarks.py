@@ -1,0 +1,59 @@
+"""Every script of benchmarks/ runs, each in a size that takes a minute at most; `make bench` runs them in full."""
+
+import itertools
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+MAINTAINERS = {"zoo_table", "int8_table", "embedded_images"}  # programs with tests of their own
+LIBRARY = {"machine", "table_search"}
+SCRIPTS = sorted({path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - MAINTAINERS - LIBRARY)
+QUICK = ["input_pipeline", "search_gates"]  # in a process that has TensorFlow already
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> dict[str, list[str]]:
+    """Script -> what it is given: search_gates a table of 2,187 networks, the others their own smoke size."""
+    networks = {"".join(digits): {"test_acc": [90.0, 91.0, 92.0]} for digits in itertools.product("012", repeat=7)}
+    table = tmp_path / "nas-bench-macro.json"
+    table.write_text(json.dumps(networks))
+    given = {name: ["--smoke"] for name in SCRIPTS}
+    return given | {"search_gates": [str(table), "--seeds=2", "--budgets", "2", "--only", "evolution"]}
+
+
+def check_printed(text: str) -> None:
+    """A script says on what it measured, and then what: a line of the machine, the date, and numbers."""
+    first, *others = text.splitlines()
+    assert re.search(r"\b\d+ cores\b", first)
+    assert any(re.search(r"\d\.\d", line) for line in others) or "left out" in text
+
+
+def test_make_bench_runs_every_measurement_and_no_maintainers_program():
+    makefile = (PROJECT / "Makefile").read_text().replace("\\\n", " ")
+    (names,) = re.findall(r"^BENCHMARKS := (.*)$", makefile, re.MULTILINE)
+    assert sorted(names.split()) == SCRIPTS
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_scripts_print_measurements(name: str, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, *arguments[name]])
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    check_printed(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_prints_measurements(name: str, arguments):
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments[name]]
+    # the project is not among the installed packages for a test that runs in another copy of it
+    variables = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    check_printed(done.stdout)

@@ -21,7 +21,7 @@ import keras_tuner
 from benchmarks.machine import describe_machine
 from recipes.engine import spaces, tuner
 from recipes.engine.ray import RayWorkers
-from recipes.engine.tasks import Task
+from recipes.engine.workers import Task
 from recipes.oracles import AgingEvolution
 
 SEED = 0

@@ -104,7 +104,6 @@ def search(oracle: SearchOracle, table: Table, budgets: Sequence[int]) -> list[f
         table: what it searches.
         budgets: numbers of evaluations; duplicates are none.
     """
-    oracle.persistent = False
     best, found = (-np.inf, np.nan), {}
     for evaluation in range(1, max(budgets) + 1):
         trial = oracle.create_trial("tuner")

@@ -21,11 +21,11 @@ from recipes.cards import card as report_card
 from recipes.cards import reading, tensorboard_logs
 from recipes.cards.ranking import LEAST_NETWORKS, ranking
 from recipes.engine import children as child_networks
-from recipes.engine import parallel, spaces, tuner
+from recipes.engine import spaces, tuner
 from recipes.engine.children import Children
 from recipes.engine.config import SEEDS, ChildConfig
 from recipes.engine.dry_run import dry_run
-from recipes.engine.tasks import Evaluate
+from recipes.engine.workers import Evaluate, Report, Workers, describe_failure, is_fatal, make_workers
 from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.choices import Genome
 from recipes.training import progress
@@ -35,7 +35,6 @@ from zoo.genotype import Genotype
 
 _SCORE_NAMES = {"val_accuracy": "validation accuracy"}
 
-Report = Callable[[float, str], None]  # share of the work that is done, and a few words on what is running
 # (seed, file of the state, report) -> {"values": of the space's decisions, "history": a record an epoch, ...}; JSON
 Find = Callable[[int, Path, Report], Mapping[str, Any]]
 # (seed -> file of the state, architectures) -> each seed whose shared weights are there still, with the architectures'
@@ -245,9 +244,9 @@ def _find_or_read(folder: Path, seed: int, find: Find, report: Report) -> Mappin
         try:
             found = dict(find(seed, _state_file(folder, seed), report))
         except Exception as error:  # whatever one seed fails of, the next one may not
-            if tuner.is_fatal(error):
+            if is_fatal(error):
                 raise
-            found = {"failed": tuner.reason_of(error), "history": []}
+            found = {"failed": describe_failure(error), "history": []}
         atomic.write_atomically(file, json.dumps(found | {"seconds": round(time.monotonic() - begun, 3)}))
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -270,7 +269,7 @@ def _rank_baseline(folder: Path, space: Any, judge: Judge) -> None:
     atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
 
 
-def _make_workers(config: ChildConfig, children: Children, evaluate: Evaluate) -> parallel.Workers | None:
+def _make_workers(config: ChildConfig, children: Children, evaluate: Evaluate) -> Workers | None:
     """Returns the workers that `config` asks for, if this search can have any; None for this process."""
     if not config.runs_elsewhere:
         return None
@@ -284,7 +283,7 @@ def _make_workers(config: ChildConfig, children: Children, evaluate: Evaluate) -
             f"max_latency is {config.max_latency}, measured on this machine, and workers {config.workers}: trials "
             "would disturb the measurements. Use --workers=0, or no max_latency"
         )
-    return parallel.make_workers(config, evaluate)
+    return make_workers(config, evaluate, config.folder / "workers")
 
 
 def _describe_source(

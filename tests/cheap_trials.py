@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.engine.tasks import Task
+from recipes.engine.workers import Task
 
 
 def score_of(values: Mapping[str, Any]) -> float:

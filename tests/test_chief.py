@@ -29,7 +29,6 @@ def chief(monkeypatch, tmp_path) -> RandomSearch:
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
     oracle = RandomSearch(OBJECTIVE, 2, SPACE.hyperparameters(), seed=0)
-    oracle.persistent = False
     oracle.silence = 0.1
     return oracle
 

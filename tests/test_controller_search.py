@@ -20,7 +20,6 @@ def choices() -> keras_tuner.HyperParameters:
 
 
 def run(oracle: ControllerOracle, trials: int) -> list[float]:
-    oracle.persistent = False
     scores = []
     for _ in range(trials):
         trial = oracle.create_trial("tuner")
@@ -85,9 +84,8 @@ def test_a_controller_goes_on_from_its_snapshot(after: int):
     whole = run(oracle(), 80)
     first, second = oracle(), oracle()
     start = run(first, after)
-    second.persistent = False
     for trial in first.trials.values():
-        second.adopt(trial)
+        second.adopt_ended(trial.hyperparameters.values, trial.score)
     second.restore_snapshot(json.loads(json.dumps(first.snapshot())))
     assert [*start, *run(second, 80 - after)] == whole
 

@@ -29,7 +29,6 @@ def answer(oracle, trial, score: float | None) -> None:
 
 
 def run(oracle, score, trials: int) -> list[dict]:
-    oracle.persistent = False
     seen = []
     for _ in range(trials):
         trial = oracle.create_trial("tuner")
@@ -153,7 +152,6 @@ def test_an_oracle_goes_on_from_its_state_as_if_nothing_had_happened(after: int)
     state = json.loads(json.dumps(first.get_state()))
     second.trials = dict(first.trials)
     second.set_state(state)
-    second.persistent = False
     answer(second, running, score(running.hyperparameters.values))
     assert [*start, running.hyperparameters.values, *run(second, score, 29 - after)] == whole
 
@@ -184,7 +182,6 @@ def test_a_keras_tuner_takes_the_oracle_and_resumes_it_from_its_folder(tmp_path)
 
 def test_choices_that_a_hypermodel_declares_while_it_builds_join_the_search():
     oracle = AgingEvolution(OBJECTIVE, 30, two_choices(), seed=0, population=3, sample=2)
-    oracle.persistent = False
     for _ in range(30):
         trial = oracle.create_trial("tuner")
         trial.hyperparameters.Choice("late", [7, 8, 9])
@@ -229,7 +226,6 @@ def test_copies_of_a_shared_space_part_when_one_gets_a_new_choice():
 
 def test_two_workers_never_run_the_same_point():
     oracle = RandomSearch(OBJECTIVE, 9, two_choices(3, 3), seed=0)
-    oracle.persistent = False
     trials = [oracle.create_trial(f"worker{i}") for i in range(9)]
     assert len({tuple(trial.hyperparameters.values.items()) for trial in trials}) == 9
 

@@ -11,8 +11,7 @@ from recipes.engine import children as child_networks
 from recipes.engine import spaces
 from recipes.engine.children import Children
 from recipes.engine.config import PLACE_FIELDS, PlaceConfig
-from recipes.engine.parallel import make_workers
-from recipes.engine.workers import LocalWorkers
+from recipes.engine.workers import LocalWorkers, make_workers
 from tests import cheap_trials
 
 SMOKE = nasnet.PRESETS["smoke"]

@@ -50,7 +50,6 @@ def answer(oracle, trial, score: float | None) -> None:
 
 
 def run(oracle, score, trials: int = 10_000) -> list[dict]:
-    oracle.persistent = False
     seen = []
     for _ in range(trials):
         trial = oracle.create_trial("tuner")
@@ -101,7 +100,6 @@ def test_larger_cells_are_those_that_the_predictor_finds_promising(network, targ
 
 def test_a_level_waits_for_its_last_trial():
     oracle = cells(2, first=2, beam=2)
-    oracle.persistent = False
     first, second = oracle.create_trial("one"), oracle.create_trial("two")
     answer(oracle, first, 0.5)
     assert oracle.create_trial("one").status == "IDLE"
@@ -164,7 +162,6 @@ def test_an_oracle_goes_on_from_its_state_as_if_nothing_had_happened(network, af
     running = first.create_trial("tuner")
     second.trials = dict(first.trials)
     second.set_state(json.loads(json.dumps(first.get_state())))
-    second.persistent = False
     answer(second, running, separable_convolutions(running.hyperparameters.values))
     assert [*start, running.hyperparameters.values, *run(second, separable_convolutions)] == whole
 

@@ -21,7 +21,6 @@ def table(request, reference) -> tables.Table:
 
 def search(oracle, table: tables.Table, budgets: tuple[int, ...]) -> list[float]:
     """The test accuracy of the best on validation, at each budget."""
-    oracle.persistent = False
     best, found = (-1.0, 0.0), []
     for evaluation in range(1, max(budgets) + 1):
         trial = oracle.create_trial("tuner")

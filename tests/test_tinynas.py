@@ -242,7 +242,6 @@ def counted(trials: int, **options: Any) -> tuple[GenerationalEvolution, list[tu
     oracle = GenerationalEvolution(
         keras_tuner.Objective("score", "max"), trials, hyperparameters, seed=0, population=10, parents=4, **options
     )
-    oracle.persistent = False
     seen = []
     for _ in range(trials):
         trial = oracle.create_trial("tuner")

@@ -17,8 +17,7 @@ import keras_tuner
 import pytest
 
 from recipes.engine import spaces, tuner
-from recipes.engine.tasks import Outcome, Task
-from recipes.engine.workers import LocalWorkers, variables_of
+from recipes.engine.workers import LocalWorkers, Outcome, Task, choose_variables
 from recipes.oracles import AgingEvolution, ControllerOracle, RandomSearch
 from recipes.oracles.base import SearchOracle, Wait
 from tests import cheap_trials
@@ -214,15 +213,15 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,5")
-    assert variables_of(0, 1) == {}  # it is to compute what this process would
-    assert variables_of(1, 2)["CUDA_VISIBLE_DEVICES"] == "2,5"
-    assert variables_of(1, 2)["OMP_NUM_THREADS"] == "4"
-    assert [variables_of(place, 8)["CUDA_VISIBLE_DEVICES"] for place in range(8)] == list("00112255")
-    assert variables_of(0, 8)["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert choose_variables(0, 1) == {}  # it is to compute what this process would
+    assert choose_variables(1, 2)["CUDA_VISIBLE_DEVICES"] == "2,5"
+    assert choose_variables(1, 2)["OMP_NUM_THREADS"] == "4"
+    assert [choose_variables(place, 8)["CUDA_VISIBLE_DEVICES"] for place in range(8)] == list("00112255")
+    assert choose_variables(0, 8)["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "OMP_NUM_THREADS" not in variables_of(0, 2)
-    assert "CUDA_VISIBLE_DEVICES" not in variables_of(0, 2)
+    assert "OMP_NUM_THREADS" not in choose_variables(0, 2)
+    assert "CUDA_VISIBLE_DEVICES" not in choose_variables(0, 2)
 
 
 @pytest.mark.parametrize(("count", "silence"), [(0, 1.0), (1, 0.0)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from recipes.engine.tasks import Task
+from recipes.engine.workers import Task
 
 Evaluate = Callable[[Task], Mapping[str, float]]
 
@@ -41,7 +41,7 @@ class _Logged:
         status = hparams.api_pb2.STATUS_FAILURE
         with writer.as_default(step=0):
             choices = {name: _as_choice(value) for name, value in task.values.items()}
-            hparams.summary_v2.hparams(choices, trial_id=f"trial {task.number + 1}")
+            hparams.summary_v2.hparams(choices, trial_id=f"trial {task.number}")
             try:
                 results = self.evaluate(task)
                 for name, value in sorted(results.items()):

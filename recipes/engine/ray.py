@@ -8,14 +8,14 @@ that ran. Nodes need this package, its data, and the search's folder on a disk t
 another node begin anew.
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.engine.tasks import Evaluate, Outcome, Parcel, Task, attempt
-from recipes.engine.workers import SILENCE
+from recipes.engine.workers import SILENCE, Evaluate, Outcome, Task, attempt, ignore_report
 
 _LOCAL_OBJECTS = 100 * 2**20  # bytes of shared memory: what travels is small
 _VARIABLES = {
@@ -29,7 +29,7 @@ _ROOM_SECONDS = 10.0  # between two looks at the size of the cluster
 
 
 class RayWorkers:
-    """Trials as tasks of Ray; see recipes.engine.parallel.Workers. Joins RAY_ADDRESS, or starts Ray on this machine.
+    """Trials as tasks of Ray; see recipes.engine.workers.Workers. Joins RAY_ADDRESS, or starts Ray on this machine.
 
     Args:
         evaluate: as of recipes.engine.tuner.Tuner; it must be what can be sent to another process.
@@ -56,7 +56,7 @@ class RayWorkers:
         silence: float = SILENCE,
         cores: int | None = None,
     ):
-        self._ray = ray = _ray()
+        self._ray = ray = _import_ray()
         self._own = not ray.is_initialized()
         if self._own:
             _start(ray, cores)
@@ -66,7 +66,7 @@ class RayWorkers:
         self._reports = ray.remote(_Reports).options(num_cpus=0).remote()
         self._evaluate = ray.put(evaluate)
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": retries}
-        self._function = ray.remote(_run).options(**options)
+        self._function = ray.remote(_run_task).options(**options)
         self._running: dict[Any, Task] = {}  # reference of the result -> task
         self._begun: dict[int, float] = {}
         self._heard: dict[int, float] = {}  # number -> when its last report came; those that wait for a node have none
@@ -89,8 +89,8 @@ class RayWorkers:
 
     def start(self, task: Task) -> None:
         """Hands a trial to Ray."""
-        parcel = Parcel.of(task)._replace(folder=Path(task.folder).absolute())
-        reference = self._function.remote([self._evaluate], parcel, self._reports)
+        travels = dataclasses.replace(task, folder=Path(task.folder).absolute(), report=ignore_report)
+        reference = self._function.remote([self._evaluate], travels, self._reports)
         self._running[reference] = task
         self._begun[task.number] = time.monotonic()
 
@@ -143,7 +143,7 @@ class RayWorkers:
 
 
 class _Reports:
-    """Is asked by trials all over the cluster to keep their reports until the search takes them."""
+    """Keeps the reports of trials all over the cluster until the search takes them."""
 
     def __init__(self):
         self._last: dict[int, tuple[float, str]] = {}
@@ -162,25 +162,25 @@ class _Reports:
 _known: dict[str, Evaluate] = {}  # in a worker's process: images and the like are read once
 
 
-def _run(reference: Sequence[Any], parcel: Parcel, reports: Any) -> Outcome:
-    """Is one trial, on the node that Ray has chosen; `reference` is in a list so that Ray leaves it alone."""
+def _run_task(reference: Sequence[Any], task: Task, reports: Any) -> Outcome:
+    """Runs one trial, on the node that Ray has chosen; `reference` is in a list so that Ray leaves it alone."""
     identity = reference[0].hex()
     if identity not in _known:
         _known.clear()
-        _known[identity] = _ray().get(reference[0])
+        _known[identity] = _import_ray().get(reference[0])
     last = time.monotonic()
-    reports.put.remote(parcel.number, 0.0, "started")
+    reports.put.remote(task.number, 0.0, "started")
 
     def report(share: float, text: str) -> None:
         nonlocal last
         if time.monotonic() - last > _REPORT_SECONDS:
             last = time.monotonic()
-            reports.put.remote(parcel.number, float(share), text)
+            reports.put.remote(task.number, float(share), text)
 
-    return attempt(_known[identity], parcel, report)
+    return attempt(_known[identity], dataclasses.replace(task, report=report))
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     for name, value in _VARIABLES.items():  # Ray reads them when it is imported
         os.environ.setdefault(name, value)
     try:

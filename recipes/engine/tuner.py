@@ -4,58 +4,73 @@
     tuner.search()
     tuner.best.values
 
-It is a KerasTuner tuner whose state is an append-only journal: the cost of a trial does not grow with their number. A
-resumed search replays the journal through the oracle, whose draws depend on its seed and the results alone.
+The state is an append-only journal: the cost of a trial does not grow with their number. A resumed search replays the
+journal through the oracle, whose draws depend on its seed and the results alone. Where the trials run is the business
+of `recipes.engine.workers`; oracle and journal are in this process, and the oracle learns in the order trials end.
 """
 
 import collections
+import dataclasses
+import errno
 import gc
-import itertools
 import json
-import logging
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from keras_tuner.engine import base_tuner
-from keras_tuner.engine import trial as trial_module
 
-from recipes.engine import parallel
-from recipes.engine.checkpoints import Checkpoints
 from recipes.engine.journal import Journal
-from recipes.engine.records import Record, pareto_front
-from recipes.engine.tasks import Evaluate, FailedElsewhereError, Outcome, Task, is_fatal, reason_of
+from recipes.engine.workers import Evaluate, InThisProcess, Outcome, Task, Workers
 from recipes.oracles.base import SearchOracle
 from recipes.training.progress import Status
 from zoo import atomic
 
 __all__ = ["Record", "Status", "Task", "Tuner", "forget_models", "pareto_front"]
 
-_log = logging.getLogger(__name__)
+COMPLETED, INVALID = "COMPLETED", "INVALID"  # as KerasTuner calls them
 
 
-class Tuner(base_tuner.BaseTuner):
-    """Runs `evaluate` on what the oracle proposes.
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One trial that has ended; `score` is None and `message` the reason where it is INVALID."""
 
-    A trial that raises an exception is INVALID, with the reason, and the search goes on; KeyboardInterrupt ends it
-    and keeps the state. A trial in which the process itself died `attempts` times without getting further is INVALID.
+    number: int
+    values: Mapping[str, Any]
+    status: str
+    score: float | None
+    metrics: Mapping[str, float]
+    seconds: float
+    message: str = ""
+
+
+class Tuner:
+    """Runs what the oracle proposes.
+
+    A trial that raises an exception is INVALID, with the reason, and the search continues; KeyboardInterrupt ends it
+    and keeps the state. A trial in which this process died `attempts` times without getting further is INVALID, and
+    one whose worker died `retries` + 1 times.
 
     Args:
         oracle: its hyperparameters must be complete; `recipes.engine.spaces` makes them.
         evaluate: task -> the objective, or name -> number with the objective among the names.
         folder: of journal and checkpoints.
         settings: what else must be equal for a journal to be continued, as JSON can hold it.
-        keep: checkpoints of this many best trials stay, and those of the last.
+        keep: checkpoints of this many best trials stay.
         observe: called with a Status when something has changed.
         snapshot_seconds: the oracle's state is saved this often, so that a resume has less to replay.
         attempts: see above; out of memory kills a process without an exception.
         workers: where the trials run, such as recipes.engine.workers.LocalWorkers; in this process unless given.
-            `evaluate` is then theirs, and None here. A trial whose worker died `retries` + 1 times is INVALID.
+            `evaluate` is then theirs, and None here.
         retries: how often a trial is given out again after its worker died or fell silent.
+
+    Raises:
+        ValueError: the arguments do not fit together, or the folder holds a search with other settings.
+        OSError: another process searches in the folder, or it cannot be written.
     """
 
     def __init__(
@@ -69,7 +84,7 @@ class Tuner(base_tuner.BaseTuner):
         observe: Callable[[Status], None] | None = None,
         snapshot_seconds: float = 30.0,
         attempts: int = 5,
-        workers: parallel.Workers | None = None,
+        workers: Workers | None = None,
         retries: int = 1,
     ):
         if (evaluate is None) == (workers is None):
@@ -81,27 +96,28 @@ class Tuner(base_tuner.BaseTuner):
             )
         if not oracle.hyperparameters.space:
             raise ValueError("the oracle has no choices; give it hyperparameters=space.hyperparameters()")
-        self.folder, self.checkpoints = Path(folder), Checkpoints(Path(folder) / "checkpoints")
-        self._evaluate, self._keep, self._observe = evaluate, keep, observe
-        self._snapshot_seconds, self._attempts = snapshot_seconds, attempts
-        self._workers, self._retries = workers, retries
-        self.at_once = 1  # trials that run; for the time left
-        self.seconds_waited = 0.0  # for trials elsewhere; the rest is the cost of the search itself
+        self.oracle, self.folder = oracle, Path(folder)
+        self._keep, self._observe, self._snapshot_seconds = keep, observe, snapshot_seconds
+        self._attempts, self._retries = attempts, retries
+        self._runs_here = workers is None
+        self._workers: Workers = InThisProcess(evaluate) if workers is None else workers  # pyright: ignore[reportArgumentType]
         self.history: list[Record] = []
-        self._started: dict[str, int] = {}  # trial id -> number
+        self.seconds_waited = 0.0  # for trials; the rest is the cost of the search itself
+        self._started = 0
+        self._running: dict[int, Mapping[str, Any]] = {}  # number -> values of the trials that have not ended
+        self._shares: dict[int, float] = {}  # number -> finished share of the trials that were handed out
         self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
-        self._begun = self._snapshotted = time.monotonic()
-        self._kept: list[tuple[float, int, Record]] = []  # the best first
-        self._best: Record | None = None
-        self._recent: collections.deque[float] = collections.deque(maxlen=50)  # s a trial, of this process
-        oracle.persistent = False
-        self._own_check, oracle.check = oracle.check, self._recorded_check
-        self._checked: dict[tuple[int, ...], str | None] = {}
+        self._best: list[Record] = []  # the best first
+        self._intervals: collections.deque[float] = collections.deque(maxlen=50)  # s between ends of trials
+        self._last_end = self._last_snapshot = time.monotonic()
+        self._checked: dict[tuple[int, ...], str | None] = {}  # genome -> what the oracle's check said
         self._refusals = 0
-        self._replaying = True
-        super().__init__(oracle, directory=str(self.folder.parent), project_name=self.folder.name)
         self.journal = Journal(self.folder / "journal.jsonl", self._header(settings or {}))
-        self._resume()
+        try:
+            self._resume()
+        except BaseException:
+            self.journal.close()
+            raise
 
     @property
     def best(self) -> Record:
@@ -110,153 +126,176 @@ class Tuner(base_tuner.BaseTuner):
         Raises:
             ValueError: none has succeeded; the text gives the reasons.
         """
-        if self._best is None:
-            reasons = collections.Counter(record.message for record in self.history).most_common(3)
-            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or self.oracle.message
-            last = next((reason for reason in reversed(self._checked.values()) if reason), None)
-            listed += f"; {self._refusals:,} were refused before a training, the last for {last}" if last else ""
-            raise ValueError(f"no trial has succeeded, {len(self.history)} failed: {listed}")
-        return self._best
+        if self._best:
+            return self._best[0]
+        reasons = collections.Counter(record.message for record in self.history).most_common(3)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or self.oracle.message
+        last = next((reason for reason in reversed(self._checked.values()) if reason), None)
+        listed += f"; {self._refusals:,} were refused before a training, the last for {last}" if last else ""
+        raise ValueError(f"no trial has succeeded, {len(self.history)} failed: {listed}")
 
-    def search(self, *fit_args: Any, **fit_kwargs: Any) -> None:
-        """Runs trials until the oracle has no more; what is left of an earlier process is finished first."""
+    def search(self) -> None:
+        """Runs trials until the oracle has no more; what is left of an earlier process is finished first.
+
+        An oracle that waits, such as a progressive one at the end of its level, is asked again when a trial has ended.
+
+        Raises:
+            OSError: a trial met what every other would meet too, such as a full disk.
+        """
+        self._last_end = time.monotonic()
+        waiting = collections.deque(sorted(self._running))
         try:
-            if self._workers is not None:
-                parallel.search(self, self._workers, self._retries)
-                return
-            for trial in self.unfinished():
-                self.on_trial_begin(trial)
-                self._try_run_and_update_trial(trial)
-                self.on_trial_end(trial)
-            super().search(*fit_args, **fit_kwargs)
+            while True:
+                while self._workers.room > 0:
+                    number = waiting.popleft() if waiting else self._start_trial()
+                    if number is None:
+                        break
+                    self._hand_out(number)
+                if not self._shares:
+                    return
+                begun = time.monotonic()
+                outcome = self._workers.wait()
+                self.seconds_waited += time.monotonic() - begun
+                if self._take_back(outcome):
+                    waiting.appendleft(outcome.number)
         finally:
-            if self._workers is not None:
-                self._workers.close()
+            self._workers.close()
             self.close()
-
-    def unfinished(self) -> list[Any]:
-        """Returns the trials that have started and not ended, in the order of their numbers."""
-        return sorted(self.oracle.ongoing_trials.values(), key=lambda trial: self._started[trial.trial_id])
-
-    def ask(self) -> Any | None:
-        """Returns a new trial that has started, or None while the oracle has none; for `recipes.engine.parallel`."""
-        if self.oracle.max_trials and len(self.oracle.trials) >= self.oracle.max_trials:
-            return None
-        trial = self.oracle.create_trial(self._slot())
-        if trial.status == trial_module.TrialStatus.RUNNING:
-            self.on_trial_begin(trial)
-            return trial
-        if self.oracle.running:  # asking took draws, which a replay has to take too
-            self.journal.append({"idle": len(self.history)})
-        return None
-
-    def lost(self, trial: Any, reason: str) -> int:
-        """Journals that a trial's worker was lost and returns how often that was so; for `recipes.engine.parallel`."""
-        number = self._started[trial.trial_id]
-        self.journal.append({"lost": number, "message": reason})
-        self._losses[number] += 1
-        return self._losses[number]
-
-    def end(self, trial: Any, outcome: Outcome) -> None:
-        """Takes in what came of a trial elsewhere; for `recipes.engine.parallel`."""
-        self._begun = time.monotonic() - outcome.seconds
-        self._try_run_and_update_trial(trial, outcome=outcome)
-        self.on_trial_end(trial)
-
-    def task(self, trial: Any, report: Callable[[float, str], None]) -> Task:
-        """Returns what `evaluate` gets of a trial that has started."""
-        number = self._started[trial.trial_id]
-        seed = np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0]
-        return Task(number, trial.hyperparameters.values, int(seed >> 1), self.checkpoints.of(number), report)
 
     def close(self) -> None:
         """Saves the state and lets go of the folder; a search that was not run to its end may be closed too."""
         self.journal.close()
 
-    def run_trial(self, trial: Any, *args: Any, outcome: Outcome | None = None, **kwargs: Any) -> Any:
-        """Evaluates one trial, or takes `outcome` from elsewhere; called by KerasTuner."""
-        if outcome is None:
-            results = self._run_here(trial)
-        elif outcome.results is None:
-            raise FailedElsewhereError(outcome.reason)
-        else:
-            results = outcome.results
-        name = self.oracle.objective.name
-        metrics = results if isinstance(results, Mapping) else {name: results}
-        if name in metrics and not math.isfinite(metrics[name]):
-            raise FloatingPointError(f"{name} is {float(metrics[name])}")
-        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-    def _run_here(self, trial: Any) -> float | Mapping[str, float]:
-        assert self._evaluate is not None
-        self._begun = time.monotonic()
-        self.tell(0.0, "")
-        if self._died(self._started[trial.trial_id]) >= self._attempts:
-            raise MemoryError(f"the process died {self._attempts} times in this trial, perhaps for want of memory")
-        return self._evaluate(self.task(trial, self.tell))
-
-    def _try_run_and_update_trial(self, trial: Any, *args: Any, **kwargs: Any) -> None:
-        """Turns a failure into a reason; KerasTuner's own prints every traceback, over the progress bar too."""
-        try:
-            self._run_and_update_trial(trial, *args, **kwargs)
-            trial.status = trial_module.TrialStatus.COMPLETED
-        except Exception as error:
-            if is_fatal(error):
-                raise
-            trial.status = trial_module.TrialStatus.INVALID
-            trial.message = reason_of(error)
-            _log.debug("trial %s failed", trial.trial_id, exc_info=True)
-
-    def on_trial_begin(self, trial: Any) -> None:
-        """Journals the start; called by KerasTuner."""
-        if trial.trial_id in self._started:  # of an earlier process
-            if self._workers is not None:  # the process that died was not the one that ran it
-                return
-            number = self._started[trial.trial_id]
-            self.journal.append({"resume": number, "mark": self.checkpoints.mark(number)})
-            self.journal.records.append({"resume": number, "mark": self.checkpoints.mark(number)})
-            return
-        number = self._started[trial.trial_id] = len(self._started)
-        self.journal.append({"start": number, "genome": self.oracle.choices.genome(trial.hyperparameters.values)})
-
-    def on_trial_end(self, trial: Any) -> None:
-        """Lets the oracle learn, journals the result and removes checkpoints; called by KerasTuner."""
-        seconds = time.monotonic() - self._begun
-        self.oracle.end_trial(trial)
-        record = self._record(self.oracle.trials[trial.trial_id], seconds)
-        self.journal.append(
-            {
-                "end": record.number,
-                "status": record.status,
-                "metrics": record.metrics,
-                "seconds": round(seconds, 3),
-                **({"message": record.message} if record.message else {}),
-            }
-        )
-        self._count(record)
-        self._recent.append(seconds)
-        running = [self._started[trial_id] for trial_id in self.oracle.running_genomes]
-        self.checkpoints.keep([record.number, *running, *(number for _, number, _ in self._kept[: self._keep])])
-        self.tell(0.0, "")
-        if time.monotonic() - self._snapshotted > self._snapshot_seconds:
-            self.save()
-
     def save(self) -> None:
-        """Saves the oracle's state beside the journal; called by KerasTuner at other times too."""
-        if self._replaying:
-            return
+        """Saves the oracle's state beside the journal."""
         self.journal.sync()
-        genomes = self.oracle.running_genomes
         state = {
             "records": self.journal.length,
-            "running": {self._started[trial_id]: list(genome) for trial_id, genome in genomes.items()},
+            "running": {number: list(genome) for number, genome in self.oracle.running_genomes.items()},
             "oracle": self.oracle.snapshot(),
         }
         atomic.write_atomically(self.folder / "snapshot.json", json.dumps(state))
-        self._snapshotted = time.monotonic()
+        self._last_snapshot = time.monotonic()
 
-    def reload(self) -> None:
-        """Does nothing: the constructor has read the journal."""
+    def tell(self, text: str, note: str = "") -> None:
+        """Gives `observe` the state of the search; `note` is worth a line of its own."""
+        if self._observe is None:
+            return
+        total, share = self.oracle.max_trials, sum(self._shares.values())
+        left = None
+        if total is not None and self._intervals:
+            left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._intervals)))
+        best = self._best[0].score if self._best else None
+        self._observe(Status(len(self.history), total, best, left, share, text, note))
+
+    def _start_trial(self) -> int | None:
+        """Journals a new trial and returns its number, or None while the oracle has none."""
+        if self.oracle.max_trials and self._started >= self.oracle.max_trials:
+            return None
+        proposal = self.oracle.ask(self._started, self._check)
+        if proposal is None:
+            if self.oracle.running:  # asking took draws, which a replay has to take too
+                self.journal.append({"idle": len(self.history)})
+            return None
+        number, self._started = self._started, self._started + 1
+        self._running[number] = proposal.values
+        self.journal.append({"start": number, "genome": self.oracle.choices.genome(proposal.values)})
+        return number
+
+    def _hand_out(self, number: int) -> None:
+        """Gives a trial to a worker, unless this process has died in it too often."""
+        self._shares[number] = 0.0
+        if self._runs_here and number in self._unfinished:
+            self._unfinished.discard(number)
+            resume = {"resume": number, "mark": self._checkpoint_mark(number)}
+            self.journal.append(resume)
+            marks = [*self._marks[number], resume["mark"]]
+            deaths = sum(mark == marks[-1] for mark in marks)
+            if deaths >= self._attempts:
+                reason = f"MemoryError: the process died {deaths} times in this trial, perhaps for want of memory"
+                self._end(Outcome(number, None, reason))
+                return
+
+        def report(share: float, text: str) -> None:
+            self._shares[number] = share
+            self.tell(text if len(self._shares) == 1 else f"{len(self._shares)} at once")
+
+        seed = int(np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0] >> 1)
+        self.tell("")
+        self._workers.start(Task(number, self._running[number], seed, self._checkpoint(number), report))
+
+    def _take_back(self, outcome: Outcome) -> bool:
+        """Takes in what came of a trial; returns whether it has to be handed out again."""
+        if outcome.fatal:
+            full = " Free some space." if "No space" in outcome.reason else ""
+            raise OSError(errno.EIO, f"trial {outcome.number} ended the search: {outcome.reason}.{full} What has ended "
+                          "is kept; the same command resumes")  # fmt: skip
+        if outcome.lost:
+            self.journal.append({"lost": outcome.number, "message": outcome.reason})
+            self._losses[outcome.number] += 1
+            times = self._losses[outcome.number]
+            again = times <= self._retries
+            del self._shares[outcome.number]
+            self.tell("", f"trial {outcome.number}: {outcome.reason}; " + ("it starts again" if again else "given up"))
+            if again:
+                return True
+            outcome = outcome._replace(reason=f"given out {times} times, in the end {outcome.reason}")
+        self._end(outcome)
+        return False
+
+    def _end(self, outcome: Outcome) -> None:
+        """Lets the oracle learn, journals the result and removes checkpoints."""
+        name, number = self.oracle.objective.name, outcome.number
+        results = outcome.results if isinstance(outcome.results, Mapping) else {name: outcome.results}
+        metrics, reason = {}, outcome.reason
+        if outcome.results is not None:
+            if name not in results:
+                raise ValueError(f"evaluate returned {sorted(results)}; expected the objective {name!r} among them")
+            if math.isfinite(results[name]):
+                metrics = {key: float(value) for key, value in results.items() if math.isfinite(value)}
+            else:
+                reason = f"FloatingPointError: {name} is {float(results[name])}"
+        self._shares.pop(number, None)
+        status = COMPLETED if metrics else INVALID
+        record = Record(number, self._running[number], status, metrics.get(name), metrics, outcome.seconds, reason)
+        self._count_in(record)
+        message = {"message": reason} if reason else {}
+        seconds = round(outcome.seconds, 3)
+        self.journal.append({"end": number, "status": status, "metrics": metrics, "seconds": seconds, **message})
+        self._intervals.append(time.monotonic() - self._last_end)
+        self._last_end = time.monotonic()
+        self._keep_checkpoints([*self._running, *(kept.number for kept in self._best[: self._keep])])
+        self.tell("")
+        if time.monotonic() - self._last_snapshot > self._snapshot_seconds:
+            self.save()
+
+    def _count_in(self, record: Record, learn: bool = True) -> None:
+        """Counts in a trial that has ended, and lets the oracle learn from it or only remember it."""
+        del self._running[record.number]
+        if learn:
+            self.oracle.tell(record.number, record.score, record.message)
+        else:
+            self.oracle.adopt_ended(dict(record.values), record.score, record.message)
+        self.history.append(record)
+        if record.score is not None:
+            sign = -1.0 if self.oracle.objective.direction == "max" else 1.0
+            self._best.append(record)
+            self._best.sort(key=lambda kept: (sign * (kept.score or 0.0), kept.number))
+            del self._best[max(1, self._keep) :]
+
+    def _check(self, values: dict[str, Any]) -> str | None:
+        """Asks the oracle's check once in the life of a search; its answer may have cost building a network."""
+        if self.oracle.check is None:
+            return None
+        genome = self.oracle.choices.genome(values)
+        if genome in self._checked:
+            return self._checked[genome]
+        reason = self._checked[genome] = self.oracle.check(values)
+        if reason:
+            self.journal.append({"refused": genome, "message": reason})
+            self._refusals += 1
+            self.tell(f"{self._refusals:,} refused, the last for {reason}")
+        return reason
 
     def _header(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         choices = self.oracle.choices
@@ -271,6 +310,7 @@ class Tuner(base_tuner.BaseTuner):
     def _resume(self) -> None:
         """Takes the oracle to where the journal ends."""
         records = self.journal.records
+        self._marks: dict[int, list[int]] = collections.defaultdict(list)  # number -> checkpoint marks at each resume
         for record in records:
             if "refused" in record:
                 self._checked[tuple(record["refused"])] = record["message"]
@@ -279,16 +319,18 @@ class Tuner(base_tuner.BaseTuner):
                 self._checked[tuple(record["genome"])] = None
             elif "lost" in record:
                 self._losses[record["lost"]] += 1
+            elif "resume" in record:
+                self._marks[record["resume"]].append(record["mark"])
         for record in records[self._restore_snapshot(records) :]:
             if "start" in record:
                 self._replay_start(record)
             elif "end" in record:
-                self._replay_end(record)
+                self._count_in(self._read_end(record))
             elif "idle" in record:
-                self.oracle.create_trial(self._slot())
-        self._replaying = False
+                self.oracle.ask(self._started, self._check)
+        self._unfinished = set(self._running)
         if records:
-            self.tell(0.0, f"resumed after {len(self.history)} trials")
+            self.tell(f"resumed after {len(self.history)} trials")
 
     def _restore_snapshot(self, records: Sequence[Mapping[str, Any]]) -> int:
         """Returns how many records the snapshot covers; 0 where there is none, or the journal is shorter."""
@@ -297,115 +339,49 @@ class Tuner(base_tuner.BaseTuner):
         covered = state.get("records", 0)
         if not 0 < covered <= len(records):
             return 0
-        ends = {record["end"]: record for record in records[:covered] if "end" in record}
         for record in records[:covered]:
             if "start" in record:
-                number = record["start"]
-                self._adopt(number, record["genome"], ends.get(number), state["running"].get(str(number)))
-        self.oracle.end_order = [self._trial_id(number) for number in ends]
-        for number, end in ends.items():
-            self._count(self._record(self.oracle.trials[self._trial_id(number)], end["seconds"]))
+                self._running[record["start"]] = self.oracle.choices.values(tuple(record["genome"]))
+                self._started += 1
+            elif "end" in record:
+                self._count_in(self._read_end(record), learn=False)
+        for number, genome in state["running"].items():
+            self.oracle.adopt_running(int(number), tuple(genome))
         self.oracle.restore_snapshot(state["oracle"])
         return covered
 
-    def _adopt(self, number: int, genome: list[int], end: Mapping[str, Any] | None, running: list[int] | None) -> None:
-        hyperparameters = self.oracle.get_space()
-        hyperparameters.values = self.oracle.choices.values(tuple(genome))
-        trial = trial_module.Trial(hyperparameters, trial_id=self._trial_id(number))
-        self._started[trial.trial_id] = number
-        if end is None:
-            self.oracle.adopt(trial, tuple(running or genome))
-            self.oracle.ongoing_trials[self._slot()] = trial
-            return
-        self._fill(trial, end)
-        if trial.status == trial_module.TrialStatus.COMPLETED:
-            self.oracle.score_trial(trial)
-        self.oracle.adopt(trial)
-
     def _replay_start(self, record: Mapping[str, Any]) -> None:
-        trial = self.oracle.create_trial(self._slot())
-        genome = list(self.oracle.choices.genome(trial.hyperparameters.values)) if trial.hyperparameters.values else []
-        if trial.status != trial_module.TrialStatus.RUNNING or genome != record["genome"]:
+        proposal = self.oracle.ask(record["start"], self._check)
+        genome = [] if proposal is None else list(self.oracle.choices.genome(proposal.values))
+        if proposal is None or genome != record["genome"]:
             raise ValueError(
                 f"{self.journal.path}: trial {record['start']} was {record['genome']}, and the oracle now proposes "
                 f"{genome or 'nothing'}. It is another version or has other settings; use those, or another folder"
             )
-        self._started[trial.trial_id] = record["start"]
+        self._running[record["start"]] = proposal.values
+        self._started += 1
 
-    def _replay_end(self, record: Mapping[str, Any]) -> None:
-        trial = self.oracle.trials[self._trial_id(record["end"])]
-        self._fill(trial, record)
-        self.oracle.end_trial(trial)
-        self._count(self._record(trial, record["seconds"]))
+    def _read_end(self, record: Mapping[str, Any]) -> Record:
+        number, status = record["end"], record["status"]
+        score = record["metrics"][self.oracle.objective.name] if status == COMPLETED else None
+        message = record.get("message", "")
+        return Record(number, self._running[number], status, score, record["metrics"], record["seconds"], message)
 
-    def _slot(self) -> str:
-        """Returns the first tuner id without a trial: the oracle gives one trial to each."""
-        names = (self.tuner_id if place == 0 else f"{self.tuner_id}.{place}" for place in itertools.count())
-        return next(name for name in names if name not in self.oracle.ongoing_trials)
+    def _checkpoint(self, number: int) -> Path:
+        """Returns the folder for a trial's checkpoint, which need not exist."""
+        return self.folder / "checkpoints" / f"trial_{number:05d}"
 
-    def _fill(self, trial: Any, record: Mapping[str, Any]) -> None:
-        trial.status, trial.message = record["status"], record.get("message")
-        for name, value in record["metrics"].items():
-            direction = self.oracle.objective.direction if name == self.oracle.objective.name else None
-            trial.metrics.register(name, direction=direction or "min")
-            trial.metrics.update(name, value, step=0)
+    def _checkpoint_mark(self, number: int) -> int:
+        """Returns a number that changes when the trial has written a checkpoint."""
+        folder = self._checkpoint(number)
+        return max((path.stat().st_mtime_ns for path in folder.rglob("*")), default=0) if folder.exists() else 0
 
-    def _trial_id(self, number: int) -> str:
-        """Returns the id that KerasTuner gives to its trial of this number."""
-        return f"{number:0{len(str(self.oracle.max_trials))}d}"
-
-    def _record(self, trial: Any, seconds: float) -> Record:
-        metrics = {name: float(history.get_last_value()) for name, history in trial.metrics.metrics.items()}
-        completed = trial.status == trial_module.TrialStatus.COMPLETED
-        return Record(
-            self._started[trial.trial_id],
-            trial.hyperparameters.values,
-            trial.status,
-            float(trial.score) if completed else None,
-            metrics,
-            seconds,
-            trial.message or "",
-        )
-
-    def _count(self, record: Record) -> None:
-        self.history.append(record)
-        if record.score is None:
-            return
-        maximize = self.oracle.objective.direction == "max"
-        self._kept.append((-record.score if maximize else record.score, record.number, record))
-        self._kept.sort(key=lambda kept: kept[:2])
-        self._best = self._kept[0][2]
-        del self._kept[max(1, self._keep) :]
-
-    def _died(self, number: int) -> int:
-        """Returns how often the process died in this trial since its last checkpoint."""
-        marks = [record["mark"] for record in self.journal.records if record.get("resume") == number]
-        return sum(mark == marks[-1] for mark in marks) if marks else 0
-
-    def _recorded_check(self, values: dict[str, Any]) -> str | None:
-        """Asks the oracle's own check once in the life of a search; its answer may have cost building a network."""
-        if self._own_check is None:
-            return None
-        genome = self.oracle.choices.genome(values)
-        if genome in self._checked:
-            return self._checked[genome]
-        reason = self._checked[genome] = self._own_check(values)
-        if reason:
-            self.journal.append({"refused": genome, "message": reason})
-            self._refusals += 1
-            self.tell(0.0, f"{self._refusals:,} refused, the last for {reason}")
-        return reason
-
-    def tell(self, share: float, text: str) -> None:
-        """Gives `observe` the state of the search; `share` is what is finished of the running trials, in trials."""
-        if self._observe is None:
-            return
-        total = self.oracle.max_trials
-        left = None
-        if total is not None and self._recent:
-            left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._recent)) / self.at_once)
-        best = None if self._best is None else self._best.score
-        self._observe(Status(len(self.history), total, best, left, share, text))
+    def _keep_checkpoints(self, numbers: Iterable[int]) -> None:
+        """Removes the checkpoints of all other trials."""
+        folder, kept = self.folder / "checkpoints", {self._checkpoint(number).name for number in numbers}
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def forget_models() -> None:
@@ -414,3 +390,29 @@ def forget_models() -> None:
 
     keras.backend.clear_session()
     gc.collect()
+
+
+def pareto_front(history: Sequence[Record], objectives: Mapping[str, str]) -> list[Record]:
+    """Returns the trials that no other beats in every objective, in the order of the first one, the best first.
+
+    Args:
+        history: `Tuner.history`.
+        objectives: name of a metric -> "max" or "min"; one or more.
+    """
+    for name, direction in objectives.items():
+        if direction not in ("max", "min"):
+            raise ValueError(f"the direction of {name!r} is {direction!r}; expected 'max' or 'min'")
+    signs = [1.0 if direction == "max" else -1.0 for direction in objectives.values()]
+    points = []
+    for record in history:
+        if record.score is not None:
+            missing = [name for name in objectives if record.metrics.get(name) is None]
+            if missing:
+                raise ValueError(f"trial {record.number} has no {missing[0]!r}; it has {sorted(record.metrics)}")
+            points.append((tuple(s * record.metrics[name] for s, name in zip(signs, objectives, strict=True)), record))
+    front = [
+        (point, record)
+        for point, record in points
+        if not any(other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other, _ in points)
+    ]
+    return [record for _, record in sorted(front, key=lambda entry: entry[0], reverse=True)]

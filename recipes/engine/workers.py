@@ -1,12 +1,18 @@
-"""Trials in processes of their own on this machine: what kills one of them costs a trial's attempt, not the search.
+"""Where the trials of a search run: in this process, or in others that may die without ending the search.
 
     tuner = Tuner(oracle, None, folder, workers=LocalWorkers(evaluate, 4))
 
-A worker is a fresh Python (spawned, not forked: TensorFlow does not survive a fork) that keeps running trials, so that
-its imports are paid once. It ends with the process that started it, also where that one is killed.
+A local worker is a fresh Python (spawned, not forked: TensorFlow does not survive a fork) that keeps running trials, so
+that its imports are paid once. It ends with the process that started it, also where that one is killed. Nothing but the
+order in which trials end depends on the number of workers: one worker gives the search of this process.
+
+This module needs the standard library alone, for each worker imports it.
 """
 
 import contextlib
+import dataclasses
+import errno
+import logging
 import math
 import multiprocessing
 import os
@@ -14,22 +20,172 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from recipes.engine.tasks import Evaluate, Outcome, Parcel, Task, attempt
+if TYPE_CHECKING:
+    from recipes.engine.config import PlaceConfig
 
 SILENCE = 1800.0  # s without a word from a trial after which its worker is given up
 _REPORT_SECONDS = 0.5  # between two reports of a trial
 _START_SECONDS = 600.0  # that a new process has for its imports, if `silence` is less
 _FAREWELL_SECONDS = 5.0  # that a worker has to end by itself
+_LONGEST_REASON = 300  # characters of an exception's text
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+
+_log = logging.getLogger(__name__)
+Report = Callable[[float, str], None]  # finished share of a trial, 0 to 1, and a few words on what is running
+
+
+def ignore_report(share: float, text: str) -> None:
+    """Takes the place of a report while a task travels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One trial as `evaluate` sees it.
+
+    Attributes:
+        number: from 0.
+        values: decision -> choice.
+        seed: of this trial alone; the same whenever the trial is run again.
+        folder: for its checkpoints; not made yet. A killed trial finds there what it had written.
+        report: to be called with the finished share of the trial (0 to 1) and a few words on what is running.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    seed: int
+    folder: Path
+    report: Report = ignore_report
+
+
+Evaluate = Callable[[Task], float | Mapping[str, float]]
+
+
+class Outcome(NamedTuple):
+    """How an attempt at a trial ended.
+
+    Attributes:
+        number: of the trial.
+        results: what `evaluate` returned; None where it did not.
+        reason: of the failure.
+        lost: the worker died or fell silent; the trial may do better elsewhere.
+        fatal: no other trial would do better: the disk is full, say.
+        seconds: of the attempt.
+    """
+
+    number: int
+    results: float | Mapping[str, float] | None
+    reason: str = ""
+    lost: bool = False
+    fatal: bool = False
+    seconds: float = 0.0
+
+
+def describe_failure(error: BaseException) -> str:
+    """Returns an exception in one line: its type and the beginning of its text."""
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Says whether every other trial would fail of this too, so that the search has to stop and keep its state."""
+    named_so = any(base.__name__ == "FatalError" for base in type(error).__mro__)  # keras_tuner's
+    return named_so or (isinstance(error, OSError) and error.errno in _DISK_IS_FULL)
+
+
+def attempt(evaluate: Evaluate, task: Task) -> Outcome:
+    """Runs a trial in the process that calls this; the exception that it raises is in the outcome."""
+    begun = time.monotonic()
+    try:
+        results = evaluate(task)
+        if isinstance(results, Mapping):
+            results = {name: float(value) for name, value in results.items()}
+        else:
+            results = float(results)
+        return Outcome(task.number, results, seconds=time.monotonic() - begun)
+    except Exception as error:  # noqa: BLE001 - whatever a network fails of, the next one may not
+        _log.debug("trial %d failed", task.number, exc_info=True)
+        seconds = time.monotonic() - begun
+        return Outcome(task.number, None, describe_failure(error), fatal=is_fatal(error), seconds=seconds)
+
+
+class Workers(Protocol):
+    """Where trials run."""
+
+    @property
+    def room(self) -> int:
+        """How many more trials can be started now."""
+        ...
+
+    def start(self, task: Task) -> None:
+        """Gives a trial out."""
+        ...
+
+    def wait(self) -> Outcome:
+        """Waits until a trial has ended or its worker is lost, and returns what came of it."""
+        ...
+
+    def close(self) -> None:
+        """Ends whatever runs."""
+        ...
+
+
+def make_workers(config: "PlaceConfig", evaluate: Evaluate, logs: Path | None = None) -> Workers | None:
+    """Returns the workers that run `evaluate` where `config` says, None for this process.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: the cluster at RAY_ADDRESS does not answer.
+    """
+    if not config.runs_elsewhere:
+        return None
+    if config.workers != "ray":
+        return LocalWorkers(evaluate, int(config.workers), silence=config.silence, logs=logs)
+    from recipes.engine.ray import RayWorkers
+
+    return RayWorkers(
+        evaluate,
+        cpus=config.trial_cpus,
+        gpus=config.trial_gpus,
+        at_once=config.trials_at_once,
+        retries=config.retries,
+        silence=config.silence,
+    )
+
+
+class InThisProcess:
+    """Runs one trial at a time, while it is waited for; what is no Exception, Ctrl-C say, ends the search."""
+
+    def __init__(self, evaluate: Evaluate):
+        self._evaluate = evaluate
+        self._task: Task | None = None
+
+    @property
+    def room(self) -> int:
+        """1, or 0 where a trial has started."""
+        return 1 if self._task is None else 0
+
+    def start(self, task: Task) -> None:
+        """Keeps the trial for `wait`."""
+        self._task = task
+
+    def wait(self) -> Outcome:
+        """Runs the trial."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        return attempt(self._evaluate, task)
+
+    def close(self) -> None:
+        """Does nothing: nothing runs on its own."""
 
 
 class LocalWorkers:
-    """Up to `count` processes of this machine, started when they are needed; see recipes.engine.parallel.Workers.
+    """Up to `count` processes of this machine, started when they are needed; see Workers.
 
     Cores and GPUs are shared out evenly: a worker has all of them where it is the only one, so that it computes what
     this process would.
@@ -39,15 +195,16 @@ class LocalWorkers:
             another process.
         count: at least 1.
         silence: s; a trial that neither ends nor reports for so long has its worker killed.
+        logs: folder of a file for each worker, with what it and its libraries print; the terminal unless given.
 
     Raises:
         ValueError: a number is out of range, or (in `start`) `evaluate` cannot be sent.
     """
 
-    def __init__(self, evaluate: Evaluate, count: int, *, silence: float = SILENCE):
+    def __init__(self, evaluate: Evaluate, count: int, *, silence: float = SILENCE, logs: Path | None = None):
         if count < 1 or not silence > 0:
             raise ValueError(f"count is {count} and silence {silence}; expected a whole number from 1, and seconds")
-        self._evaluate, self._silence = evaluate, silence
+        self._evaluate, self._silence, self._logs = evaluate, silence, logs
         self._count = count
         self._workers: dict[int, _Worker] = {}  # by place
         self._busy: dict[int, _Worker] = {}
@@ -70,7 +227,8 @@ class LocalWorkers:
             idle.end()
             idle = None
         if idle is None:
-            idle = self._workers[place] = _Worker(self._evaluate, variables_of(place, self._count))
+            log = None if self._logs is None else self._logs / f"worker_{place}.log"
+            idle = self._workers[place] = _Worker(self._evaluate, choose_variables(place, self._count), log)
             idle.take(task)
         self._busy[place] = idle
 
@@ -112,31 +270,34 @@ class LocalWorkers:
 class _Worker:
     """This side of a process that runs one trial at a time."""
 
-    def __init__(self, evaluate: Evaluate, variables: dict[str, str]):
+    def __init__(self, evaluate: Evaluate, variables: dict[str, str], log: Path | None):
         context = multiprocessing.get_context("spawn")
         self.channel, other = context.Pipe()
-        self.process: Any = context.Process(target=_serve, args=(evaluate, other), daemon=True)
+        self.process: Any = context.Process(target=_serve, args=(other, log), daemon=True)
         self.task: Task | None = None
+        self._log = log
         self.begun = self.heard = time.monotonic()
         self._ready = False
+        with _set_variables(variables):
+            self.process.start()
+        other.close()
         try:
-            with _set(variables):
-                self.process.start()
-        except OSError:
-            raise
+            self.channel.send(evaluate)
+        except OSError:  # it is dead already, which `listen` will tell
+            pass
         except Exception as error:  # noqa: BLE001 - what cannot be sent raises whatever it likes
+            self.process.kill()
+            self.end()
             raise ValueError(
                 f"{evaluate!r} cannot be sent to another process: {error}. Expected a function of a module or a method "
                 "of an object that can be pickled; --workers=0 takes any"
             ) from None
-        finally:
-            other.close()
 
     def take(self, task: Task) -> bool:
         """Sends a trial over; False where nobody is there any more."""
         self.begun = self.heard = time.monotonic()
         try:
-            self.channel.send(Parcel.of(task))
+            self.channel.send(dataclasses.replace(task, report=ignore_report))
         except OSError:
             if self._ready:
                 return False
@@ -154,7 +315,7 @@ class _Worker:
             message = self.channel.recv()
         except (EOFError, OSError):
             self.process.join(_FAREWELL_SECONDS)
-            return self.loss(_death(self.process.exitcode))
+            return self.loss(_describe_death(self.process.exitcode))
         self.heard = time.monotonic()
         if isinstance(message, Outcome):
             self.task = None
@@ -170,7 +331,7 @@ class _Worker:
         assert self.task is not None
         seconds = time.monotonic() - self.begun
         if not self._ready and self.process.exitcode is not None and self.process.exitcode > 0:
-            reason = f"{reason} before it was ready: its error is above"
+            reason = f"{reason} before it was ready: {_read_last_line(self._log)}"
             return Outcome(self.task.number, None, reason, fatal=True, seconds=seconds)
         return Outcome(self.task.number, None, reason, lost=True, seconds=seconds)
 
@@ -184,15 +345,28 @@ class _Worker:
         self.process.close()
 
 
-def _serve(evaluate: Evaluate, channel: connection.Connection) -> None:
-    """Is what the worker's process does."""
+def _serve(channel: connection.Connection, log: Path | None) -> None:
+    """Worker main loop."""
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):  # TensorFlow's C++ code writes there too
+            os.dup2(file, stream)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and is the other process's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    evaluate = channel.recv()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         channel.send(None)
         while True:
-            parcel = channel.recv()
-            channel.send(attempt(evaluate, parcel, _Reports(channel)))
+            task = channel.recv()
+            channel.send(attempt(evaluate, dataclasses.replace(task, report=_Reports(channel))))
+
+
+def _read_last_line(log: Path | None) -> str:
+    if log is None or not log.exists():
+        return "its error is above"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'it printed nothing'} (all of it is in {log})"
 
 
 def _end_with_parent() -> None:
@@ -214,7 +388,7 @@ class _Reports:
             self._channel.send((float(share), text))
 
 
-def _death(code: int | None) -> str:
+def _describe_death(code: int | None) -> str:
     if code is None or code >= 0:
         return f"the worker ended with exit code {code}"
     name = signal.Signals(-code).name
@@ -222,7 +396,7 @@ def _death(code: int | None) -> str:
     return f"the worker was ended by signal {-code} ({name}){hint}"
 
 
-def variables_of(place: int, count: int) -> dict[str, str]:
+def choose_variables(place: int, count: int) -> dict[str, str]:
     """Returns the environment variables that give the worker of this place its share of cores and GPUs.
 
     What the user has set stays. Fewer GPUs than workers are shared, and TensorFlow then takes memory as it needs it.
@@ -250,7 +424,7 @@ def _gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def _set(variables: dict[str, str]) -> Iterator[None]:
+def _set_variables(variables: dict[str, str]) -> Iterator[None]:
     """Sets variables for the processes that the block starts: TensorFlow reads them when it is imported there."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

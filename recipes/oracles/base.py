@@ -4,19 +4,21 @@ It keeps clear of these habits of KerasTuner 1.4.8: `seed=0` counts as no seed, 
 failed trials in a row end it too, and a new trial copies the search space choice by choice (0.4 ms at 30 choices).
 """
 
+import collections
 import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras_tuner
 import numpy as np
 from keras_tuner.engine import trial as trial_module
 
 from recipes.oracles.choices import Choices, Genome, SharedSpace
-from recipes.oracles.leases import LeasingOracle
+from recipes.oracles.leases import LeasingOracle, is_chief
 
 Values = dict[str, Any]
+Check = Callable[[Values], str | None]  # why a point must not be trained, or None
 _LARGEST_ENUMERATION = 100_000  # choices; a space up to this size is searched to its last point
 
 
@@ -24,8 +26,18 @@ class Wait(Exception):  # noqa: N818 - an answer, not an error
     """Raised by `propose` while it needs the results of trials that still run."""
 
 
+class Proposal(NamedTuple):
+    """A point to train: the choices as the oracle learns them, and the values of those that are active."""
+
+    genome: Genome
+    values: Values
+
+
 class SearchOracle(LeasingOracle):
     """An oracle over categorical choices; a subclass says what to try next and what to learn from a result.
+
+    KerasTuner's tuners drive it by its own methods and keep its state in oracle.json. `ask` and `tell` are all that
+    another driver needs, such as recipes.engine.tuner, and cost less; the state is then the driver's to keep.
 
     A subclass implements `propose`, `learn`, `learned` and `restore`, and draws only from `self.rng`. A proposal whose
     key is known is no trial: the oracle learns the known score at once (where `relearns`) and proposes again.
@@ -51,7 +63,7 @@ class SearchOracle(LeasingOracle):
         *,
         seed: int | None = None,
         key: Callable[[Values], Hashable] | None = None,
-        check: Callable[[Values], str | None] | None = None,
+        check: Check | None = None,
         max_redraws: int = 1000,
     ):
         if isinstance(objective, (list, tuple)):
@@ -66,13 +78,13 @@ class SearchOracle(LeasingOracle):
         self.key = key or (lambda values: tuple(sorted(values.items())))
         self.check = check
         self.max_redraws = max_redraws
-        self.persistent = True  # False: somebody else keeps the state, as recipes.engine.tuner does with its journal
         self.message = ""  # why the search stopped, once it has
         self.refused: dict[Hashable, str] = {}  # key -> why it is never trained (again)
         self.duplicates = 0
         self.verbose = 0
         self._known: dict[Hashable, float] = {}  # key -> score
-        self._running: dict[str, tuple[Genome, Hashable]] = {}
+        self._running: dict[Hashable, tuple[Genome, Hashable]] = {}
+        self._directory = None  # set by KerasTuner's tuners
         self._choices = Choices(self.hyperparameters)
 
     def propose(self) -> Genome | None:
@@ -109,46 +121,58 @@ class SearchOracle(LeasingOracle):
         return len(self._running)
 
     @property
-    def running_genomes(self) -> dict[str, Genome]:
-        """Trial id -> choices of the trials that have started and not ended."""
-        return {trial_id: genome for trial_id, (genome, _) in self._running.items()}
+    def running_genomes(self) -> dict[Hashable, Genome]:
+        """Identity -> choices of the trials that have started and not ended."""
+        return {identity: genome for identity, (genome, _) in self._running.items()}
 
     def random_genome(self) -> Genome:
         """Draws every choice uniformly."""
         return tuple(int(index) for index in self.rng.integers(self.choices.counts))
 
-    def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Returns {"status", "values"} of the next trial; see keras_tuner.Oracle."""
+    def ask(self, identity: Hashable, check: Check | None = None) -> Proposal | None:
+        """Returns a point to train, or None: not before a running trial has ended, or never where none is running.
+
+        Args:
+            identity: of the trial, for `tell`.
+            check: in the place of the oracle's own, where the driver remembers the answers.
+        """
         for _ in range(self.max_redraws):
             try:
                 genome = self.propose()
             except Wait:
-                return {"status": "IDLE" if self._running else "STOPPED"}
+                return None
             if genome is None:
-                return {"status": "STOPPED"}
-            values, key = self._unless_settled(genome)
-            if values is not None:
-                self._running[trial_id] = (genome, key)
-                return {"status": "RUNNING", "values": values}
-        return self._unseen(trial_id)
+                return None
+            proposal = self._start_unless_settled(identity, genome, check)
+            if proposal is not None:
+                return proposal
+        return self._ask_unseen(identity, check)
 
-    def _unless_settled(self, genome: Genome) -> tuple[Values | None, Hashable]:
-        """Returns (values, key) of a point to train; values is None where the point is known, running or refused."""
+    def tell(self, identity: Hashable, score: float | None, reason: str = "") -> None:
+        """Takes in the score of a trial, or why it failed, and learns from it."""
+        genome, key = self._running.pop(identity)
+        self._settle(key, score, reason)
+        self.learn(genome, None if score is None else self._fitness(score))
+
+    def _start_unless_settled(self, identity: Hashable, genome: Genome, check: Check | None) -> Proposal | None:
+        """Counts a point as running and returns it; None where it is known, running or refused."""
         values = self.choices.values(genome)
         key = self.key(values)
         if key in self._known:
             self.duplicates += 1
             if self.relearns:
                 self.learn(genome, self._fitness(self._known[key]))
-            return None, key
+            return None
         if key in self.refused or any(key == other for _, other in self._running.values()):
-            return None, key
-        if self.check is not None and (reason := self.check(values)):
+            return None
+        check = check or self.check
+        if check is not None and (reason := check(values)):
             self.refused[key] = reason
-            return None, key
-        return values, key
+            return None
+        self._running[identity] = (genome, key)
+        return Proposal(genome, values)
 
-    def _unseen(self, trial_id: str) -> dict[str, Any]:
+    def _ask_unseen(self, identity: Hashable, check: Check | None) -> Proposal | None:
         """Takes a point that nobody has tried, now that the proposals have run dry; says so where there is none."""
         size = math.prod(self.choices.counts)
         tried = len(self._known) + len(self.refused)
@@ -157,23 +181,46 @@ class SearchOracle(LeasingOracle):
                 f"stopped: {self.max_redraws:,} proposals in a row were known or refused, "
                 f"after {tried:,} of {size:,} points"
             )
-            return {"status": "STOPPED"}
+            return None
         for flat in self.rng.permutation(size):
             genome = tuple(int(index) for index in np.unravel_index(flat, self.choices.counts))
-            values, key = self._unless_settled(genome)
-            if values is not None:
-                self._running[trial_id] = (genome, key)
-                return {"status": "RUNNING", "values": values}
-        if self._running:
-            return {"status": "IDLE"}
-        refused = f" ({len(self.refused):,} refused)" if self.refused else ""
-        equal = size - tried
-        same = f", the other {equal:,} are equal to one of these" if equal else ""
-        self.message = f"exhausted: {tried:,} of {size:,} points tried{refused}{same}"
-        return {"status": "STOPPED"}
+            proposal = self._start_unless_settled(identity, genome, check)
+            if proposal is not None:
+                return proposal
+        if not self._running:
+            refused = f" ({len(self.refused):,} refused)" if self.refused else ""
+            equal = size - tried
+            same = f", the other {equal:,} are equal to one of these" if equal else ""
+            self.message = f"exhausted: {tried:,} of {size:,} points tried{refused}{same}"
+        return None
 
     def _fitness(self, score: float) -> float:
         return score if self.objective.direction == "max" else -score
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """Returns the next trial; see keras_tuner.Oracle.
+
+        Raises:
+            RuntimeError: the search is over, and every trial has failed.
+        """
+        trial = super().create_trial(tuner_id)
+        if trial.status == trial_module.TrialStatus.STOPPED and self.trials and not self._known and not is_chief():
+            lines = [(failed.message or failed.status).strip().splitlines()[-1] for failed in self.trials.values()]
+            listed = "; ".join(f"{count} x {line}" for line, count in collections.Counter(lines).most_common(3))
+            raise RuntimeError(f"all {len(self.trials)} trials failed: {listed}")
+        return trial
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Returns {"status", "values"} of the next trial; see keras_tuner.Oracle."""
+        proposal = self.ask(trial_id)
+        if proposal is not None:
+            return {"status": "RUNNING", "values": proposal.values}
+        return {"status": "IDLE" if self._running else "STOPPED"}
+
+    def get_best_trials(self, num_trials: int = 1) -> list[Any]:
+        """Returns the best trials, the best first; never a failed one, which keras_tuner.Oracle fills up with."""
+        completed = [t for t in self.trials.values() if t.status == trial_module.TrialStatus.COMPLETED]
+        return sorted(completed, key=lambda trial: -self._fitness(trial.score))[:num_trials]
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:
@@ -207,9 +254,8 @@ class SearchOracle(LeasingOracle):
                 own.message = f"{self.objective.name} is {scores[-1]}"
         self._record_values(own)
         self.end_order.append(own.trial_id)
-        genome, key = self._running.pop(own.trial_id)
-        self._settle(own, key)
-        self.learn(genome, self._fitness(own.score) if own.status == trial_module.TrialStatus.COMPLETED else None)
+        completed = own.status == trial_module.TrialStatus.COMPLETED
+        self.tell(own.trial_id, own.score if completed else None, own.message or own.status)
         self._save_trial(own)
         self.save()
         self._display.on_trial_end(own)
@@ -217,11 +263,11 @@ class SearchOracle(LeasingOracle):
             if ongoing.trial_id == own.trial_id:
                 self.ongoing_trials.pop(tuner_id)
 
-    def _settle(self, trial: Any, key: Hashable) -> None:
-        if trial.status == trial_module.TrialStatus.COMPLETED:
-            self._known[key] = trial.score
+    def _settle(self, key: Hashable, score: float | None, reason: str) -> None:
+        if score is None:
+            self.refused[key] = reason
         else:
-            self.refused[key] = trial.message or trial.status
+            self._known[key] = score
 
     def snapshot(self) -> dict[str, Any]:
         """Returns what the algorithm has learned and the state of its draws; small, and without the trials."""
@@ -233,19 +279,13 @@ class SearchOracle(LeasingOracle):
         self.duplicates = snapshot["duplicates"]
         self.restore(snapshot["learned"])
 
-    def adopt(self, trial: Any, genome: Genome | None = None) -> None:
-        """Counts in a trial of an earlier process without learning from it: a restored snapshot holds that already.
+    def adopt_ended(self, values: Values, score: float | None, reason: str = "") -> None:
+        """Counts in a trial that has ended without learning from it: a restored snapshot holds that already."""
+        self._settle(self.key(values), score, reason)
 
-        `genome` is what a running one will be learned as; of its values unless given.
-        """
-        self.trials[trial.trial_id] = trial
-        self.start_order.append(trial.trial_id)
-        values = trial.hyperparameters.values
-        if trial.status == trial_module.TrialStatus.RUNNING:
-            self._running[trial.trial_id] = (genome or self.choices.genome(values), self.key(values))
-        else:
-            self.end_order.append(trial.trial_id)
-            self._settle(trial, self.key(values))
+    def adopt_running(self, identity: Hashable, genome: Genome) -> None:
+        """Counts in a trial that an earlier process has started."""
+        self._running[identity] = (genome, self.key(self.choices.values(genome)))
 
     def get_state(self) -> dict[str, Any]:
         """Returns all state but the trials, which have files of their own; see keras_tuner.Oracle."""
@@ -260,18 +300,21 @@ class SearchOracle(LeasingOracle):
         self.message = state["search"]["message"]
         self._running.clear()
         for trial_id in self.end_order:
-            self._settle(self.trials[trial_id], self.key(self.trials[trial_id].hyperparameters.values))
+            trial = self.trials[trial_id]
+            completed = trial.status == trial_module.TrialStatus.COMPLETED
+            score, reason = (trial.score if completed else None), trial.message or trial.status
+            self.adopt_ended(trial.hyperparameters.values, score, reason)
         for trial_id, genome in state["search"]["running"].items():
-            self._running[trial_id] = (tuple(genome), self.key(self.trials[trial_id].hyperparameters.values))
+            self.adopt_running(trial_id, tuple(genome))
         self.restore_snapshot(state["search"])
 
     def save(self) -> None:
-        """Writes oracle.json, unless somebody else keeps the state."""
-        if self.persistent:
+        """Writes oracle.json, where a tuner of KerasTuner has given it a folder."""
+        if self._directory is not None:
             super().save()
 
     def _save_trial(self, trial: Any) -> None:
-        if self.persistent:
+        if self._directory is not None:
             super()._save_trial(trial)
 
 

@@ -35,7 +35,7 @@ class LeasingOracle(keras_tuner.Oracle):
     @property
     def tuner_ids(self) -> set[str]:
         """Ids of the workers that are there. KerasTuner's chief asks every 20 s, and ends when there are none."""
-        if _is_chief():
+        if is_chief():
             limit = time.monotonic() - min(self.silence, _IDLE_SILENCE)
             silent = {name for name in self._tuner_ids if self._heard.get(name, limit) < limit}
             self._tuner_ids -= silent - self.ongoing_trials.keys()
@@ -48,7 +48,7 @@ class LeasingOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Any:
         """Gives a worker a trial, one that another has left first; see keras_tuner.Oracle."""
-        if not _is_chief():
+        if not is_chief():
             return super().create_trial(tuner_id)
         self._heard[tuner_id] = time.monotonic()
         self._take_back()
@@ -88,5 +88,6 @@ class LeasingOracle(keras_tuner.Oracle):
                 self._retry_queue.append(trial.trial_id)
 
 
-def _is_chief() -> bool:
+def is_chief() -> bool:
+    """Returns whether this process serves KerasTuner's workers."""
     return "KERASTUNER_ORACLE_IP" in os.environ and "chief" in os.environ.get("KERASTUNER_TUNER_ID", "")

@@ -31,6 +31,7 @@ import keras_tuner
 
 from recipes import _search
 from recipes.cards import card as report_card
+from recipes.cards.reading import read
 from recipes.engine import children as child_networks
 from recipes.engine.children import Children
 from recipes.oracles import RandomSearch, SearchOracle
@@ -121,8 +122,8 @@ def search(config: Config, observe: Callable[[Status], None] | None = None) -> G
         proposer = oracle(sized, children)
         provenance = {"width": width, "budget": dataclasses.asdict(config.budget())}
         found = _search.run_trials(proposer, children, "tinynas", watch, provenance)
-        tried = (trial.hyperparameters.values for trial in proposer.trials.values())
-        values = next(one for one in tried if net.space.body(one) == found.body)
+        best = next(trial for trial in read(config.folder).trials if trial.number == found.source["trial"])
+        values = best.values(net.space.decisions)
     with _watched(observe) as watch:
 
         def finishing(share: float, text: str) -> None:

@@ -152,7 +152,7 @@ def test_a_log_gets_few_lines_and_the_last_one():
             show(Status(done, 5, 0.5 + done / 10, 90.0, 0.0, "epoch 1 of 2"))
         show(Status(5, 5, 0.9, 0.0, 0.0, ""))
     assert text.getvalue().splitlines() == [
-        "amoebanet: trial 1 of 5, best accuracy 0.5, about 1 min 30 s left, epoch 1 of 2",
+        "amoebanet: 0 of 5 trials done, best accuracy 0.5, about 1 min 30 s left, epoch 1 of 2",
         "amoebanet: 5 trials done, best accuracy 0.9",
     ]
 

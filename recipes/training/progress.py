@@ -123,7 +123,7 @@ def _describe(status: Status, unit: str, score_name: str, left: float | None, ro
     if status.total is not None and status.done >= status.total:
         place, left, text = f"{status.done:,} {unit}s done", None, ""
     else:
-        place, text = f"{unit} {status.done + 1:,}{total}", status.text
+        place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count: trials have numbers from 0
     best = "" if status.best is None else f"best {score_name} {status.best:.4g}"
     time_left = "" if left is None else f"about {duration(max(left, 1.0))} left"
     short_best = "" if status.best is None else f"best {status.best:.4g}"

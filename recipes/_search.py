@@ -16,10 +16,10 @@ from typing import Any
 import keras
 
 import zoo
-from recipes.cards import about as report_about
-from recipes.cards import card as report_card
-from recipes.cards import reading, tensorboard_logs
-from recipes.cards.ranking import LEAST_NETWORKS, ranking
+from recipes.cards import tensorboard_logs
+from recipes.cards.card import BASELINE, CARD, write_card
+from recipes.cards.compare import LEAST_NETWORKS, compare_rankings
+from recipes.cards.read import read_search, write_about
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.engine.children import Children
@@ -110,7 +110,12 @@ def _run(
             workers=workers,
             retries=config.retries,
         )
-        report_about.write(config, recipe)
+        images = children.images
+        write_about(config, recipe, {"training": len(images.train), "validation": len(images.validation)})
+        if len(runner.history) > config.trials:
+            runner.tell(
+                "", f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"
+            )
         runner.search()
     finally:
         children.close()
@@ -118,7 +123,7 @@ def _run(
     genotype = children.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
     zoo.save(genotype, config.folder / "genotype.json")
     _save_front(runner.history, children, f"{recipe}_seed{config.seed}", source)
-    report_card.write([config.folder])
+    write_card([config.folder])
     return genotype
 
 
@@ -126,7 +131,7 @@ def _print_result(folder: Path, genotype: Genotype) -> None:
     source = genotype.source
     name = _SCORE_NAMES.get(source["score_name"], source["score_name"])
     print(f"{name} {source['score']:.4g} in trial {source['trial']}: {folder / 'genotype.json'}")
-    print(f"reproduction card: {folder / report_card.CARD / 'card.md'}")
+    print(f"reproduction card: {folder / CARD / 'card.md'}")
 
 
 def search_randomly(children: Children, recipe: str, observe: Observe | None = None) -> Genotype:
@@ -168,8 +173,8 @@ def search_by_seeds(
             watch(status)
 
         def find_or_read(seed: int) -> Mapping[str, Any]:
-            def report(share: float, text: str) -> None:
-                watch(dataclasses.replace(last, share=share, text=text, seconds_left=None))
+            def report(fraction: float, text: str) -> None:
+                watch(dataclasses.replace(last, share=fraction, text=text, seconds_left=None))
 
             return _find_or_read(config.folder / "seeds", seed, find, report)
 
@@ -178,11 +183,11 @@ def search_by_seeds(
         _print_result(config.folder, genotype)
     if baseline:
         # algorithm is a field of the programs' own configurations
-        options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / "baseline"}
+        options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / BASELINE}
         alike = dataclasses.replace(children, config=dataclasses.replace(config, **options))
         search_randomly(alike, recipe, observe)
         _rank_baseline(config.folder, children.space, judge)
-        report_card.write([config.folder])
+        write_card([config.folder])
     return genotype
 
 
@@ -257,14 +262,14 @@ def _state_file(folder: Path, seed: int) -> Path:
 
 def _rank_baseline(folder: Path, space: Any, judge: Judge) -> None:
     """Writes how well each seed's shared weights rank the baseline's networks, if these are enough for that."""
-    baseline = reading.read(folder / "baseline")
+    baseline = read_search(folder / BASELINE)
     trials = [trial for trial in baseline.trials if trial.score is not None]
     if len(trials) < LEAST_NETWORKS:
         return
     numbers = sorted(int(path.stem.removeprefix("seed")) for path in (folder / "seeds").glob("seed*.json"))
     seeds = {seed: _state_file(folder / "seeds", seed) for seed in numbers}
     bodies = [space.body(trial.values(space.decisions)) for trial in trials]
-    found = {str(seed): ranking(shared, baseline.scores) for seed, shared in judge(seeds, bodies)}
+    found = {str(seed): compare_rankings(shared, baseline.scores) for seed, shared in judge(seeds, bodies)}
     tuner.forget_models()
     atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
 

@@ -5,7 +5,7 @@
     python -m recipes.amoebanet --preset=paper --dry_run   # what the paper's search would need on this machine
 
 The result is runs/amoebanet/genotype.json, which zoo.build and every other recipe take. Killed and started again with
-the same command, the search goes on where it was.
+the same command, the search resumes where it was.
 
 Source: Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI 2019: population 100, sample
 25, 20,000 networks of N=3, F=24 for 25 epochs. Departures: cells equal to a known one are not trained again.
@@ -38,7 +38,7 @@ class Config(ChildConfig):
     sample: int = 12  # cells of a tournament, drawn with replacement; large ones suit short searches
     identity: float = 0.05  # probability that a child is its parent
     ageing: bool = True  # the oldest dies; without, the worst
-    repeats: int = 1  # N: normal cells before, between and behind the two reductions
+    repeats: int = 1  # N: normal cells before, between and after the two reductions
     filters: int = 8  # F: of each node before the first reduction
     folder: Path = Path("runs/amoebanet")  # results, and the state to resume from
 

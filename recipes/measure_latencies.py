@@ -3,7 +3,7 @@
     python -m recipes.measure_latencies                                   # the space of the laptop preset
     python -m recipes.measure_latencies --preset=paper                         # 224 pixels; an hour on 2 cores
 
-The result is runs/latency-table/table.json. Started again with the same command, it goes on. For a phone, put
+The result is runs/latency-table/table.json. Started again with the same command, it resumes. For a phone, put
 what its own tools measure in the place of the numbers. A sum of layers is longer than the network by what each run of
 LiteRT costs beside its operators, some microseconds, and shorter where the layers alone fit into a cache.
 """

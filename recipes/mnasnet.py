@@ -7,7 +7,7 @@
     python -m recipes.mnasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
 The result is runs/mnasnet/genotype.json; runs/mnasnet/pareto holds the networks that no other beats in accuracy and
-latency. Killed and started again with the same command, the search goes on.
+latency. Killed and started again with the same command, the search resumes.
 
 Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those
 of recipes.nasnet, whose controller this is, and of BlockSpace; equal networks are trained once; the laptop preset has

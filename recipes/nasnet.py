@@ -4,7 +4,7 @@
     python -m recipes.nasnet --algorithm=random         # the paper's baseline at the same budget
     python -m recipes.nasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
-The result is runs/nasnet/genotype.json. Killed and started again with the same command, the search goes on.
+The result is runs/nasnet/genotype.json. Killed and started again with the same command, the search resumes.
 
 Source: Zoph et al., "Learning Transferable Architectures for Scalable Image Recognition", CVPR 2018, section 3 and
 appendix A. Departures: equal cells are trained once; PPO's clip and passes, which the paper does not state, are PPO's
@@ -32,7 +32,7 @@ class Config(ControllerConfig):
     """Options of the search."""
 
     nodes: int = 3  # of each cell; the paper has 5
-    repeats: int = 1  # N: normal cells before, between and behind the two reductions
+    repeats: int = 1  # N: normal cells before, between and after the two reductions
     filters: int = 8  # F: of each node before the first reduction
     folder: Path = Path("runs/nasnet")  # results, and the state to resume from
 

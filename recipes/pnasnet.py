@@ -4,7 +4,7 @@
     python -m recipes.pnasnet --algorithm=random         # cells of full size at random, at the same budget
     python -m recipes.pnasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
-The result is runs/pnasnet/genotype.json. Killed and started again with the same command, the search goes on.
+The result is runs/pnasnet/genotype.json. Killed and started again with the same command, the search resumes.
 
 Source: Liu et al., "Progressive Neural Architecture Search", ECCV 2018: 136 cells of one node, then 256 of each size
 up to 5, 1,160 networks of N=2, F=24 for 20 epochs. Departures: the result is the best cell of any size; steps and batch
@@ -49,7 +49,7 @@ class Config(ChildConfig):
     first_rate: float = 0.01  # its learning rate at first
     predictor_rate: float = 0.002  # its learning rate thereafter
     predictor_steps: int = 200  # of each of its fits
-    repeats: int = 1  # N: cells before, between and behind the two strided ones, these counted in
+    repeats: int = 1  # N: cells before, between and after the two strided ones, these included
     filters: int = 8  # F: of each node before the first reduction
     folder: Path = Path("runs/pnasnet")  # results, and the state to resume from
 

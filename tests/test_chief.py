@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import keras_tuner
+import numpy as np
 import pytest
 from keras_tuner.engine import trial as trial_module
 
@@ -146,3 +148,41 @@ def read_trial(process: subprocess.Popen) -> str:
         if line.startswith("trial "):
             return line.split()[1]
     raise AssertionError("the worker got no trial")
+
+
+class Fails(keras_tuner.Tuner):
+    def run_trial(self, trial, *args, **kwargs):
+        if trial.trial_id in self.failing:
+            raise ValueError("bad shape")
+        return {"score": float(trial.trial_id)}
+
+
+def search_with_failures(folder: Path, failing: str) -> Fails:
+    oracle = RandomSearch(OBJECTIVE, 3, SPACE.hyperparameters(), seed=0)
+    tuner = Fails(oracle=oracle, directory=str(folder), project_name="search")
+    tuner.failing = failing
+    tuner.search(verbose=0)
+    return tuner
+
+
+def test_a_failed_trial_is_never_among_the_best_of_kerastuners_own_tuner(tmp_path):
+    tuner = search_with_failures(tmp_path, failing="2")
+    assert [trial.trial_id for trial in tuner.oracle.get_best_trials(3)] == ["1", "0"]
+    assert len(tuner.get_best_hyperparameters(3)) == 2
+
+
+def test_a_search_of_kerastuners_own_tuner_in_which_all_trials_failed_ends_with_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="all 3 trials failed: 3 x ValueError: bad shape"):
+        search_with_failures(tmp_path, failing="012")
+
+
+@pytest.mark.slow
+def test_the_example_for_kerastuners_own_tuner_runs(tmp_path, project: Path, capsys):
+    guide = (project / "docs" / "clusters.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    example = example.replace("/shared", str(tmp_path)).replace("max_trials=1000", "max_trials=3")
+    rng = np.random.default_rng(0)
+    names = {"images": rng.normal(size=(40, 5)), "labels": rng.integers(0, 10, 40)}
+    exec(compile(example, "docs/clusters.md", "exec"), names)
+    assert "'units':" in capsys.readouterr().out
+    assert len(names["oracle"].trials) == 3

@@ -10,7 +10,7 @@ from PIL import Image
 
 import zoo
 from recipes import _search, darts
-from recipes.cards import reading as report_data
+from recipes.cards.read import read_search
 from recipes.darts import strengths as strengths_picture
 from recipes.darts import training
 from recipes.darts.space import DartsSpace
@@ -109,7 +109,7 @@ def test_random_cells_are_trained_alike_and_ranked_by_the_shared_weights_too(tmp
     monkeypatch.setattr(_search, "LEAST_NETWORKS", 2)
     config = dataclasses.replace(SMOKE, folder=tmp_path, random_cells=2)
     darts.search(config, observe=lambda status: None)
-    alone = [trial.score for trial in report_data.read(tmp_path / "baseline").trials]
+    alone = [trial.score for trial in read_search(tmp_path / "baseline").trials]
     (found,) = json.loads((tmp_path / "ranking.json").read_text()).values()
     assert found["alone"] == alone
     assert len(found["shared"]) == 2

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from recipes.cards.ranking import kendall_tau
+from recipes.cards.compare import kendall_tau
 
 
 def test_equal_orders_give_one_and_opposite_ones_minus_one():

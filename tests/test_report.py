@@ -15,14 +15,8 @@ from tensorflow.core.util import event_pb2
 
 import zoo
 from recipes import _main, amoebanet, report
-from recipes.cards import about as report_about
 from recipes.cards import card as report_card
-from recipes.cards import comparison as report_comparison
-from recipes.cards import page as report_page
-from recipes.cards import pictures as report_pictures
-from recipes.cards import reading as report_data
-from recipes.cards import statistics as report_statistics
-from recipes.cards import tensorboard_logs
+from recipes.cards import compare, pictures, read, tensorboard_logs
 from recipes.engine import tuner
 
 
@@ -40,7 +34,7 @@ def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: 
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     planned = options.get("planned", len(scores))
     config = amoebanet.Config(trials=planned, algorithm=algorithm, seed=seed, folder=folder)  # pyright: ignore[reportArgumentType]
-    report_about.write(config, "amoebanet")
+    read.write_about(config, "amoebanet", options.get("images", {"training": 2000, "validation": 1000}))
     if planned == len(scores):
         zoo.save(dataclasses.replace(zoo.load("amoebanet_a"), source={"stopped": "done"}), folder / "genotype.json")
     return folder
@@ -51,24 +45,24 @@ def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: 
 def test_expectation_of_the_best_is_the_mean_over_all_ways_to_draw(draws: int, sign: int):
     scores = [0.3, 0.1, 0.9, 0.4]
     best = [max(drawn) if sign > 0 else min(drawn) for drawn in itertools.combinations(scores, draws)]
-    found = report_statistics.expected_best(scores, draws, sign)
+    found = compare.expected_best(scores, draws, sign)
     assert found.mean == pytest.approx(np.mean(best))
     assert found.std == pytest.approx(np.std(best), abs=1e-9)
 
 
 def test_more_draws_than_scores_are_refused():
     with pytest.raises(ValueError, match="best of 5 draws from 2 scores"):
-        report_statistics.expected_best([0.1, 0.2], 5)
+        compare.expected_best([0.1, 0.2], 5)
 
 
 def test_gain_over_random_search_with_seeds_in_pairs_and_without():
     best, random = [0.8, 0.9, 0.7], [0.7, 0.7, 0.7]
     # differences 0.1, 0.2, 0.0: deviation 0.1
-    assert report_statistics.gain(best, random, paired=True) == pytest.approx((0.1, 0.1 / 3**0.5))
-    apart, error = report_statistics.gain(best, [0.6, 0.8], paired=False)
+    assert compare.measure_gain(best, random, paired=True) == pytest.approx((0.1, 0.1 / 3**0.5))
+    apart, error = compare.measure_gain(best, [0.6, 0.8], paired=False)
     assert apart == pytest.approx(0.1)
     assert error == pytest.approx((0.1**2 / 3 + 0.02 / 2) ** 0.5)
-    assert report_statistics.gain([2.0], [3.0], paired=True, sign=-1) == (1.0, None)
+    assert compare.measure_gain([2.0], [3.0], paired=True, sign=-1) == (1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +77,7 @@ def test_gain_over_random_search_with_seeds_in_pairs_and_without():
     ],
 )
 def test_a_result_is_called_what_it_is(searches, finished, difference, error, as_in_paper, word):
-    assert report_statistics.status(searches, finished, difference, error, as_in_paper) == word
+    assert compare.judge(searches, finished, difference, error, as_in_paper) == word
 
 
 def test_a_search_notes_its_paper_its_departures_and_what_differs_from_the_papers_settings(tmp_path):
@@ -100,43 +94,43 @@ def test_a_search_notes_its_paper_its_departures_and_what_differs_from_the_paper
 def test_a_search_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypatch):
     folder = make_search(tmp_path / "a", [0.5])
     config = amoebanet.Config(folder=folder)
-    report_about.write(config, "amoebanet")
+    read.write_about(config, "amoebanet", {"training": 10, "validation": 10})
     assert len(json.loads((folder / "about.json").read_text())["machines"]) == 1
-    monkeypatch.setattr(report_about, "hardware", lambda: {"processor": "another", "cores": 64, "gpus": []})
-    report_about.write(config, "amoebanet")
+    monkeypatch.setattr(read, "describe_hardware", lambda: {"processor": "another", "cores": 64, "gpus": []})
+    read.write_about(config, "amoebanet", {"training": 10, "validation": 10})
     machines = json.loads((folder / "about.json").read_text())["machines"]
     assert [machine["hardware"]["processor"] == "another" for machine in machines] == [False, True]
 
 
 def test_only_trials_that_trained_count_as_epochs(tmp_path):
-    trained = report_data.read(make_search(tmp_path / "a", [0.5, None, 0.7]))
-    assert report_card.of([trained], [])["searches"][0]["epochs"] == 2 * 2  # two epochs a trial
+    trained = read.read_search(make_search(tmp_path / "a", [0.5, None, 0.7]))
+    assert report_card.make_card([trained], [])["searches"][0]["epochs"] == 2 * 2  # two epochs a trial
     inherited = dataclasses.replace(trained, trials=(dataclasses.replace(trained.trials[0], metrics={}),))
-    assert report_card.of([inherited], [])["searches"][0]["epochs"] is None
+    assert report_card.make_card([inherited], [])["searches"][0]["epochs"] is None
 
 
 def test_semicolons_in_brackets_divide_no_departure():
-    assert report_about.parts_of(" one (a; b);\n two. ") == ["one (a; b)", "two"]
+    assert read.split_list(" one (a; b);\n two. ") == ["one (a; b)", "two"]
 
 
 def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp_path):
     path = make_search(tmp_path / "a", [0.5, 0.7]) / "journal.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"start":2,"gen')
-    assert report_data.read(tmp_path / "a").scores == [0.5, 0.7]
+    assert read.read_search(tmp_path / "a").scores == [0.5, 0.7]
     path.write_text(whole.replace('{"end": 0', '{"end" 0'))
     with pytest.raises(ValueError, match="line 3 is damaged"):
-        report_data.read(tmp_path / "a")
+        read.read_search(tmp_path / "a")
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no search"):
-        report_data.read(tmp_path)
+        read.read_search(tmp_path)
 
 
 def test_best_so_far_by_trial_with_a_failed_one_first(tmp_path):
-    search = report_data.read(make_search(tmp_path / "a", [None, 0.5, 0.4, 0.8]))
-    assert report_comparison.anytime([search], [])["each"] == [[None, 0.5, 0.5, 0.8]]
+    search = read.read_search(make_search(tmp_path / "a", [None, 0.5, 0.4, 0.8]))
+    assert compare.compare_anytime([search], [])["each"] == [[None, 0.5, 0.5, 0.8]]
     assert search.best is not None
     assert search.best.number == 3
     assert search.seconds == 40.0
@@ -145,7 +139,7 @@ def test_best_so_far_by_trial_with_a_failed_one_first(tmp_path):
 def test_three_seeds_beside_random_search_give_a_result_at_reduced_scale(tmp_path):
     folders = [make_search(tmp_path / f"e{seed}", [0.5, 0.8 + seed / 100], seed=seed) for seed in range(3)]
     random = [make_search(tmp_path / f"r{seed}", [0.4, 0.6], "random", seed) for seed in range(3)]
-    page = report_card.write(folders, random, tmp_path / "card").read_text()
+    page = report_card.write_card(folders, random, tmp_path / "card").read_text()
     card = json.loads((tmp_path / "card" / "card.json").read_text())
     assert card["status"]["word"] == "reproduced at reduced scale"
     assert card["best"] == {"mean": 0.81, "std": 0.01, "values": [0.8, 0.81, 0.82]}
@@ -164,29 +158,29 @@ def test_three_seeds_beside_random_search_give_a_result_at_reduced_scale(tmp_pat
 
 def test_the_same_folders_give_the_same_bytes(tmp_path):
     folder = make_search(tmp_path / "a", [0.5, 0.7])
-    report_card.write([folder])
+    report_card.write_card([folder])
     first = {path.name: path.read_bytes() for path in (folder / "card").iterdir()}
-    report_card.write([folder])
+    report_card.write_card([folder])
     assert {path.name: path.read_bytes() for path in (folder / "card").iterdir()} == first
 
 
 def test_a_half_finished_search_says_where_it_stopped(tmp_path):
     folder = make_search(tmp_path / "a", [0.5], planned=3)
-    page = report_card.write([folder]).read_text()
-    assert "stopped at trial 1 of 3" in page
+    page = report_card.write_card([folder]).read_text()
+    assert "stopped after 1 of 3 trials" in page
     assert "**procedure only**" in page
     assert not (folder / "card" / "best.png").exists()
 
 
 def test_a_search_of_which_no_trial_has_ended_has_a_card_too(tmp_path):
-    page = report_card.write([make_search(tmp_path / "a", [], planned=3)]).read_text()
-    assert "stopped at trial 0 of 3" in page
+    page = report_card.write_card([make_search(tmp_path / "a", [], planned=3)]).read_text()
+    assert "stopped after 0 of 3 trials" in page
 
 
 def test_random_cells_in_the_search_folder_are_its_baseline_and_a_budget_of_searches_is_time(tmp_path):
     folder = make_search(tmp_path / "a", [0.7, 0.6], seconds=40.0, choices={"seed": 1000})
     make_search(folder / "baseline", [0.3, 0.5], "random", seconds=20.0)
-    report_card.write([folder])
+    report_card.write_card([folder])
     compared = json.loads((folder / "card" / "card.json").read_text())["comparison"]
     assert compared["budget"] == "seconds"
     assert compared["draws_in_budget"] == [4]  # 80 s of search, 20 s a random cell
@@ -197,22 +191,47 @@ def test_random_cells_in_the_search_folder_are_its_baseline_and_a_budget_of_sear
 def test_searches_that_cannot_share_a_card_are_refused(tmp_path):
     one, same_seed = make_search(tmp_path / "a", [0.5]), make_search(tmp_path / "b", [0.5])
     with pytest.raises(ValueError, match="two searches have one seed"):
-        report_card.write([one, same_seed], target=tmp_path / "card")
+        report_card.write_card([one, same_seed], target=tmp_path / "card")
     other = make_search(tmp_path / "c", [0.5], seed=1, header={"recipe": "nasnet"})
     with pytest.raises(ValueError, match="one recipe, and these have amoebanet and nasnet"):
-        report_card.write([one, other], target=tmp_path / "card")
+        report_card.write_card([one, other], target=tmp_path / "card")
     with pytest.raises(ValueError, match="is no random search, but evolution"):
-        report_card.write([one], [same_seed])
+        report_card.write_card([one], [same_seed])
+
+
+def test_the_card_says_what_was_too_small_to_learn_from(tmp_path):
+    # the best accuracy 0.75 of 16 images: error sqrt(0.75 x 0.25 / 16) = 0.108
+    folder = make_search(tmp_path / "a", [0.7, 0.75, 0.7], images={"training": 146, "validation": 16})
+    page = report_card.write_card([folder]).read_text()
+    assert "accuracies of 16 validation images, standard error 0.108: too few to rank these networks" in page
+    assert "3 trials and a population of 12: the search never evolved, all its networks are random" in page
+    assert "6 of 146 images" in page  # three trials of two epochs
+    enough = make_search(tmp_path / "b", [0.5 + trial / 100 for trial in range(13)])
+    page = report_card.write_card([enough]).read_text()
+    assert "standard error 0.015\n" in page  # 0.62 of 1,000
+    assert "never evolved" not in page
+
+
+def test_random_searches_among_the_folders_are_the_baseline_of_the_others(tmp_path):
+    search, random = make_search(tmp_path / "a", [0.7, 0.8]), make_search(tmp_path / "b", [0.5, 0.6], "random")
+    page = report_card.write_card([random, search])
+    assert page == search / "card" / "card.md"
+    card = json.loads((search / "card" / "card.json").read_text())
+    assert [each["folder"] for each in card["baseline"]] == ["b"]
+    assert card["comparison"]["gain"] == pytest.approx(0.2)
+    assert all(card["anytime"]["random_std"])  # the band goes on to the last trial
+
+
+def test_the_deviation_of_the_best_of_two_draws_is_that_over_all_pairs():
+    scores = [0.1, 0.4, 0.9]
+    best = [max(pair) for pair in itertools.product(scores, scores)]
+    assert compare._deviation_of_best(scores, 2, 1) == pytest.approx(np.std(best))
 
 
 def test_the_front_has_what_no_other_beats_in_both():
     points = [(1.0, 5.0), (2.0, 7.0), (3.0, 6.0), (2.0, 4.0), (4.0, 8.0)]
-    assert report_pictures.front_of(points, right=False, up=True) == [(1.0, 5.0), (2.0, 7.0), (4.0, 8.0)]
-    assert report_pictures.front_of(points, right=True, up=False) == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
-
-
-def test_a_table_writes_a_dash_for_what_is_not_known():
-    assert report_page.table(("a", "b"), [(1, None)]) == "| a | b |\n| --- | --- |\n| 1 | - |"
+    assert pictures.find_front(points, right=False, up=True) == [(1.0, 5.0), (2.0, 7.0), (4.0, 8.0)]
+    assert pictures.find_front(points, right=True, up=False) == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
 
 
 def test_the_card_of_a_supernet_has_its_history_its_ranking_and_the_picture_that_its_search_drew(tmp_path):
@@ -223,7 +242,7 @@ def test_the_card_of_a_supernet_has_its_history_its_ranking_and_the_picture_that
     (folder / "seeds" / "seed7.png").write_bytes(b"drawn")
     found = {"shared": [0.1, 0.2, 0.3], "alone": [0.4, 0.6, 0.5], "tau": 0.333333}
     (folder / "ranking.json").write_text(json.dumps({"7": found}))
-    page = report_card.write([folder]).read_text()
+    page = report_card.write_card([folder]).read_text()
     assert "Kendall's tau of 3 random networks" in page
     assert {path.name for path in (folder / "card").glob("*.png")} >= {
         "history.png", "ranking.png", "strengths_seed7.png"
@@ -241,7 +260,7 @@ def test_what_a_recipe_measured_of_its_network_is_on_the_card_and_its_supernets_
     result = {"predicted": {"arena": 40_000}, "measured": {"arena": 41_000, "fits": True}, "random": random}
     (folder / "result.json").write_text(json.dumps(result | {"kendall_tau": 1.0}))
     (folder / "supernet.json").write_text(json.dumps([{"step": 5, "loss": 1.0, "first_loss": 0.9}]))
-    page = report_card.write([folder]).read_text()
+    page = report_card.write_card([folder]).read_text()
     assert "| predicted, arena | 40,000 |" in page
     assert "| measured, fits | yes |" in page
     assert "Kendall's tau of 2 random networks" in page

@@ -1,71 +1,72 @@
 """The reproduction card of one search, or of several with seeds of their own: what was found, at what cost, on what.
 
-    report_card.write([Path("runs/amoebanet")], [Path("runs/amoebanet-random")], Path("runs/amoebanet/card"))
+    card.write_card([Path("runs/amoebanet")], [Path("runs/amoebanet-random")], Path("runs/amoebanet/card"))
 
 Writes card.json, card.md (recipes.cards.page) and pictures. The same folders give the same bytes.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipes.cards import comparison as report_comparison
-from recipes.cards import page as report_page
-from recipes.cards import pictures as report_pictures
-from recipes.cards import reading as report_data
-from recipes.cards import statistics as report_statistics
-from recipes.cards import supernet_history as report_supernet
-from recipes.cards.reading import Search
+from recipes.cards import compare, page, pictures
+from recipes.cards.read import JOURNAL, Search, read_search
 from zoo import atomic
 
 BASELINE = "baseline"  # a folder of this name inside a search's own is its random search
+_RANDOM_STARTS = {  # option -> what needs more trials than it says
+    "population": "never evolved",
+    "controller_batch": "never updated its controller",
+    "first": "never used its predictor",
+}
 CARD = "card"  # where in a search's folder its card is
 _DIGITS = 6
 
 
-def write(folders: Sequence[Path], baselines: Sequence[Path] = (), target: Path | None = None) -> Path:
+def write_card(folders: Sequence[Path], baselines: Sequence[Path] = (), target: Path | None = None) -> Path:
     """Writes a card into `target` and returns the path of its page.
 
     Args:
-        folders: of searches by one recipe with one algorithm; unfinished ones are told as such.
+        folders: of searches by one recipe with one algorithm; unfinished ones are named. Random searches beside others
+            are their baseline.
         baselines: of random searches; each search's own sub-folder "baseline", where there is one, unless given.
-        target: the card's folder; the only search's own "card" unless given.
+        target: the card's folder; the only search's own "card" unless given, and runs/report for several.
 
     Raises:
         ValueError: a folder without a search, or searches that cannot be on one card.
     """
+    searches = [read_search(folder) for folder in folders]
+    random = [read_search(folder) for folder in baselines]
+    if not random and not all(search.is_random for search in searches):
+        random = [search for search in searches if search.is_random]
+        searches = [search for search in searches if not search.is_random]
+    if not random:
+        own = [search.folder / BASELINE for search in searches]
+        random = [read_search(folder) for folder in own if (folder / JOURNAL).is_file()]
     if target is None:
-        if len(folders) != 1:
-            raise ValueError(f"{len(folders)} folders need a place for their card; give one")
-        target = folders[0] / CARD
-    searches = [report_data.read(folder) for folder in folders]
-    if not baselines:
-        own = [folder / BASELINE for folder in folders]
-        baselines = [folder for folder in own if (folder / report_data.JOURNAL).is_file()]
-    random = [report_data.read(folder) for folder in baselines]
+        target = searches[0].folder / CARD if len(searches) == 1 else Path("runs/report")
     _check_alike(searches, random)
-    card = of(searches, random)
-    pictures = report_pictures.draw(searches, random, card, target)
-    pictures += report_supernet.draw(searches, target)
-    card["pictures"] = pictures
+    card = make_card(searches, random)
+    card["pictures"] = pictures.draw_pictures(searches, random, card, target)
     atomic.write_atomically(target / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
-    page = target / "card.md"
-    atomic.write_atomically(page, report_page.markdown(card))
-    return page
+    path = target / "card.md"
+    atomic.write_atomically(path, page.write_page(card))
+    return path
 
 
-def of(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:
+def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:
     """Returns the card as JSON holds it, without its pictures."""
     first = searches[0]
     about = first.about
-    compared = report_comparison.comparison(searches, random)
+    compared = compare.compare(searches, random)
     values = [search.best.score for search in searches if search.best is not None]
-    mean, std = report_statistics.mean_and_std(values) if values else (None, None)  # pyright: ignore[reportArgumentType]
+    mean, std = compare.mean_and_std(values) if values else (None, None)  # pyright: ignore[reportArgumentType]
     differ = about.get("paper")
-    word = report_statistics.status(
+    word = compare.judge(
         len(searches),
         sum(search.finished for search in searches),
         compared["gain"] if compared else None,
@@ -85,10 +86,10 @@ def of(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:
         "baseline": [_search(search) for search in random],
         "best": _rounded({"mean": mean, "std": std, "values": values}),
         "comparison": _rounded(compared),
-        "anytime": _rounded(report_comparison.anytime(searches, random)),
+        "anytime": _rounded(compare.compare_anytime(searches, random)),
         "settings": {name: value for name, value in about.get("config", {}).items() if name != "folder"},
         "paper": differ,
-        "supernets": report_supernet.histories(searches),
+        "supernets": pictures.list_histories(searches),
         "machines": _machines([*searches, *random]),
     }
 
@@ -105,13 +106,13 @@ def _check_alike(searches: Sequence[Search], random: Sequence[Search]) -> None:
     for search in random:
         if search.objective != searches[0].objective:
             raise ValueError(f"{search.folder} scores {search.objective}, and the searches {searches[0].objective}")
-        if "random" not in search.algorithm.lower():
+        if not search.is_random:
             raise ValueError(f"{search.folder} is no random search, but {search.algorithm}; it cannot be the baseline")
 
 
 def _search(search: Search) -> dict[str, Any]:
     best, config = search.best, search.about.get("config", search.header)
-    images = config.get("training_images")
+    images = search.about.get("images", {})
     epochs = config.get("epochs")
     done = len(search.scores)
     trained = sum("loss" in trial.metrics for trial in search.trials)  # inherited weights are not trained in a trial
@@ -128,7 +129,8 @@ def _search(search: Search) -> dict[str, Any]:
         "best": None if best is None else {"trial": best.number, "score": best.score, "metrics": dict(best.metrics)},
         "seconds": round(search.seconds, 1),
         "epochs": trained * epochs if trained and epochs else None,
-        "training_images": images,
+        "training_images": images.get("training", config.get("training_images")),
+        "validation_images": images.get("validation"),
         "mean": round(float(np.mean(search.scores)), _DIGITS) if done else None,
         "result": _rounded(search.result),
     }
@@ -139,9 +141,11 @@ def _rests_on(
 ) -> list[str]:
     unfinished = [search for search in searches if not search.finished]
     found = [f"{_count(len(searches), 'search', 'searches')}, seed {', '.join(str(s.seed) for s in searches)}"]
-    if len(searches) < report_statistics.LEAST_SEARCHES:
-        found[0] += f"; a result takes {report_statistics.LEAST_SEARCHES}"
-    found += [f"{search.folder.name} stopped at {_stopped_at(search)}" for search in unfinished]
+    if len(searches) < compare.LEAST_SEARCHES:
+        found[0] += f"; a result takes {compare.LEAST_SEARCHES}"
+    found += [f"{search.folder.name} stopped after {_count_ended(search)}" for search in unfinished]
+    found += list(dict.fromkeys(filter(None, map(_judge_images, searches))))
+    found += list(dict.fromkeys(filter(None, map(_judge_length, searches))))
     if compared is None:
         found.append("no random search beside it" if not random else "no trial that succeeded")
     else:
@@ -161,9 +165,32 @@ def _rests_on(
     return found
 
 
-def _stopped_at(search: Search) -> str:
-    total = "an unknown number" if search.planned is None else f"{search.planned:,}"
-    return f"trial {len(search.trials):,} of {total}"
+def _count_ended(search: Search) -> str:
+    total = "an unknown number of" if search.planned is None else f"{search.planned:,}"
+    return f"{len(search.trials):,} of {total} trials"
+
+
+def _judge_images(search: Search) -> str:
+    """Says how precise accuracies of so many validation images are; empty where that is not known."""
+    count = search.about.get("images", {}).get("validation")
+    accuracies = [trial.metrics["val_accuracy"] for trial in search.trials if "val_accuracy" in trial.metrics]
+    if not count or not accuracies:
+        return ""
+    best = max(accuracies)
+    error = math.sqrt(best * (1 - best) / count)
+    few = 2 * error >= best - float(np.median(accuracies))
+    ranks = ": too few to rank these networks, the best is partly the luckiest" if few else ""
+    return f"accuracies of {_count(count, 'validation image', 'validation images')}, standard error {error:.3f}{ranks}"
+
+
+def _judge_length(search: Search) -> str:
+    """Says where a search was too short to learn from its own results."""
+    config = search.about.get("config", {})
+    for name, what in _RANDOM_STARTS.items():
+        if config.get(name) and "random" not in search.algorithm and len(search.trials) <= config[name]:
+            trials = _count(len(search.trials), "trial", "trials")
+            return f"{trials} and a {name} of {config[name]}: the search {what}, all its networks are random"
+    return ""
 
 
 def _count(number: int, one: str, several: str) -> str:

@@ -1,27 +1,21 @@
 """A card as a page of Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from recipes.cards import statistics
+from recipes.cards.compare import mean_and_std
 from recipes.cards.pictures import name_of
 from recipes.training.progress import duration
+from zoo.markdown import join_blocks, make_table
 
 _DIGITS = 4
 
 
-def markdown(card: Mapping[str, Any]) -> str:
+def write_page(card: Mapping[str, Any]) -> str:
     """Returns the page of a card; what is not known is left out or said to be unknown."""
     parts = [_head(card), _status(card), _searches(card), _comparison(card), _pictures(card)]
     parts += [_supernets(card), _settings(card), _departures(card), _machines(card)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a table; None is written as a dash."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    lines += [f"| {' | '.join('-' if cell is None else str(cell) for cell in row)} |" for row in rows]
-    return "\n".join(lines)
+    return join_blocks(*parts)
 
 
 def _number(value: float | None) -> str | None:
@@ -52,14 +46,14 @@ def _searches(card: Mapping[str, Any]) -> str:
     rows = []
     for search in [*card["searches"], *card["baseline"]]:
         planned, trials = search["planned"], search["trials"]
-        ended = f"{trials:,}" if search["finished"] else f"stopped at trial {trials:,} of {planned or 'unknown'}"
+        ended = f"{trials:,}" if search["finished"] else f"stopped after {trials:,} of {planned or 'unknown'}"
         best = None if search["best"] is None else _number(search["best"]["score"])
         epochs = None if search["epochs"] is None else f"{search['epochs']:,}"
         if search["epochs"] is not None and search["training_images"]:
             epochs = f"{epochs} of {search['training_images']:,} images"
         rows.append((search["folder"], search["seed"], ended, search["failed"], search["refused"], best,
                      _number(search["mean"]), duration(search["seconds"]), epochs))  # fmt: skip
-    text = f"## Searches and cost\n\n{table(head, rows)}"
+    text = f"## Searches and cost\n\n{make_table(head, rows)}"
     best = card["best"]
     if len(card["searches"]) > 1:
         text += f"\n\nBest {name}, mean ± standard deviation of {len(best['values'])} searches: "
@@ -73,10 +67,10 @@ def _other_metrics(card: Mapping[str, Any]) -> str:
     if not names:
         return ""
     rows = [
-        (search["seed"], search["best"]["trial"] + 1, *(_metric(search["best"]["metrics"].get(name)) for name in names))
+        (search["seed"], search["best"]["trial"], *(_metric(search["best"]["metrics"].get(name)) for name in names))
         for search in found
     ]
-    return "The best of each:\n\n" + table(("seed", "trial", *map(name_of, names)), rows)
+    return "The best of each:\n\n" + make_table(("seed", "trial", *map(name_of, names)), rows)
 
 
 def _results(card: Mapping[str, Any]) -> str:
@@ -86,7 +80,7 @@ def _results(card: Mapping[str, Any]) -> str:
         return ""
     names = list(dict.fromkeys(name for _, values in found for name in values))
     rows = [(name, *(values.get(name) for _, values in found)) for name in names]
-    return "Measured of what was found:\n\n" + table(("", *(f"seed {seed}" for seed, _ in found)), rows)
+    return "Measured of what was found:\n\n" + make_table(("", *(f"seed {seed}" for seed, _ in found)), rows)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
@@ -130,9 +124,9 @@ def _comparison(card: Mapping[str, Any]) -> str:
         ),
     ]
     if found["budget"] == "trials":
-        mean, std = statistics.mean_and_std(found["later_half"])
+        mean, std = mean_and_std(found["later_half"])
         rows.insert(1, (f"mean of the later half of {card['algorithm']}'s networks", _spread(mean, std)))
-    text = f"## Beside random search\n\n{table(('', name), rows)}\n\n"
+    text = f"## Beside random search\n\n{make_table(('', name), rows)}\n\n"
     text += f"The budget is {budget}. The expectation is exact for these random networks (order statistics). "
     paired = "Each search is compared with the random search of its seed, on the same images."
     text += paired if found["paired"] else "The seeds of both differ, so each side's spread counts."
@@ -161,7 +155,7 @@ def _supernets(card: Mapping[str, Any]) -> str:
             for seed, records in each["history"].items()
             for epoch, record in enumerate(records, start=1)
         ]
-        parts.append(f"### {each['folder']}\n\n{table(('seed', 'epoch', *map(name_of, names)), rows)}")
+        parts.append(f"### {each['folder']}\n\n{make_table(('seed', 'epoch', *map(name_of, names)), rows)}")
         for seed, found in each["ranking"].items():
             tau = "none, one order has ties only" if found["tau"] is None else f"{found['tau']:.3f}"
             parts.append(
@@ -176,7 +170,13 @@ def _settings(card: Mapping[str, Any]) -> str:
     if not settings:
         return "## Settings\n\nNot known: the folder has no about.json."
     rows = [(name, f"`{settings[name]}`", f"`{value}`") for name, value in sorted((paper or {}).items())]
-    text = "" if paper is None else table(("setting", "here", "paper preset"), rows) if rows else "Those of the paper."
+    text = (
+        ""
+        if paper is None
+        else make_table(("setting", "here", "paper preset"), rows)
+        if rows
+        else "Those of the paper."
+    )
     rest = [f"{name} {value}" for name, value in settings.items() if name not in (paper or {}) and name != "seed"]
     return "## Settings\n\n" + "\n\n".join(filter(None, (text, f"The rest: {', '.join(rest)}.")))
 
@@ -193,4 +193,4 @@ def _machines(card: Mapping[str, Any]) -> str:
         gpus = f", {', '.join(hardware['gpus'])}" if hardware["gpus"] else ""
         what = f"{hardware['processor']}, {hardware['cores']} cores{gpus}, {hardware['system']}"
         rows.append((what, ", ".join(f"{name} {version}" for name, version in versions.items())))
-    return f"## Machine and software\n\n{table(('machine', 'versions'), rows)}" if rows else ""
+    return f"## Machine and software\n\n{make_table(('machine', 'versions'), rows)}" if rows else ""

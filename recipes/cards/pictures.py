@@ -1,12 +1,13 @@
-"""The pictures of a card: the best score so far beside random search, two objectives against each other, best cells."""
+"""The pictures of a card: the best score so far beside random search, two objectives, best cells, supernets."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import zoo
-from recipes.cards.reading import Search
-from zoo.atomic import replacing
+from recipes.cards.read import Search
+from zoo.atomic import replacing, write_atomically
 
 # Okabe and Ito's colours, told apart by colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -16,6 +17,15 @@ _NAMES = {
     "params": "parameters", "macs": "multiply-accumulates an image", "peak_memory": "peak memory, bytes",
     "flash": "flash, bytes", "latency_ms": "latency, ms an image",
 }  # fmt: skip
+# title of a panel -> the values in it, the second one dashed
+_PANELS = {
+    "loss: training half, validation half dashed": ("loss", "validation_loss"),
+    "loss: mean of the sub-networks, largest one dashed": ("loss", "first_loss"),
+    "accuracy: training half, validation half dashed": ("accuracy", "validation_accuracy"),
+    "reward, moving average dashed": ("reward", "baseline"),
+    "skip connections: normal cell, reduction cell dashed": ("normal_skips", "reduce_skips"),
+    "dominant eigenvalue of the Hessian in alpha": ("eigenvalue",),
+}
 
 
 def name_of(metric: str) -> str:
@@ -23,14 +33,16 @@ def name_of(metric: str) -> str:
     return _NAMES.get(metric, metric.replace("_", " "))
 
 
-def draw(searches: Sequence[Search], random: Sequence[Search], card: Mapping[str, Any], folder: Path) -> list[dict]:
+def draw_pictures(
+    searches: Sequence[Search], random: Sequence[Search], card: Mapping[str, Any], folder: Path
+) -> list[dict]:
     """Draws what there is to draw into `folder`, and returns {"file", "text"} of each picture."""
     found = []
     if any(search.scores for search in searches):
-        anytime(card, folder / "anytime.png")
+        draw_anytime(card, folder / "anytime.png")
         found.append({"file": "anytime.png", "text": f"Best {name_of(searches[0].objective)} so far"})
     pareto = searches[0].about.get("config", {}).get("pareto", [])
-    if len(pareto) == 2 and trade_off(searches, random, pareto, folder / "trade_off.png"):
+    if len(pareto) == 2 and draw_trade_off(searches, random, pareto, folder / "trade_off.png"):
         both = " and ".join(name_of(text.partition(":")[0]) for text in pareto)
         found.append({"file": "trade_off.png", "text": f"All networks: {both}"})
     for number, search in enumerate(searches):
@@ -38,7 +50,7 @@ def draw(searches: Sequence[Search], random: Sequence[Search], card: Mapping[str
             file = "best.png" if len(searches) == 1 else f"best_{number}.png"
             zoo.draw(search.genotype, folder / file)
             found.append({"file": file, "text": f"What the search with seed {search.seed} found"})
-    return found
+    return found + _draw_supernets(searches, folder)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -51,20 +63,20 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Writes the figure as PNG, whole or not at all."""
     with replacing(path) as stream:
         figure.savefig(stream, format="png", dpi=DOTS)
 
 
-def plain(axes: Any) -> None:
-    """Takes away the frame's upper and right line, and puts a light grid behind."""
+def style_axes(axes: Any) -> None:
+    """Takes away the frame's upper and right line, and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def anytime(card: Mapping[str, Any], path: Path) -> None:
+def draw_anytime(card: Mapping[str, Any], path: Path) -> None:
     """Draws each search's best score so far, their mean, and the exact expectation of random search."""
     curve, searches = card["anytime"], card["searches"]
     timed = curve["unit"] == "seconds"
@@ -81,11 +93,11 @@ def anytime(card: Mapping[str, Any], path: Path) -> None:
     axes.set_ylabel(f"best {name_of(card['score']['name'])} so far")
     if not timed:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    plain(axes)
+    style_axes(axes)
     figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=9)
     several = f"{len(searches)} searches" if len(searches) > 1 else "1 search"
     axes.set_title(f"{card['recipe']}: {several}", loc="left", fontsize=11)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _random_curve(axes: Any, x: Sequence[float], mean: Sequence, std: Sequence, timed: bool) -> list[float]:
@@ -118,8 +130,8 @@ def _search_curves(axes: Any, x: Sequence[float], each: Sequence[Sequence], sear
         axes.plot(x, means, color=COLOURS[0], linewidth=2.5, drawstyle="steps-post", label="mean of the seeds")
 
 
-def trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequence[str], path: Path) -> bool:
-    """Draws all trained networks in two objectives, and the front of the searches; says whether there were any.
+def draw_trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequence[str], path: Path) -> bool:
+    """Draws all trained networks in two objectives, and the front of them all; says whether there were any.
 
     Args:
         searches, random: whose networks they are.
@@ -140,26 +152,149 @@ def trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequ
     if others:
         axes.plot(*zip(*others, strict=True), "x", color=COLOURS[1], markersize=5, label="random networks")
     axes.plot(*zip(*own, strict=True), "o", color=COLOURS[0], markersize=5, alpha=0.7, label="networks of the search")
-    front = front_of(own, right == "max", up == "max")
+    front = find_front([*own, *others], right == "max", up == "max")
     axes.plot(*zip(*front, strict=True), color=COLOURS[2], linewidth=1.8, marker="o", markersize=7,
               markerfacecolor="none", label="no other is better in both")  # fmt: skip
     axes.set_xlabel(f"{name_of(wide)} ({'more' if right == 'max' else 'less'} is better)")
     axes.set_ylabel(name_of(tall))
-    plain(axes)
+    style_axes(axes)
     from matplotlib.ticker import EngFormatter
 
-    if max(at for at, _ in own) >= 10_000:
+    if max(at for at, _ in [*own, *others]) >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     figure.legend(loc="outside lower center", ncol=3, frameon=False, fontsize=9)
-    axes.set_title(f"{searches[0].recipe}: {len(own)} networks", loc="left", fontsize=11)
-    save(figure, path)
+    beside = f" and {len(others)} random ones" if others else ""
+    axes.set_title(f"{searches[0].recipe}: {len(own)} networks{beside}", loc="left", fontsize=11)
+    save_figure(figure, path)
     return True
 
 
-def front_of(points: Sequence[tuple[float, float]], right: bool, up: bool) -> list[tuple[float, float]]:
+def find_front(points: Sequence[tuple[float, float]], right: bool, up: bool) -> list[tuple[float, float]]:
     """Returns the points that no other beats in both, from left to right; `right` and `up` say where better is."""
     found: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (-point[0] if right else point[0], -point[1] if up else point[1])):
         if not found or (y > found[-1][1] if up else y < found[-1][1]):
             found.append((x, y))
     return sorted(found)
+
+
+def _list_supernets(search: Search) -> dict[int, Mapping[str, Any]]:
+    """Returns what the supernets of `search` have left: seed -> {"history": a record an epoch} and more."""
+    found = {seed: result for seed, result in search.seeds.items() if result.get("history")}
+    only = search.folder / "supernet.json"
+    if only.exists():
+        found[search.seed] = {"history": json.loads(only.read_text(encoding="utf-8"))}
+    return found
+
+
+def list_histories(searches: Sequence[Search]) -> list[dict[str, Any]]:
+    """Returns, for each search that has supernets, its folder's name, their histories, and how well they rank cells."""
+    found = []
+    for search in searches:
+        seeds = _list_supernets(search)
+        if seeds:
+            plain_history = {
+                str(seed): [_without_strengths(record) for record in result["history"]]
+                for seed, result in seeds.items()
+            }
+            found.append({"folder": search.folder.name, "history": plain_history, "ranking": _read_ranking(search)})
+    return found
+
+
+def _without_strengths(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "strengths"}
+
+
+def _read_ranking(search: Search) -> dict[str, Any]:
+    """Returns seed -> accuracies of random networks by shared weights and alone, with their tau."""
+    path = search.folder / "ranking.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    random = search.result.get("random", {})
+    if not random.get("shared_accuracies"):
+        return {}
+    pair = {"shared": random["shared_accuracies"], "alone": random["val_accuracies"]}
+    return {str(search.seed): {**pair, "tau": search.result["kendall_tau"]}}
+
+
+def _draw_supernets(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
+    """Draws histories and rankings into `folder`, copies what a search drew, and returns {"file", "text"} of each."""
+    found = []
+    for number, search in enumerate(searches):
+        seeds, mark = _list_supernets(search), "" if len(searches) == 1 else f"_{number}"
+        space = search.folder / "space.png"  # of a search that chose its space first
+        if space.exists():
+            write_atomically(folder / f"space{mark}.png", space.read_bytes())
+            found.append({"file": f"space{mark}.png", "text": f"The spaces that {search.folder.name} chose from"})
+        if not seeds:
+            continue
+        whose = f"supernets of {search.folder.name}"
+        draw_history(seeds, folder / f"history{mark}.png")
+        found.append({"file": f"history{mark}.png", "text": f"The {whose}, epoch by epoch"})
+        ranking = _read_ranking(search)
+        if ranking:
+            draw_ranking(ranking, folder / f"ranking{mark}.png")
+            found.append({"file": f"ranking{mark}.png", "text": f"Random networks as the {whose} rank them"})
+        for seed in seeds:
+            picture = search.folder / "seeds" / f"seed{seed}.png"
+            if picture.exists():
+                write_atomically(folder / f"strengths{mark}_seed{seed}.png", picture.read_bytes())
+                text = f"Strengths and cells as they evolved, supernet of seed {seed}"
+                found.append({"file": f"strengths{mark}_seed{seed}.png", "text": text})
+    return found
+
+
+def draw_history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+    """Draws what the records of each seed hold over the epochs: losses, accuracies, skip connections and the like."""
+    panels = _list_panels([record for result in seeds.values() for record in result["history"]])
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // max(1, columns))
+    figure = new_figure(4.5 * max(1.3, columns), 2.4 * rows + 0.8)
+    grid = figure.subplots(max(1, rows), max(1, columns), squeeze=False)
+    for spare in grid.ravel()[len(panels) :]:
+        spare.set_axis_off()
+    for axes, (title, names) in zip(grid.ravel(), panels.items(), strict=False):
+        whole = True
+        for place, (seed, result) in enumerate(seeds.items()):
+            epochs = range(1, len(result["history"]) + 1)
+            whose = f"supernet of seed {seed}" if axes is grid[0, 0] else None
+            for name, style in zip(names, ("-", "--"), strict=False):
+                values = [record.get(name) for record in result["history"]]
+                if None not in values:
+                    axes.plot(epochs, values, style, color=COLOURS[place % len(COLOURS)], marker=".",
+                              label=whose)  # fmt: skip
+                    whole &= all(isinstance(value, int) for value in values)
+                whose = None
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.get_major_locator().set_params(integer=whole)
+        axes.set_xlabel("epoch of the supernet")
+        style_axes(axes)
+    figure.legend(loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def _list_panels(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Returns title -> names of one or two values, for every number that the records hold."""
+    held = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
+    held -= {"step"}
+    panels = {title: names for title, names in _PANELS.items() if held.issuperset(names)}
+    paired = {name for names in panels.values() for name in names}
+    return panels | {name_of(name): (name,) for name in sorted(held - paired)}
+
+
+def draw_ranking(ranking: Mapping[str, Any], path: Path) -> None:
+    """Draws stand-alone accuracies over those by shared weights, a colour for each supernet."""
+    figure = new_figure(6, 4.5)
+    axes = figure.add_subplot()
+    for place, (seed, found) in enumerate(ranking.items()):
+        tau = "no order" if found["tau"] is None else f"Kendall's tau {found['tau']:.2f}"
+        axes.plot(found["shared"], found["alone"], "osD^v"[place % 5], color=COLOURS[place % len(COLOURS)],
+                  alpha=0.8, label=f"supernet of seed {seed}: {tau}")  # fmt: skip
+    axes.set_xlabel("validation accuracy with the supernet's weights")
+    axes.set_ylabel("validation accuracy, trained alone")
+    count = len(next(iter(ranking.values()))["alone"])
+    axes.set_title(f"{count} random networks", loc="left", fontsize=11)
+    style_axes(axes)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+    save_figure(figure, path)

@@ -1,29 +1,64 @@
-"""What a whole search would need on this machine, told by one training step of its largest network."""
+"""What a whole search or training would need on this machine, estimated from a few of its steps."""
 
 import dataclasses
+import resource
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 import zoo
-from recipes.engine import child_training as trial
-from recipes.engine import tuner
+from recipes.engine import child_training, tuner
 from recipes.engine.children import Children
-from recipes.training import progress
+from recipes.training.progress import duration
 from zoo.genotype import Genotype
 
-_MEMORY = 2**30  # bytes that the step may take
+_MEMORY = 2**30  # bytes that a step may take
 
 
-def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]], console: Console | None = None) -> Genotype:
-    """Builds the largest of `candidates`, takes one training step, and prints what the whole search would need.
+class StepCost(NamedTuple):
+    """Seconds of the first step, with tracing, and of each further one; `batch_size` images were in a step."""
 
-    The step is of fewer images than a real one where this machine had no memory for that.
-    """
-    console = console or Console()
+    first: float
+    step: float
+    batch_size: int
+
+    def describe(self, batch_size: int, images: str = "images") -> str:
+        """Returns the times in words, scaled to steps of `batch_size`."""
+        estimated = "" if batch_size == self.batch_size else f", estimated from one of {self.batch_size}"
+        return (
+            f"first step after {self.first:.1f} s, then {self.scale(batch_size):.2f} s a step of {batch_size} {images}"
+            f"{estimated}"
+        )
+
+    def scale(self, batch_size: int) -> float:
+        """Returns the seconds of a step of so many images."""
+        return self.step * batch_size / self.batch_size
+
+
+def time_steps(take_step: Callable[[int], object], batch_size: int, count: int = 3) -> StepCost:
+    """Takes `count` steps, by their numbers, and returns their cost: the median of all but the first."""
+    marks = [time.perf_counter()]
+    for number in range(count):
+        take_step(number)
+        marks.append(time.perf_counter())
+    first, *others = np.diff(marks)
+    return StepCost(float(first), float(np.median(others)), batch_size)
+
+
+def limit_batch(batch_size: int, bytes_an_image: float) -> int:
+    """Returns the batch of a dry run: as asked for, or smaller where this machine might lack the memory."""
+    return max(1, min(batch_size, int(_MEMORY // bytes_an_image)))
+
+
+def peak_memory() -> float:
+    """Returns the GiB that this process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]]) -> Genotype:
+    """Builds the largest of `candidates`, takes one training step, and prints what the whole search would need."""
     config, images = children.config, children.images
     largest, most = candidates[0], -1
     for values in candidates:
@@ -37,29 +72,24 @@ def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]], console
     tuner.forget_models()
     # values and their gradients; weights, momenta, gradients
     memory = 4 * (2 * activations * config.batch_size + 4 * params)
-    batch = max(1, min(config.batch_size, _MEMORY // (8 * activations)))
-    settings = dataclasses.replace(children.training(), epochs=1, batch_size=batch)
-    start = time.perf_counter()
-    marks: list[float] = []
-    trial.train(
+    batch = limit_batch(config.batch_size, 8 * activations)
+    marks = [time.perf_counter()]
+    child_training.train(
         lambda: children.build(largest),
         images.train.take(np.resize(np.arange(len(images.train)), 2 * batch)),
         images.validation.first(1),
-        settings,
+        dataclasses.replace(children.training(), epochs=1, batch_size=batch),
         seed=config.seed,
         report=lambda share, text: marks.append(time.perf_counter()),
     )
-    step, fixed = (marks[2] - marks[1]) * config.batch_size / batch, marks[1] - start
+    cost = StepCost(marks[2] - marks[0], marks[3] - marks[2], batch)
     steps = -(-len(images.train) // config.batch_size) * config.epochs
-    total = config.trials * (fixed + steps * step)
-    told = "" if batch == config.batch_size else f", told by a step of {batch}"
-    console.print(
-        f"dry run of the largest network: {params:,} parameters, {most:,} multiply-adds, first step after "
-        f"{fixed:.1f} s, then {step:.2f} s a step of {config.batch_size} images{told}\n"
+    total = config.trials * (cost.first + steps * cost.scale(config.batch_size))
+    print(
+        f"dry run of the largest network: {params:,} parameters, {most:,} multiply-adds, "
+        f"{cost.describe(config.batch_size)}\n"
         f"predicted for the search, at most: {memory / 2**30:.2f} GiB for a network in training, "
-        f"{steps:,} steps a trial, {progress.duration(total)} for {config.trials:,} trials on this machine",
-        highlight=False,
-        soft_wrap=True,
+        f"{steps:,} steps a trial, {duration(total)} for {config.trials:,} trials on this machine"
     )
     tuner.forget_models()
     return children.genotype(largest, name="largest")

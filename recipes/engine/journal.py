@@ -55,7 +55,7 @@ class Journal:
                 self.sync()
         except OSError as error:
             raise type(error)(
-                error.errno, f"cannot write {self.path}: {error.strerror}. Free some space; the same command goes on"
+                error.errno, f"cannot write {self.path}: {error.strerror}. Free some space; the same command resumes"
             ) from error
 
     def _write(self, data: bytes) -> None:
@@ -94,31 +94,16 @@ class Journal:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):  # the process died in the middle of a line
             self._stream.truncate(whole)
-        lines = data[:whole].split(b"\n")[:-1]
-        if not lines:
+        if not whole:
             self.append({"journal": _VERSION, **header})
             self.length = 0
             return []
-        records = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
-        self._check_header(records[0], header)
-        self.length = len(records) - 1
-        return records[1:]
-
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(
-                f"{self.path}, line {number} is damaged. Remove the lines from {number} on to go on from there, "
-                "or delete the folder to start anew"
-            )
-        return record
+        found, records = _parse_lines(self.path, data[:whole])
+        self._check_header(found, header)
+        self.length = len(records)
+        return records
 
     def _check_header(self, found: dict[str, Any], header: dict[str, Any]) -> None:
-        if found.get("journal") != _VERSION:
-            raise ValueError(f"{self.path} is no journal of this version; choose another folder, or delete this one")
         found = {name: value for name, value in found.items() if name != "journal"}
         differences = [
             f"{name} {found.get(name)!r} then, {header.get(name)!r} now"
@@ -130,3 +115,35 @@ class Journal:
                 f"{self.path} is of a search with other settings: {'; '.join(differences)}. "
                 "Use the settings of then to go on, another folder, or delete this one"
             )
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the header and the records of a journal that may be in use; a line that is being written is left out.
+
+    Raises:
+        ValueError: it is empty, damaged or of another version; the text says what to do.
+    """
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole:
+        raise ValueError(f"{path} is empty: the search in {path.parent} has not begun")
+    return _parse_lines(path, whole)
+
+
+def _parse_lines(path: Path, data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    records = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{path}, line {number} is damaged. Remove the lines from {number} on to resume from there, "
+                "or delete the folder to start anew"
+            )
+        records.append(record)
+    header = records.pop(0)
+    if header.get("journal") != _VERSION:
+        raise ValueError(f"{path} is no journal of this version; choose another folder, or delete this one")
+    return header, records

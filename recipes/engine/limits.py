@@ -1,4 +1,4 @@
-"""Hard limits on networks, told before anything is trained: the cheapest to find out comes first."""
+"""Hard limits on networks, checked before anything is trained: the cheapest to find out comes first."""
 
 import dataclasses
 from collections.abc import Callable

@@ -112,10 +112,10 @@ class RayWorkers:
         """Takes in what trials have reported since the last time."""
         self._listened = time.monotonic()
         numbers = {task.number: task for task in self._running.values()}
-        for number, share, text in self._ray.get(self._reports.take.remote()):
+        for number, fraction, text in self._ray.get(self._reports.take.remote()):
             if number in numbers:
                 self._heard[number] = time.monotonic()
-                numbers[number].report(share, text)
+                numbers[number].report(fraction, text)
 
     def _ended(self, reference: Any) -> Outcome:
         lost = self._forget(reference)
@@ -148,13 +148,13 @@ class _Reports:
     def __init__(self):
         self._last: dict[int, tuple[float, str]] = {}
 
-    def put(self, number: int, share: float, text: str) -> None:
+    def put(self, number: int, fraction: float, text: str) -> None:
         """Keeps a report; the one before it is of no use any more."""
-        self._last[number] = (share, text)
+        self._last[number] = (fraction, text)
 
     def take(self) -> Sequence[tuple[int, float, str]]:
-        """Returns (number, share, text) of those that have come since the last call."""
-        found = [(number, share, text) for number, (share, text) in self._last.items()]
+        """Returns (number, fraction, text) of those that have come since the last call."""
+        found = [(number, fraction, text) for number, (fraction, text) in self._last.items()]
         self._last.clear()
         return found
 
@@ -171,11 +171,11 @@ def _run_task(reference: Sequence[Any], task: Task, reports: Any) -> Outcome:
     last = time.monotonic()
     reports.put.remote(task.number, 0.0, "started")
 
-    def report(share: float, text: str) -> None:
+    def report(fraction: float, text: str) -> None:
         nonlocal last
         if time.monotonic() - last > _REPORT_SECONDS:
             last = time.monotonic()
-            reports.put.remote(task.number, float(share), text)
+            reports.put.remote(task.number, float(fraction), text)
 
     return attempt(_known[identity], dataclasses.replace(task, report=report))
 

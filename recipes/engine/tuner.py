@@ -105,7 +105,7 @@ class Tuner:
         self.seconds_waited = 0.0  # for trials; the rest is the cost of the search itself
         self._started = 0
         self._running: dict[int, Mapping[str, Any]] = {}  # number -> values of the trials that have not ended
-        self._shares: dict[int, float] = {}  # number -> finished share of the trials that were handed out
+        self._fractions: dict[int, float] = {}  # number -> finished fraction of the trials that were handed out
         self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
         self._best: list[Record] = []  # the best first
         self._intervals: collections.deque[float] = collections.deque(maxlen=50)  # s between ends of trials
@@ -151,7 +151,7 @@ class Tuner:
                     if number is None:
                         break
                     self._hand_out(number)
-                if not self._shares:
+                if not self._fractions:
                     return
                 begun = time.monotonic()
                 outcome = self._workers.wait()
@@ -181,12 +181,12 @@ class Tuner:
         """Gives `observe` the state of the search; `note` is worth a line of its own."""
         if self._observe is None:
             return
-        total, share = self.oracle.max_trials, sum(self._shares.values())
+        total, fraction = self.oracle.max_trials, sum(self._fractions.values())
         left = None
         if total is not None and self._intervals:
-            left = max(0.0, (total - len(self.history) - share) * float(np.mean(self._intervals)))
+            left = max(0.0, (total - len(self.history) - fraction) * float(np.mean(self._intervals)))
         best = self._best[0].score if self._best else None
-        self._observe(Status(len(self.history), total, best, left, share, text, note))
+        self._observe(Status(len(self.history), total, best, left, fraction, text, note))
 
     def _start_trial(self) -> int | None:
         """Journals a new trial and returns its number, or None while the oracle has none."""
@@ -204,7 +204,7 @@ class Tuner:
 
     def _hand_out(self, number: int) -> None:
         """Gives a trial to a worker, unless this process has died in it too often."""
-        self._shares[number] = 0.0
+        self._fractions[number] = 0.0
         if self._runs_here and number in self._unfinished:
             self._unfinished.discard(number)
             resume = {"resume": number, "mark": self._checkpoint_mark(number)}
@@ -216,9 +216,9 @@ class Tuner:
                 self._end(Outcome(number, None, reason))
                 return
 
-        def report(share: float, text: str) -> None:
-            self._shares[number] = share
-            self.tell(text if len(self._shares) == 1 else f"{len(self._shares)} at once")
+        def report(fraction: float, text: str) -> None:
+            self._fractions[number] = fraction
+            self.tell(text if len(self._fractions) == 1 else f"{len(self._fractions)} at once")
 
         seed = int(np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0] >> 1)
         self.tell("")
@@ -235,7 +235,7 @@ class Tuner:
             self._losses[outcome.number] += 1
             times = self._losses[outcome.number]
             again = times <= self._retries
-            del self._shares[outcome.number]
+            del self._fractions[outcome.number]
             self.tell("", f"trial {outcome.number}: {outcome.reason}; " + ("it starts again" if again else "given up"))
             if again:
                 return True
@@ -255,7 +255,7 @@ class Tuner:
                 metrics = {key: float(value) for key, value in results.items() if math.isfinite(value)}
             else:
                 reason = f"FloatingPointError: {name} is {float(results[name])}"
-        self._shares.pop(number, None)
+        self._fractions.pop(number, None)
         status = COMPLETED if metrics else INVALID
         record = Record(number, self._running[number], status, metrics.get(name), metrics, outcome.seconds, reason)
         self._count_in(record)

@@ -37,10 +37,10 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 _log = logging.getLogger(__name__)
-Report = Callable[[float, str], None]  # finished share of a trial, 0 to 1, and a few words on what is running
+Report = Callable[[float, str], None]  # finished fraction of a trial, 0 to 1, and a few words on what is running
 
 
-def ignore_report(share: float, text: str) -> None:
+def ignore_report(fraction: float, text: str) -> None:
     """Takes the place of a report while a task travels."""
 
 
@@ -53,7 +53,7 @@ class Task:
         values: decision -> choice.
         seed: of this trial alone; the same whenever the trial is run again.
         folder: for its checkpoints; not made yet. A killed trial finds there what it had written.
-        report: to be called with the finished share of the trial (0 to 1) and a few words on what is running.
+        report: to be called with the finished fraction of the trial (0 to 1) and a few words on what is running.
     """
 
     number: int
@@ -382,10 +382,10 @@ class _Reports:
     def __init__(self, channel: connection.Connection):
         self._channel, self._last = channel, -math.inf
 
-    def __call__(self, share: float, text: str) -> None:
+    def __call__(self, fraction: float, text: str) -> None:
         if time.monotonic() - self._last > _REPORT_SECONDS:
             self._last = time.monotonic()
-            self._channel.send((float(share), text))
+            self._channel.send((float(fraction), text))
 
 
 def _describe_death(code: int | None) -> str:

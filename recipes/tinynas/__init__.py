@@ -30,8 +30,8 @@ from typing import Any
 import keras_tuner
 
 from recipes import _search
-from recipes.cards import card as report_card
-from recipes.cards.reading import read
+from recipes.cards.card import write_card
+from recipes.cards.read import read_search
 from recipes.engine import children as child_networks
 from recipes.engine.children import Children
 from recipes.oracles import RandomSearch, SearchOracle
@@ -122,7 +122,7 @@ def search(config: Config, observe: Callable[[Status], None] | None = None) -> G
         proposer = oracle(sized, children)
         provenance = {"width": width, "budget": dataclasses.asdict(config.budget())}
         found = _search.run_trials(proposer, children, "tinynas", watch, provenance)
-        best = next(trial for trial in read(config.folder).trials if trial.number == found.source["trial"])
+        best = next(trial for trial in read_search(config.folder).trials if trial.number == found.source["trial"])
         values = best.values(net.space.decisions)
     with _watched(observe) as watch:
 
@@ -130,7 +130,7 @@ def search(config: Config, observe: Callable[[Status], None] | None = None) -> G
             watch(Status(config.trials, None, found.source["score"], None, share, text))
 
         result = tinynas_result.finish(children, found, values, finishing)
-    report_card.write([config.folder])  # once more, with the result
+    write_card([config.folder])  # once more, with the result
     if observe is None:
         print(tinynas_result.page(result, config.folder))
     return found

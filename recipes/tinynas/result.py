@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 import zoo
-from recipes.cards.ranking import kendall_tau
+from recipes.cards.compare import kendall_tau
 from recipes.engine import child_training as trial
 from recipes.engine import tuner
 from recipes.images import sources as image_data

@@ -1,0 +1,229 @@
+"""What searches are worth beside random search: exact expectations of the best of k draws, rankings, and a word."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recipes.cards.read import Search
+
+REPRODUCED, AT_REDUCED_SCALE, PROCEDURE_ONLY = "reproduced", "reproduced at reduced scale", "procedure only"
+LEAST_SEARCHES = 3  # with seeds of their own, for a result to be called reproduced
+LEAST_NETWORKS = 12  # of which Kendall's tau says anything
+ENOUGH_ERRORS = 2.0  # standard errors by which a search must beat random search
+_MOST_POINTS = 200  # of a curve
+
+
+class Best(NamedTuple):
+    """Mean and standard deviation of the best of k draws, for one search that draws at random."""
+
+    mean: float
+    std: float
+
+
+def expected_best(scores: Sequence[float], draws: int, sign: int = 1) -> Best:
+    """Returns the exact mean and deviation of the best of `draws` of these scores, drawn without replacement.
+
+    The i-th smallest of m is the largest of k with probability C(i-1, k-1) / C(m, k).
+
+    Args:
+        scores: of networks that were drawn at random.
+        draws: 1 to as many as there are scores.
+        sign: 1 where the largest is the best, -1 where the smallest is.
+    """
+    if not 1 <= draws <= len(scores):
+        raise ValueError(f"the best of {draws} draws from {len(scores)} scores; expected 1 to {len(scores)} draws")
+    worth = np.sort(sign * np.asarray(scores, np.float64))[::-1]
+    count = len(worth)
+    above = np.arange(count - draws)  # how many are better than the place before
+    shares = np.cumprod(np.r_[draws / count, (count - above - draws) / (count - above - 1)])
+    kept = worth[: len(shares)]
+    mean = float(shares @ kept)
+    return Best(sign * mean, math.sqrt(max(0.0, float(shares @ (kept - mean) ** 2))))
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and the sample standard deviation, which a single value does not have."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def measure_gain(
+    best: Sequence[float], random: Sequence[float], paired: bool, sign: int = 1
+) -> tuple[float, float | None]:
+    """Returns by how much searches are better than random search on average, and the standard error of this.
+
+    Args:
+        best: the best score of each search.
+        random: what random search is expected to reach at the same budget, for each of its own searches.
+        paired: whether both lists have the same seeds in the same order, and so the same images.
+        sign: 1 where more is better, -1 where less is.
+    """
+    difference = sign * (float(np.mean(best)) - float(np.mean(random)))
+    if paired:
+        if len(best) != len(random):
+            raise ValueError(f"{len(best)} searches cannot be paired with {len(random)} random ones")
+        _, spread = mean_and_std(np.subtract(best, random).tolist())
+        return difference, None if spread is None else spread / math.sqrt(len(best))
+    spreads = [mean_and_std(values)[1] for values in (best, random)]
+    if any(spread is None for spread in spreads):
+        return difference, None
+    parts = zip(spreads, (best, random), strict=True)
+    return difference, math.sqrt(sum((spread or 0.0) ** 2 / len(values) for spread, values in parts))
+
+
+def judge(searches: int, finished: int, difference: float | None, error: float | None, as_in_paper: bool) -> str:
+    """Returns the word for a result.
+
+    Reproduced is what at least three finished searches show by beating random search at the same budget by more than
+    two standard errors; at reduced scale where the settings are not the paper's.
+    """
+    shown = difference is not None and error is not None and difference > ENOUGH_ERRORS * error
+    if min(searches, finished) < LEAST_SEARCHES or finished < searches or not shown:
+        return PROCEDURE_ONLY
+    return REPRODUCED if as_in_paper else AT_REDUCED_SCALE
+
+
+def by_seconds(searches: Sequence[Search], random: Sequence[Search]) -> bool:
+    """Says whether a budget is time: where a search has trained more than its trials, or a trial is a search itself."""
+    if not random:
+        return False
+    return any(search.seeds or search.header["choices"] != random[0].header["choices"] for search in searches)
+
+
+def count_draws(search: Search, random: Search) -> int:
+    """Returns how many random networks this search's budget trains: as many trials, or as many as fit in its time."""
+    if not by_seconds([search], [random]):
+        return len(search.scores)
+    each = random.seconds / max(1, len(random.trials))
+    return max(1, int(search.seconds / max(each, 1e-9)))
+
+
+def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any] | None:
+    """Returns the searches' best beside what random search reaches at the same budget; None without a baseline."""
+    searches = [search for search in searches if search.scores]
+    random = [search for search in random if search.scores]
+    if not searches or not random:
+        return None
+    sign = searches[0].sign
+    seeds = [search.seed for search in searches]
+    paired = sorted(seeds) == sorted(search.seed for search in random)
+    by_seed = {search.seed: search for search in random}
+    pairs = [(search, by_seed[search.seed]) for search in searches] if paired else []
+    others = pairs or [(searches[0], other) for other in random]
+    wanted = [count_draws(search, other) for search, other in others]
+    given = [min(draws, len(other.scores)) for draws, (_, other) in zip(wanted, others, strict=True)]
+    expected = [expected_best(other.scores, draws, sign).mean for draws, (_, other) in zip(given, others, strict=True)]
+    best = [search.best.score for search in searches if search.best is not None and search.best.score is not None]
+    difference, error = measure_gain(best, expected, paired, sign)
+    mean, std = mean_and_std(expected)
+    return {
+        "budget": "seconds" if by_seconds(searches, random) else "trials",
+        "draws": given,
+        "draws_in_budget": wanted,
+        "random": {"mean": mean, "std": std, "values": expected},
+        "random_cell": float(np.mean([score for search in random for score in search.scores])),
+        "later_half": [float(np.mean(search.scores[len(search.scores) // 2 :])) for search in searches],
+        "gain": difference,
+        "standard_error": error,
+        "paired": paired,
+    }
+
+
+def compare_anytime(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:
+    """Returns the best score so far of each search, and what random search is expected to have at that budget.
+
+    `x` counts trials or, where a trial is a search itself, seconds; None stands before the first trial that succeeded.
+    """
+    timed, sign = by_seconds(searches, random), searches[0].sign
+    random = [search for search in random if search.scores]
+    most = max((search.seconds if timed else len(search.trials)) for search in searches)
+    if timed:
+        x = np.linspace(0, most, _MOST_POINTS + 1)[1:]
+    else:
+        x = np.unique(np.linspace(1, max(1, most), min(_MOST_POINTS, max(1, int(most)))).round().astype(int))
+    each = [_best_so_far(search, x, timed) for search in searches]
+    found: dict[str, Any] = {"unit": "seconds" if timed else "trials", "x": x.tolist(), "each": each}
+    if random:
+        curves = []
+        for other in random:
+            rate = len(other.trials) / max(other.seconds, 1e-9) if timed else 1
+            draws = [int(at * rate) for at in x]
+            curves.append([_expected(other, count, sign) for count in draws])
+        found["random_mean"] = [_mean([curve[place][0] for curve in curves]) for place in range(len(x))]
+        found["random_std"] = [_mean([curve[place][1] for curve in curves]) for place in range(len(x))]
+    return found
+
+
+def _best_so_far(search: Search, x: Sequence[float] | np.ndarray, timed: bool) -> list[float | None]:
+    at = (
+        search.seconds_before + np.cumsum([trial.seconds for trial in search.trials])
+        if timed
+        else np.arange(1, len(search.trials) + 1)
+    )
+    scores = [-np.inf if trial.score is None else search.sign * trial.score for trial in search.trials]
+    best = np.maximum.accumulate(scores) if scores else np.zeros(0)
+    places = np.searchsorted(at, np.asarray(x) + 1e-9, side="right") - 1
+    last = at[-1] if len(at) else 0
+    return [
+        search.sign * float(best[place]) if place >= 0 and np.isfinite(best[place]) and here <= last + 1e-9 else None
+        for place, here in zip(places, x, strict=True)
+    ]
+
+
+def _expected(search: Search, draws: int, sign: int) -> tuple[float | None, float | None]:
+    """Returns the expected best of so many draws, and the deviation of one random search from it.
+
+    The deviation is that of draws with replacement: of all scores without, the best is certain, which says nothing of
+    another search.
+    """
+    if not 1 <= draws <= len(search.scores):
+        return None, None
+    return expected_best(search.scores, draws, sign).mean, _deviation_of_best(search.scores, draws, sign)
+
+
+def _deviation_of_best(scores: Sequence[float], draws: int, sign: int) -> float:
+    """The i-th smallest of m is the largest of k with probability (i/m)^k - ((i-1)/m)^k."""
+    worth = np.sort(sign * np.asarray(scores, np.float64))
+    below = (np.arange(len(worth) + 1) / len(worth)) ** draws
+    shares = np.diff(below)
+    mean = float(shares @ worth)
+    return math.sqrt(max(0.0, float(shares @ (worth - mean) ** 2)))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """Returns tau-b of two lists of scores: 1 where they order all pairs alike, -1 where oppositely, about 0 by chance.
+
+    A pair that ties in one list counts for neither order, and the denominator leaves it out (Kendall 1945). Where a
+    list is all ties there is no order to compare, and the result is NaN.
+
+    Raises:
+        ValueError: lists of different lengths, of fewer than two scores, or with a NaN.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
+        raise ValueError(f"scores of shapes {first.shape} and {second.shape}; expected two lists of one length from 2")
+    if np.isnan(first).any() or np.isnan(second).any():
+        raise ValueError("a score is NaN, which has no rank; leave that network out of both lists")
+    above = np.triu_indices(len(first), 1)
+    # Compared, not subtracted: the difference of two infinities is NaN.
+    orders = [
+        (scores[above[0]] > scores[above[1]]).astype(int) - (scores[above[0]] < scores[above[1]])
+        for scores in (first, second)
+    ]
+    ordered = np.prod([np.count_nonzero(order) for order in orders], dtype=np.float64)
+    return float((orders[0] * orders[1]).sum() / np.sqrt(ordered)) if ordered else float("nan")
+
+
+def compare_rankings(shared: Sequence[float], alone: Sequence[float]) -> dict[str, Any]:
+    """Returns the accuracies by shared weights and stand-alone with their tau, as JSON holds them.
+
+    `tau` is None where one of the two orders nothing, all its values being the same.
+    """
+    tau = kendall_tau(shared, alone)
+    return {"shared": list(shared), "alone": list(alone), "tau": None if np.isnan(tau) else round(tau, 6)}

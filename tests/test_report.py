@@ -15,8 +15,8 @@ from tensorflow.core.util import event_pb2
 
 import zoo
 from recipes import _main, amoebanet, report
-from recipes.cards import card as report_card
 from recipes.cards import compare, pictures, read, tensorboard_logs
+from recipes.cards.card import make_card, write_card
 from recipes.engine import tuner
 
 
@@ -104,9 +104,9 @@ def test_a_search_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypat
 
 def test_only_trials_that_trained_count_as_epochs(tmp_path):
     trained = read.read_search(make_search(tmp_path / "a", [0.5, None, 0.7]))
-    assert report_card.make_card([trained], [])["searches"][0]["epochs"] == 2 * 2  # two epochs a trial
+    assert make_card([trained], [])["searches"][0]["epochs"] == 2 * 2  # two epochs a trial
     inherited = dataclasses.replace(trained, trials=(dataclasses.replace(trained.trials[0], metrics={}),))
-    assert report_card.make_card([inherited], [])["searches"][0]["epochs"] is None
+    assert make_card([inherited], [])["searches"][0]["epochs"] is None
 
 
 def test_semicolons_in_brackets_divide_no_departure():
@@ -139,7 +139,7 @@ def test_best_so_far_by_trial_with_a_failed_one_first(tmp_path):
 def test_three_seeds_beside_random_search_give_a_result_at_reduced_scale(tmp_path):
     folders = [make_search(tmp_path / f"e{seed}", [0.5, 0.8 + seed / 100], seed=seed) for seed in range(3)]
     random = [make_search(tmp_path / f"r{seed}", [0.4, 0.6], "random", seed) for seed in range(3)]
-    page = report_card.write_card(folders, random, tmp_path / "card").read_text()
+    page = write_card(folders, random, tmp_path / "card").read_text()
     card = json.loads((tmp_path / "card" / "card.json").read_text())
     assert card["status"]["word"] == "reproduced at reduced scale"
     assert card["best"] == {"mean": 0.81, "std": 0.01, "values": [0.8, 0.81, 0.82]}
@@ -158,29 +158,29 @@ def test_three_seeds_beside_random_search_give_a_result_at_reduced_scale(tmp_pat
 
 def test_the_same_folders_give_the_same_bytes(tmp_path):
     folder = make_search(tmp_path / "a", [0.5, 0.7])
-    report_card.write_card([folder])
+    write_card([folder])
     first = {path.name: path.read_bytes() for path in (folder / "card").iterdir()}
-    report_card.write_card([folder])
+    write_card([folder])
     assert {path.name: path.read_bytes() for path in (folder / "card").iterdir()} == first
 
 
 def test_a_half_finished_search_says_where_it_stopped(tmp_path):
     folder = make_search(tmp_path / "a", [0.5], planned=3)
-    page = report_card.write_card([folder]).read_text()
+    page = write_card([folder]).read_text()
     assert "stopped after 1 of 3 trials" in page
     assert "**procedure only**" in page
     assert not (folder / "card" / "best.png").exists()
 
 
 def test_a_search_of_which_no_trial_has_ended_has_a_card_too(tmp_path):
-    page = report_card.write_card([make_search(tmp_path / "a", [], planned=3)]).read_text()
+    page = write_card([make_search(tmp_path / "a", [], planned=3)]).read_text()
     assert "stopped after 0 of 3 trials" in page
 
 
 def test_random_cells_in_the_search_folder_are_its_baseline_and_a_budget_of_searches_is_time(tmp_path):
     folder = make_search(tmp_path / "a", [0.7, 0.6], seconds=40.0, choices={"seed": 1000})
     make_search(folder / "baseline", [0.3, 0.5], "random", seconds=20.0)
-    report_card.write_card([folder])
+    write_card([folder])
     compared = json.loads((folder / "card" / "card.json").read_text())["comparison"]
     assert compared["budget"] == "seconds"
     assert compared["draws_in_budget"] == [4]  # 80 s of search, 20 s a random cell
@@ -191,30 +191,30 @@ def test_random_cells_in_the_search_folder_are_its_baseline_and_a_budget_of_sear
 def test_searches_that_cannot_share_a_card_are_refused(tmp_path):
     one, same_seed = make_search(tmp_path / "a", [0.5]), make_search(tmp_path / "b", [0.5])
     with pytest.raises(ValueError, match="two searches have one seed"):
-        report_card.write_card([one, same_seed], target=tmp_path / "card")
+        write_card([one, same_seed], target=tmp_path / "card")
     other = make_search(tmp_path / "c", [0.5], seed=1, header={"recipe": "nasnet"})
     with pytest.raises(ValueError, match="one recipe, and these have amoebanet and nasnet"):
-        report_card.write_card([one, other], target=tmp_path / "card")
+        write_card([one, other], target=tmp_path / "card")
     with pytest.raises(ValueError, match="is no random search, but evolution"):
-        report_card.write_card([one], [same_seed])
+        write_card([one], [same_seed])
 
 
 def test_the_card_says_what_was_too_small_to_learn_from(tmp_path):
     # the best accuracy 0.75 of 16 images: error sqrt(0.75 x 0.25 / 16) = 0.108
     folder = make_search(tmp_path / "a", [0.7, 0.75, 0.7], images={"training": 146, "validation": 16})
-    page = report_card.write_card([folder]).read_text()
+    page = write_card([folder]).read_text()
     assert "accuracies of 16 validation images, standard error 0.108: too few to rank these networks" in page
     assert "3 trials and a population of 12: the search never evolved, all its networks are random" in page
     assert "6 of 146 images" in page  # three trials of two epochs
     enough = make_search(tmp_path / "b", [0.5 + trial / 100 for trial in range(13)])
-    page = report_card.write_card([enough]).read_text()
+    page = write_card([enough]).read_text()
     assert "standard error 0.015\n" in page  # 0.62 of 1,000
     assert "never evolved" not in page
 
 
 def test_random_searches_among_the_folders_are_the_baseline_of_the_others(tmp_path):
     search, random = make_search(tmp_path / "a", [0.7, 0.8]), make_search(tmp_path / "b", [0.5, 0.6], "random")
-    page = report_card.write_card([random, search])
+    page = write_card([random, search])
     assert page == search / "card" / "card.md"
     card = json.loads((search / "card" / "card.json").read_text())
     assert [each["folder"] for each in card["baseline"]] == ["b"]
@@ -242,7 +242,7 @@ def test_the_card_of_a_supernet_has_its_history_its_ranking_and_the_picture_that
     (folder / "seeds" / "seed7.png").write_bytes(b"drawn")
     found = {"shared": [0.1, 0.2, 0.3], "alone": [0.4, 0.6, 0.5], "tau": 0.333333}
     (folder / "ranking.json").write_text(json.dumps({"7": found}))
-    page = report_card.write_card([folder]).read_text()
+    page = write_card([folder]).read_text()
     assert "Kendall's tau of 3 random networks" in page
     assert {path.name for path in (folder / "card").glob("*.png")} >= {
         "history.png", "ranking.png", "strengths_seed7.png"
@@ -260,7 +260,7 @@ def test_what_a_recipe_measured_of_its_network_is_on_the_card_and_its_supernets_
     result = {"predicted": {"arena": 40_000}, "measured": {"arena": 41_000, "fits": True}, "random": random}
     (folder / "result.json").write_text(json.dumps(result | {"kendall_tau": 1.0}))
     (folder / "supernet.json").write_text(json.dumps([{"step": 5, "loss": 1.0, "first_loss": 0.9}]))
-    page = report_card.write_card([folder]).read_text()
+    page = write_card([folder]).read_text()
     assert "| predicted, arena | 40,000 |" in page
     assert "| measured, fits | yes |" in page
     assert "Kendall's tau of 2 random networks" in page

@@ -15,6 +15,7 @@ from typing import Any
 
 from recipes.engine.journal import read_journal
 from recipes.engine.spaces import Decision
+from recipes.engine.workers import name_processor
 from zoo import atomic
 
 JOURNAL = "journal.jsonl"
@@ -259,11 +260,6 @@ def list_versions() -> dict[str, str]:
 
 def describe_hardware() -> dict[str, Any]:
     """Returns the processor's name, the number of cores that this process may use, the GPUs, and the system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = []
     if "tensorflow" in sys.modules:  # a search has it; to load it for a look would take seconds
@@ -271,4 +267,4 @@ def describe_hardware() -> dict[str, Any]:
         details = [config.experimental.get_device_details(gpu) for gpu in config.list_physical_devices("GPU")]
         gpus = [detail.get("device_name", "GPU") for detail in details]
     system = f"{platform.system()} {platform.machine()}"
-    return {"processor": name, "cores": cores, "gpus": gpus, "system": system}
+    return {"processor": name_processor(), "cores": cores, "gpus": gpus, "system": system}

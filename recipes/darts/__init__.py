@@ -18,13 +18,9 @@ validation batches come in shuffled epochs where quark0/darts draws them with re
 """
 
 import functools
-import resource
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from recipes import _search
 from recipes.darts import strengths, training
@@ -33,6 +29,7 @@ from recipes.darts.space import DartsSpace
 from recipes.engine import children as child_networks
 from recipes.engine import tuner
 from recipes.engine.children import Children
+from recipes.engine.dry_run import peak_memory, time_steps
 from recipes.images import augment
 from recipes.images import sources as image_data
 from recipes.training.progress import Observe
@@ -81,19 +78,18 @@ def shared_accuracies(
 def dry_run(config: Config, images: image_data.Data, presets: Mapping[str, Any]) -> Genotype:
     """Takes some steps of the supernet, prints what the search would need, and returns the cells of that moment."""
     halves = training.HalvedImages(config, images, config.seed)
-    marks = [time.perf_counter()]
     state = training.begin(config, images, config.seed)
-    for number in range(1 + config.dry_run_steps):
+
+    def take_step(number: int) -> None:
         place = number % halves.steps
         state.learn(halves.batch(0, 0, place), halves.batch(1, 0, place), training.rate_at(0, config.search_epochs))
-        marks.append(time.perf_counter())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    first, *seconds = np.diff(marks)
-    step, steps = float(np.median(seconds)), halves.steps * config.search_epochs
+
+    size, steps = config.search_batch_size, halves.steps * config.search_epochs
+    cost = time_steps(take_step, size, 1 + config.dry_run_steps)
     print(
-        f"dry run: {state.weights.size:,} weights, first step after {first:.1f} s, then {step:.2f} s a step of "
-        f"2 x {config.search_batch_size} images (median of {len(seconds)}), {memory:.2f} GiB at most\n"
-        f"predicted: {steps:,} steps a search, {config.trials} x {steps * step / 3600:.2f} h on this machine, "
+        f"dry run: {state.weights.size:,} weights, {cost.describe(size, 'images of each half')}, "
+        f"{peak_memory():.2f} GiB at most\n"
+        f"predicted: {steps:,} steps a search, {config.trials} x {steps * cost.step / 3600:.2f} h on this machine, "
         "and the trainings that compare the results"
     )
     return Genotype("darts_dry_run", "darts", state.cells(), {}, presets)

@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import keras
 from keras import layers
 
 from recipes.engine.journal import Journal
+from recipes.engine.workers import name_processor
 from zoo.blocks import conv_bn
 from zoo.deploy import measure, tflite
 from zoo.families.mnasnet import STYLE
@@ -53,13 +53,8 @@ def measure_latency(model: keras.Model) -> float:
 
 
 def name_machine() -> str:
-    """Returns the processor's name: latencies of two machines must not be mixed."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{name or platform.machine()}, {os.cpu_count()} cores"
+    """Returns the processor's name and its cores: latencies of two machines must not be mixed."""
+    return f"{name_processor()}, {os.cpu_count()} cores"
 
 
 class MeasuredLatencies:

@@ -16,6 +16,7 @@ import logging
 import math
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import threading
@@ -394,6 +395,15 @@ def _describe_death(code: int | None) -> str:
     name = signal.Signals(-code).name
     hint = ", perhaps for want of memory" if name in ("SIGKILL", "SIGABRT") else ""
     return f"the worker was ended by signal {-code} ({name}){hint}"
+
+
+def name_processor() -> str:
+    """Returns the name of this machine's processor, or its kind where the name is not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def choose_variables(place: int, count: int) -> dict[str, str]:

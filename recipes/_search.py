@@ -23,9 +23,9 @@ from recipes.cards.read import read_search, write_about
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.engine.children import Children
-from recipes.engine.config import SEEDS, ChildConfig
+from recipes.engine.config import SEEDS, ChildConfig, PlaceConfig
 from recipes.engine.dry_run import dry_run
-from recipes.engine.workers import Evaluate, Report, Workers, describe_failure, is_fatal, make_workers
+from recipes.engine.workers import Evaluate, LocalWorkers, Report, Workers, describe_failure, is_fatal
 from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.choices import Genome
 from recipes.training import progress
@@ -99,7 +99,8 @@ def _run(
     try:
         logs = config.folder / "tensorboard"
         evaluate = tensorboard_logs.logged(children.score, logs) if config.tensorboard else children.score
-        workers = _make_workers(config, children, evaluate)
+        _check_place(config, children)
+        workers = make_workers(config, evaluate, config.folder / "workers")
         runner = tuner.Tuner(
             oracle,
             None if workers else evaluate,
@@ -274,10 +275,33 @@ def _rank_baseline(folder: Path, space: Any, judge: Judge) -> None:
     atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
 
 
-def _make_workers(config: ChildConfig, children: Children, evaluate: Evaluate) -> Workers | None:
-    """Returns the workers that `config` asks for, if this search can have any; None for this process."""
+def make_workers(config: PlaceConfig, evaluate: Evaluate, logs: Path | None = None) -> Workers | None:
+    """Returns the workers that run `evaluate` where `config` says, None for this process.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: the cluster at RAY_ADDRESS does not answer.
+    """
     if not config.runs_elsewhere:
         return None
+    if config.workers != "ray":
+        return LocalWorkers(evaluate, int(config.workers), silence=config.silence, logs=logs)
+    from recipes.engine.ray import RayWorkers
+
+    return RayWorkers(
+        evaluate,
+        cpus=config.trial_cpus,
+        gpus=config.trial_gpus,
+        at_once=config.trials_at_once,
+        retries=config.retries,
+        silence=config.silence,
+    )
+
+
+def _check_place(config: ChildConfig, children: Children) -> None:
+    """Raises ValueError where the trials of this search cannot run where `config` says."""
+    if not config.runs_elsewhere:
+        return
     if not children.portable:
         raise ValueError(
             f"workers is {config.workers}, and the trials of this search need what only this process has: shared "
@@ -288,7 +312,6 @@ def _make_workers(config: ChildConfig, children: Children, evaluate: Evaluate) -
             f"max_latency is {config.max_latency}, measured on this machine, and workers {config.workers}: trials "
             "would disturb the measurements. Use --workers=0, or no max_latency"
         )
-    return make_workers(config, evaluate, config.folder / "workers")
 
 
 def _describe_source(

@@ -11,7 +11,7 @@ from recipes.engine import children as child_networks
 from recipes.engine import spaces
 from recipes.engine.children import Children
 from recipes.engine.config import PLACE_FIELDS, PlaceConfig
-from recipes.engine.workers import LocalWorkers, make_workers
+from recipes.engine.workers import LocalWorkers
 from tests import cheap_trials
 
 SMOKE = nasnet.PRESETS["smoke"]
@@ -35,8 +35,8 @@ def test_options_out_of_range_are_refused(options: dict, message: str):
 
 
 def test_the_options_say_who_runs_the_trials():
-    assert make_workers(PlaceConfig(), cheap_trials.score) is None
-    workers = make_workers(PlaceConfig(workers="3", silence=5.0), cheap_trials.score)
+    assert _search.make_workers(PlaceConfig(), cheap_trials.score) is None
+    workers = _search.make_workers(PlaceConfig(workers="3", silence=5.0), cheap_trials.score)
     assert isinstance(workers, LocalWorkers)
     assert workers.room == 3
 

@@ -24,10 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from recipes.engine.config import PlaceConfig
+from typing import Any, NamedTuple, Protocol
 
 SILENCE = 1800.0  # s without a word from a trial after which its worker is given up
 _REPORT_SECONDS = 0.5  # between two reports of a trial
@@ -134,29 +131,6 @@ class Workers(Protocol):
     def close(self) -> None:
         """Ends whatever runs."""
         ...
-
-
-def make_workers(config: "PlaceConfig", evaluate: Evaluate, logs: Path | None = None) -> Workers | None:
-    """Returns the workers that run `evaluate` where `config` says, None for this process.
-
-    Raises:
-        ImportError: Ray is not installed.
-        ConnectionError: the cluster at RAY_ADDRESS does not answer.
-    """
-    if not config.runs_elsewhere:
-        return None
-    if config.workers != "ray":
-        return LocalWorkers(evaluate, int(config.workers), silence=config.silence, logs=logs)
-    from recipes.engine.ray import RayWorkers
-
-    return RayWorkers(
-        evaluate,
-        cpus=config.trial_cpus,
-        gpus=config.trial_gpus,
-        at_once=config.trials_at_once,
-        retries=config.retries,
-        silence=config.silence,
-    )
 
 
 class InThisProcess:

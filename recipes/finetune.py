@@ -1,49 +1,53 @@
 """Trains a network of the zoo on your own images, one sub-folder a class: first a new head, then all of it.
 
-    python -m recipes.finetune --data=path/to/flowers --weights=runs/train/model.keras --model=runs/genotype.json
+    python -m recipes.finetune --data=path/to/flowers --weights=runs/train/model.keras
+    python -m recipes.finetune --data=path/to/flowers --model=mcunet_in0 --weights=imagenet   # downloads them once
 
-Give --model and --model_preset as the weights were trained. Writes model.keras, class_names.json (a label is the place
-in it), results.json and the history of both phases into the folder. Killed and started again with the same command, it
-resumes after the last whole epoch. The test part of the images is looked at once, at the end.
+A .keras file brings its network, image size and normalisation (results.json beside it). For other weights give --model
+and --model_preset as they were trained. Writes model.keras, class_names.json (a label is the place in it), results.json
+and the history of both phases into the folder. Killed and started again with the same command, it resumes after the
+last whole epoch; a training that is done is not done again. The test part of the images is looked at once, at the end.
 """
 
 import dataclasses
-import json
-import tempfile
+import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import keras
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
-from recipes.deployable import PREPROCESSING
-from recipes.images import augment
-from recipes.images import sources as data
-from recipes.training import progress
-from recipes.training.evaluation import measure_accuracy
-from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
-from recipes.training.optimizer import Optimizer
-from recipes.training.schedules import Schedule
-from zoo.atomic import write_atomically
-from zoo.weights.published import transfer
+from recipes.images import EMBEDDED
+from recipes.training.results import Origin, find_finished, find_origin, write_results
+
+if TYPE_CHECKING:
+    import keras
+
+    from recipes.images.augment import Normalization
+    from recipes.images.sources import Data
+    from recipes.training.loop import Outcome
 
 _HEAD = "predictions"
 _FEWEST = 5  # training images of a class: fewer tell nothing of it
 _MOMENTUM = 0.9  # of moving averages, which a short training with the published one would not move
+_SIDE = 96  # pixels, where neither weights nor genotype nor options say
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Options of the fine-tuning."""
 
-    data: str = data.EMBEDDED  # a folder of images, one sub-folder a class; or as recipes.images.sources takes it
+    # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the genotype was
+    # searched on, else the first of these two
+    data: str | None = None
     model: str = "mnasnet"  # a name of zoo.list_models(), or a genotype file; with a .keras file of weights not used
     # the model's own, as zoo.build takes it; none takes the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
-    weights: Path | None = None  # .keras, whose network it then is, or .weights.h5 of the same classes; none is fresh
-    image_size: int | None = 96  # pixels; none keeps theirs, which must then be equal
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"  # as the weights were trained with
+    # a .keras file, whose network it then is; a .weights.h5 file of the same classes; or published ones by the name of
+    # a data set, such as imagenet; none is fresh
+    weights: str | None = None
+    image_size: int | None = None  # pixels; none takes those of the weights or of the genotype's search, else 96
+    # none takes that of the weights, else unit
+    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] | None = None
     head_epochs: int = 3  # in which only the new head learns; 0 leaves the phase out
     epochs: int = 10  # in which everything learns
     head_learning_rate: float = 0.05  # of the first phase, at its start
@@ -51,7 +55,7 @@ class Config:
     batch_size: int = 32  # images a step
     on_unreadable: Literal["error", "skip"] = "error"  # about a file that cannot be read
     seed: int = 0  # of head, order and augmentation
-    folder: Path = Path("runs/finetune")  # results, and the state to go on from
+    folder: Path = Path("runs/finetune")  # results, and the state to resume from
 
     def __post_init__(self):
         least = {"image_size": 8, "head_epochs": 0, "epochs": 1, "batch_size": 1, "seed": 0}
@@ -77,64 +81,177 @@ PRESETS = {
 class Finetuned(NamedTuple):
     """The model with the best weights, and how it came to them."""
 
-    model: keras.Model
-    phases: dict[str, Outcome]
+    model: "keras.Model"
+    phases: "dict[str, Outcome]"
     accuracy: float  # of the test images, 0 to 1
     notes: list[str]  # what of the weights was not taken as it is
 
 
 def finetune(config: Config) -> Finetuned:
     """Trains, writes the files, prints the accuracy."""
-    source = None
-    if config.weights is not None and config.weights.suffix == ".keras":
-        if not config.weights.is_file():
-            raise FileNotFoundError(f"weights: there is no file {config.weights}")
-        source = keras.saving.load_model(config.weights, compile=False)
-    images = _images(config, source)
+    from recipes.training.state import locked
+
+    with locked(config.folder):
+        results = find_finished(config.folder, config, ("folder",))
+        return _finetune(config) if results is None else _read_finetuned(config.folder, results)
+
+
+class _Weights(NamedTuple):
+    """What the weights bring: a network where they are of other classes, and what it was trained on."""
+
+    network: "keras.Model | None"
+    origin: Origin
+
+
+def _finetune(config: Config) -> Finetuned:
+    import keras
+
+    from recipes.images import augment
+    from recipes.training.evaluation import measure_accuracy
+    from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
+    from recipes.training.optimizer import Optimizer
+    from recipes.training.progress import show_progress
+    from recipes.training.schedules import Schedule
+
+    weights = _load_weights(config)
+    preprocess = _normalization(config, weights.origin)
+    name, images = _load_images(config, weights)
     keras.utils.set_random_seed(config.seed)
-    network, notes = _network(config, source, images)
+    network, notes = _network(config, weights.network, images)
     for note in notes:
         print(note)
+    options = {name: str(value) for name, value in dataclasses.asdict(config).items() if name != "folder"}
+    identity = {"data": name, "input_shape": list(images.input_shape), "options": options}
     phases: dict[str, Outcome] = {}
-    preprocess = PREPROCESSING[config.preprocess]
     plan = [("head", config.head_epochs, config.head_learning_rate), ("all", config.epochs, config.learning_rate)]
     for phase, epochs, rate in plan:
         if not epochs:
             continue
         for layer in network.layers:
             layer.trainable = phase == "all" or layer.name == _HEAD
-        settings = Settings(
-            epochs, config.batch_size, Schedule(rate=rate), Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0)
-        )
-        with progress.show_progress(f"finetune, {phase}", unit="epoch") as observe:
+        optimizer = Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0)
+        with show_progress(f"finetune, {phase}", unit="epoch") as observe:
             phases[phase] = fit(
                 network,
                 images.train,
                 images.validation,
-                settings,
+                Settings(epochs, config.batch_size, Schedule(rate=rate), optimizer),
                 seed=config.seed,
                 augment=augment.cifar(padding=max(1, images.input_shape[0] // 8), cutout_length=0),
                 preprocess=preprocess,
                 folder=config.folder / phase,
-                identity={"options": {name: str(value) for name, value in dataclasses.asdict(config).items()}},
+                identity=identity,
                 observe=observe,
             )
     final = _with_probabilities(network)
-    result = Finetuned(final, phases, measure_accuracy(final, images.test, preprocess), notes)
-    _write(config, result, images)
+    accuracy = measure_accuracy(final, images.test, preprocess)
+    results = {
+        "data": name,
+        "images": str(images),
+        "image_size": list(images.input_shape[:2]),
+        "preprocess": config.preprocess or weights.origin.preprocess,
+        "normalization": dataclasses.asdict(preprocess),
+        "class_names": list(images.class_names),
+        "skipped": [str(path) for path in images.skipped],
+        "notes": notes,
+        "validation_accuracy": {phase: outcome.accuracy for phase, outcome in phases.items()},
+        "test_accuracy": accuracy,
+        "test_images": len(images.test),
+    }
+    write_results(config.folder, final, results, config)
     for phase in phases:
         (config.folder / phase / STATE_FILE).unlink(missing_ok=True)
-    return result
+    print(f"test accuracy {accuracy:.4f} on {len(images.test):,} images: {config.folder / 'model.keras'}")
+    return Finetuned(final, phases, accuracy, notes)
 
 
-def _images(config: Config, source: keras.Model | None) -> data.Data:
-    size, channels = config.image_size, None
-    if source is not None:
-        height, width, channels = source.input_shape[1:]
-        size = (height, width) if height is not None and width is not None else size
-    images = data.load(
-        config.data, size=size, channels=channels, seed=config.seed, on_unreadable=config.on_unreadable
-    )  # fmt: skip
+def _read_finetuned(folder: Path, results: dict[str, Any]) -> Finetuned:
+    import keras
+
+    from recipes.training.loop import Outcome
+
+    model: Any = keras.saving.load_model(folder / "model.keras", compile=False)
+    phases = {phase: Outcome.read(folder / phase) for phase in results["validation_accuracy"]}
+    return Finetuned(model, phases, results["test_accuracy"], results["notes"])
+
+
+def _load_weights(config: Config) -> _Weights:
+    """Returns the network of a .keras file or of published weights; else none, to be built for the images."""
+    import keras
+
+    weights = config.weights
+    if weights is None:
+        return _Weights(None, find_origin(config.model))
+    path = Path(weights).expanduser()
+    if path.suffix in (".keras", ".h5") or os.sep in weights:
+        if not path.is_file():
+            raise FileNotFoundError(f"weights: there is no file {path}")
+        if path.suffix != ".keras":
+            return _Weights(None, find_origin(config.model))
+        model: Any = keras.saving.load_model(path, compile=False)
+        return _Weights(model, find_origin(path))
+    name = zoo.load(config.model).name
+    model = zoo.build(config.model, config.model_preset, weights=weights)
+    presets = None if config.model_preset is None else (config.model_preset,)
+    entry = zoo.manifest.find(name, weights, presets)
+    normalization = {key: entry.preprocessing[key] for key in ("mean", "std")}
+    height, width = model.input_shape[1:3]
+    return _Weights(model, Origin(None, (height, width), None, normalization, f"the weights {entry.name}"))
+
+
+def _normalization(config: Config, origin: Origin) -> "Normalization":
+    """Returns what the network reads.
+
+    Raises:
+        ValueError: the options ask for another normalisation than that of the weights.
+    """
+    from recipes.deployable import PREPROCESSING
+    from recipes.images.augment import Normalization
+
+    known = None
+    if origin.normalization is not None:
+        known = Normalization(tuple(origin.normalization["mean"]), tuple(origin.normalization["std"]))
+    elif origin.preprocess is not None:
+        known = PREPROCESSING[origin.preprocess]
+    wanted = None if config.preprocess is None else PREPROCESSING[config.preprocess]
+    if known is not None and wanted is not None and known != wanted:
+        raise ValueError(
+            f"preprocess is {config.preprocess}, but the weights were trained with {origin.preprocess or known} "
+            f"({origin.place}); leave preprocess= out"
+        )
+    return wanted or known or PREPROCESSING["unit"]
+
+
+def _load_images(config: Config, weights: _Weights) -> tuple[str, "Data"]:
+    """Returns the name of the images and the images, and says what the options left open."""
+    from recipes.images import sources
+
+    origin = weights.origin
+    name = config.data or origin.data or EMBEDDED
+    size: Any = config.image_size
+    channels = None
+    if weights.network is not None:
+        height, width, channels = weights.network.input_shape[1:]
+        if height is not None and width is not None:
+            if size is not None and (height, width) != (size, size):
+                raise ValueError(
+                    f"image_size is {size}, but the weights' network takes {height} x {width}; leave it out"
+                )
+            size = (height, width)
+    chosen = [] if config.data is not None else [f"data={name}" + (f" as in {origin.place}" if origin.data else "")]
+    if size is None:
+        size = origin.image_size or _SIDE
+    if config.image_size is None:
+        text = size if isinstance(size, int) else " x ".join(map(str, size))
+        chosen.append(f"image_size={text}")
+    if config.preprocess is None:
+        known = (
+            f"{origin.preprocess or 'that'} of {origin.place}" if origin.preprocess or origin.normalization else "unit"
+        )
+        chosen.append(f"preprocess={known}")
+    if chosen:
+        print(f"taken unless given: {'; '.join(chosen)}")
+    images = sources.load(name, size=size, channels=channels, seed=config.seed, on_unreadable=config.on_unreadable)
     counts = [int((images.train.labels == label).sum()) for label in range(images.classes)]
     few = {name: count for name, count in zip(images.class_names, counts, strict=True) if count < _FEWEST}
     if few or not len(images.validation) or not len(images.test):
@@ -142,11 +259,15 @@ def _images(config: Config, source: keras.Model | None) -> data.Data:
             f"{images}, {few or 'each class'} of too few to train and judge on; expected at least {_FEWEST} training "
             "images of each class, and some to hold out: add images"
         )
-    return images
+    return name, images
 
 
-def _network(config: Config, source: keras.Model | None, images: data.Data) -> tuple[keras.Model, list[str]]:
+def _network(config: Config, source: "keras.Model | None", images: "Data") -> tuple["keras.Model", list[str]]:
     """Returns a network with logits and the images' classes, and what of the weights it did not take."""
+    import keras
+
+    from zoo.weights.published import transfer
+
     if source is not None:
         network = _with_head(source, images.classes)
         notes = transfer(source, network)
@@ -157,7 +278,7 @@ def _network(config: Config, source: keras.Model | None, images: data.Data) -> t
             classes=images.classes,
             input_shape=images.input_shape,
             classifier_activation=None,
-            weights=config.weights,
+            weights=None if config.weights is None else Path(config.weights).expanduser(),
         )
         notes = [] if config.weights else ["no weights were given: everything starts fresh"]
     for layer in network.layers:
@@ -166,55 +287,36 @@ def _network(config: Config, source: keras.Model | None, images: data.Data) -> t
     return network, notes
 
 
-def _with_head(model: keras.Model, classes: int) -> keras.Model:
+def _with_head(model: "keras.Model", classes: int) -> "keras.Model":
     """Returns a copy of a classifier with `classes` logits.
 
     Raises:
         ValueError: its last layer is not the zoo's classifier.
     """
+    import keras
+
     if model.layers[-1].name != _HEAD or not isinstance(model.layers[-1], keras.layers.Dense):
         raise ValueError(
             f"{model.name} ends in {model.layers[-1].name!r}; expected the classifier {_HEAD!r} of the zoo"
         )
-
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        options: dict[str, Any] = layer.get_config()
-        if layer.name == _HEAD:
-            options |= {"units": classes, "activation": "linear"}
-        return layer.__class__.from_config(options)
-
-    return keras.models.clone_model(model, clone_function=clone)
+    return _copy_with_head(model, {"units": classes, "activation": "linear"})
 
 
-def _with_probabilities(network: keras.Model) -> keras.Model:
+def _with_probabilities(network: "keras.Model") -> "keras.Model":
     """Returns a copy with softmax as the last activation, all of it trainable."""
-
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        options: dict[str, Any] = layer.get_config() | {"trainable": True}
-        if layer.name == _HEAD:
-            options["activation"] = "softmax"
-        return layer.__class__.from_config(options)
-
-    copy: keras.Model = keras.models.clone_model(network, clone_function=clone)
+    copy = _copy_with_head(network, {"activation": "softmax"}, trainable=True)
     copy.set_weights(network.get_weights())
     return copy
 
 
-def _write(config: Config, result: Finetuned, images: data.Data) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        result.model.save(Path(folder, "model.keras"))
-        write_atomically(config.folder / "model.keras", Path(folder, "model.keras").read_bytes())
-    write_atomically(config.folder / "class_names.json", json.dumps(list(images.class_names), indent=1) + "\n")
-    results = {
-        "data": str(images),
-        "skipped": [str(path) for path in images.skipped],
-        "notes": result.notes,
-        "validation_accuracy": {phase: outcome.accuracy for phase, outcome in result.phases.items()},
-        "test_accuracy": result.accuracy,
-        "test_images": len(images.test),
-    }
-    write_atomically(config.folder / "results.json", json.dumps(results, indent=1) + "\n")
-    print(f"test accuracy {result.accuracy:.4f} on {len(images.test):,} images: {config.folder / 'model.keras'}")
+def _copy_with_head(model: "keras.Model", head: dict[str, Any], **every_layer: Any) -> "keras.Model":
+    import keras
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        options: dict[str, Any] = layer.get_config() | every_layer
+        return layer.__class__.from_config(options | (head if layer.name == _HEAD else {}))
+
+    return keras.models.clone_model(model, clone_function=clone)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,39 @@
 """Trains a network of the zoo, or of a genotype file that a search has found, and keeps its best weights.
 
     python -m recipes.train                                      # AmoebaNet-A, small, embedded images: 2 minutes
-    python -m recipes.train --model=runs/amoebanet/genotype.json
+    python -m recipes.train --model=runs/amoebanet/genotype.json # on the images of the search
+    python -m recipes.train --model=mcunet_in0 --data=path/to/photos
     python -m recipes.train --preset=paper --model=darts --model_preset=cifar10 --data=tfds:cifar10   # days on one GPU
     python -m recipes.train --preset=paper --model=darts --model_preset=cifar10 --dry_run   # builds all, takes one step
 
-Writes model.keras (standard layers only, without auxiliary head and drop path), history.json, history.csv,
-results.json and results.md into the folder. Killed and started again with the same command, it goes on behind the
-last whole epoch, to the same result. Expected of the first command on 2 cores: 0.878 of the 2,000 test images (seed 0,
-one run). The best epoch is told by validation images; the test images give the last number.
+Writes model.keras (standard layers only, without auxiliary head and drop path), class_names.json, history.json,
+history.csv, results.json and results.md into the folder. Killed and started again with the same command, it resumes
+after the last whole epoch, to the same result; a training that is done is not done again. Expected of the first command
+on 2 cores: 0.878 of the 2,000 test images (seed 0, one run). The best epoch is chosen by validation images; the test
+images give the last number.
 """
 
 import dataclasses
-import json
-import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import keras
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
-from recipes.deployable import PREPROCESSING
-from recipes.images import augment
-from recipes.images import sources as data
-from recipes.training import progress
-from recipes.training.drop_path import scheduled
-from recipes.training.evaluation import measure_accuracy
-from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
-from recipes.training.optimizer import Optimizer
-from recipes.training.paper_settings import Paper, paper_of
-from recipes.training.schedules import Schedule
-from zoo.atomic import write_atomically
-from zoo.genotype import Cells, Genotype
-from zoo.weights.published import transfer
+from recipes.images import EMBEDDED
+from recipes.training.results import Origin, find_finished, find_origin, write_results
+from zoo.genotype import Blocks, Chain, Genotype
+
+if TYPE_CHECKING:
+    import keras
+
+    from recipes.images import augment
+    from recipes.images.sources import Data
+    from recipes.training.loop import Outcome, Settings
+    from recipes.training.paper_settings import Paper
+
+_FREE = ("folder", "tensorboard", "dry_run")  # options that may change between a training and its resumption
+_SHORT_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a short training has
+_SMALL_SIDE, _CIFAR_SIDE = 14, 32  # pixels of cells of a size of their own: of the embedded images, and of others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +43,19 @@ class Config:
     model: str = "amoebanet_a"  # a name of zoo.list_models(), or a genotype file
     # the model's own, as zoo.build takes it, such as cifar10; none takes cells and filters, else the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
-    cells: int | None = 1  # of a size of your own: DARTS' cells in all, ENAS' normal ones, else repeats in a third
-    filters: int | None = 16  # of a size of your own: of each node before the first reduction
-    data: str = data.EMBEDDED  # fashion_mnist_small, tfds:NAME or a folder of images
-    image_size: int | None = 14  # pixels; none keeps theirs
+    # of a size of your own: DARTS' cells in all, ENAS' normal ones, else repeats in a third; none takes 1 (DARTS: 3)
+    cells: int | None = None
+    # of a size of your own: of each node before the first reduction; none takes 16
+    filters: int | None = None
+    # fashion_mnist_small, tfds:NAME or a folder of images; none takes what the genotype was searched on, else the first
+    data: str | None = None
+    # pixels; none takes what the genotype was searched at, else what suits the model
+    image_size: int | None = None
     training_images: int | None = None  # none takes all
     validation_images: int | None = None  # none takes all
-    # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set; deploy with the same
+    # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
     preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"
+    on_unreadable: Literal["error", "skip"] = "error"  # about a file of a folder that cannot be read
     settings: Literal["small", "paper"] = "small"  # small: a short cosine; paper: those of the family's paper
     epochs: int | None = 6  # none takes the settings'
     batch_size: int | None = None  # none takes the settings'; the learning rate scales along unless given
@@ -58,66 +63,97 @@ class Config:
     seed: int = 0  # of the weights, the order of the images and the augmentation
     tensorboard: bool = False  # write the history for TensorBoard, too
     dry_run: bool = False  # build everything, take one step on 2 images, and stop
-    folder: Path = Path("runs/train")  # results, and the state to go on from
+    folder: Path = Path("runs/train")  # results, and the state to resume from
 
     def __post_init__(self):
         for name in ("cells", "filters", "image_size", "training_images", "validation_images", "epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a whole number from 1, or none")
-        if (self.cells is None) != (self.filters is None):
+        if self.model_preset is not None and (self.cells is not None or self.filters is not None):
             raise ValueError(
-                f"cells is {self.cells} and filters {self.filters}; give both, or none of them and model_preset"
+                f"model_preset is {self.model_preset}, cells {self.cells} and filters {self.filters}; give the preset, "
+                "or a size of your own"
             )
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
 
 
-_AS_PUBLISHED: Any = {
-    "cells": None, "filters": None, "image_size": None, "epochs": None, "settings": "paper",
-}  # fmt: skip
-
 PRESETS = {
     "laptop": Config(),
-    "paper": Config(model="darts", data="tfds:cifar10", folder=Path("runs/train-paper"), **_AS_PUBLISHED),
+    "paper": Config(
+        model="darts", data="tfds:cifar10", settings="paper", epochs=None, folder=Path("runs/train-paper")
+    ),
     "smoke": Config(
         filters=4, image_size=8, training_images=64, validation_images=50, epochs=1, folder=Path("runs/train-smoke")
     ),
-}
-
-SMALL = Paper(
-    Settings(
-        6, 64, Schedule("cosine", 0.1, warmup=0.5), Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)
-    ),
-    "measured on the embedded images", auxiliary=False,
-)  # fmt: skip
-_SHORT_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a short training has
+}  # fmt: skip
 
 
 class Trained(NamedTuple):
     """The plain model with the best weights, probabilities as its output, and how it came to them."""
 
-    model: keras.Model
-    outcome: Outcome
+    model: "keras.Model"
+    outcome: "Outcome"
     accuracy: float  # of the test images, 0 to 1
 
 
 def train(config: Config) -> Trained | None:
     """Trains, writes the files, prints the accuracy; returns None from a dry run."""
-    genotype = zoo.load(config.model)
-    preset = config.model_preset
-    if preset is None and config.cells is not None and config.filters is not None:
-        genotype, preset = _own_size(genotype, config.cells, config.filters), "own"
-    images = _images(config)
-    paper = SMALL
+    from recipes.training.state import locked
+
+    if config.dry_run:
+        _dry_run(config)
+        return None
+    with locked(config.folder):
+        results = find_finished(config.folder, config, _FREE)
+        if results is not None:
+            return _read_trained(config.folder, results)
+        return _train(config)
+
+
+class _Parts(NamedTuple):
+    """What the options stand for."""
+
+    genotype: Genotype  # with the preset
+    preset: str | None
+    data: str
+    images: "Data"
+    paper: "Paper"
+    settings: "Settings"
+    augment: "augment.Step | None"
+    network: "keras.Model"  # as it is trained: logits, drop path, auxiliary head
+
+    @property
+    def size(self) -> dict[str, Any]:
+        """What of the images the network has to fit."""
+        return {"classes": self.images.classes, "input_shape": self.images.input_shape}
+
+
+def _prepare(config: Config) -> _Parts:
+    import keras
+
+    from recipes.training.paper_settings import paper_of
+
+    genotype, preset, origin = zoo.load(config.model), config.model_preset, find_origin(config.model)
+    own_size = preset is None and (
+        config.cells is not None
+        or config.filters is not None
+        or (config.settings == "small" and not isinstance(genotype.body, Blocks))
+    )
+    if own_size:
+        genotype, preset = _with_own_size(genotype, config.cells, config.filters), "own"
+    data, images = _load_images(config, origin, genotype, preset, own_size)
+    paper = _small_paper()
     if config.settings == "paper":
-        paper = paper_of(genotype.family, "macro" if "macro" in genotype.name else preset or "", images.input_shape[0])
+        scale = "macro" if isinstance(genotype.body, Chain) else preset or ""
+        paper = paper_of(genotype.family, scale, images.input_shape[0])
     keras.utils.set_random_seed(config.seed)
-    size: dict[str, Any] = {"classes": images.classes, "input_shape": images.input_shape}
     network = zoo.build(
         genotype,
         preset,
-        **size,
+        classes=images.classes,
+        input_shape=images.input_shape,
         classifier_activation=None,
         drop_path_rate=paper.drop_path,
         dropout_rate=paper.dropout,
@@ -125,61 +161,142 @@ def train(config: Config) -> Trained | None:
     )
     if config.settings == "small":
         _shorten_moving_averages(network)
-    twin = scheduled(network)
-    settings = _settings(config, paper.settings)
-    policy = _augment(config, paper, images.input_shape[0])
-    if config.dry_run:
-        one = dataclasses.replace(settings, epochs=1, batch_size=2)
-        fit(twin.model, images.train.first(2), images.train.first(2), one, augment=policy, drop_path=twin.progress)
-        print(f"dry run: {images}\n{network.name}: {network.count_params():,} parameters\n{settings}\n{paper.source}")
-        return None
-    with progress.show_progress("train", unit="epoch") as observe:
+    settings, augment = _settings(config, paper.settings), _augment(config, paper, images.input_shape[0])
+    return _Parts(genotype, preset, data, images, paper, settings, augment, network)
+
+
+def _dry_run(config: Config) -> None:
+    from recipes.training.drop_path import scheduled
+    from recipes.training.loop import fit
+
+    parts = _prepare(config)
+    one = dataclasses.replace(parts.settings, epochs=1, batch_size=2)
+    twin, two = scheduled(parts.network), parts.images.train.first(2)
+    fit(twin.model, two, two, one, augment=parts.augment, drop_path=twin.progress)
+    network = f"{parts.network.name}: {parts.network.count_params():,} parameters"
+    print(f"dry run: {parts.images}\n{network}\n{parts.settings}\n{parts.paper.source}")
+
+
+def _train(config: Config) -> Trained:
+    from recipes.deployable import PREPROCESSING
+    from recipes.training.drop_path import scheduled
+    from recipes.training.evaluation import measure_accuracy
+    from recipes.training.loop import STATE_FILE, fit
+    from recipes.training.progress import show_progress
+    from zoo.weights.published import transfer
+
+    parts, preprocess = _prepare(config), PREPROCESSING[config.preprocess]
+    images, twin = parts.images, scheduled(parts.network)
+    given = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*_FREE, "seed")}
+    with show_progress("train", unit="epoch") as observe:
         outcome = fit(
             twin.model,
             images.train,
             images.validation,
-            settings,
+            parts.settings,
             seed=config.seed,
-            augment=policy,
-            preprocess=PREPROCESSING[config.preprocess],
+            augment=parts.augment,
+            preprocess=preprocess,
             drop_path=twin.progress,
             folder=config.folder,
-            identity=_identity(config),
+            identity={"data": parts.data, "input_shape": list(images.input_shape), "options": given},
             tensorboard=config.tensorboard,
             observe=observe,
         )
-    plain = zoo.build(genotype, preset, **size)
+    plain = zoo.build(parts.genotype, parts.preset, **parts.size)
     transfer(twin.model, plain)
-    trained = Trained(plain, outcome, measure_accuracy(plain, images.test, PREPROCESSING[config.preprocess]))
-    _write(config, trained, images, paper)
+    accuracy = measure_accuracy(plain, images.test, preprocess)
+    results = {
+        "model": plain.name,
+        "data": parts.data,
+        "images": str(images),
+        "image_size": list(images.input_shape[:2]),
+        "preprocess": config.preprocess,
+        "normalization": dataclasses.asdict(preprocess),
+        "class_names": list(images.class_names),
+        "params": plain.count_params(),
+        "best_epoch": outcome.epoch,
+        "validation_accuracy": outcome.accuracy,
+        "test_accuracy": accuracy,
+        "test_images": len(images.test),
+        "seconds": round(sum(record["seconds"] for record in outcome.history), 2),
+        "settings": parts.paper.source,
+    }
+    write_results(config.folder, plain, results, config)
     (config.folder / STATE_FILE).unlink(missing_ok=True)
-    return trained
+    print(f"test accuracy {accuracy:.4f} on {len(images.test):,} images: {config.folder / 'model.keras'}")
+    return Trained(plain, outcome, accuracy)
 
 
-def _own_size(genotype: Genotype, cells: int, filters: int) -> Genotype:
-    if genotype.family == "darts":
+def _read_trained(folder: Path, results: dict[str, Any]) -> Trained:
+    import keras
+
+    from recipes.training.loop import Outcome
+
+    model: Any = keras.saving.load_model(folder / "model.keras", compile=False)
+    return Trained(model, Outcome.read(folder), results["test_accuracy"])
+
+
+def _with_own_size(genotype: Genotype, cells: int | None, filters: int | None) -> Genotype:
+    """Returns the genotype with one preset, own, for small images."""
+    cells, filters = cells or (3 if genotype.family == "darts" else 1), filters or 16
+    if isinstance(genotype.body, Blocks):
+        raise ValueError(f"cells and filters are not for the family {genotype.family!r}; leave them out")
+    if isinstance(genotype.body, Chain):
+        preset: dict[str, Any] = {"filters": filters}
+    elif genotype.family == "darts":
         preset = {"cells": cells, "filters": filters, "stem": "cifar"}
-    elif genotype.family == "enas" and isinstance(genotype.body, Cells):
+    elif genotype.family == "enas":
         preset = {"cells": cells, "filters": filters}
-    elif genotype.family in ("nasnet", "pnasnet", "amoebanet"):
-        preset = {"repeats": cells, "filters": filters, "stem": "cifar", "stem_filters": 2 * filters}
     else:
-        raise ValueError(
-            f"cells and filters are not for the family {genotype.family!r}; give cells=none and filters=none"
-        )
+        preset = {"repeats": cells, "filters": filters, "stem": "cifar", "stem_filters": 2 * filters}
     return dataclasses.replace(genotype, presets={"own": preset})
 
 
-def _images(config: Config) -> data.Data:
-    found = data.load(config.data, size=config.image_size, seed=config.seed)
-    return dataclasses.replace(
+def _load_images(
+    config: Config, origin: Origin, genotype: Genotype, preset: str | None, own_size: bool
+) -> tuple[str, "Data"]:
+    """Returns the name of the images and the images, and says what the options left open."""
+    from recipes.images import sources
+
+    name, size, chosen = config.data or origin.data or EMBEDDED, config.image_size, []
+    if config.data is None and origin.data is not None:
+        chosen.append(f"data={name} as in {origin.place}")
+    if size is None and origin.image_size is not None and name == origin.data:
+        size = origin.image_size[0]
+        chosen.append(f"image_size={size} as in {origin.place}")
+    elif size is None and own_size:
+        size = _SMALL_SIDE if name == EMBEDDED else _CIFAR_SIDE
+        chosen.append(f"image_size={size}, for small cells")
+    elif size is None and name != EMBEDDED:
+        values = genotype.presets.get(preset or next(iter(genotype.presets), ""), {})
+        if shape := values.get("input_shape"):
+            size = shape[0]
+            chosen.append(f"image_size={size} as in the model's preset")
+    if chosen:
+        print(f"taken unless given: {'; '.join(chosen)}")
+    found = sources.load(name, size=size, seed=config.seed, on_unreadable=config.on_unreadable)
+    train, validation = found.train, found.validation
+    return name, dataclasses.replace(
         found,
-        train=found.train.first(config.training_images) if config.training_images else found.train,
-        validation=found.validation.first(config.validation_images) if config.validation_images else found.validation,
+        train=train.first(config.training_images) if config.training_images else train,
+        validation=validation.first(config.validation_images) if config.validation_images else validation,
     )
 
 
-def _settings(config: Config, settings: Settings) -> Settings:
+def _small_paper() -> "Paper":
+    """Returns a row beside the papers': how a short training is best, measured on the embedded images."""
+    from recipes.training.loop import Settings
+    from recipes.training.optimizer import Optimizer
+    from recipes.training.paper_settings import Paper
+    from recipes.training.schedules import Schedule
+
+    optimizer = Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)
+    settings = Settings(6, 64, Schedule("cosine", 0.1, warmup=0.5), optimizer)
+    return Paper(settings, "measured on the embedded images", auxiliary=False)
+
+
+def _settings(config: Config, settings: "Settings") -> "Settings":
     """Returns the settings with what the options change; a rate that is not given goes with the batch."""
     batch_size = config.batch_size or settings.batch_size
     factor = batch_size / settings.batch_size
@@ -192,7 +309,9 @@ def _settings(config: Config, settings: Settings) -> Settings:
     )
 
 
-def _augment(config: Config, paper: Paper, side: int) -> augment.Step | None:
+def _augment(config: Config, paper: "Paper", side: int) -> "augment.Step | None":
+    from recipes.images import augment
+
     if config.settings == "small":
         return None  # a few epochs are better without: measured
     if paper.augment == "imagenet":
@@ -200,38 +319,12 @@ def _augment(config: Config, paper: Paper, side: int) -> augment.Step | None:
     return augment.cifar(padding=max(1, side // 8), cutout_length=side // 2 if paper.augment == "cutout" else 0)
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    free = ("folder", "tensorboard", "dry_run", "epochs", "batch_size", "seed")
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+def _shorten_moving_averages(network: "keras.Model") -> None:
+    import keras
 
-
-def _shorten_moving_averages(network: keras.Model) -> None:
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, _SHORT_MOMENTUM)
-
-
-def _write(config: Config, trained: Trained, images: data.Data, paper: Paper) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        trained.model.save(Path(folder, "model.keras"))
-        write_atomically(config.folder / "model.keras", Path(folder, "model.keras").read_bytes())
-    results = {
-        "model": trained.model.name,
-        "data": str(images),
-        "class_names": list(images.class_names),
-        "params": trained.model.count_params(),
-        "best_epoch": trained.outcome.epoch,
-        "validation_accuracy": trained.outcome.accuracy,
-        "test_accuracy": trained.accuracy,
-        "test_images": len(images.test),
-        "seconds": sum(record["seconds"] for record in trained.outcome.history),
-        "settings": paper.source,
-        "config": {name: str(value) for name, value in dataclasses.asdict(config).items()},
-    }
-    write_atomically(config.folder / "results.json", json.dumps(results, indent=1) + "\n")
-    rows = "".join(f"| {name} | {value} |\n" for name, value in results.items() if name != "config")
-    write_atomically(config.folder / "results.md", f"| what | value |\n|---|---|\n{rows}")
-    print(f"test accuracy {trained.accuracy:.4f} on {len(images.test):,} images: {config.folder / 'model.keras'}")
 
 
 if __name__ == "__main__":

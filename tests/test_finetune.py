@@ -11,7 +11,7 @@ from PIL import Image
 import zoo
 from recipes import finetune
 
-CONFIG = finetune.Config(image_size=None, head_epochs=1, epochs=2, batch_size=8)
+CONFIG = finetune.Config(head_epochs=1, epochs=2, batch_size=8)
 
 
 def make_folder(root, classes=("dark", "light"), count=24):
@@ -36,7 +36,7 @@ def weights(tmp_path_factory):
 
 def test_weights_of_other_classes_learn_the_folder_and_name_its_classes(tmp_path, weights):
     config = dataclasses.replace(
-        CONFIG, data=make_folder(tmp_path / "images"), weights=weights, folder=tmp_path / "out"
+        CONFIG, data=make_folder(tmp_path / "images"), weights=str(weights), folder=tmp_path / "out"
     )
     result = finetune.finetune(config)
     assert result.notes == ["left fresh, to be trained: predictions"]
@@ -46,20 +46,56 @@ def test_weights_of_other_classes_learn_the_folder_and_name_its_classes(tmp_path
     assert model(np.zeros((1, 8, 8, 3)))[0].numpy().sum() == pytest.approx(1)  # probabilities
     assert json.loads((tmp_path / "out" / "class_names.json").read_text()) == ["dark", "light"]
     assert json.loads((tmp_path / "out" / "results.json").read_text())["test_accuracy"] == result.accuracy
+    again = finetune.finetune(config)  # done: nothing is trained
+    assert (again.phases, again.accuracy, again.notes) == (result.phases, result.accuracy, result.notes)
+    with pytest.raises(ValueError, match=r"learning_rate 0\.01 there and 0\.1 here"):
+        finetune.finetune(dataclasses.replace(config, learning_rate=0.1))
+
+
+def test_weights_bring_their_normalisation_and_size_which_options_must_not_contradict(tmp_path, weights):
+    results = {"image_size": [8, 8], "data": "photos", "preprocess": "centered", "config": {}}
+    results["normalization"] = {"mean": [0.5], "std": [0.5]}
+    weights.with_name("results.json").write_text(json.dumps(results))
+    try:
+        config = dataclasses.replace(CONFIG, weights=str(weights), folder=tmp_path / "out")
+        with pytest.raises(ValueError, match="preprocess is unit, but the weights were trained with centered"):
+            finetune.finetune(dataclasses.replace(config, preprocess="unit"))
+        with pytest.raises(ValueError, match=r"image_size is 96, but .* takes 8 x 8; leave it out"):
+            finetune.finetune(dataclasses.replace(config, image_size=96))
+        with pytest.raises(ValueError, match="'photos' is not there"):  # and their data, unless others are given
+            finetune.finetune(config)
+    finally:
+        weights.with_name("results.json").unlink()
+
+
+def test_published_weights_bring_theirs(tmp_path, monkeypatch):
+    built = zoo.build("mcunet_in0")
+    monkeypatch.setattr(zoo, "build", lambda *args, weights=None, **options: built)
+    found = finetune._load_weights(dataclasses.replace(CONFIG, model="mcunet_in0", weights="imagenet"))
+    assert found.network is built
+    assert found.origin.image_size == (48, 48)
+    assert found.origin.normalization == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = dataclasses.replace(CONFIG, weights="imagenet", preprocess="unit")
+    with pytest.raises(ValueError, match="the weights mcunet_in0_mit"):
+        finetune._normalization(config, found.origin)
 
 
 def test_too_few_images_are_refused(tmp_path, weights):
-    config = dataclasses.replace(CONFIG, data=make_folder(tmp_path, count=3), weights=weights)
+    config = dataclasses.replace(
+        CONFIG, data=make_folder(tmp_path / "images", count=3), weights=str(weights), folder=tmp_path / "out"
+    )
     with pytest.raises(ValueError, match="expected at least 5 training images"):
         finetune.finetune(config)
 
 
 def test_a_single_class_is_refused(tmp_path, weights):
-    config = dataclasses.replace(CONFIG, data=make_folder(tmp_path, classes=("dark",)), weights=weights)
+    config = dataclasses.replace(
+        CONFIG, data=make_folder(tmp_path / "images", classes=("dark",)), weights=str(weights), folder=tmp_path / "out"
+    )
     with pytest.raises(ValueError, match="expected at least two"):
         finetune.finetune(config)
 
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*none\.keras"):
-        finetune.finetune(dataclasses.replace(CONFIG, weights=tmp_path / "none.keras"))
+        finetune.finetune(dataclasses.replace(CONFIG, weights=str(tmp_path / "none.keras"), folder=tmp_path))

@@ -9,6 +9,7 @@ validation images; test images have no place here.
 
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -198,6 +199,17 @@ class Outcome(NamedTuple):
     epoch: int
     accuracy: float
 
+    @classmethod
+    def of(cls, history: list[Record]) -> "Outcome":
+        """Returns what this history says."""
+        best = max(history, key=lambda record: record["val_accuracy"])  # the first of equals
+        return cls(history, int(best["epoch"]), best["val_accuracy"])
+
+    @classmethod
+    def read(cls, folder: Path) -> "Outcome":
+        """Returns that of the training that `fit` has ended in this folder."""
+        return cls.of(json.loads((folder / "history.json").read_text(encoding="utf-8")))
+
 
 def fit(
     model: keras.Model,
@@ -294,8 +306,7 @@ def fit(
             observe=observe,
         )
     kept.take_best()
-    best = max(history, key=lambda record: record["val_accuracy"])  # the first of equals
-    return Outcome(history, int(best["epoch"]), best["val_accuracy"])
+    return Outcome.of(history)
 
 
 class _KeptWeights:

@@ -6,26 +6,21 @@ import keras
 import numpy as np
 
 import zoo
-from recipes.enas import macro as supernet_enas_macro
-from recipes.enas import micro as supernet_enas
-from recipes.enas.layers import PathSupernet
 from recipes.enas.macro import CONVOLUTIONS, MacroSupernet
-from recipes.enas.micro import REPEATS, SEPARABLE, MicroSupernet, stacks_of, unread_states
+from recipes.enas.micro import REPEATS, SEPARABLE, MicroSupernet, stacks_of
+from recipes.enas.supernet import PathSupernet
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS
-from zoo.genotype import INPUT_STATES, Cells, Chain, Genotype
+from zoo.genotype import INPUT_STATES, Genotype
 
 
-def body_of(path: np.ndarray) -> Cells | Chain:
-    """Returns the architecture of a path of either supernet."""
-    return supernet_enas.body_of(path) if path.ndim == 4 else supernet_enas_macro.body_of(path)
-
-
-def preset_of(net: PathSupernet) -> dict[str, Any]:
-    """Returns the scale of the supernet's networks, as a preset of a genotype."""
+def make_genotype(net: PathSupernet, path: np.ndarray) -> Genotype:
+    """Returns the architecture of a path, with the scale of the supernet's networks as its preset "search"."""
     if isinstance(net, MicroSupernet):
-        return {"cells": net.cells, "filters": net.filters}
-    assert isinstance(net, MacroSupernet)
-    return {"filters": net.widths[0], "separable": True}
+        preset: dict[str, Any] = {"cells": net.cells, "filters": net.filters}
+    else:
+        assert isinstance(net, MacroSupernet)
+        preset = {"filters": net.widths[0], "separable": True}
+    return Genotype("path", "enas", net.space.decode(path), {}, {"search": preset})
 
 
 def export(
@@ -35,8 +30,7 @@ def export(
 
     In inference it gives what `net.logits(vector, path, images, statistics)` gives.
     """
-    genotype = Genotype("path", "enas", body_of(path), {}, {"search": preset_of(net)})
-    model = zoo.build(genotype, classes=net.classes, input_shape=input_shape, classifier_activation=None)
+    model = zoo.build(make_genotype(net, path), classes=net.classes, input_shape=input_shape, classifier_activation=None)
     if isinstance(net, MicroSupernet):
         layers = _micro_layers(net, vector, path, statistics)
     else:
@@ -53,7 +47,8 @@ def _micro_layers(net: MicroSupernet, vector: np.ndarray, path: np.ndarray, stat
     weights, used = net.packing.unpack(vector), net.statistics.unpack(statistics)
     layers: dict[str, list] = {"stem_conv": [weights["stem"]]}
     layers["stem_bn"] = [weights["stem/scale"], weights["stem/shift"], *used["stem"]]
-    loose = [unread_states(part) for part in path]
+    cells = net.space.decode(path)
+    loose = [graph.concat for graph in (cells.normal, cells.reduce) if graph is not None]
     before: list[Any] = [None, None]  # the states that h[c-2] and h[c-1] are joined of
     for number, place in enumerate(net.places):
         name, cell = f"cell{number}", f"cell{number:02d}" + ("_reduce" if place.reducing else "")

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from recipes.enas import layers as paths
-from recipes.enas.layers import norm, norm_shapes
-from recipes.training.supernet import Packing, Shape
+from recipes.enas import supernet
+from recipes.enas.space import MicroSpace
+from recipes.enas.supernet import Pass, norm_shapes
+from recipes.training.supernet import Packing, Shape, pointwise
 from zoo.formats.enas import MICRO_OPS
-from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
+from zoo.genotype import INPUT_STATES
 
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}
 REPEATS = 2  # of depthwise and 1x1 convolution in a separable one
@@ -52,25 +53,22 @@ class _Output:
 
 
 class MicroSupernet:
-    """Pure functions of a weight vector, a path and images.
+    """Pure functions of a weight vector, a path of the space and images."""
 
-    A path is an int32 array (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state
-    and the operation (an index of MICRO_OPS).
-    """
-
-    def __init__(self, cells: int, filters: int, classes: int, channels: int, nodes: int = 5):
+    def __init__(self, space: MicroSpace, cells: int, filters: int, classes: int, channels: int):
         """Lays the weights out.
 
         Args:
-            cells: normal cells; two reductions come on top.
+            space: of the cells.
+            cells: normal cells; there are two reductions besides.
             filters: channels of a node before the first reduction.
             classes, channels: of the images.
-            nodes: of each cell; the paper's blocks.
         """
-        self.nodes, self.classes, self.filters, self.cells = nodes, classes, filters, cells
+        self.space, self.classes, self.filters, self.cells = space, classes, filters, cells
+        nodes = space.nodes
         self.states = INPUT_STATES + nodes  # of a cell
         self.places: list[Place] = []
-        self._edges = {strides: paths.traced(functools.partial(_edge, strides)) for strides in (1, 2)}
+        self._edges = {strides: supernet.trace_once(functools.partial(_edge, strides)) for strides in (1, 2)}
         third, outputs, before = cells // 3, [(3, filters), (3, filters)], False
         for number in range(cells + 2):
             reducing = number in (third, 2 * third + 1)
@@ -86,25 +84,20 @@ class MicroSupernet:
         statistics = [Shape("stem", (2, stem))]
         for number, place in enumerate(self.places):
             shapes += self._cell_shapes(f"cell{number}", place)
-            for part in ("calibrate", "input0", "input1"):
-                statistics.append(Shape(f"cell{number}/{part}", (2, place.filters)))
-            if place.reducing:
-                statistics += [
-                    Shape(f"cell{number}/output{state}", (2, place.filters)) for state in range(INPUT_STATES)
-                ]
+            parts = ["calibrate", "input0", "input1"]
+            parts += [f"output{state}" for state in range(INPUT_STATES) if place.reducing]
+            statistics += [Shape(f"cell{number}/{part}", (2, place.filters)) for part in parts]
             statistics.append(Shape(f"cell{number}/edges", (nodes, 2, REPEATS, 2, place.filters)))
-        self.last = outputs[1]
-        shapes.append(Shape("classifier", (*self.last, classes), self.last[0] * self.last[1]))
+        states, filters = outputs[1]
+        shapes.append(Shape("classifier", (states, filters, classes), states * filters))
         self.packing, self.statistics = Packing(shapes), Packing(statistics)
 
     def _cell_shapes(self, name: str, place: Place) -> list[Shape]:
         filters, shapes = place.filters, []
         halved = (2, *place.oldest, filters // 2) if place.after_reduction else (*place.oldest, filters)
         for part, shape in (("input0", halved), ("calibrate", (*place.newest, filters))):
-            shapes += [
-                Shape(f"{name}/{part}", shape, shape[-3] * shape[-2]),
-                *norm_shapes(f"{name}/{part}", (), filters),
-            ]
+            shapes.append(Shape(f"{name}/{part}", shape, shape[-3] * shape[-2]))
+            shapes += norm_shapes(f"{name}/{part}", (), filters)
         shapes += [Shape(f"{name}/input1", (filters, filters), filters), *norm_shapes(f"{name}/input1", (), filters)]
         for op, size in SEPARABLE.items():
             stack = (self._rows, REPEATS)
@@ -120,41 +113,26 @@ class MicroSupernet:
         return shapes
 
     def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
-        """Returns the logits (batch, classes), and the statistics by which was normalised.
-
-        Args:
-            vector: all weights.
-            path: int32 (2, nodes, 2, 2).
-            images: normalised, (batch, height, width, channels).
-            statistics: what another call returned, for inference; those of this batch unless given.
-            drop: a function of the features, such as dropout.
-        """
-        weights = self.packing.unpack(vector)
-        fixed = {} if statistics is None else self.statistics.unpack(statistics)
-        found: dict[str, Any] = {}
-        x = tf.nn.conv2d(images, weights["stem"], 1, "SAME")
-        x, found["stem"] = norm(x, "stem", weights, fixed)
-        outputs = [_Output(x), _Output(x)]
+        """Returns logits and statistics; see PathSupernet."""
+        run = Pass(self, vector, statistics)
+        stem = run.stem(images)
+        outputs = [_Output(stem), _Output(stem)]
         for number, place in enumerate(self.places):
             name = f"cell{number}"
-            newest = self._whole(f"{name}/calibrate", place.newest, place.filters, outputs[1], weights, fixed, found)
-            newest = paths.pointwise(tf.nn.relu(newest), weights[f"{name}/input1"])
-            newest, found[f"{name}/input1"] = norm(newest, f"{name}/input1", weights, fixed)
-            oldest = self._oldest(name, place, outputs[0], weights, fixed, found)
+            newest = self._calibrate(run, f"{name}/calibrate", place.newest, place.filters, outputs[1])
+            newest = pointwise(tf.nn.relu(newest), run.weights[f"{name}/input1"])
+            newest, run.used[f"{name}/input1"] = run.norm(newest, f"{name}/input1")
+            oldest = self._oldest(run, name, place, outputs[0])
             part = path[int(place.reducing)]
-            outputs = [outputs[1], self._cell(name, place, part, (oldest, newest), weights, fixed, found)]
-        features = tf.reduce_mean(tf.nn.relu(outputs[1].tensor), [1, 2])
-        features = features if drop is None else drop(features)
-        logits = tf.matmul(features, outputs[1].kernel(weights["classifier"]))
-        return logits, tf.concat([tf.reshape(found[shape.name], [-1]) for shape in self.statistics.shapes], 0)
+            outputs = [outputs[1], self._cell(run, name, place, part, (oldest, newest))]
+        return run.classify(tf.nn.relu(outputs[1].tensor), outputs[1].kernel(run.weights["classifier"]), drop)
 
-    def _whole(self, name, source, filters, output, weights, fixed, found) -> Any:
+    def _calibrate(self, run: Pass, name: str, source: tuple[int, int], filters: int, output: _Output) -> Any:
         """The output of a cell at the width of the next: as it is where that agrees, else by ReLU, 1x1 and BN."""
         height, width = output.tensor.shape[1:3]
 
         def projected() -> tuple[Any, Any]:
-            x = paths.pointwise(tf.nn.relu(output.tensor), output.kernel(weights[name]))
-            return norm(x, name, weights, fixed)
+            return run.norm(pointwise(tf.nn.relu(output.tensor), output.kernel(run.weights[name])), name)
 
         def untouched() -> tuple[Any, Any]:
             return output.tensor, tf.zeros([2, filters])
@@ -162,50 +140,50 @@ class MicroSupernet:
         states, channels = source
         count = filters // channels if filters % channels == 0 else states + 1
         if output.chosen is None:
-            x, found[name] = untouched() if count == states else projected()
+            x, run.used[name] = untouched() if count == states else projected()
         else:
             agrees = tf.equal(tf.shape(output.chosen)[0], count)
-            x, found[name] = tf.cond(agrees, untouched, projected) if count <= states else projected()
+            x, run.used[name] = tf.cond(agrees, untouched, projected) if count <= states else projected()
         return tf.ensure_shape(x, [None, height, width, filters])
 
-    def _oldest(self, name, place, output, weights, fixed, found) -> Any:
+    def _oldest(self, run: Pass, name: str, place: Place, output: _Output) -> Any:
         name = f"{name}/input0"
         if not place.after_reduction:
-            return self._whole(name, place.oldest, place.filters, output, weights, fixed, found)
-        x = paths.factorized(tf.nn.relu(output.tensor), output.kernel(weights[name]))
-        x, found[name] = norm(x, name, weights, fixed)
+            return self._calibrate(run, name, place.oldest, place.filters, output)
+        x = supernet.reduce_factorized(tf.nn.relu(output.tensor), output.kernel(run.weights[name]))
+        x, run.used[name] = run.norm(x, name)
         return x
 
-    def _cell(self, name, place, path, inputs, weights, fixed, found) -> _Output:
+    def _cell(self, run: Pass, name: str, place: Place, path: Any, inputs: Any) -> _Output:
         """Returns the output of a cell for its part (nodes, 2, 2) of the path."""
-        sides = inputs[1].shape[1:3]
+        sides, nodes = inputs[1].shape[1:3], self.space.nodes
         after = [-(-side // 2) for side in sides] if place.reducing else sides
         unread = self._unread(path)
-        states, ends = _array(self.states, after, place.filters), None
+        states, ends = supernet.make_states(self.states, after, place.filters), None
         if place.reducing:  # what the operations read has other sides than what they make
-            ends = _array(INPUT_STATES, sides, place.filters)
+            ends = supernet.make_states(INPUT_STATES, sides, place.filters)
             for number, x in enumerate(inputs):
                 ends = ends.write(number, x)
-            inputs = [self._end(f"{name}/output{n}", x, unread[n], weights, fixed, found) for n, x in enumerate(inputs)]
+            inputs = [self._end(run, f"{name}/output{n}", x, unread[n]) for n, x in enumerate(inputs)]
         for number, x in enumerate(inputs):
             states = states.write(number, x)
         rows = tf.reshape(self.first_rows + path[..., 0], [-1])
-        chosen = {key: tf.unstack(tf.gather(stack, rows)) for key, stack in stacks_of(name, weights).items()}
+        chosen = {key: tf.unstack(tf.gather(stack, rows)) for key, stack in stacks_of(name, run.weights).items()}
         statistics = []
-        for node in range(self.nodes):
+        for node in range(nodes):
             sums = []
             for side in (0, 1):
                 kernels = {key: parts[2 * node + side] for key, parts in chosen.items()}
-                edge = fixed[f"{name}/edges"][node, side] if fixed else None
-                x, used = self._run(node, path[node, side], ends, states, kernels, edge)
+                fixed = run.fixed[f"{name}/edges"][node, side] if run.fixed else None
+                x, used = self._run_edge(node, path[node, side], ends, states, kernels, fixed)
                 sums.append(tf.ensure_shape(x, [None, *after, place.filters]))
                 statistics.append(used)
             states = states.write(INPUT_STATES + node, sums[0] + sums[1])
-        found[f"{name}/edges"] = tf.reshape(tf.stack(statistics), [self.nodes, 2, REPEATS, 2, place.filters])
+        run.used[f"{name}/edges"] = tf.reshape(tf.stack(statistics), [nodes, 2, REPEATS, 2, place.filters])
         loose = tf.cast(tf.where(unread)[:, 0], tf.int32)
-        return _Output(paths.joined(states, loose, self.nodes + 1), loose)
+        return _Output(supernet.join(states, loose, nodes + 1), loose)
 
-    def _run(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any, fixed: Any) -> Any:
+    def _run_edge(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any, fixed: Any) -> Any:
         """Runs one edge of a node; `ends` are the inputs of a reduction cell, which are read at stride 2."""
         state, op = choice[0], choice[1]
         if ends is None:
@@ -216,27 +194,22 @@ class MicroSupernet:
         op += len(MICRO_OPS) * tf.cast(state >= INPUT_STATES, tf.int32)
         return self._edges[2](op, ends.read(tf.minimum(state, INPUT_STATES - 1)), inner, kernels, fixed)
 
-    def _end(self, name: str, x: Any, unread: Any, weights: Any, fixed: Any, found: Any) -> Any:
+    def _end(self, run: Pass, name: str, x: Any, unread: Any) -> Any:
         """An input of a reduction cell as part of its output: halved where no node reads it, else of no account."""
-        filters = x.shape[-1]
 
         def halved() -> tuple[Any, Any]:
-            return norm(paths.factorized(x, weights[name]), name, weights, fixed)
+            return run.norm(supernet.reduce_factorized(x, run.weights[name]), name)
 
         def nothing() -> tuple[Any, Any]:
             height, width = (-(-side // 2) for side in x.shape[1:3])
-            return tf.zeros([tf.shape(x)[0], height, width, filters]), tf.zeros([2, filters])
+            return tf.zeros([tf.shape(x)[0], height, width, x.shape[-1]]), tf.zeros([2, x.shape[-1]])
 
-        x, found[name] = tf.cond(unread, halved, nothing)
+        x, run.used[name] = tf.cond(unread, halved, nothing)
         return x
 
     def _unread(self, path: Any) -> Any:
         """Says of each state of a cell whether no node reads it."""
         return tf.reduce_sum(tf.one_hot(tf.reshape(path[..., 0], [-1]), self.states), 0) < 0.5
-
-
-def _array(size: int, sides: Any, filters: int) -> tf.TensorArray:
-    return tf.TensorArray(tf.float32, size, element_shape=[None, *sides, filters], clear_after_read=False)
 
 
 def stacks_of(cell: str, weights: Any) -> dict[str, Any]:
@@ -254,8 +227,7 @@ def _edge(strides: int, op: Any, x: Any, inner: Any, kernels: Any, fixed: Any) -
 
 def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
     """Returns the operations on a state, in the order of MICRO_OPS, as functions that return (tensor, statistics)."""
-    filters = x.shape[-1]
-    none = tf.zeros([REPEATS, 2, filters])
+    none = tf.zeros([REPEATS, 2, x.shape[-1]])
 
     def separable(op: str) -> tuple[Any, Any]:
         y, used = x, []
@@ -263,39 +235,24 @@ def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
             step = strides if repeat == 0 else 1
             depthwise = kernels[f"{op}/depthwise"][repeat]
             y = tf.nn.depthwise_conv2d(tf.nn.relu(y), depthwise, [1, step, step, 1], "SAME")
-            y = paths.pointwise(y, kernels[f"{op}/pointwise"][repeat])
+            y = pointwise(y, kernels[f"{op}/pointwise"][repeat])
             scale, shift = kernels[f"{op}/scale"][repeat], kernels[f"{op}/shift"][repeat]
-            y, statistics = paths.normalize(y, scale, shift, None if fixed is None else fixed[repeat])
+            y, statistics = supernet.normalize(y, scale, shift, None if fixed is None else fixed[repeat])
             used.append(statistics)
         return y, tf.stack(used)
 
     def skip() -> tuple[Any, Any]:
         if strides == 1:
             return tf.identity(x), none
-        y = paths.factorized(x, kernels["skip_connect"])
+        y = supernet.reduce_factorized(x, kernels["skip_connect"])
         scale, shift = kernels["skip_connect/scale"], kernels["skip_connect/shift"]
-        y, statistics = paths.normalize(y, scale, shift, None if fixed is None else fixed[0])
+        y, statistics = supernet.normalize(y, scale, shift, None if fixed is None else fixed[0])
         return y, tf.stack([statistics, none[1]])
 
     return [
         lambda: separable("sep_conv_3x3"),
         lambda: separable("sep_conv_5x5"),
         lambda: (tf.nn.avg_pool2d(x, 3, strides, "SAME"), none),
-        lambda: (paths.max_pool(x, strides), none),
+        lambda: (supernet.max_pool(x, strides), none),
         skip,
     ]
-
-
-def body_of(path: np.ndarray) -> Cells:
-    """Returns the cells that a path (2, nodes, 2, 2) stands for: all states that no node reads are the output."""
-    graphs = []
-    for cell in path.tolist():
-        nodes = tuple(Node(tuple(Edge(MICRO_OPS[op], state) for state, op in edges)) for edges in cell)
-        graphs.append(CellGraph(nodes, tuple(unread_states(cell))))
-    return Cells(*graphs)
-
-
-def unread_states(cell: Any) -> list[int]:
-    """Returns the states, inputs too, that no node reads of a cell: nested lists or an array (nodes, 2, 2)."""
-    read = {int(state) for edges in cell for state, _ in edges}
-    return [state for state in range(INPUT_STATES + len(cell)) if state not in read]

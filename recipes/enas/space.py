@@ -1,4 +1,4 @@
-"""What ENAS chooses from: cells or chains, as decisions and as paths of a supernet."""
+"""What ENAS chooses from: cells or chains, as decisions and as the paths of a supernet."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from recipes.enas.micro import body_of as micro_body
 from recipes.engine.spaces import CellSpace, Decision, Space
-from zoo.formats.enas import MACRO_OPS, MICRO_OPS, to_enas_macro, to_enas_micro
-from zoo.genotype import Cells, Chain, Layer
+from zoo.formats.enas import MACRO_OPS, MICRO_OPS, from_enas_macro, from_enas_micro, to_enas_macro, to_enas_micro
+from zoo.genotype import INPUT_STATES, Cells, Chain, Layer
 
 
 class MicroSpace(CellSpace):
-    """The cells of ENAS: five operations, results added; the output is what no node reads, inputs included."""
+    """The cells of ENAS: five operations, results added; the output is what no node reads, inputs included.
+
+    A path is an int32 array (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state
+    and the operation, an index of MICRO_OPS.
+    """
 
     def __init__(self, nodes: int = 5):
         super().__init__("enas_micro", MICRO_OPS, nodes)
@@ -24,12 +27,34 @@ class MicroSpace(CellSpace):
         for cell, node, edge in np.ndindex(*path.shape[:3]):
             at = f"{self.cells[cell]}/node{node}"
             path[cell, node, edge] = values[f"{at}/state{edge}"], MICRO_OPS.index(values[f"{at}/op{edge}"])
-        return micro_body(path)
+        return self.decode(path)
+
+    def encode(self, body: Cells) -> np.ndarray:
+        """Returns the path of cells."""
+        return np.array(to_enas_micro(body), np.int32).reshape(2, -1, 2, 2)
+
+    def decode(self, path: np.ndarray) -> Cells:
+        """Returns the cells of a path."""
+        body = from_enas_micro(*path.reshape(2, -1).tolist()).body
+        assert isinstance(body, Cells)
+        return body
+
+    def draw_path(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws every choice uniformly."""
+        path = np.zeros((2, self.nodes, 2, 2), np.int32)
+        for node in range(self.nodes):
+            path[:, node, :, 0] = rng.integers(INPUT_STATES + node, size=(2, 2))
+        path[..., 1] = rng.integers(len(MICRO_OPS), size=path.shape[:-1])
+        return path
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainSpace(Space):
-    """The chains of ENAS' macro space: each layer has one of six operations and any set of skips."""
+    """The chains of ENAS' macro space: each layer has one of six operations and any set of skips.
+
+    A path is an int32 array (layers, 1 + layers): of each layer the operation, an index of MACRO_OPS, and a bit for
+    each state, 0 the stem, k layer k. Layer k (from 1) has skips from the states 0 to k-2; other bits are not read.
+    """
 
     layers: int
 
@@ -61,13 +86,22 @@ class ChainSpace(Space):
                 found[f"layer{number:02d}/skip{state:02d}"] = int(state in layer.skips)
         return found
 
+    def encode(self, body: Chain) -> np.ndarray:
+        """Returns the path of a chain."""
+        path, arc = np.zeros((self.layers, 1 + self.layers), np.int32), to_enas_macro(body)
+        for layer in range(self.layers):
+            path[layer, : 1 + layer], arc = arc[: 1 + layer], arc[1 + layer :]
+        return path
 
-def path_of(body: Cells | Chain) -> np.ndarray:
-    """Returns the path, int32, under which a supernet is this architecture; see its class for the shape."""
-    if isinstance(body, Cells):
-        return np.array(to_enas_micro(body), np.int32).reshape(2, -1, 2, 2)
-    layers = len(body.layers)
-    path, arc = np.zeros((layers, 1 + layers), np.int32), to_enas_macro(body)
-    for layer in range(layers):
-        path[layer, : 1 + layer], arc = arc[: 1 + layer], arc[1 + layer :]
-    return path
+    def decode(self, path: np.ndarray) -> Chain:
+        """Returns the chain of a path."""
+        body = from_enas_macro([int(number) for layer, row in enumerate(path) for number in row[: 1 + layer]]).body
+        assert isinstance(body, Chain)
+        return body
+
+    def draw_path(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws every choice uniformly."""
+        path = np.zeros((self.layers, self.layers + 1), np.int32)
+        path[:, 0] = rng.integers(len(MACRO_OPS), size=self.layers)
+        path[:, 1:] = np.tril(rng.integers(2, size=(self.layers, self.layers)), -1)
+        return path

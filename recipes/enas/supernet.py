@@ -1,33 +1,70 @@
-"""What the supernets of ENAS share: layers whose statistics are kept apart, and joins of as many states as a path has.
+"""What the supernets of ENAS share: one forward pass, its normalisations, and joins of as many states as a path has.
 
-A path is a tensor, so one trace serves them all: `tf.switch_case` runs the operation that it names, and states lie in
+A path is a tensor, so one trace serves them all: `tf.switch_case` runs the operation that it names, and states are in
 a `tf.TensorArray`, whose gradient holds only what has been read.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from recipes.training import supernet
-from recipes.training.supernet import Packing, Shape
+from recipes.training.supernet import Packing, Shape, pointwise
 
 
 class PathSupernet(Protocol):
     """What supernets offer that run one path at a time; see MicroSupernet and MacroSupernet."""
 
+    space: Any
     packing: Packing
     statistics: Packing
     classes: int
 
     def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
-        """Returns the logits under a path, and the statistics by which was normalised."""
+        """Returns the logits (batch, classes), and the statistics that were normalised by.
+
+        Args:
+            vector: all weights.
+            path: int32, of the shape that the space says.
+            images: normalised, (batch, height, width, channels).
+            statistics: what another call returned, for inference; those of this batch unless given.
+            drop: a function of the features, such as dropout.
+        """
         ...
 
 
-def initial(packing: Packing, seed: int) -> np.ndarray:
+class Pass:
+    """A forward pass: the weights by name, statistics to normalise by (or none: the batch's), and those that were used.
+
+    Weights and statistics of a stack are cut by the caller; the name of a normalisation is that of its statistics.
+    """
+
+    def __init__(self, net: PathSupernet, vector: Any, statistics: Any = None):
+        self._net = net
+        self.weights = net.packing.unpack(vector)
+        self.fixed = {} if statistics is None else net.statistics.unpack(statistics)
+        self.used: dict[str, Any] = {}
+
+    def norm(self, x: Any, name: str) -> tuple[Any, Any]:
+        """Normalises by the weights of this name; returns the statistics too, (2, channels)."""
+        return normalize(x, self.weights[f"{name}/scale"], self.weights[f"{name}/shift"], self.fixed.get(name))
+
+    def stem(self, images: Any) -> Any:
+        """Returns the first state."""
+        x, self.used["stem"] = self.norm(tf.nn.conv2d(images, self.weights["stem"], 1, "SAME"), "stem")
+        return x
+
+    def classify(self, x: Any, kernel: Any, drop: Any) -> tuple[Any, Any]:
+        """Returns what `PathSupernet.logits` returns, from the last state."""
+        features = tf.reduce_mean(x, [1, 2])
+        logits = tf.matmul(features if drop is None else drop(features), kernel)
+        return logits, tf.concat([tf.reshape(self.used[shape.name], [-1]) for shape in self._net.statistics.shapes], 0)
+
+
+def draw_weights(packing: Packing, seed: int) -> np.ndarray:
     """Returns first values of the flat vector as He et al. draw them, which is what ENAS does."""
     rng = np.random.default_rng(seed)
     parts = []
@@ -53,7 +90,17 @@ def normalize(x: Any, scale: Any, shift: Any, fixed: Any = None) -> tuple[Any, A
     return found[0], tf.stop_gradient(tf.stack(found[1:3])) if training else fixed
 
 
-def joined(states: tf.TensorArray, chosen: Any, most: int) -> Any:
+def norm_shapes(name: str, stack: tuple[int, ...], filters: int) -> list[Shape]:
+    """Returns the weights of a normalisation, or of a stack of them."""
+    return [Shape(f"{name}/scale", (*stack, filters), constant=1.0), Shape(f"{name}/shift", (*stack, filters))]
+
+
+def make_states(size: int, sides: Sequence[int], filters: int) -> tf.TensorArray:
+    """Returns an array for states of (batch, *sides, filters)."""
+    return tf.TensorArray(tf.float32, size, element_shape=[None, *sides, filters], clear_after_read=False)
+
+
+def join(states: tf.TensorArray, chosen: Any, most: int) -> Any:
     """Concatenates the chosen states, from 1 to `most` of them, along the channels; the trace does not know how many.
 
     It has a branch for each number: to gather the states would take a transposition of all that was gathered.
@@ -68,7 +115,7 @@ def joined(states: tf.TensorArray, chosen: Any, most: int) -> Any:
 
 
 def max_pool(x: Any, strides: int) -> Any:
-    """A 3x3 maximum, which its gradient takes anew.
+    """A 3x3 maximum, which its gradient computes again.
 
     TensorFlow's fast gradient (oneDNN) needs the maximum in its own graph, and that of `tf.switch_case` is another: its
     slow gradient took a third of a step.
@@ -86,29 +133,13 @@ def max_pool(x: Any, strides: int) -> Any:
     return pooled(tf.identity(x))  # a tensor of the branch's own graph, which its gradient's graph can reach
 
 
-def pointwise(x: Any, weight: Any) -> Any:
-    """A 1x1 convolution by a matrix (inputs, outputs); the number of inputs may be known at run time only."""
-    flat = tf.matmul(tf.reshape(x, [-1, tf.shape(x)[3]]), weight)
-    return tf.reshape(flat, [-1, *x.shape[1:3], weight.shape[-1]])
-
-
-def factorized(x: Any, weight: Any) -> Any:
+def reduce_factorized(x: Any, weight: Any) -> Any:
     """The two strided 1x1 convolutions (2, inputs, outputs / 2) of a factorized reduction, joined."""
     height, width = x.shape[1:3]
     shifted = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]]) if height % 2 or width % 2 else x
     return tf.concat([pointwise(x[:, ::2, ::2], weight[0]), pointwise(shifted[:, 1::2, 1::2], weight[1])], -1)
 
 
-def norm(x: Any, name: str, weights: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[Any, Any]:
-    """`normalize` by the weights and, where there are any, the fixed statistics of this name."""
-    return normalize(x, weights[f"{name}/scale"], weights[f"{name}/shift"], fixed.get(name))
-
-
-def norm_shapes(name: str, stack: tuple[int, ...], filters: int) -> list[Shape]:
-    """Returns the weights of `norm`, or of a stack of them."""
-    return [Shape(f"{name}/scale", (*stack, filters), constant=1.0), Shape(f"{name}/shift", (*stack, filters))]
-
-
-def traced(function: Callable[..., Any]) -> Any:
+def trace_once(function: Callable[..., Any]) -> Any:
     """Returns `function` as a graph of its own: traced, and made ready to run, once for all places of equal shapes."""
     return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})

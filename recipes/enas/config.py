@@ -1,0 +1,109 @@
+"""The options of recipes.enas, and their presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from recipes.enas.space import ChainSpace, MicroSpace
+from recipes.engine.config import SEEDS, ChildConfig, check_at_least
+
+_FREE = ("random_networks", "save_seconds")  # what may change when a search is resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ChildConfig):
+    """Options of the search; `epochs` and what else a child has are those of the final trainings."""
+
+    trials: int = 1  # searches, each with a seed of its own; random networks where the algorithm is random
+    algorithm: Literal["enas", "uniform", "random"] = "enas"  # uniform and random are the baselines
+    space: Literal["micro", "macro"] = "micro"  # cells, or a chain of layers
+    epochs: int = 10  # of each final training; 3 would order networks otherwise (Kendall's tau 0.6 over 12)
+    search_epochs: int = 60  # of the shared weights
+    search_batch_size: int = 32  # images in a step of the shared weights, and in a reward
+    search_cells: int = 3  # normal cells of the supernet, two reductions come on top (micro); the paper has 6
+    search_filters: int = 8  # of the supernet before the first reduction; the paper has 20 (micro) and 36 (macro)
+    nodes: int = 3  # of each cell (micro); the paper has 5
+    layers: int = 6  # of the chain (macro); the paper has 12
+    search_rate: float = 0.05  # of the shared weights at the beginning of a cosine period
+    least_rate: float = 0.0005  # at its end
+    rate_period: int = 60  # epochs of the first period; each is twice as long as the one before
+    search_decay: float = 2e-4  # L2 on all shared weights
+    search_dropout: float = 0.1  # share of features that a step leaves out
+    reward_images: int = 400  # training images that are kept for rewards and the choice of the path
+    updates: int = 12  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
+    samples: int = 5  # paths in an update, each rewarded on a batch; the paper has 10 (micro) and 20 (macro)
+    candidates: int = 50  # paths that are scored at the end, seconds in all
+    hidden: int = 64  # units of the controller
+    controller_rate: float = 0.005  # the controller's learning rate; 0.0035 in the scripts; at 0.02 its LSTM saturates
+    temperature: float = 1.0  # by which its logits are divided
+    tanh_constant: float = 2.5  # logits are this much of their tanh; the scripts have 1.1 (micro) and 1.5 (macro)
+    op_reduce: float = 2.5  # by which the constant is smaller for operations (micro)
+    entropy: float = 0.0001  # weight of the choices' entropy in a reward
+    baseline: float = 0.95  # what stays of the moving average of rewards at each reward; the paper has 0.99
+    skip_target: float = 0.4  # share of skips that the controller is drawn to (macro)
+    skip_weight: float = 0.8  # how strongly
+    random_networks: int = 12  # of the space, trained alike after a search; 12 or more give Kendall's tau too
+    save_seconds: float = 60.0  # between two saved states inside an epoch
+    cells: int = 3  # normal cells of the networks that are trained to compare results (micro)
+    filters: int = 8  # of these networks before the first reduction
+    folder: Path = Path("runs/enas")  # results, and the state to resume from
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 1, "nodes": 1, "layers": 1, "cells": 1}
+        least |= {"search_filters": 2, "filters": 2, "rate_period": 1, "reward_images": 2, "updates": 1, "samples": 1}
+        check_at_least(self, least | {"candidates": 1, "hidden": 1, "random_networks": 0})
+        if self.search_filters % 2 or self.filters % 2:
+            raise ValueError(
+                f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
+                "for a factorized reduction halves them"
+            )
+        if self.trials > SEEDS and self.algorithm != "random":
+            raise ValueError(f"trials is {self.trials}; expected at most {SEEDS} searches")
+        for name in ("search_rate", "controller_rate", "temperature", "tanh_constant", "op_reduce"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        for name in ("least_rate", "search_decay", "entropy", "skip_weight", "save_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("search_dropout", "baseline", "skip_target"):
+            if not 0 <= getattr(self, name) < 1 or (name == "skip_target" and self.skip_target == 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to less than 1")
+
+    def make_space(self) -> MicroSpace | ChainSpace:
+        """Returns all architectures that are searched."""
+        return MicroSpace(self.nodes) if self.space == "micro" else ChainSpace(self.layers)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be equal for a search to resume."""
+        return {name: value for name, value in super().settings().items() if name not in _FREE}
+
+
+_MACRO: dict[str, Any] = {"space": "macro", "search_decay": 5e-4}
+_PAPER: dict[str, Any] = {
+    "data": "tfds:cifar10", "image_size": None, "training_images": None, "validation_images": None, "augment": True,
+    "learning_rate": 0.05, "weight_decay": 4e-4, "rate_period": 10, "reward_images": 5000, "baseline": 0.99,
+    "random_networks": 24,
+}  # fmt: skip
+_SMOKE: dict[str, Any] = {
+    "image_size": 8, "training_images": 60, "validation_images": 50, "epochs": 1, "search_epochs": 2,
+    "search_batch_size": 10, "search_cells": 1, "search_filters": 2, "nodes": 2, "layers": 3, "rate_period": 2,
+    "reward_images": 20, "updates": 2, "samples": 2, "candidates": 2, "hidden": 8, "random_networks": 0, "cells": 1,
+    "filters": 2,
+}  # fmt: skip
+PRESETS: dict[str, Config] = {
+    "laptop": Config(),
+    "paper": Config(
+        epochs=630, batch_size=144, search_epochs=150, search_batch_size=160, search_cells=6, search_filters=20,
+        nodes=5, updates=30, samples=10, controller_rate=0.0035, tanh_constant=1.1, cells=15, filters=36,
+        folder=Path("runs/enas-paper"), **_PAPER,
+    ),
+    "smoke": Config(folder=Path("runs/enas-smoke"), **_SMOKE),
+    "laptop-macro": Config(folder=Path("runs/enas-macro"), **_MACRO),
+    "paper-macro": Config(
+        epochs=310, batch_size=100, search_epochs=310, search_batch_size=128, layers=12, search_filters=36,
+        controller_rate=0.001, tanh_constant=1.5, updates=50, samples=20, filters=96,
+        folder=Path("runs/enas-paper-macro"), **(_PAPER | _MACRO),
+    ),
+    "smoke-macro": Config(folder=Path("runs/enas-smoke-macro"), **(_SMOKE | _MACRO)),
+}  # fmt: skip

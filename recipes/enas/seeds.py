@@ -1,0 +1,110 @@
+"""What the search with one seed does for the recipe: finds a path, judges architectures, or makes a dry run."""
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.enas.config import Config
+from recipes.enas.controller import MacroController, MicroController, Policy
+from recipes.enas.macro import MacroSupernet
+from recipes.enas.micro import MicroSupernet
+from recipes.enas.space import MicroSpace
+from recipes.enas.training import Search, SearchImages, SharedWeights, find_path
+from recipes.engine import tuner
+from recipes.engine.children import Children
+from recipes.images import sources as image_data
+from recipes.images.augment import Normalization
+from recipes.training import tensorflow_options
+from zoo.genotype import Genotype
+
+_DRY_RUN_IMAGES = 32  # in a step
+
+
+def begin(config: Config, images: image_data.Data, seed: int) -> Search:
+    """Returns the search with this seed at its beginning."""
+    policy = Policy(
+        config.hidden, config.temperature, config.tanh_constant, config.op_reduce, config.controller_rate,
+        config.entropy, config.baseline, config.skip_target, config.skip_weight,
+    )  # fmt: skip
+    space, filters, channels = config.make_space(), config.search_filters, images.input_shape[2]
+    if isinstance(space, MicroSpace):
+        net: Any = MicroSupernet(space, config.search_cells, filters, images.classes, channels)
+        controller: Any = MicroController(config.nodes, policy, seed)
+    else:
+        net = MacroSupernet(space, filters, images.classes, channels)
+        controller = MacroController(config.layers, policy, seed)
+    shared = SharedWeights(net, images.input_shape, config.search_decay, config.search_dropout, seed)
+    return Search(config, shared, controller, SearchImages(config, images, seed), seed)
+
+
+def find(children: Children, seed: int, state: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
+    """Returns the values of what the search with this seed finds, and its history; resumes from the file `state`."""
+    space: Any = children.space
+    assert isinstance(children.config, Config)
+
+    def refuse(path: np.ndarray) -> str | None:
+        return children.check(space.values(space.decode(path)))
+
+    with tensorflow_options.without_rewrites():
+        found = find_path(begin(children.config, children.images, seed), state, report, refuse)
+    tuner.forget_models()
+    return {**found, "values": space.values(space.decode(np.array(found["path"], np.int32)))}
+
+
+def judge(children: Children, states: Mapping[int, Path], bodies: Sequence[Any]) -> Iterator[tuple[int, list[float]]]:
+    """Yields each seed whose shared weights are still there, with the accuracies of `bodies` by them."""
+    images, space = children.images, children.space
+    assert isinstance(children.config, Config)
+    normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
+    for seed, state in states.items():
+        with tensorflow_options.without_rewrites():
+            search = begin(children.config, images, seed)
+            search.restore(state)
+            if not search.done:  # the state is gone, and with it the weights
+                continue
+            batches = search.images.cut(normalized, images.validation.labels)
+            accuracies = [search.shared.accuracy(space.encode(body), batches) for body in bodies]
+        yield seed, accuracies
+
+
+def dry_run(children: Children) -> Genotype:
+    """Takes three steps and a reward, prints what the search would need, and returns the path that was rewarded.
+
+    The steps are of at most 32 images, for this machine may lack the memory for more.
+    """
+    start, config, images = time.perf_counter(), children.config, children.images
+    assert isinstance(config, Config)
+    batch_size = min(config.search_batch_size, _DRY_RUN_IMAGES)
+    part = images.train.take(np.resize(np.arange(len(images.train)), 4 * batch_size))
+    small = dataclasses.replace(config, search_batch_size=batch_size, reward_images=batch_size)
+    with tensorflow_options.without_rewrites():
+        search = begin(small, dataclasses.replace(images, train=part), config.seed)
+        marks = []
+        for _ in range(3):  # the path, and with it the time of a step, differs
+            search.step()
+            marks.append(time.perf_counter())
+        path = search.controller.draw(1, np.random.default_rng(config.seed)).paths[0]
+        batch = search.images.reward_batch(np.random.default_rng(config.seed))
+        search.shared.accuracy(path, [batch])
+        traced = time.perf_counter()
+        search.shared.accuracy(path, [batch])
+        reward = time.perf_counter() - traced
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    larger = config.search_batch_size / batch_size
+    step, reward = larger * (marks[2] - marks[0]) / 2, larger * reward
+    steps = (len(images.train) - config.reward_images) // config.search_batch_size * config.search_epochs
+    rewards = config.search_epochs * config.updates * config.samples
+    print(
+        f"dry run: {search.shared.net.packing.size:,} shared weights, first step after {marks[0] - start:.1f} s, then "
+        f"{step:.2f} s a step of {config.search_batch_size} images and {reward:.2f} s a reward, estimated from "
+        f"{batch_size} images, which took {memory:.2f} GiB at most\n"
+        f"predicted: {steps:,} steps and {rewards:,} rewards a search, "
+        f"{config.trials} x {(steps * step + rewards * reward) / 3600:.2f} h on this machine, and the trainings that "
+        "compare the results"
+    )
+    return Genotype("enas_dry_run", "enas", search.shared.net.space.decode(path), {}, children.presets)

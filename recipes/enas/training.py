@@ -1,0 +1,277 @@
+"""One ENAS search: epochs of the shared weights and updates of the controller by turns, then the choice of a path.
+
+All draws depend on the seed and their place alone, so a search that was killed resumes at the saved step, to the same
+result.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from recipes.enas.config import Config
+from recipes.enas.controller import Controller
+from recipes.enas.supernet import PathSupernet, draw_weights
+from recipes.images import augment
+from recipes.images import sources as image_data
+from recipes.images.parts import Batches
+from recipes.training.evaluation import evaluate
+from recipes.training.optimizer import Optimizer
+from recipes.training.schedules import Schedule
+from recipes.training.state import TrainingState
+
+_WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # what is drawn, each from a stream of its own
+_MOST_REFUSED = 100  # candidates in a row; to refuse one may cost building it
+_CLIP = 5.0  # largest norm of the gradient (melodyguan/enas, child_grad_bound)
+
+
+class SharedWeights:
+    """The weights of a supernet and their momentum; one trace serves all paths.
+
+    Args:
+        net: the supernet.
+        input_shape: of an image.
+        decay: the factor w of w/2 x |weights|^2 in the loss; ENAS' l2_reg is half of it.
+        dropout: share of the features before the classifier that a step leaves out.
+        seed: of the first values.
+    """
+
+    def __init__(
+        self, net: PathSupernet, input_shape: tuple[int, int, int], decay: float = 2e-4, dropout: float = 0.1,
+        seed: int = 0,
+    ):  # fmt: skip
+        self.net, self._dropout = net, dropout
+        self._optimizer = Optimizer("sgd", nesterov=True, weight_decay=decay, decay_all=True, clip=_CLIP)
+        self.weights: Any = tf.Variable(draw_weights(net.packing, seed), name="weights")
+        self.slots = self._optimizer.make_slots([self.weights])
+        path = tf.TensorSpec(net.space.draw_path(np.random.default_rng(0)).shape, tf.int32)
+        images, labels = tf.TensorSpec([None, *input_shape]), tf.TensorSpec([None], tf.int32)
+        step = [path, images, labels, tf.TensorSpec([]), tf.TensorSpec([2], tf.int32)]
+        self._step = tf.function(self._one_step, step, autograph=False)
+        self._logits = tf.function(lambda *given: self.net.logits(self.weights, *given)[0], [path, images], False)
+        self._used = tf.function(lambda *given: self.net.logits(self.weights, *given)[1], [path, images], False)
+
+    def step(self, path: Any, images: Any, labels: Any, rate: float, key: Any) -> float:
+        """Trains the weights of a path on a batch and returns its loss; `key`, two whole numbers, seeds the dropout.
+
+        Raises:
+            FloatingPointError: the loss is not a number any more.
+        """
+        loss = float(self._step(path, images, labels, tf.constant(rate, tf.float32), tf.constant(key, tf.int32)))
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of the shared weights is {loss}: they diverged; lower their learning rate, and if an earlier "
+                "step had done it, take another folder or delete the state in it"
+            )
+        return loss
+
+    def _one_step(self, path: Any, images: Any, labels: Any, rate: Any, key: Any) -> Any:
+        def drop(features: Any) -> Any:
+            return tf.nn.experimental.stateless_dropout(features, self._dropout, key)
+
+        with tf.GradientTape() as tape:
+            logits, _ = self.net.logits(self.weights, path, images, drop=drop if self._dropout else None)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        self._optimizer.apply([self.weights], self.slots, [tape.gradient(loss, self.weights)], rate)
+        return loss
+
+    def accuracy(self, path: Any, batches: Sequence[tuple[Any, Any]]) -> float:
+        """Returns the share of images that a path classifies right, each batch normalised by its own statistics."""
+        return evaluate(functools.partial(self._logits, path), batches).accuracy
+
+    def statistics(self, path: Any, batches: Sequence[Any]) -> np.ndarray:
+        """Returns the mean over batches of images of all means and variances by which a path normalises."""
+        return np.mean([self._used(path, images).numpy() for images in batches], axis=0)
+
+
+class SearchImages:
+    """Batches for the weights, and images that are kept for rewards."""
+
+    def __init__(self, config: Config, images: image_data.Data, seed: int):
+        self._size = config.search_batch_size
+        share = config.reward_images / len(images.train)
+        if not 0 < share < 1 or config.reward_images < self._size:
+            raise ValueError(
+                f"reward_images is {config.reward_images} of {len(images.train)} training images; expected fewer than "
+                f"these, and a batch of {self._size} at least"
+            )
+        train, rewarding = images.train.split(share, seed)
+        if len(train) < self._size:
+            raise ValueError(
+                f"{len(train)} images make no batch of {self._size}; lower the batch size, or take more training_images"
+            )
+        normalize = augment.Normalization.of(images.train.images)
+        policy = augment.cifar(images.input_shape[0] // 8, cutout_length=0) if config.augment else None
+        self.training = Batches(train, self._size, seed, stream=(_WEIGHTS,), normalize=normalize, augment=policy)
+        self._rewarding = np.asarray(normalize(rewarding.images), np.float32), rewarding.labels
+
+    def reward_batch(self, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Returns a batch of the images that are kept for rewards."""
+        images, labels = self._rewarding
+        chosen = rng.choice(len(labels), self._size, replace=False)
+        return images[chosen], labels[chosen]
+
+    def reward_batches(self) -> list[tuple[Any, Any]]:
+        """Returns all images that are kept for rewards, in batches of nearly one size."""
+        return self.cut(*self._rewarding)
+
+    def cut(self, images: np.ndarray, labels: np.ndarray) -> list[tuple[Any, Any]]:
+        """Cuts normalised images into batches of nearly one size, for their statistics are used."""
+        parts = np.array_split(np.arange(len(labels)), -(-len(labels) // self._size))
+        return [(tf.constant(images[part]), labels[part]) for part in parts]
+
+
+class Search:
+    """A search in progress: shared weights, controller, and how many steps of all are done."""
+
+    def __init__(
+        self, config: Config, shared: SharedWeights, controller: Controller, images: SearchImages, seed: int
+    ):
+        self.config, self.shared, self.controller, self.images, self.seed = config, shared, controller, images, seed
+        self._schedule = Schedule("restarts", config.search_rate, config.least_rate, period=config.rate_period)
+        self._uniform = config.algorithm == "uniform"
+        self.done = 0
+        self.history: list[dict[str, Any]] = []  # a record an epoch
+        self._losses: list[float] = []  # of this epoch
+        self._rewards: list[list[float]] = []  # reward, entropy and penalty of each path of this epoch
+        self.scores: list[float] = []  # of the candidates that have been scored
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of the weights and updates of the controller in an epoch."""
+        return self.images.training.steps + (0 if self._uniform else self.config.updates)
+
+    @property
+    def candidates(self) -> int:
+        """Paths to score at the end: without a controller, as many more as its rewards would have cost."""
+        config, saved = self.config, 0
+        if self._uniform:
+            rewards = config.search_epochs * config.updates * config.samples
+            saved = rewards // len(self.images.reward_batches())
+        return config.candidates + saved
+
+    def step(self) -> None:
+        """Takes the next step of the shared weights, or the next update of the controller."""
+        epoch, number = divmod(self.done, self.epoch_steps)
+        rng = np.random.default_rng([self.seed, _PATHS, epoch, number])
+        if number < self.images.training.steps:
+            key = np.random.default_rng([self.seed, _DROPOUT, epoch, number]).integers(2**31, size=2)
+            batch, rate = self.images.training.batch(epoch, number), self._schedule.at(epoch, self.config.search_epochs)
+            self._losses.append(self.shared.step(self._draw_path(rng), *batch, rate, key))
+        else:
+            draw = self.controller.draw(self.config.samples, rng)
+            rng = np.random.default_rng([self.seed, _REWARDS, epoch, number])
+            rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in draw.paths]
+            penalty = self.controller.penalty(draw)
+            self.controller.learn(draw, np.array(rewards))
+            self._rewards += [list(map(float, row)) for row in zip(rewards, draw.entropy, penalty, strict=True)]
+        self.done += 1
+        if self.done % self.epoch_steps == 0:
+            self._end_epoch()
+
+    def _draw_path(self, rng: np.random.Generator) -> np.ndarray:
+        return self.shared.net.space.draw_path(rng) if self._uniform else self.controller.draw(1, rng).paths[0]
+
+    def _end_epoch(self) -> None:
+        record: dict[str, Any] = {"step": self.done, "loss": round(float(np.mean(self._losses)), 5)}
+        if self._rewards:
+            means = zip(("reward", "entropy", "skip_penalty"), np.mean(self._rewards, 0), strict=True)
+            record |= {name: round(float(value), 5) for name, value in means}
+        if self.controller.average is not None:
+            record["baseline"] = round(self.controller.average, 5)
+        self.history.append(record)
+        self._losses, self._rewards = [], []
+
+    def draw_candidate(self, number: int, refuse: Callable[[np.ndarray], str | None]) -> np.ndarray:
+        """Returns the path that is scored as number `number`: the first of a stream that `refuse` does not refuse.
+
+        Raises:
+            ValueError: a hundred in a row were refused.
+        """
+        rng = np.random.default_rng([self.seed, _CANDIDATES, number])
+        reason = None
+        for _ in range(_MOST_REFUSED):
+            path = self._draw_path(rng)
+            reason = refuse(path)
+            if reason is None:
+                return path
+        raise ValueError(f"{_MOST_REFUSED:,} paths in a row were refused, the last for {reason}; raise the limits")
+
+    def save(self, path: Path) -> None:
+        """Writes the state, whole or not at all."""
+        facts = {"done": self.done, "history": self.history, "scores": self.scores}
+        self._state(path).save(facts | {"losses": self._losses, "rewards": self._rewards}, self._groups)
+
+    def restore(self, path: Path) -> None:
+        """Takes over the state of the file; does nothing where there is none.
+
+        Raises:
+            StateError: it is of another search, or damaged.
+        """
+        groups = self._groups
+        facts = self._state(path).restore(groups)
+        if facts is None:
+            return
+        self.controller.restore({name: groups[name][0] for name in self.controller.arrays()})
+        self.done, self.history, self.scores = facts["done"], facts["history"], facts["scores"]
+        self._losses, self._rewards = facts["losses"], facts["rewards"]
+
+    def _state(self, path: Path) -> TrainingState:
+        return TrainingState(path, {"recipe": "enas", "seed": self.seed})
+
+    @property
+    def _groups(self) -> dict[str, Sequence[Any]]:
+        arrays = {name: [array.copy()] for name, array in self.controller.arrays().items()}
+        return {"weights": [self.shared.weights], "slots": self.shared.slots, **arrays}
+
+
+def find_path(
+    search: Search,
+    file: Path,
+    report: Callable[[float, str], None],
+    refuse: Callable[[np.ndarray], str | None] = lambda path: None,
+) -> dict[str, Any]:
+    """Runs a search to its end and returns its path, the score of that and the history, as JSON holds them.
+
+    Args:
+        search: at its beginning; it resumes from the state in `file`, where there is one.
+        file: where the state is kept.
+        report: called with the finished share and a few words.
+        refuse: path -> why it must not be chosen, or None.
+
+    Raises:
+        FloatingPointError: the loss is not a number any more.
+    """
+    config, saved = search.config, time.monotonic()
+    search.restore(file)
+    steps = config.search_epochs * search.epoch_steps
+    while search.done < steps:
+        epoch = search.done // search.epoch_steps
+        loss = f", loss {search.history[-1]['loss']:.3g}" if search.history else ""
+        report(0.9 * search.done / steps, f"shared weights, epoch {epoch + 1} of {config.search_epochs}{loss}")
+        search.step()
+        if search.done % search.epoch_steps == 0 or time.monotonic() - saved > config.save_seconds:
+            search.save(file)
+            saved = time.monotonic()
+    batches, count = search.images.reward_batches(), search.candidates
+    paths = [search.draw_candidate(number, refuse) for number in range(count)]
+    while len(search.scores) < count:
+        number = len(search.scores)
+        report(0.9 + 0.1 * number / count, f"scoring path {number + 1} of {count}")
+        search.scores.append(search.shared.accuracy(paths[number], batches))
+        if time.monotonic() - saved > config.save_seconds:
+            search.save(file)
+            saved = time.monotonic()
+    search.save(file)
+    best = int(np.argmax(search.scores))
+    return {
+        "path": paths[best].tolist(),
+        "score": search.scores[best],
+        "candidates": search.scores,
+        "history": search.history,
+    }

@@ -1,22 +1,24 @@
-"""The DARTS recipe: its gradients, its guard, and that it goes on as if it had never been stopped."""
+"""The DARTS recipe: its gradients, its guard, and that it resumes as if it had never been stopped."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import zoo
 from recipes import _search, darts
 from recipes.cards.read import read_search
+from recipes.darts import seeds
 from recipes.darts import strengths as strengths_picture
-from recipes.darts import training
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
-from recipes.darts.training import Bilevel, largest_eigenvalue
-from recipes.engine import children as child_networks
+from recipes.darts.training import SCHEDULE, Bilevel, largest_eigenvalue
+from recipes.engine.children import Children, load_images
 from zoo.genotype import CellGraph, Cells, Edge, Node
 
 SMOKE = darts.PRESETS["smoke"]
@@ -26,15 +28,20 @@ class Quadratic:
     """A stand-in for a supernet: loss = sum(weights^2) x alpha / 2 on every batch, with one weight and one alpha."""
 
     def __call__(self, wanted: Any, batch: Any, weights: Any, alphas: Any) -> list:
+        weights, alphas = np.asarray(weights), np.asarray(alphas)
         gradients = {"alphas": weights**2 / 2, "weights": weights * alphas}
         return [np.array([7.0, 0.25]), *(gradients[name] for name in wanted)]
 
     @classmethod
     def search(cls, order: int) -> Bilevel:
         state = Bilevel(Supernet(DartsSpace(1), 3, 2, 2, 1), order, alpha_rate=0.1, seed=0)
-        state.weights, state.velocity = np.array([2.0], np.float32), np.zeros(1, np.float32)
-        state.alphas, state.run = np.array([3.0], np.float32), cls()
+        state.weights, state.slots, state.alphas = tf.Variable([2.0]), [tf.Variable([0.0])], tf.Variable([3.0])
+        state.run = cls()
         return state
+
+
+def children(config: darts.Config) -> Children:
+    return Children(config, DartsSpace(config.nodes), "darts", {}, load_images(config))
 
 
 def test_second_order_gradient_is_that_of_the_unrolled_loss():
@@ -51,15 +58,15 @@ def test_largest_eigenvalue_of_a_quadratic_is_found():
 
 
 def test_learning_rate_falls_along_a_cosine_to_its_least():
-    assert training.rate_at(0, 50) == pytest.approx(0.025)
-    assert training.rate_at(25, 50) == pytest.approx(0.013)
+    assert SCHEDULE.at(0, 50) == pytest.approx(0.025)
+    assert SCHEDULE.at(25, 50) == pytest.approx(0.013)
 
 
 def test_alphas_rest_while_the_weights_warm_up():
     state = Quadratic.search(1)
     state.learn((0, 0), None, 0.1)
-    assert state.alphas == [3.0]
-    assert state.weights == pytest.approx([2.0 - 0.1 * (5.0 + 3e-4 * 2)])  # the gradient, 6, is clipped to 5
+    assert state.alphas.numpy() == [3.0]
+    assert state.weights.numpy() == pytest.approx([2.0 - 0.1 * (5.0 + 3e-4 * 2)])  # the gradient, 6, is clipped to 5
     assert state.epoch_metrics((0, 0)) == (7.0, 0.25, 7.0, 0.25)
 
 
@@ -70,19 +77,30 @@ def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "warm_up"), [(1, 1), (2, 0)])
-def test_a_search_that_goes_on_from_any_saved_step_ends_with_the_same_cells_and_alphas(order, warm_up, tmp_path):
-    config = dataclasses.replace(SMOKE, order=order, warm_up_epochs=warm_up)
-    images = child_networks.load_images(config)
-    whole = training.find_cells(config, images, 3, tmp_path / "whole.npz", lambda share, text: None)
-    halves = training.HalvedImages(config, images, 3)
-    state = training.begin(config, images, 3)
-    validation = None if warm_up else halves.batch(1, 0, 0)
-    state.learn(halves.batch(0, 0, 0), validation, training.rate_at(0, config.search_epochs))
-    state.save(tmp_path / "again.npz")
-    again = training.find_cells(config, images, 3, tmp_path / "again.npz", lambda share, text: None)
-    assert again["strengths"] == whole["strengths"]
-    assert again["values"] == whole["values"]
-    assert again["history"] == whole["history"]
+def test_a_search_that_was_killed_at_any_step_ends_with_the_same_cells_and_strengths(order, warm_up, tmp_path):
+    networks = children(dataclasses.replace(SMOKE, order=order, warm_up_epochs=warm_up, save_seconds=0.0))
+    whole = seeds.find(networks, 3, tmp_path / "whole.npz", lambda share, text: None)
+    killed = tmp_path / "killed.npz"
+    for step in (2, 3):  # of six: within an epoch, and where one has ended
+        with pytest.raises(KeyboardInterrupt):
+            seeds.find(networks, 3, killed, functools.partial(kill_at, step / 6))
+    assert seeds.find(networks, 3, killed, lambda share, text: None) == whole
+    with pytest.raises(ValueError, match="state of another training .* 3 there and 4 here"):
+        seeds.find(networks, 4, killed, lambda share, text: None)
+
+
+def kill_at(last: float, share: float, text: str) -> None:
+    if share >= last:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_search_ends_early_where_skip_connections_take_over_also_when_it_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "_count_skips", lambda graph: 2)
+    networks = children(dataclasses.replace(SMOKE, stop_at_skips=2))
+    found = seeds.find(networks, 0, tmp_path / "state.npz", lambda share, text: None)
+    assert len(found["history"]) == 1
+    assert seeds.find(networks, 0, tmp_path / "state.npz", lambda share, text: None) == found
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@
     python -m recipes.enas --preset=paper --dry_run   # a few steps, and what the search would need on this machine
 
 Weights and controller learn by turns, epoch by epoch; then the controller draws some paths, and the one that is most
-accurate on the reward images with the shared weights is trained on its own. The result is runs/enas/genotype.json with its
-picture; runs/enas/seeds holds, for each seed, the scores, the history, and the state with all shared weights.
+accurate on the reward images with the shared weights is trained on its own. The result is runs/enas/genotype.json with
+its picture; runs/enas/seeds holds, for each seed, the scores, the history, and the state with all shared weights.
 runs/enas/baseline holds random networks of the space, trained as the found one; with 12 or more of them
 runs/enas/ranking.json says how well the shared weights rank them. Killed and started again with the same command, it
 resumes where it was.

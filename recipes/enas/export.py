@@ -30,7 +30,8 @@ def export(
 
     In inference it gives what `net.logits(vector, path, images, statistics)` gives.
     """
-    model = zoo.build(make_genotype(net, path), classes=net.classes, input_shape=input_shape, classifier_activation=None)
+    genotype = make_genotype(net, path)
+    model = zoo.build(genotype, classes=net.classes, input_shape=input_shape, classifier_activation=None)
     if isinstance(net, MicroSupernet):
         layers = _micro_layers(net, vector, path, statistics)
     else:

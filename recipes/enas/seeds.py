@@ -58,7 +58,8 @@ def find(children: Children, seed: int, state: Path, report: Callable[[float, st
 
 def judge(children: Children, states: Mapping[int, Path], bodies: Sequence[Any]) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose shared weights are still there, with the accuracies of `bodies` by them."""
-    images, space = children.images, children.space
+    images = children.images
+    space: Any = children.space
     assert isinstance(children.config, Config)
     normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
     for seed, state in states.items():

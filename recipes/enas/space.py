@@ -35,7 +35,8 @@ class MicroSpace(CellSpace):
 
     def decode(self, path: np.ndarray) -> Cells:
         """Returns the cells of a path."""
-        body = from_enas_micro(*path.reshape(2, -1).tolist()).body
+        normal, reduce = path.reshape(2, -1).tolist()
+        body = from_enas_micro(normal, reduce).body
         assert isinstance(body, Cells)
         return body
 

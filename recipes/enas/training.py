@@ -7,7 +7,7 @@ result.
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class SharedWeights:
     ):  # fmt: skip
         self.net, self._dropout = net, dropout
         self._optimizer = Optimizer("sgd", nesterov=True, weight_decay=decay, decay_all=True, clip=_CLIP)
-        self.weights: Any = tf.Variable(draw_weights(net.packing, seed), name="weights")
+        self.weights: Any = tf.Variable(tf.constant(draw_weights(net.packing, seed)))
         self.slots = self._optimizer.make_slots([self.weights])
         path = tf.TensorSpec(net.space.draw_path(np.random.default_rng(0)).shape, tf.int32)
         images, labels = tf.TensorSpec([None, *input_shape]), tf.TensorSpec([None], tf.int32)
@@ -65,8 +65,8 @@ class SharedWeights:
         loss = float(self._step(path, images, labels, tf.constant(rate, tf.float32), tf.constant(key, tf.int32)))
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss of the shared weights is {loss}: they diverged; lower their learning rate, and if an earlier "
-                "step had done it, take another folder or delete the state in it"
+                f"the loss of the shared weights is {loss}: they diverged; lower their learning rate, and take another "
+                "folder or delete the state in it"
             )
         return loss
 
@@ -129,9 +129,7 @@ class SearchImages:
 class Search:
     """A search in progress: shared weights, controller, and how many steps of all are done."""
 
-    def __init__(
-        self, config: Config, shared: SharedWeights, controller: Controller, images: SearchImages, seed: int
-    ):
+    def __init__(self, config: Config, shared: SharedWeights, controller: Controller, images: SearchImages, seed: int):
         self.config, self.shared, self.controller, self.images, self.seed = config, shared, controller, images, seed
         self._schedule = Schedule("restarts", config.search_rate, config.least_rate, period=config.rate_period)
         self._uniform = config.algorithm == "uniform"

@@ -1,0 +1,151 @@
+"""What the search with one seed does for the recipe: finds cells, judges cells, or makes a dry run."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.darts import strengths
+from recipes.darts.config import Config
+from recipes.darts.space import DartsSpace
+from recipes.darts.supernet import Supernet
+from recipes.darts.training import SCHEDULE, Bilevel
+from recipes.engine import tuner
+from recipes.engine.children import Children
+from recipes.engine.dry_run import peak_memory, time_steps
+from recipes.images import augment
+from recipes.images import sources as image_data
+from recipes.images.parts import Batches
+from zoo.genotype import CellGraph, Cells, Genotype
+
+
+def split_batches(config: Config, images: image_data.Data, seed: int) -> tuple[Batches, Batches]:
+    """Returns the batches of two halves of the training images, drawn by the seed: for the weights, for the alphas."""
+    halves, size = images.train.split(0.5, seed), config.search_batch_size
+    if min(map(len, halves)) < size:
+        raise ValueError(
+            f"{len(images.train)} training images make no two batches of {size}; "
+            "lower search_batch_size or take more training_images"
+        )
+    normalize = augment.Normalization.of(images.train.images)
+    policy = augment.cifar(images.input_shape[0] // 8, cutout_length=0) if config.augment else None
+    first, second = (
+        Batches(half, size, seed, stream=(number,), normalize=normalize, augment=policy)
+        for number, half in enumerate(halves)
+    )
+    return first, second
+
+
+def begin(config: Config, images: image_data.Data, seed: int) -> Bilevel:
+    """Returns the search with this seed at its beginning."""
+    space = DartsSpace(config.nodes)
+    net = Supernet(space, config.search_cells, config.search_filters, images.classes, images.input_shape[2])
+    return Bilevel(net, config.order, config.alpha_rate, seed)
+
+
+def find(children: Children, seed: int, path: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
+    """Trains a supernet and returns the values of its cells, its strengths and history, as JSON holds them.
+
+    Args:
+        children: whose options and images are the search's.
+        seed: of the search.
+        path: of its state, from which it resumes; how the strengths evolved is drawn beside it.
+        report: called with the finished share and a few words.
+
+    Raises:
+        FloatingPointError: the loss is not a number any more.
+    """
+    config = children.config
+    assert isinstance(config, Config)
+    training, validation = split_batches(config, children.images, seed)
+    state = begin(config, children.images, seed)
+    state.restore(path)
+    saved, epoch_steps = time.monotonic(), min(training.steps, validation.steps)
+    steps = config.search_epochs * epoch_steps
+    while state.step < steps and not _stops(config, state):
+        epoch, number = divmod(state.step, epoch_steps)
+        report(state.step / steps, f"supernet, epoch {epoch + 1}")
+        learning = epoch >= config.warm_up_epochs
+        rate = SCHEDULE.at(epoch, config.search_epochs)
+        state.learn(training.batch(epoch, number), validation.batch(epoch, number) if learning else None, rate)
+        if number + 1 == epoch_steps:
+            state.history.append(_make_record(config, state, validation.batch(epoch, 0)))
+            state.metrics = []
+        if number + 1 == epoch_steps or time.monotonic() - saved > config.save_seconds:
+            state.save(path)
+            saved = time.monotonic()
+    tuner.forget_models()
+    strengths.draw(state.history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
+    return {
+        "values": state.net.space.values(state.cells()),
+        "strengths": np.round(state.strengths(), 6).tolist(),
+        "history": state.history,
+    }
+
+
+def _stops(config: Config, state: Bilevel) -> bool:
+    """Whether an epoch has just ended with as many skip connections as end a search early."""
+    if config.stop_at_skips is None or state.metrics or not state.history:
+        return False
+    return state.history[-1]["normal_skips"] >= config.stop_at_skips
+
+
+def _make_record(config: Config, state: Bilevel, validation: tuple[Any, Any]) -> dict[str, Any]:
+    """Returns what is known after an epoch."""
+    loss, accuracy, validation_loss, validation_accuracy = state.epoch_metrics(validation)
+    if not np.isfinite(loss) or not np.isfinite(validation_loss):
+        raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
+    cells = state.cells()
+    assert cells.reduce is not None
+    return {
+        "step": state.step,
+        "loss": round(float(loss), 5),
+        "accuracy": round(float(accuracy), 5),
+        "validation_loss": round(float(validation_loss), 5),
+        "validation_accuracy": round(float(validation_accuracy), 5),
+        "normal_skips": _count_skips(cells.normal),
+        "reduce_skips": _count_skips(cells.reduce),
+        "eigenvalue": round(state.eigenvalue(validation), 6) if config.eigenvalue else None,
+        "strengths": np.round(state.strengths(), 5).tolist(),
+    }
+
+
+def _count_skips(graph: CellGraph) -> int:
+    return sum(edge.op == "skip_connect" for node in graph.nodes for edge in node.edges)
+
+
+def judge(children: Children, states: Mapping[int, Path], cells: Sequence[Cells]) -> Iterator[tuple[int, list[float]]]:
+    """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
+    images = children.images
+    assert isinstance(children.config, Config)
+    normalized = augment.Normalization.of(images.train.images)(images.validation.images)
+    for seed, path in states.items():
+        state = begin(children.config, images, seed)
+        state.restore(path)
+        if state.step:  # else the file is gone, and with it the weights
+            yield seed, [state.accuracy(each, normalized, images.validation.labels) for each in cells]
+
+
+def dry_run(children: Children) -> Genotype:
+    """Takes some steps of the supernet, prints what the search would need, and returns the cells of that moment."""
+    config = children.config
+    assert isinstance(config, Config)
+    training, validation = split_batches(config, children.images, config.seed)
+    epoch_steps = min(training.steps, validation.steps)
+    state = begin(config, children.images, config.seed)
+
+    def take_step(number: int) -> None:
+        place = number % epoch_steps
+        state.learn(training.batch(0, place), validation.batch(0, place), SCHEDULE.rate)
+
+    size, steps = config.search_batch_size, epoch_steps * config.search_epochs
+    cost = time_steps(take_step, size, 1 + config.dry_run_steps)
+    print(
+        f"dry run: {state.net.packing.size:,} weights, {cost.describe(size, 'images of each half')}, "
+        f"{peak_memory():.2f} GiB at most\n"
+        f"predicted: {steps:,} steps a search, {config.trials} x {steps * cost.step / 3600:.2f} h on this machine, "
+        "and the trainings that compare the results"
+    )
+    return Genotype("darts_dry_run", "darts", state.cells(), {}, children.presets)

@@ -23,16 +23,14 @@ import tensorflow as tf
 
 import zoo
 from benchmarks.machine import describe_machine
-from recipes.enas.controller import random_path
-from recipes.enas.export import body_of, preset_of
+from recipes.enas.export import make_genotype
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
-from recipes.enas.shared_weights import Descent as SharedDescent
-from recipes.enas.shared_weights import SharedWeights
+from recipes.enas.space import ChainSpace, MicroSpace
+from recipes.enas.training import SharedWeights
 from recipes.training import tensorflow_options
 from recipes.training.loop import Settings
 from recipes.training.optimizer import Optimizer
-from zoo.genotype import Genotype
 
 STEPS = 5
 SIDE = 32
@@ -58,21 +56,21 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
     """Prints both sides' seconds and their ratio for each path of a space."""
     batch = (128 if macro else 160) if full else 2 if smoke else 96
     if macro:
-        net: Any = MacroSupernet(12 if full else 3 if smoke else 6, 36, 10, 3)
+        net: Any = MacroSupernet(ChainSpace(12 if full else 3 if smoke else 6), 36, 10, 3)
     else:
-        net = MicroSupernet(6 if full else 1 if smoke else 3, 20, 10, 3)
+        net = MicroSupernet(MicroSpace(5), 6 if full else 1 if smoke else 3, 20, 10, 3)
     print(f"{'macro' if macro else 'micro'}, {net.packing.size:,} shared weights, batch {batch}, {STEPS} steps, seed 0")
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(batch, SIDE, SIDE, 3)), tf.float32)
     labels = tf.constant(rng.integers(0, 10, batch), tf.int32)
-    path = random_path(net, rng)
+    path = net.space.draw_path(rng)
     with tensorflow_options.without_rewrites():  # as the recipe does
-        shared = SharedWeights(net, path.shape, (SIDE, SIDE, 3), SharedDescent(), 0)
+        shared = SharedWeights(net, (SIDE, SIDE, 3))
         wall, cpu = seconds_of(lambda: shared.step(path, images, labels, 0.05, [0, 0]))
     print(f"shared weights: first step after {wall:.1f} s ({cpu:.1f} s of processor)", flush=True)
     ratios = []
     for number in range(paths):
-        path = random_path(net, rng)
+        path = net.space.draw_path(rng)
         fixed = []
         for rewritten in (False, True):
             optimizer = Optimizer(nesterov=True, weight_decay=2e-4, clip=5.0)
@@ -105,8 +103,9 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
 
 def fixed_network(net: Any, path: np.ndarray) -> keras.Model:
     """Returns the network of a path as anyone would train it."""
-    genotype = Genotype("path", "enas", body_of(path), {}, {"search": preset_of(net)})
-    return zoo.build(genotype, classes=10, input_shape=(SIDE, SIDE, 3), classifier_activation=None, dropout_rate=0.1)
+    return zoo.build(
+        make_genotype(net, path), classes=10, input_shape=(SIDE, SIDE, 3), classifier_activation=None, dropout_rate=0.1
+    )
 
 
 if __name__ == "__main__":

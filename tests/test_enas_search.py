@@ -14,16 +14,15 @@ import tensorflow as tf
 
 import zoo
 from recipes import enas
-from recipes.enas import layers as supernet_paths
-from recipes.enas import search as enas_search
-from recipes.enas.controller import MacroController, MicroController, Policy, random_path
-from recipes.enas.export import body_of, export
+from recipes.enas import seeds, training
+from recipes.enas.controller import MacroController, MicroController, Policy
+from recipes.enas.export import export
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
-from recipes.enas.search import find_path
-from recipes.enas.shared_weights import Descent, SharedWeights
-from recipes.enas.space import ChainSpace, MicroSpace, path_of
+from recipes.enas.space import ChainSpace, MicroSpace
+from recipes.enas.supernet import draw_weights
 from recipes.enas.tape import Tape, Value
+from recipes.enas.training import SharedWeights, find_path
 from recipes.engine import children as child_networks
 from recipes.oracles.networks import Parameters
 from recipes.training import tensorflow_options
@@ -43,14 +42,10 @@ def fast_start():
         yield
 
 
-def shared_weights(net, path, descent=None) -> SharedWeights:
-    return SharedWeights(net, path.shape, SHAPE, descent or Descent(), seed=0)
-
-
 def noisy(net) -> np.ndarray:
     """Weights whose normalisations do something, too."""
     rng = np.random.default_rng(0)
-    return supernet_paths.initial(net.packing, 0) + 0.1 * rng.standard_normal(net.packing.size, np.float32)
+    return draw_weights(net.packing, 0) + 0.1 * rng.standard_normal(net.packing.size, np.float32)
 
 
 def check_export(net, shared: SharedWeights, path: np.ndarray) -> None:
@@ -67,16 +62,16 @@ def check_export(net, shared: SharedWeights, path: np.ndarray) -> None:
 
 @pytest.mark.slow  # traces for 4 s
 def test_an_exported_cell_path_is_the_network_that_zoo_builds():
-    net = MicroSupernet(1, 2, 3, 1, nodes=2)
-    shared = shared_weights(net, DEEP)
+    net = MicroSupernet(MicroSpace(2), 1, 2, 3, 1)
+    shared = SharedWeights(net, SHAPE)
     shared.weights.assign(noisy(net))
     check_export(net, shared, DEEP)
 
 
 def test_an_exported_chain_path_is_the_network_that_zoo_builds():
-    net = MacroSupernet(3, 2, 3, 1)
+    net = MacroSupernet(ChainSpace(3), 2, 3, 1)
     path = np.array([[1, 0, 0, 0], [4, 1, 0, 0], [2, 0, 1, 0]], np.int32)
-    shared = shared_weights(net, path)
+    shared = SharedWeights(net, SHAPE)
     shared.weights.assign(noisy(net))
     check_export(net, shared, path)
 
@@ -85,15 +80,15 @@ def test_an_exported_chain_path_is_the_network_that_zoo_builds():
 @pytest.mark.parametrize("space", ["micro", "macro"])
 def test_every_path_is_the_network_that_zoo_builds_and_one_trace_serves_them_all(space):
     micro = space == "micro"
-    net = MicroSupernet(3, 4, 5, 1, nodes=3) if micro else MacroSupernet(6, 4, 5, 1)
+    net = MicroSupernet(MicroSpace(3), 3, 4, 5, 1) if micro else MacroSupernet(ChainSpace(6), 4, 5, 1)
     rng = np.random.default_rng(0)
-    paths = [random_path(net, rng) for _ in range(6)]
+    paths = [net.space.draw_path(rng) for _ in range(6)]
     if micro:  # as many loose ends as one, where cells are read as they are, and as all
         one, every = (np.zeros((2, 3, 2, 2), np.int32) for _ in range(2))
         one[..., 0] = np.arange(1, 4)[:, None]
         one[..., 1] = every[..., 1] = 4
         paths += [one, every]
-    shared = shared_weights(net, paths[0])
+    shared = SharedWeights(net, SHAPE)
     shared.weights.assign(noisy(net))
     images = tf.constant(rng.standard_normal((4, *SHAPE), np.float32))
     for path in paths:
@@ -104,8 +99,8 @@ def test_every_path_is_the_network_that_zoo_builds_and_one_trace_serves_them_all
 
 @pytest.mark.slow
 def test_a_step_changes_the_weights_of_its_path_alone():
-    net = MicroSupernet(1, 2, 3, 1, nodes=2)
-    shared = shared_weights(net, DEEP, Descent(weight_decay=0.0, dropout=0.0))
+    net = MicroSupernet(MicroSpace(2), 1, 2, 3, 1)
+    shared = SharedWeights(net, SHAPE, decay=0.0, dropout=0.0)
     before = net.packing.unpack(shared.weights.numpy())
     images = tf.constant(np.random.default_rng(0).standard_normal((6, *SHAPE), np.float32))
     shared.step(DEEP, images, tf.constant([0, 1, 2, 0, 1, 2]), 0.1, [0, 0])
@@ -120,12 +115,6 @@ def test_a_step_changes_the_weights_of_its_path_alone():
     shared.weights.assign(shared.weights * np.nan)
     with pytest.raises(FloatingPointError, match="diverged"):
         shared.step(DEEP, images, tf.constant([0, 1, 2, 0, 1, 2]), 0.1, [0, 0])
-
-
-def test_learning_rate_starts_anew_after_10_and_30_epochs():
-    descent = Descent()
-    assert [descent.at(epoch) for epoch in (0, 10, 30, 70)] == [0.05] * 4
-    assert descent.at(5) == descent.at(20) == pytest.approx((0.05 + 0.0005) / 2)
 
 
 @pytest.mark.parametrize("make", [lambda p: MicroController(2, p, 0), lambda p: MacroController(4, p, 0)])
@@ -201,12 +190,13 @@ def test_tape_sums_the_gradients_of_two_readers():
     assert matrix.gradient.item() == 0.5
 
 
-@pytest.mark.parametrize("space", [MicroSupernet(1, 2, 2, 1, nodes=3), MacroSupernet(4, 2, 2, 1)])
-def test_random_paths_lie_in_the_space_and_come_back_from_their_architecture(space):
+@pytest.mark.parametrize("space", [MicroSpace(3), ChainSpace(4)])
+def test_random_paths_lie_in_the_space_and_come_back_from_their_architecture_and_its_values(space):
     rng = np.random.default_rng(0)
     for _ in range(20):
-        path = random_path(space, rng)
-        assert np.array_equal(path_of(body_of(path)), path)
+        path = space.draw_path(rng)
+        assert np.array_equal(space.encode(space.decode(path)), path)
+        assert space.body(space.values(space.decode(path))) == space.decode(path)
 
 
 def test_chain_space_has_a_decision_for_each_operation_and_skip():
@@ -238,7 +228,7 @@ def test_presets_are_complete_and_refuse_what_cannot_be():
 
 def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
     config = dataclasses.replace(SMOKE, algorithm="uniform")
-    search = enas.make(config, child_networks.load_images(config), 0)
+    search = seeds.begin(config, child_networks.load_images(config), 0)
     # 2 epochs x 2 updates x 2 samples = 8 rewards of a batch; a score takes the 20 images in 2 batches of 10
     assert search.candidates == 2 + 8 // 2
     assert search.epoch_steps == 4
@@ -250,7 +240,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
     config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6)
     images = child_networks.load_images(config)
     with tensorflow_options.without_rewrites():
-        whole = find_path(enas.make(config, images, 3), tmp_path / "whole.npz", lambda share, text: None)
+        whole = find_path(seeds.begin(config, images, 3), tmp_path / "whole.npz", lambda share, text: None)
     state = tmp_path / "killed.npz"
     command = [sys.executable, "-c", _KILLED, preset, str(state)]
     for _ in range(2):
@@ -265,9 +255,9 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
         begun.stdout.close()
     assert state.exists()
     with np.load(state) as found:
-        assert 0 < json.loads(str(found["progress"]))[0] < 36
+        assert 0 < json.loads(found["header"].tobytes())["facts"]["done"] < 36
     with tensorflow_options.without_rewrites():
-        again = find_path(enas.make(config, images, 3), state, lambda share, text: None)
+        again = find_path(seeds.begin(config, images, 3), state, lambda share, text: None)
     assert again == whole
 
 
@@ -275,14 +265,15 @@ _KILLED = """
 import dataclasses, sys
 from pathlib import Path
 from recipes import enas
+from recipes.enas import seeds
 from recipes.engine import children as child_networks
 from recipes.training.tensorflow_options import without_rewrites
-from recipes.enas.search import find_path
+from recipes.enas.training import find_path
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
 images = child_networks.load_images(config)
 with without_rewrites():
-    search = enas.make(config, images, 3)
+    search = seeds.begin(config, images, 3)
     find_path(search, Path(sys.argv[2]), lambda share, text: print("step" if search.done % 6 == 4 else "-", flush=True))
 """
 
@@ -301,7 +292,7 @@ def test_the_result_builds_and_random_networks_are_ranked_by_the_shared_weights(
 
 @pytest.mark.slow
 def test_networks_over_a_limit_are_never_chosen(tmp_path, monkeypatch):
-    monkeypatch.setattr(enas_search, "_MOST_REFUSED", 3)
+    monkeypatch.setattr(training, "_MOST_REFUSED", 3)
     config = dataclasses.replace(SMOKE, max_params=10, folder=tmp_path)
     with pytest.raises(ValueError, match="paths in a row were refused"):
         enas.search(config, observe=lambda status: None)

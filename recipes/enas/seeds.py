@@ -1,8 +1,6 @@
 """What the search with one seed does for the recipe: finds a path, judges architectures, or makes a dry run."""
 
 import dataclasses
-import resource
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from recipes.enas.space import MicroSpace
 from recipes.enas.training import Search, SearchImages, SharedWeights, find_path
 from recipes.engine import tuner
 from recipes.engine.children import Children
+from recipes.engine.dry_run import peak_memory, time_steps
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization
 from recipes.training import tensorflow_options
@@ -78,34 +77,25 @@ def dry_run(children: Children) -> Genotype:
 
     The steps are of at most 32 images, for this machine may lack the memory for more.
     """
-    start, config, images = time.perf_counter(), children.config, children.images
+    config, images = children.config, children.images
     assert isinstance(config, Config)
-    batch_size = min(config.search_batch_size, _DRY_RUN_IMAGES)
-    part = images.train.take(np.resize(np.arange(len(images.train)), 4 * batch_size))
-    small = dataclasses.replace(config, search_batch_size=batch_size, reward_images=batch_size)
+    size = min(config.search_batch_size, _DRY_RUN_IMAGES)
+    part = images.train.take(np.resize(np.arange(len(images.train)), 4 * size))
+    small = dataclasses.replace(config, search_batch_size=size, reward_images=size)
     with tensorflow_options.without_rewrites():
         search = begin(small, dataclasses.replace(images, train=part), config.seed)
-        marks = []
-        for _ in range(3):  # the path, and with it the time of a step, differs
-            search.step()
-            marks.append(time.perf_counter())
+        step = time_steps(lambda number: search.step(), size)  # the path, and with it the time of a step, differs
         path = search.controller.draw(1, np.random.default_rng(config.seed)).paths[0]
         batch = search.images.reward_batch(np.random.default_rng(config.seed))
-        search.shared.accuracy(path, [batch])
-        traced = time.perf_counter()
-        search.shared.accuracy(path, [batch])
-        reward = time.perf_counter() - traced
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    larger = config.search_batch_size / batch_size
-    step, reward = larger * (marks[2] - marks[0]) / 2, larger * reward
-    steps = (len(images.train) - config.reward_images) // config.search_batch_size * config.search_epochs
+        reward = time_steps(lambda number: search.shared.accuracy(path, [batch]), size)
+    full = config.search_batch_size
+    steps = (len(images.train) - config.reward_images) // full * config.search_epochs
     rewards = config.search_epochs * config.updates * config.samples
+    total = steps * step.scale(full) + rewards * reward.scale(full)
     print(
-        f"dry run: {search.shared.net.packing.size:,} shared weights, first step after {marks[0] - start:.1f} s, then "
-        f"{step:.2f} s a step of {config.search_batch_size} images and {reward:.2f} s a reward, estimated from "
-        f"{batch_size} images, which took {memory:.2f} GiB at most\n"
-        f"predicted: {steps:,} steps and {rewards:,} rewards a search, "
-        f"{config.trials} x {(steps * step + rewards * reward) / 3600:.2f} h on this machine, and the trainings that "
-        "compare the results"
+        f"dry run: {search.shared.net.packing.size:,} shared weights, {step.describe(full)}, "
+        f"{reward.scale(full):.2f} s a reward, {peak_memory():.2f} GiB at most\n"
+        f"predicted: {steps:,} steps and {rewards:,} rewards a search, {config.trials} x {total / 3600:.2f} h on this "
+        "machine, and the trainings that compare the results"
     )
     return Genotype("enas_dry_run", "enas", search.shared.net.space.decode(path), {}, children.presets)

@@ -314,7 +314,8 @@ class Batches:
         order = np.random.default_rng([self._seed, *self._stream, epoch]).permutation(len(part))
         for number in range(first, self.steps):
             chosen = order[number * size : (number + 1) * size]
-            yield part.images[chosen], part.labels[chosen]
+            batch = part.take(chosen)
+            yield batch.images, batch.labels
 
 
 def _class_by_class(labels: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from recipes.oracles import RandomSearch, SearchOracle
 from recipes.oracles.choices import Genome
 from recipes.training import progress
 from recipes.training.progress import Observe, Status
+from recipes.training.state import StateError
 from zoo import atomic
 from zoo.genotype import Genotype
 
@@ -250,7 +251,7 @@ def _find_or_read(folder: Path, seed: int, find: Find, report: Report) -> Mappin
         try:
             found = dict(find(seed, _state_file(folder, seed), report))
         except Exception as error:  # whatever one seed fails of, the next one may not
-            if is_fatal(error):
+            if is_fatal(error) or isinstance(error, StateError):  # it is for the user to move that file
                 raise
             found = {"failed": describe_failure(error), "history": []}
         atomic.write_atomically(file, json.dumps(found | {"seconds": round(time.monotonic() - begun, 3)}))

@@ -186,6 +186,14 @@ def test_the_picture_of_the_strengths_is_as_wide_as_its_panels_and_edges_tell_th
         strengths_picture.count_nodes(4)
 
 
+def test_a_state_of_another_version_stops_the_search_with_the_remedy_and_is_no_failure_of_its_seed(tmp_path):
+    (tmp_path / "seeds").mkdir()
+    np.savez(tmp_path / "seeds" / "seed0.state.npz", weights=np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"seed0\.state\.npz cannot be read .* delete it to begin anew"):
+        darts.search(dataclasses.replace(SMOKE, folder=tmp_path), observe=lambda status: None)
+    assert not (tmp_path / "seeds" / "seed0.json").exists()
+
+
 def test_odd_filters_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="even"):
         dataclasses.replace(SMOKE, search_filters=3)

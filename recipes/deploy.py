@@ -22,6 +22,7 @@ import numpy as np
 
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
+from recipes.training.progress import show_steps
 from zoo.atomic import write_atomically
 from zoo.deploy import boards, c_array, charts, compact, doctor, planner, report, tflite_file, turn
 from zoo.deploy.report import Report, export
@@ -103,7 +104,7 @@ PRESETS = {
 
 def deploy(config: Config) -> Report:
     """Exports what the config names, writes the page and returns its numbers."""
-    with deployable.steps("deploy") as tell:
+    with show_steps("deploy") as tell:
         if config.is_file:
             result, files, images = _judge(config)
         else:

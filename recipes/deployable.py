@@ -1,15 +1,13 @@
 """What the deploying recipes start from: a model, and the images that calibrate and judge its files."""
 
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
-from rich.console import Console
 
 import zoo
 from recipes.images import augment
@@ -119,14 +117,3 @@ def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None) ->
 
 def _array(images: Any) -> np.ndarray:
     return np.asarray(images, np.float32)
-
-
-@contextlib.contextmanager
-def steps(title: str) -> Iterator[Callable[[str], None]]:
-    """Gives a function that shows the step at work: a spinner on a terminal, a line each in a log (stderr)."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: console.print(f"{title}: {text}", highlight=False, soft_wrap=True)
-        return
-    with console.status(title) as status:
-        yield lambda text: status.update(f"{title}: {text}")

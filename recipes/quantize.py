@@ -25,6 +25,7 @@ import numpy as np
 
 from recipes import _main, deployable
 from recipes.deployable import Deployable, ModelAndData
+from recipes.training.progress import show_steps
 from zoo.atomic import write_atomically
 from zoo.deploy import compress, quantize, report, tflite
 
@@ -71,7 +72,7 @@ PRESETS = {
 def train(config: Config) -> report.Report:
     """Trains, writes the files, prints the page and returns its numbers."""
     subject = deployable.load(config)
-    with deployable.steps("quantize") as tell:
+    with show_steps("quantize") as tell:
         tell("float32 and int8 after training")
         files = {
             "float32": tflite.convert(subject.model),

@@ -2,23 +2,27 @@
 
 import dataclasses
 import functools
+import io
 import json
 import math
+import re
 import signal
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from rich.console import Console
 
 import zoo
 from recipes.images import augment
 from recipes.images.parts import Arrays, Batches
+from recipes.training import progress
 from recipes.training.drop_path import scheduled
 from recipes.training.evaluation import Evaluator, measure_accuracy
 from recipes.training.loop import STATE_FILE, DivergedError, Settings, fit, run_epochs
 from recipes.training.optimizer import Optimizer
-from recipes.training.progress import Status
+from recipes.training.progress import Status, show_progress
 from recipes.training.schedules import Schedule
 from recipes.training.state import TrainingState, locked
 
@@ -485,3 +489,37 @@ def test_evaluation_is_keras_own_traced_or_not():
     expected = np.mean(logits.argmax(axis=1) == data.labels), float(loss)
     assert Evaluator(model, data)() == pytest.approx(expected, rel=1e-5)
     assert Evaluator(model, data, batch_size=8)() == pytest.approx(expected, rel=1e-5)  # twelve batches: traced
+
+
+# Progress
+
+
+@pytest.mark.parametrize(("width", "words"), [(60, ", 1 h 5 min left"), (200, "best validation accuracy 0.8123")])
+def test_a_line_of_progress_fits_the_terminal_and_says_how_long_is_left(width, words):
+    text = io.StringIO()
+    console = Console(file=text, width=width, force_terminal=True, color_system=None)
+    with show_progress("amoebanet", console=console) as show:
+        show(Status(113, 20_000, 0.81234, 3900.0, 0.5, "epoch 1 of 25, tracing, evaluating, and what else there is"))
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= width
+    assert words in lines[-1]
+    assert "113 of 20,000 trials done" in lines[-1]
+
+
+def test_time_left_counts_down_and_drifts_to_an_estimate_that_jumps(monkeypatch):
+    now, text = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    with show_progress("train", console=Console(file=text, width=200), unit="epoch") as show:
+        for seconds, estimate in [(1, 100.0), (2, 1000.0), (12, 1000.0), (13, 0.0), (300, 0.0)]:
+            now[0] = seconds
+            show(Status(1, 4, None, estimate, text="x"))
+    # 99 + (1 - exp(-1/10)) x 901 = 185, then 175 + (1 - 1/e) x 825 = 696, then 695 x exp(-1/10) = 629; then it is over
+    found = [line.partition("done")[2] for line in text.getvalue().splitlines()]
+    assert found == [
+        ", about 1 min 40 s left, x",
+        ", about 3 min 5 s left, x",
+        ", about 11 min left, x",
+        ", about 10 min left, x",
+        ", x",
+    ]

@@ -45,14 +45,18 @@ def show_progress(
     console = console or Console(stderr=True)
     clock = _Clock()
     if not console.is_terminal:
-        print_line = _Log(title, console)
+        due = -math.inf
 
         def log(status: Status) -> None:
-            if status.note:
-                console.print(f"{title}: {status.note}", highlight=False, soft_wrap=True)
+            nonlocal due
             left = clock.smooth(status.seconds_left)
+            lines = [status.note] if status.note else []
             finished = status.total is not None and status.done >= status.total
-            print_line(_describe(status, unit, score_name, left, None), finished)
+            if time.monotonic() > due or (finished and due < math.inf):
+                due = math.inf if finished else time.monotonic() + _LOG_SECONDS
+                lines.append(_describe(status, unit, score_name, left, None))
+            for line in lines:
+                console.print(f"{title}: {line}", highlight=False, soft_wrap=True)
 
         yield log
         return
@@ -86,18 +90,6 @@ def show_steps(title: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{title}: {text}")
 
 
-class _Log:
-    """Prints a line now and then, and the last one once."""
-
-    def __init__(self, title: str, console: Console):
-        self._title, self._console, self._last = title, console, -math.inf
-
-    def __call__(self, text: str, finished: bool) -> None:
-        if finished or time.monotonic() - self._last > _LOG_SECONDS:
-            self._last = math.inf if finished else time.monotonic()
-            self._console.print(f"{self._title}: {text}", highlight=False, soft_wrap=True)
-
-
 class _Clock:
     """Smooths estimates of the time left: it counts down, and drifts to an estimate that says otherwise."""
 
@@ -125,15 +117,10 @@ def _describe(status: Status, unit: str, score_name: str, left: float | None, ro
     else:
         place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count: trials have numbers from 0
     best = "" if status.best is None else f"best {score_name} {status.best:.4g}"
-    time_left = "" if left is None else f"about {duration(max(left, 1.0))} left"
-    short_best = "" if status.best is None else f"best {status.best:.4g}"
-    attempts = [
-        (best, time_left, text),
-        (short_best, time_left, text),
-        (short_best, time_left, ""),
-        ("", time_left, ""),
-    ]
-    for parts in attempts:
+    # An estimate that has run out while the work has not says nothing.
+    time_left = "" if left is None or left < 1 else f"about {duration(left)} left"
+    brief_best, brief_time = best.replace(f"{score_name} ", ""), time_left.removeprefix("about ")
+    for parts in ((best, time_left, text), (brief_best, time_left, text), (brief_best, brief_time), (brief_time,)):
         line = ", ".join(filter(None, (place, *parts)))
         if room is None or len(line) <= room:
             return line

@@ -16,7 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,9 +24,12 @@ from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from recipes.training.progress import show_steps
 from zoo.atomic import write_atomically
-from zoo.deploy import boards, c_array, charts, compact, doctor, planner, report, tflite_file, turn
-from zoo.deploy.report import Report, export
-from zoo.deploy.strips import Region
+from zoo.deploy import boards, planner, tflite_file
+
+# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+if TYPE_CHECKING:
+    from zoo.deploy.report import Report
+    from zoo.deploy.strips import Region
 
 COMPACT = "int8 compact"  # the scheme of the compact file
 
@@ -72,22 +75,23 @@ class Config(ModelAndData):
             raise ValueError(f"compact makes a file of a Keras model, and model={self.model} is one already; give that")
         if self.strips and self.compact is None:
             raise ValueError("strips are for the compact file; add compact=smallest, or leave them out")
-        _ = self.regions
+        self._split_strips()
 
     @property
-    def regions(self) -> tuple[Region, ...]:
-        """The `strips` as regions.
+    def regions(self) -> "tuple[Region, ...]":
+        """The `strips` as regions."""
+        from zoo.deploy.strips import Region
 
-        Raises:
-            ValueError: one is not FIRST:LAST:COUNT.
-        """
+        return tuple(Region(*one) for one in self._split_strips())
+
+    def _split_strips(self) -> list[tuple[str, str, int]]:
         found = []
         for one in self.strips:
             first, last, count = one.split(":") if one.count(":") == 2 else ("", "", "")
             if not (first and last and count.isdecimal()):
                 raise ValueError(f"strips has {one!r}; expected FIRST:LAST:COUNT, two names of layers and a number")
-            found.append(Region(first, last, int(count)))
-        return tuple(found)
+            found.append((first, last, int(count)))
+        return found
 
     @property
     def is_file(self) -> bool:
@@ -102,8 +106,11 @@ PRESETS = {
 }
 
 
-def deploy(config: Config) -> Report:
+def deploy(config: Config) -> "Report":
     """Exports what the config names, writes the page and returns its numbers."""
+    from zoo.deploy import c_array
+    from zoo.deploy.report import export
+
     with show_steps("deploy") as tell:
         if config.is_file:
             result, files, images = _judge(config)
@@ -137,6 +144,8 @@ def deploy(config: Config) -> Report:
 
 def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callable[[], bytes]]:
     """Returns what makes the compact file, if it is wanted."""
+    from zoo.deploy import compact
+
     model, images, regions = subject.model, subject.calibration, config.regions
     make = {
         "smallest": lambda: compact.smallest(model, images, regions=regions),
@@ -146,8 +155,10 @@ def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callab
     return {} if config.compact is None else {COMPACT: make[config.compact]}
 
 
-def _judge(config: Config) -> tuple[Report, dict[str, bytes], np.ndarray]:
+def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray]":
     """Measures a .tflite file, and the float one where it is given, as they are."""
+    from zoo.deploy import report
+
     path = Path(config.model).expanduser()
     files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
     given = tflite_file.read(path)
@@ -160,12 +171,14 @@ def _judge(config: Config) -> tuple[Report, dict[str, bytes], np.ndarray]:
         for scheme, data in files.items()
     ]
     float_accuracy = next((row.accuracy for row in rows if row.scheme == "float32"), None)
-    result = Report(path.stem, None, len(images), float_accuracy, tuple(rows))
+    result = report.Report(path.stem, None, len(images), float_accuracy, tuple(rows))
     result.save(config.folder)
     return result, files, images
 
 
 def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.ndarray) -> str:
+    from zoo.deploy import charts, compact, doctor, turn
+
     scheme = "int8" if "int8" in files else "int16x8"
     if scheme not in files:
         raise ValueError(f"diagnose looks into an int8 or int16x8 file, and {config.model} is neither")
@@ -175,7 +188,9 @@ def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.nd
     return f"\n## Rounding noise of {scheme}\n\n{diagnosis.to_markdown()}"
 
 
-def _planned(config: Config, result: Report, files: dict[str, bytes]) -> str:
+def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
+    from zoo.deploy import charts
+
     smallest = min(files, key=lambda name: len(files[name]))
     scheme = next((name for name in (COMPACT, "int8") if name in files), smallest)
     plan = planner.plan(files[scheme])

@@ -4,21 +4,18 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import keras
 import numpy as np
 
 import zoo
-from recipes.images import augment
-from recipes.images import sources as data
+from recipes.images import EMBEDDED
 
-PREPROCESSING = {
-    "unit": augment.UNIT,
-    "centered": augment.CENTERED,
-    "cifar10": augment.CIFAR10,
-    "imagenet": augment.IMAGENET,
-}
+# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+if TYPE_CHECKING:
+    import keras
+
+    from recipes.images import sources as data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +26,8 @@ class ModelAndData:
     # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("size",)})
     weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
-    data: str = (
-        data.EMBEDDED
-    )  # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
+    # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
+    data: str = EMBEDDED
     image_size: int | None = None  # pixels; none takes what the .keras file expects, else what the images have
     # as in training: pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
     preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"
@@ -50,11 +46,11 @@ class ModelAndData:
 class Deployable:
     """A model with images of its input's shape, preprocessed; `data` has the whole parts, not preprocessed."""
 
-    model: keras.Model
+    model: "keras.Model"
     calibration: np.ndarray
     images: np.ndarray
     labels: np.ndarray
-    data: data.Data
+    data: "data.Data"
 
 
 def load(config: ModelAndData) -> Deployable:
@@ -63,6 +59,10 @@ def load(config: ModelAndData) -> Deployable:
     Raises:
         ValueError, OSError: the text says which option, and what to do.
     """
+    import keras
+
+    from recipes.images import augment
+
     path = Path(config.model).expanduser()
     from_file = path.suffix == ".keras"
     if from_file and (config.model_preset is not None or config.weights is not None):
@@ -87,25 +87,29 @@ def load(config: ModelAndData) -> Deployable:
             f"model {model.name!r} tells {model.output_shape[-1]} classes apart, and {source.name} has "
             f"{source.classes}. Give the data that it was trained on"
         )
-    normalize = PREPROCESSING[config.preprocess]
+    normalize = augment.PREPROCESSING[config.preprocess]
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
     images, labels = held_out(config, source)
     return Deployable(model, _array(normalize(calibration)), images, labels, source)
 
 
-def held_out(config: ModelAndData, source: data.Data) -> tuple[np.ndarray, np.ndarray]:
+def held_out(config: ModelAndData, source: "data.Data") -> tuple[np.ndarray, np.ndarray]:
     """Returns the held-out images, preprocessed, and their labels."""
+    from recipes.images import augment
+
     test = source.test.first(config.images)
     images, labels = test.head(len(test))
-    return _array(PREPROCESSING[config.preprocess](images)), labels
+    return _array(augment.PREPROCESSING[config.preprocess](images)), labels
 
 
-def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None) -> data.Data:
+def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None) -> "data.Data":
     """Loads the images at the size that a model takes, (..., height, width, channels); None keeps their own.
 
     Raises:
         ValueError: the options ask for another size, or the data cannot be had.
     """
+    from recipes.images import sources as data
+
     if input_shape is None:
         return data.load(config.data, size=config.image_size)
     *_, height, width, channels = input_shape

@@ -205,8 +205,7 @@ def _normalization(config: Config, origin: Origin) -> "Normalization":
     Raises:
         ValueError: the options ask for another normalisation than that of the weights.
     """
-    from recipes.deployable import PREPROCESSING
-    from recipes.images.augment import Normalization
+    from recipes.images.augment import PREPROCESSING, Normalization
 
     known = None
     if origin.normalization is not None:

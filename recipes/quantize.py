@@ -18,16 +18,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from recipes import _main, deployable
 from recipes.deployable import Deployable, ModelAndData
 from recipes.training.progress import show_steps
 from zoo.atomic import write_atomically
-from zoo.deploy import compress, quantize, report, tflite
+
+# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+if TYPE_CHECKING:
+    import keras
+
+    from zoo.deploy import quantize, report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +73,10 @@ PRESETS = {
 }
 
 
-def train(config: Config) -> report.Report:
+def train(config: Config) -> "report.Report":
     """Trains, writes the files, prints the page and returns its numbers."""
+    from zoo.deploy import quantize, report, tflite
+
     subject = deployable.load(config)
     with show_steps("quantize") as tell:
         tell("float32 and int8 after training")
@@ -97,6 +103,8 @@ def train(config: Config) -> report.Report:
 
 def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:
     """Returns the int8 files of the pruned and of the clustered model, as far as they are wanted."""
+    from zoo.deploy import compress, tflite
+
     if config.sparsity is None and config.clusters is None:
         return {}
     images, labels = _training_images(config, subject)
@@ -117,10 +125,14 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
 
 
 def _deflated(files: dict[str, bytes]) -> str:
+    from zoo.deploy import compress
+
     return ", ".join(f"{scheme} {compress.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
 
 
-def _trained(config: Config, subject: Deployable, aware: quantize.Aware, tell: Callable[[str], None]) -> bytes:
+def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell: Callable[[str], None]) -> bytes:
+    from zoo.deploy import quantize
+
     images, labels = _training_images(config, subject)
     quantize.fine_tune(
         aware,
@@ -139,12 +151,14 @@ def _trained(config: Config, subject: Deployable, aware: quantize.Aware, tell: C
 
 
 def _training_images(config: Config, subject: Deployable) -> tuple[np.ndarray, np.ndarray]:
+    from recipes.images import augment
+
     part = subject.data.train.first(config.training_images)
     pixels, labels = part.head(len(part))
-    return np.asarray(deployable.PREPROCESSING[config.preprocess](pixels), np.float32), labels
+    return np.asarray(augment.PREPROCESSING[config.preprocess](pixels), np.float32), labels
 
 
-def _state(config: Config, model: keras.Model) -> Path:
+def _state(config: Config, model: "keras.Model") -> Path:
     """Returns the folder of the state, whose name tells this very training from that of other weights or options."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
@@ -153,7 +167,11 @@ def _state(config: Config, model: keras.Model) -> Path:
     return Path(config.folder, f"state-{digest.hexdigest()[:12]}")
 
 
-def _write_copy(config: Config, model: keras.Model, aware: quantize.Aware) -> None:
+def _write_copy(config: Config, model: "keras.Model", aware: "quantize.Aware") -> None:
+    import keras
+
+    from zoo.deploy import quantize
+
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     quantize.copy_back(aware, copy)

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.console import Console
 
@@ -23,8 +23,10 @@ from recipes import _main, amoebanet, deploy, train
 from recipes.training.progress import duration
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.atomic import write_atomically
-from zoo.deploy.report import Report
 from zoo.genotype import Genotype
+
+if TYPE_CHECKING:
+    from zoo.deploy.report import Report
 
 EXPECTED_ACCURACY = 0.85  # of the float network on the held-out images
 EXPECTED_DROP = 0.01  # at most, from float to int8
@@ -57,7 +59,7 @@ class Tour(NamedTuple):
 
     genotype: Genotype
     training: dict[str, Any]  # results.json of recipes.train
-    report: Report
+    report: "Report"
 
 
 def tour(config: Config) -> Tour:

@@ -178,7 +178,7 @@ def _dry_run(config: Config) -> None:
 
 
 def _train(config: Config) -> Trained:
-    from recipes.deployable import PREPROCESSING
+    from recipes.images.augment import PREPROCESSING
     from recipes.training.drop_path import scheduled
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.loop import STATE_FILE, fit

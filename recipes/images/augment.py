@@ -72,6 +72,7 @@ UNIT = Normalization()  # 0..1
 CENTERED = Normalization((0.5,), (0.5,))  # -1..1: NASNet and MnasNet as published for TensorFlow
 CIFAR10 = Normalization((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))  # quark0/darts
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision, DARTS, MCUNet
+PREPROCESSING = {"unit": UNIT, "centered": CENTERED, "cifar10": CIFAR10, "imagenet": IMAGENET}  # by the flag's value
 
 
 def chain(*steps: Step) -> Step:

@@ -364,6 +364,33 @@ def test_the_package_lists_its_programs():
     assert "AmoebaNet: aging evolution over cells" in done.stdout
 
 
+# What takes seconds to import; ROOMS are not there yet.
+HEAVY = {"tensorflow", "keras", "keras_tuner", "tf_keras", "tensorflow_datasets", "matplotlib", "ray"}
+ROOMS = {"darts", "enas", "tinynas"}
+ANSWERS = """
+import contextlib, io, runpy, sys
+programs, heavy = sys.argv[1].split(","), set(sys.argv[2].split(","))
+for name in programs:
+    for argument, code in [("--help", 0), ("--nonsense=1", 2), ("--preset=nonsense", 2)]:
+        sys.argv = [name, argument]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                runpy.run_module(f"recipes.{name}", run_name="__main__", alter_sys=True)
+            except SystemExit as stop:
+                assert stop.code == code, (name, argument, stop.code)
+            else:
+                raise AssertionError((name, argument))
+    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))
+"""
+
+
+def test_help_and_errors_of_programs_import_nothing_that_takes_seconds():
+    programs = ",".join(name for name in PROGRAMS if name not in ROOMS)
+    command = [sys.executable, "-c", ANSWERS, programs, ",".join(HEAVY)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_recipe_has_presets_and_a_help_text_for_every_flag(name: str):
     recipe = importlib.import_module(f"recipes.{name}")

@@ -111,7 +111,7 @@ def predict(
     """
     images = _checked_images(images)
     if isinstance(model, keras.Model):
-        number = _choose(_keras_outputs(model), output, in_order=not isinstance(model.output_shape, dict))
+        number = choose_keras_output(model, output)
         with quiet():  # the trainer warns of retracing where many models are measured one after the other
             outputs: Any = model.predict(images, batch_size=KERAS_BATCH, verbose=0)  # pyright: ignore
         return np.asarray(keras.tree.flatten(outputs)[number], np.float32)
@@ -217,7 +217,7 @@ def find_threshold(model: keras.Model | Source, output: str | int | None = None)
             return _PROBABILITY_THRESHOLD
         loss = ""
     else:
-        number = _choose(_keras_outputs(model), output, in_order=not isinstance(model.output_shape, dict))
+        number = choose_keras_output(model, output)
         if find_activation(model, number) == "sigmoid":
             return _PROBABILITY_THRESHOLD
         loss = _loss_of(model, number)
@@ -286,10 +286,19 @@ def choose_output(model: Any, output: str | int | None) -> int:
     return outputs[_choose(names, output, in_order=tflite_file.is_numbered(outputs))][1]
 
 
-def _keras_outputs(model: keras.Model) -> list[str]:
-    shapes = model.output_shape
-    if isinstance(shapes, dict):
-        return sorted(shapes)
+def choose_keras_output(model: Any, output: str | int | None) -> int:
+    """Returns the number of one output of a Keras model among its flattened outputs; see `predict`."""
+    return _choose(_keras_outputs(model), output, in_order=not _has_named_outputs(model))
+
+
+def _has_named_outputs(model: Any) -> bool:
+    """Whether a Keras model returns a dict, whose outputs have names and no order."""
+    return isinstance(getattr(model, "_outputs_struct", None), dict)
+
+
+def _keras_outputs(model: Any) -> list[str]:
+    if _has_named_outputs(model):
+        return sorted(model._outputs_struct)  # as keras.tree.flatten has them
     return list(getattr(model, "output_names", None) or ["output"])
 
 

@@ -47,13 +47,19 @@ def test_first_output_of_the_file_is_the_first_of_the_model_whatever_its_place_i
 
 def test_outputs_by_name_have_no_first_one_and_are_asked_for():
     model = network({"scores": constant([1, 0, 0]), "area": constant([7])})
-    for subject in (model, tflite.convert(model)):
-        with pytest.raises(measure.MeasureError, match=r"2 outputs: area, scores, and none is known to be the first"):
-            measure.predict(subject, IMAGES)
+    with pytest.raises(measure.MeasureError, match=r"2 outputs: area, scores, and none is known to be the first"):
+        measure.predict(model, IMAGES)
+    with pytest.raises(measure.MeasureError, match=r"output='box' is unknown; there are 2 outputs: area, scores"):
+        measure.predict(model, IMAGES, output="box")
+    parsed = tflite_file.parse(tflite.convert(model))
+    for entry, name in zip(parsed.signatureDefs[0].outputs, ("area", "scores"), strict=True):
+        assert tflite_file.text(entry.name).startswith("output_")
+        entry.name = name
+    for subject in (model, tflite_file.pack(parsed)):
         assert measure.predict(subject, IMAGES, output="area")[0].tolist() == [7]
         assert measure.accuracy(subject, IMAGES, np.zeros(6), output="scores") == 1
-        with pytest.raises(measure.MeasureError, match=r"output='box' is unknown; there are 2 outputs: area, scores"):
-            measure.predict(subject, IMAGES, output="box")
+    with pytest.raises(measure.MeasureError, match="none is known to be the first"):
+        measure.predict(tflite_file.pack(parsed), IMAGES)
 
 
 def with_brightness(activation: str | None, bias: float) -> keras.Model:

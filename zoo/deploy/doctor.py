@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from zoo.deploy import float_twin, measure, planner
-from zoo.deploy.tflite_file import Source, pack, parse, read
+from zoo.deploy import float_twin, measure, planner, tflite_file
+from zoo.deploy.tflite_file import Source, kind_of, pack, parse, read, text
+from zoo.markdown import join_blocks, make_table
 
 EXACT_DB = 99.0  # shown where there is no noise at all
+LOST_DB = 32.0  # of one operator, below which something is done about it: healthy ones of 8 bits have 35 to 50
 IMAGES = 32  # at most; the ratios hardly move after some
 OUTLIER_SHARE = 0.25  # of the range, below which 99.9 % of the values lie
 CHANNEL_RATIO = 8.0  # of the largest channel's range to the median one's
@@ -17,7 +20,11 @@ SCALE_RATIO = 8.0  # between the operands of an addition or concatenation
 SATURATED_SHARE = 0.01
 USED_SHARE = 0.25  # of the range, that the largest value reaches
 FIXED_SCALES = (1 / 256, 1 / 128, 1 / 32768)  # of softmax, sigmoid, tanh: whatever their values are
-NONE = 'keep it in 16 bits (quantize="int16x8"), or quantization-aware training'  # where no rule finds anything
+_SAME_SCALE = frozenset(
+    "AVERAGE_POOL_2D CONCATENATION EXPAND_DIMS GATHER MAX_POOL_2D MIRROR_PAD PACK PAD RESHAPE RESIZE_BILINEAR "
+    "RESIZE_NEAREST_NEIGHBOR SLICE SPLIT SQUEEZE STRIDED_SLICE TILE TRANSPOSE".split()
+)  # whose output has its input's scale
+NONE = 'keep it in 16 bits (quantize="int16x8"), or quantization-aware training'  # where no rule says why
 
 
 class DoctorError(ValueError):
@@ -29,7 +36,7 @@ class Finding:
     """One operator. Ratios in decibels, signal to rounding noise; 6 dB are one bit.
 
     `own_db` is for the noise that this operator adds to exact inputs, `total_db` for all that has come together in its
-    output. `remedies` are in the order of what they cost.
+    output. `remedies` are in the order of what they cost; none where the operator loses nothing to speak of.
     """
 
     operator: planner.Operator
@@ -44,11 +51,7 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
     n: int
-
-    @property
-    def output_db(self) -> float:
-        """The ratio at the file's output."""
-        return self.findings[-1].total_db
+    output_db: float  # the ratio at the file's first output
 
     def worst(self, count: int = 10) -> list[Finding]:
         """Returns the operators that add the most noise, worst first."""
@@ -56,61 +59,98 @@ class Diagnosis:
 
     def to_markdown(self, count: int = 10) -> str:
         """Returns the worst operators as a table, with remedies."""
-        lines = [
-            f"Signal to rounding noise at the output: {self.output_db:.1f} dB (n = {self.n} images). The operators "
-            "that add the most noise:",
-            "",
-            "| operator | own dB | so far dB | what helps |",
-            "|---|---|---|---|",
+        worst = self.worst(count)
+        rows = [
+            (finding.operator, f"{finding.own_db:.1f}", f"{finding.total_db:.1f}", "; ".join(finding.remedies) or None)
+            for finding in worst
         ]
-        for finding in self.worst(count):
-            remedies = "; ".join(finding.remedies)
-            lines.append(f"| {finding.operator} | {finding.own_db:.1f} | {finding.total_db:.1f} | {remedies} |")
-        return "\n".join(lines) + "\n"
+        lost = sum(bool(finding.remedies) for finding in self.findings)
+        return join_blocks(
+            f"Signal to rounding noise at the output: {self.output_db:.1f} dB (n = {self.n} images). "
+            + (f"{lost} of {len(self.findings)} operators lose something. " if lost else "No operator loses much. ")
+            + "Those that add the most noise:",
+            make_table(("operator", "own dB", "so far dB", "what helps"), rows),
+            "Own: for the noise that this operator adds to exact inputs. So far: for all the noise that has come "
+            f"together in its output. 6 dB are one bit; {EXACT_DB:.0f} is written where there is no noise at all.",
+        )
 
 
-def diagnose(tflite: Source, images: np.ndarray, reference: Source | None = None) -> Diagnosis:
+def diagnose(tflite: Source, images: np.ndarray | None, reference: Source | None = None) -> Diagnosis:
     """Compares every operator of a quantized file with the same in float.
 
     Args:
-        images: (n, height, width, channels), preprocessed as in training; the first 32 are used.
+        images: (n, height, width, channels), preprocessed as in training; the first 32 are used. None takes random
+            numbers over the whole range of each input, for a file that takes no images.
         reference: the float file of the same model; without it the file's own operators are computed in float with
             its rounded weights, and the noise of rounding the weights stays unseen.
 
     Raises:
-        DoctorError: the file is not quantized, or the reference has other operators.
+        DoctorError: the file is not quantized, keeps state or branches, or the reference has other operators.
         MeasureError: images that do not fit.
         TfliteFileError: not a whole TensorFlow Lite file.
     """
     model = parse(tflite)
-    if not any(float_twin.is_quantized(model, int(operator.outputs[0])) for operator in model.subgraphs[0].operators):
-        raise DoctorError("no operator of the file computes in integers; give the int8 file, not the float one")
+    _require_followable(model)
     twin_file, kept = float_twin.of(model) if reference is None else _matched(model, parse(reference))
     twin = parse(twin_file)
-    images = images[:IMAGES]
-    stored, exact = _outputs(read(tflite), model, images), _outputs(twin_file, twin, images)
+    inputs = _make_inputs(tflite) if images is None else [np.asarray(images[:IMAGES], np.float32)]
+    stored, exact = _outputs(read(tflite), model, inputs), _outputs(twin_file, twin, inputs)
     operators = planner.operators(model)
-    findings = [_of_input(model, twin, stored, exact)]
+    findings = [
+        _of_input(model, number, place, stored, exact[int(twin.subgraphs[0].inputs[place])])
+        for place, number in enumerate(map(int, model.subgraphs[0].inputs))
+    ]
     for number, original in kept.items():
         output = int(model.subgraphs[0].operators[original].outputs[0])
         target = int(twin.subgraphs[0].operators[number].outputs[0])
         signal, values = exact[target], float_twin.dequantized(model, output, stored[output])
         own = _own(model, twin, original, number, stored)
         own_db = EXACT_DB if own is None else decibels(own, values)
-        remedies = _remedies(model, original, stored, signal)
+        remedies = _remedies(model, original, stored[output], signal) or ((NONE,) if own_db < LOST_DB else ())
         findings.append(Finding(operators[original], own_db, decibels(signal, values), remedies))
-    return Diagnosis(tuple(findings), len(images))
+    return Diagnosis(tuple(findings), len(inputs[0]), _output_db(model, kept, findings))
 
 
-def _of_input(model: Any, twin: Any, stored: dict[int, np.ndarray], exact: dict[int, np.ndarray]) -> Finding:
-    """Returns what rounding the image costs, as if an operator did it."""
-    ours, theirs = int(model.subgraphs[0].inputs[0]), int(twin.subgraphs[0].inputs[0])
-    signal = exact[theirs]
-    ratio = decibels(signal, float_twin.dequantized(model, ours, stored[ours]))
-    remedies = []
-    if float_twin.is_quantized(model, ours):
-        remedies = _range_remedies(model, ours, stored[ours], signal)
-    return Finding(planner.Operator(-1, "INPUT", "image"), ratio, ratio, tuple(remedies or [NONE]))
+def _require_followable(model: Any) -> None:
+    kinds = {kind_of(model, operator) for operator in model.subgraphs[0].operators}
+    followed_by_nobody = sorted(kinds & {"CALL_ONCE", "IF", "VAR_HANDLE", "WHILE"})
+    variables = [text(tensor.name) for tensor in model.subgraphs[0].tensors if tensor.isVariable]
+    if followed_by_nobody or variables:
+        what = ", ".join(followed_by_nobody) or f"the variable {variables[0]}"
+        raise DoctorError(f"the file keeps state between calls, or branches ({what}), which the doctor does not follow")
+    outputs = [int(number) for operator in model.subgraphs[0].operators for number in operator.outputs]
+    if not any(float_twin.is_quantized(model, number) for number in outputs):
+        raise DoctorError("no operator of the file computes in integers; give the int8 file, not the float one")
+
+
+def _make_inputs(tflite: Source) -> list[np.ndarray]:
+    """Returns random float values for each input, over the whole range that it can store."""
+    interpreter = measure.interpret(tflite, threads=1)
+    noise = measure.make_noise(interpreter, IMAGES)
+    details = interpreter.get_input_details()
+    return [measure.dequantize(values, one) for values, one in zip(noise, details, strict=True)]
+
+
+def _output_db(model: Any, kept: dict[int, int], findings: list[Finding]) -> float:
+    """Returns the ratio at the first output: of the operator that computes it, or the last one before a conversion."""
+    outputs = tflite_file.outputs_of(model)
+    tensor = outputs[0][1] if tflite_file.is_numbered(outputs) else int(model.subgraphs[0].outputs[0])
+    operators = model.subgraphs[0].operators
+    made = {int(number): place for place, operator in enumerate(operators) for number in operator.outputs}
+    while tensor in made and made[tensor] not in kept.values():
+        tensor = int(operators[made[tensor]].inputs[0])
+    number = made.get(tensor)
+    return next((one.total_db for one in findings if one.operator.number == number), findings[-1].total_db)
+
+
+def _of_input(model: Any, number: int, place: int, stored: dict[int, np.ndarray], signal: np.ndarray) -> Finding:
+    """Returns what rounding an input costs, as if an operator did it."""
+    ratio = decibels(signal, float_twin.dequantized(model, number, stored[number]))
+    several = len(model.subgraphs[0].inputs) > 1
+    name = text(model.subgraphs[0].tensors[number].name) if several else "image"
+    remedies = _range_remedies(model, number, stored[number], signal) if float_twin.is_quantized(model, number) else []
+    remedies = remedies or ([NONE] if ratio < LOST_DB else [])
+    return Finding(planner.Operator(-1, "INPUT", name), ratio, ratio, tuple(remedies))
 
 
 def decibels(signal: np.ndarray, noisy: np.ndarray) -> float:
@@ -134,17 +174,22 @@ def _matched(model: Any, reference: Any) -> tuple[bytes, dict[int, int]]:
     return pack(reference), dict(enumerate(ours))
 
 
-def _outputs(file: bytes, model: Any, images: np.ndarray) -> dict[int, np.ndarray]:
-    """Returns every tensor that is computed, and the input, for all images, as stored."""
+def _outputs(file: bytes, model: Any, inputs: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Returns every tensor that is computed, and the inputs, for all images, as stored."""
     interpreter = measure.interpret(file, threads=1, keep_tensors=True, kernels="builtin")
-    source = interpreter.get_input_details()[0]
-    measure.check_shape(images, source)
+    details = interpreter.get_input_details()
+    if len(details) != len(inputs):
+        raise measure.MeasureError(f"the file takes {len(details)} inputs, and images are one; give None for noise")
+    for values, source in zip(inputs, details, strict=True):
+        measure.check_shape(values, source)
     graph = model.subgraphs[0]
     wanted = [int(number) for number in graph.inputs]
-    wanted += [int(operator.outputs[0]) for operator in graph.operators]
+    wanted += [int(number) for operator in graph.operators for number in operator.outputs]
     found: dict[int, list[np.ndarray]] = {number: [] for number in wanted}
-    for image in measure.quantize(np.asarray(images, np.float32), source):
-        interpreter.set_tensor(source["index"], image[None])
+    given = [measure.quantize(values, source) for values, source in zip(inputs, details, strict=True)]
+    for image in range(len(inputs[0])):
+        for values, source in zip(given, details, strict=True):
+            interpreter.set_tensor(source["index"], values[image][None])
         interpreter.invoke()
         for number, values in found.items():
             values.append(interpreter.get_tensor(number).copy())
@@ -173,46 +218,80 @@ def _own(model: Any, twin: Any, original: int, number: int, stored: dict[int, np
     return np.stack(outputs)
 
 
-def _remedies(model: Any, number: int, stored: dict[int, np.ndarray], signal: np.ndarray) -> tuple[str, ...]:
-    graph, kind = model.subgraphs[0], float_twin.kinds(model)[number]
+def _remedies(model: Any, number: int, stored: np.ndarray, signal: np.ndarray) -> tuple[str, ...]:
+    """Returns what helps by the rules that see something lost here, or in the next operator."""
+    graph = model.subgraphs[0]
     operator = graph.operators[number]
-    output = int(operator.outputs[0])
+    kind, output = kind_of(model, operator), int(operator.outputs[0])
+    if kind in _SAME_SCALE and kind != "CONCATENATION":
+        return ()  # copies: what is lost was lost before
     found = []
     if float_twin.is_quantized(model, output):
-        found += _range_remedies(model, output, stored[output], signal)
-    if kind in ("ADD", "SUB", "CONCATENATION"):
-        scales = [float(graph.tensors[one].quantization.scale[0]) for one in operator.inputs if
-                  float_twin.is_quantized(model, int(one))]  # fmt: skip
-        if scales and max(scales) > SCALE_RATIO * min(scales):
+        found += _range_remedies(model, output, stored, signal)
+    branches = _branches(model, operator)
+    if kind in ("ADD", "SUB", "CONCATENATION") and len(branches) > 1:
+        scales = [float(graph.tensors[one].quantization.scale[0]) for one in branches]
+        if max(scales) > SCALE_RATIO * min(scales):
             found.append(f"its operands' scales differ {max(scales) / min(scales):.0f}-fold: normalize both branches")
     weights = int(operator.inputs[1]) if kind in ("CONV_2D", "DEPTHWISE_CONV_2D") else -1
     if weights >= 0 and float_twin.is_quantized(model, weights):
         channels = int(graph.tensors[output].shape[-1])
         if len(graph.tensors[weights].quantization.scale) == 1 and channels > 1:
             found.append("one scale for all output channels: convert with zoo.deploy.tflite, which gives each its own")
-    return tuple(found or [NONE])
+    return tuple(found)
+
+
+def _branches(model: Any, operator: Any) -> list[int]:
+    """Returns the quantized tensors that an operator takes and that the network computes; constants are none."""
+    numbers = [int(number) for number in operator.inputs if number >= 0]
+    return [one for one in numbers if float_twin.is_quantized(model, one) and float_twin.constant(model, one) is None]
+
+
+def _joined_in(model: Any, tensor: int) -> str | None:
+    """Returns the name of the concatenation that sets a tensor's range, or None: its parts share one scale."""
+    readers: dict[int, list[Any]] = {}
+    for operator in model.subgraphs[0].operators:
+        for number in operator.inputs:
+            readers.setdefault(int(number), []).append(operator)
+    waiting, seen = [tensor], set()
+    while waiting:
+        number = waiting.pop()
+        seen.add(number)
+        for operator in readers.get(number, []):
+            kind = kind_of(model, operator)
+            if kind == "CONCATENATION" and len(set(_branches(model, operator))) > 1:
+                return (
+                    f"CONCATENATION ({planner.short_name(text(model.subgraphs[0].tensors[operator.outputs[0]].name))})"
+                )
+            if kind in _SAME_SCALE:
+                waiting += [int(one) for one in operator.outputs if int(one) not in seen]
+    return None
 
 
 def _range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndarray) -> list[str]:
     limits = np.iinfo(stored.dtype)
     zero = int(model.subgraphs[0].tensors[output].quantization.zeroPoint[0])
-    ends = (stored == limits.max) | ((stored == limits.min) & (zero != limits.min))
-    fixed = float(model.subgraphs[0].tensors[output].quantization.scale[0]) in FIXED_SCALES
+    scale = float(model.subgraphs[0].tensors[output].quantization.scale[0])
+    if scale in FIXED_SCALES:
+        return []
     found = []
-    if ends.mean() > SATURATED_SHARE and not fixed:
+    cut_off = (signal > (limits.max - zero + 1) * scale) | (signal < (limits.min - zero - 1) * scale)
+    if cut_off.mean() > SATURATED_SHARE:
         found.append(
-            f"{100 * ends.mean():.1f} % of its values hit the end of the range: calibrate on more, or more typical, "
-            "images"
+            f"{100 * cut_off.mean():.1f} % of its values lie beyond the range and are cut off: calibrate on more, or "
+            "more typical, images"
         )
     largest = float(np.abs(signal).max())
-    scale = float(model.subgraphs[0].tensors[output].quantization.scale[0])
-    if 0 < largest < USED_SHARE * scale * max(limits.max - zero, zero - limits.min) and not fixed:
+    if 0 < largest < USED_SHARE * scale * max(limits.max - zero, zero - limits.min):
+        joined = _joined_in(model, output)
         found.append(
-            "it fills little of its range, which a tensor that it is added to or concatenated with sets: normalize "
-            "both branches"
+            "it fills little of its range: calibrate on more typical images"
+            if joined is None
+            else f"it fills little of its range, which {joined} sets, where it is concatenated with larger values: "
+            "normalize both branches"
         )
-    if largest > 0 and not fixed and np.percentile(np.abs(signal), 99.9) < OUTLIER_SHARE * largest:
-        found.append("a few outliers stretch its range: ReLU6 behind it, or quantization-aware training")
+    if largest > 0 and np.percentile(np.abs(signal), 99.9) < OUTLIER_SHARE * largest:
+        found.append("a few outliers stretch its range: ReLU6 after it, or quantization-aware training")
     if signal.ndim == 5:
         channels = np.abs(signal).max(axis=(0, 1, 2, 3))
         if channels.max() > CHANNEL_RATIO * max(float(np.median(channels)), 1e-12):

@@ -5,6 +5,7 @@ planner puts them, what it keeps for good. PREDICTED; `zoo.deploy.measure.arena`
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -307,8 +308,11 @@ def _called(operator: Any) -> tuple[int, ...]:
 
 
 def _named(model: Any, graph: Any, number: int, operator: Any) -> Operator:
-    output = short_name(text(graph.tensors[operator.outputs[0]].name)) if len(operator.outputs) else "nothing"
-    return Operator(number, kind_of(model, operator), output)
+    """Returns the operator under its layer's name; where the output has a call's, the weights bear the layer's."""
+    kind = kind_of(model, operator)
+    tensors = [*operator.outputs[:1], *operator.inputs[1:2]] if kind in _WEIGHTED else [*operator.outputs[:1]]
+    names = [name for one in tensors if not (name := short_name(text(graph.tensors[one].name))).startswith("output")]
+    return Operator(number, kind, next(iter(names), "output" if len(operator.outputs) else "nothing"))
 
 
 def _planned_offsets(model: Any) -> dict[int, int]:
@@ -338,6 +342,17 @@ def _size(tensor: Any) -> int:
 
 
 def short_name(name: str) -> str:
-    """Returns the layer's part of a converter's tensor name, `model_1/cell0_conv_1/convolution;...`."""
+    """Returns the layer's part of a converter's tensor name: `conv_1` of `model_1/conv_1/convolution;...`.
+
+    Scopes inside a layer are passed over: `bn_1` of `model_1/bn_1/batchnorm/mul_1`. The name of a call is "output".
+    """
+    if re.fullmatch(r"(Stateful)?PartitionedCall(_\d+)?:\d+", name):
+        return "output"
     parts = name.split(";")[0].split("/")
+    while len(parts) > 2 and parts[-2] in _INNER_SCOPES:
+        del parts[-2]
     return parts[-2] if len(parts) > 1 else parts[0]
+
+
+_INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")

@@ -23,7 +23,7 @@ from benchmarks.int8_table import NETWORKS
 from benchmarks.machine import describe_machine
 from recipes.engine import child_training as trial
 from recipes.images import sources as data
-from zoo.deploy import measure, tflite
+from zoo.deploy import measure, tflite, tflm
 from zoo.weights.published import transfer
 
 EPOCHS, SEED, CALIBRATION = 3, 0, 256
@@ -90,7 +90,7 @@ def main(families: list[str]) -> None:
         for name, file in files(model, calibration):
             try:
                 arena = f"{measure.arena(file).total:,}"
-            except measure.TflmError:
+            except tflm.TflmError:
                 arena = "TFLM cannot run it"
             accuracy, latency = measure.accuracy(file, images, labels), measure.latency(file).median_ms
             print(f"  {name:40} {accuracy:.4f} {len(file):10,} {latency:7.3f} {arena:>20}", flush=True)

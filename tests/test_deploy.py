@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoo import graph
-from zoo.deploy import c_array, measure, tflite, tflite_file
+from zoo.deploy import c_array, measure, tflite, tflite_file, tflm
 
 layers = keras.layers
 
@@ -238,7 +238,7 @@ def test_tflm_and_litert_differ_by_at_most_two_steps(int8_file, images):
 
 
 def test_tflm_says_what_it_cannot_run(model):
-    with pytest.raises(measure.TflmError, match="DEQUANTIZE"):
+    with pytest.raises(tflm.TflmError, match="DEQUANTIZE"):
         measure.arena(tflite.convert(model, quantize="float16"))
 
 
@@ -301,7 +301,7 @@ def test_quiet_restores_the_console_after_an_error(capfd):
 
 
 def test_arena_recording_of_another_version_is_reported():
-    with pytest.raises(measure.TflmError, match="recorded no arena"):
-        measure._parse_recording("nothing here")
+    with pytest.raises(tflm.TflmError, match="recorded no arena"):
+        tflm._parse_recording("nothing here")
     done = types.SimpleNamespace(returncode=1, stderr="Didn't find op for builtin opcode 'ERF'", stdout="")
-    assert "no operator ERF" in measure._explain_failure(done)
+    assert "no operator ERF" in tflm._explain_failure(done)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import compact, float_twin, measure, planner, rewrites, tflite, tflite_file
+from zoo.deploy import compact, float_twin, measure, planner, rewrites, tflite, tflite_file, tflm
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 6, 6, 3)).astype(np.float32)
@@ -53,7 +53,7 @@ def test_as_many_as_are_too_many_are_joined_first_the_smallest_of_them(as_conver
 
 
 def test_outputs_stay_the_same_bit_by_bit_and_tflm_computes_them_too(as_converted):
-    with pytest.raises(measure.TflmError, match="cannot run CONCATENATION"):
+    with pytest.raises(tflm.TflmError, match="cannot run CONCATENATION"):
         measure.arena(as_converted)
     file = rewrites.narrow_joins(as_converted)
     np.testing.assert_array_equal(measure.predict(file, IMAGES), measure.predict(as_converted, IMAGES))

@@ -4,57 +4,29 @@ LiteRT runs the file as a phone does; TensorFlow Lite for Microcontrollers (TFLM
 needs.
 """
 
+import contextlib
 import dataclasses
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from zoo.deploy import tflite_file
-from zoo.deploy.tflite_file import Source, parse, quiet, read, require, shape_of
+from zoo import graph
+from zoo.deploy import tflite_file, tflm
+from zoo.deploy.tflite_file import Source, parse, quiet, read, require
 
 # Of LiteRT: those it takes by default, those of its own, which are faster for int8 depthwise convolutions of 7x7, and
 # the plain ones
 Kernels = Literal["xnnpack", "builtin", "reference"]
 KERAS_BATCH = 64  # images at once through a Keras model; has no influence on its outputs
-TFLM_SECONDS = 600  # at most; its reference kernels take about 100 times as long as LiteRT
 _LOGIT_THRESHOLD, _PROBABILITY_THRESHOLD = 0.0, 0.5
 _REGRESSION_LOSSES = ("mean_", "huber", "log_cosh", "poisson", "cosine_similarity", "mse", "mae", "mape", "msle")
-
-# What the process of TFLM runs, for it aborts the whole process where it meets a file that it cannot run, and prints
-# its recording from C++
-_TFLM_PROGRAM = """
-import pathlib, sys
-import numpy as np
-from tflite_micro.python.tflite_micro import runtime
-folder, arena_size, output = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-try:
-    interpreter = runtime.Interpreter.from_bytes((folder / "model.tflite").read_bytes(), arena_size=arena_size)
-except RuntimeError as error:  # what TFLM has printed before says more than a traceback
-    sys.exit(str(error))
-outputs = []
-for one in np.load(folder / "inputs.npy"):
-    interpreter.set_input(one[None], 0)
-    interpreter.invoke()
-    outputs.append(interpreter.get_output(output)[0].copy())
-np.save(folder / "outputs.npy", np.stack(outputs) if outputs else np.zeros(0))
-interpreter.print_allocations()
-"""
 
 
 class MeasureError(ValueError):
     """The images or labels do not fit the model, or the runtime refuses the file."""
-
-
-class TflmError(RuntimeError):
-    """TFLM cannot run the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +38,6 @@ class Latency:
     threads: int
     runs: int
     kernels: Kernels = "xnnpack"
-
-
-@dataclasses.dataclass(frozen=True)
-class Arena:
-    """Bytes of RAM: `head` holds activations and scratch buffers, `tail` what TFLM keeps for good (tensor tables,
-    operator data).
-
-    Recorded on a 64-bit machine. On a microcontroller pointers are half as long, so `tail` is smaller there; `head` is
-    the same.
-    """
-
-    total: int
-    head: int
-    tail: int
 
 
 def size(tflite: Source) -> int:
@@ -136,7 +94,7 @@ def predict_tflm(tflite: Source, images: np.ndarray, *, output: str | int | None
     number = next(place for place, details in enumerate(targets) if details["index"] == tensor)
     images = _checked_images(images)
     check_shape(images, source)
-    return dequantize(_run_tflm(tflite, quantize(images, source), number)[0], targets[number])
+    return dequantize(tflm.run(tflite, quantize(images, source), number)[0], targets[number])
 
 
 def accuracy(
@@ -218,8 +176,9 @@ def find_threshold(model: keras.Model | Source, output: str | int | None = None)
         loss = ""
     else:
         number = choose_keras_output(model, output)
-        if find_activation(model, number) == "sigmoid":
-            return _PROBABILITY_THRESHOLD
+        with contextlib.suppress(graph.GraphError):  # a subclassed model has only its loss to tell
+            if graph.head_activations(model)[number] == "sigmoid":
+                return _PROBABILITY_THRESHOLD
         loss = _loss_of(model, number)
         name = getattr(loss, "name", loss) or ""
         if "hinge" in name or getattr(loss, "from_logits", False):
@@ -235,26 +194,6 @@ def find_threshold(model: keras.Model | Source, output: str | int | None = None)
         "the output ends in no sigmoid, so that nobody knows what its numbers say. Give threshold=0.0 for logits, 0.5 "
         "for probabilities; a regression has no accuracy: compare zoo.deploy.measure.predict with the values"
     )
-
-
-def find_activation(model: keras.Model, number: int = 0) -> str:
-    """Returns the name of the activation that an output of a functional model ends in, such as "sigmoid"."""
-    outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
-    tensor = outputs[number] if number < len(outputs) else None
-    while tensor is not None and getattr(tensor, "_keras_history", None) is not None:
-        history = tensor._keras_history
-        operation, inputs = history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
-        if isinstance(operation, keras.Model):
-            return find_activation(operation, history.tensor_index)
-        activation = getattr(getattr(operation, "activation", None), "__name__", type(operation).__name__).lower()
-        passes_on = activation == "linear" and isinstance(operation, keras.layers.Activation)
-        if not inputs or not (passes_on or isinstance(operation, _SAME_VALUES)):
-            return activation
-        tensor = inputs[0]
-    return ""
-
-
-_SAME_VALUES = (keras.layers.Reshape, keras.layers.Flatten, keras.layers.Identity, keras.layers.Dropout)
 
 
 def _loss_of(model: keras.Model, number: int) -> Any:
@@ -335,14 +274,14 @@ def latency(
     return Latency(float(np.median(times)), float(np.percentile(times, 90)), threads, runs, kernels)
 
 
-def arena(tflite: Source) -> Arena:
+def arena(tflite: Source) -> tflm.Arena:
     """Returns the arena that TFLM takes to run the file, as recorded by TFLM itself.
 
     Raises:
-        TflmError: TFLM lacks an operator of the file, or stops.
+        tflm.TflmError: TFLM lacks an operator of the file, or stops.
         MissingPackageError: the package tflite-micro is not installed.
     """
-    return _run_tflm(tflite, np.zeros(0), 0)[1]
+    return tflm.run(tflite, np.zeros(0))[1]
 
 
 def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kernels: Kernels = "xnnpack") -> Any:
@@ -427,65 +366,3 @@ def _only_input(interpreter: Any) -> dict:
         shapes = ", ".join(f"{one['name']} {tuple(map(int, one['shape']))}" for one in details)
         raise MeasureError(f"the file takes {len(details)} inputs ({shapes}); one image was expected")
     return details[0]
-
-
-def _run_tflm(tflite: Source, inputs: np.ndarray, output: int) -> tuple[np.ndarray, Arena]:
-    """Runs each of `inputs` (n, ...), in the input's own type; returns an output, by its place, and the arena.
-
-    With n = 0 nothing is run, and the arena is known all the same: TFLM plans it before the first image.
-    """
-    require("tflite_micro", "tflite-micro")
-    model = parse(tflite)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "model.tflite").write_bytes(read(tflite))
-        np.save(Path(folder, "inputs.npy"), inputs)
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", "-c", _TFLM_PROGRAM, folder, str(_enough_arena(model)), str(output)],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TFLM_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise TflmError(f"TFLM took over {TFLM_SECONDS} s for {len(inputs)} images; give it fewer") from error
-        if done.returncode != 0:
-            raise TflmError(_explain_failure(done))
-        return np.load(Path(folder, "outputs.npy")), _parse_recording(done.stderr + done.stdout)
-
-
-def _enough_arena(model: Any) -> int:
-    """Returns an arena that cannot be too small: all tensors at once, twice for scratch, and 4 kB a table entry."""
-    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    entries = len(tensors) + sum(len(graph.operators) for graph in model.subgraphs)
-    return 2 * 4 * sum(int(np.prod(shape_of(tensor))) for tensor in tensors) + 4096 * entries + (1 << 20)
-
-
-def _parse_recording(recorded: str) -> Arena:
-    found = {part: re.search(rf"Arena allocation {part} (\d+) bytes", recorded) for part in ("total", "head", "tail")}
-    if not all(found.values()):
-        raise TflmError(
-            f"TFLM ran, but recorded no arena: {recorded.strip()[-300:]!r}. Another tflite-micro version may print it"
-        )
-    return Arena(**{part: int(match.group(1)) for part, match in found.items() if match})
-
-
-def _explain_failure(done: subprocess.CompletedProcess) -> str:
-    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", "\n".join(lines))
-    if missing:
-        return f"TFLM has no operator {missing.group(1)}, which the file uses. zoo.deploy.planner names where"
-    failed = re.search(r"Node (\w+) \(number (\d+)\) failed to prepare", "\n".join(lines))
-    if failed:
-        return (
-            f"TFLM cannot run {failed.group(1)}, operator {failed.group(2)} of the file, as it is there\n"
-            f"{' | '.join(lines)[-600:]}"
-        )
-    how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
-    hint = (
-        " It stops where a scale is out of its range, as those of an untrained network can be"
-        if done.returncode == -6
-        else ""
-    )
-    return f"TFLM {how} on the file.{hint} {' | '.join(lines)[-600:]}".strip()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from zoo.atomic import write_atomically
-from zoo.deploy import compact, measure, planner, tflite, turn
+from zoo.deploy import compact, measure, planner, tflite, tflm, turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def measure_file(
     turned = compact.is_turned(data)
     try:
         arena, note = measure.arena(data).total, ""
-    except measure.TflmError as error:
+    except tflm.TflmError as error:
         arena, note = None, f"none: {str(error).splitlines()[0]}"
     try:
         planned = planner.plan(data).arena

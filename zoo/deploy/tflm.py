@@ -1,16 +1,45 @@
-"""What TensorFlow Lite for Microcontrollers (TFLM) can run, and the memory that its reference kernels take.
+"""TensorFlow Lite for Microcontrollers (TFLM): what it can run, the memory that its kernels take, and running it.
 
-Found by running files of one operator and of seventeen equal ones under tflite-micro 0.dev20261023, with its
-RecordingMicroAllocator, on a 64-bit machine; a 32-bit board needs less. Optimized kernels (CMSIS-NN) may take more
-scratch memory.
+The tables are of its reference kernels, found by running files of one operator and of seventeen equal ones under
+tflite-micro 0.dev20261023, with its RecordingMicroAllocator, on a 64-bit machine; a 32-bit board needs less. Optimized
+kernels (CMSIS-NN) may take more scratch memory.
 """
 
+import dataclasses
 import math
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from zoo.deploy import tflite_file
 from zoo.deploy.memory_plan import aligned
-from zoo.deploy.tflite_file import shape_of, text, type_of
+from zoo.deploy.tflite_file import Source, parse, read, require, shape_of, text, type_of
+
+TIMEOUT_SECONDS = 600  # its reference kernels take about 100 times as long as LiteRT
+# What the process of TFLM runs, for it aborts the whole process where it meets a file that it cannot run, and prints
+# its recording from C++
+_PROGRAM = """
+import pathlib, sys
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+folder, arena_size, output = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+try:
+    interpreter = runtime.Interpreter.from_bytes((folder / "model.tflite").read_bytes(), arena_size=arena_size)
+except RuntimeError as error:  # what TFLM has printed before says more than a traceback
+    sys.exit(str(error))
+outputs = []
+for one in np.load(folder / "inputs.npy"):
+    interpreter.set_input(one[None], 0)
+    interpreter.invoke()
+    outputs.append(interpreter.get_output(output)[0].copy())
+np.save(folder / "outputs.npy", np.stack(outputs) if outputs else np.zeros(0))
+interpreter.print_allocations()
+"""
 
 # Bytes that stay for good, beside those of the operators
 BASE = 472  # the allocator and its planner
@@ -77,6 +106,24 @@ _KEPT = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": 704, "UNPACK": 8, "VAR_HANDLE": 32, "WHILE": 24,
 }  # fmt: skip
 _KEPT_OF_TYPE = {("ADD_N", "int8"): 48, ("CUMSUM", "int8"): 52, ("LOG_SOFTMAX", "int8"): 48, ("SOFTMAX", "int16"): 2164}
+
+
+class TflmError(RuntimeError):
+    """TFLM cannot run the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """Bytes of RAM: `head` holds activations and scratch buffers, `tail` what TFLM keeps for good (tensor tables,
+    operator data).
+
+    Recorded on a 64-bit machine. On a microcontroller pointers are half as long, so `tail` is smaller there; `head` is
+    the same.
+    """
+
+    total: int
+    head: int
+    tail: int
 
 
 def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
@@ -191,3 +238,69 @@ def _data(graph: Any, operator: Any, kind: str) -> Any | None:
 def _scales(tensor: Any) -> int:
     quantization = tensor.quantization
     return 0 if quantization is None or quantization.scale is None else len(quantization.scale)
+
+
+def run(tflite: Source, inputs: np.ndarray, output: int = 0) -> tuple[np.ndarray, Arena]:
+    """Runs each of `inputs` (n, ...), in the input's own type; returns an output, by its place, and the arena.
+
+    With n = 0 nothing is run, and the arena is known all the same: TFLM plans it before the first image.
+
+    Raises:
+        TflmError: an operator is unknown to TFLM, it stopped, or took over 600 s.
+        MissingPackageError: the package tflite-micro is not installed.
+    """
+    require("tflite_micro", "tflite-micro")
+    model = parse(tflite)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.tflite").write_bytes(read(tflite))
+        np.save(Path(folder, "inputs.npy"), inputs)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", _PROGRAM, folder, str(_enough_arena(model)), str(output)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TflmError(f"TFLM took over {TIMEOUT_SECONDS} s for {len(inputs)} images; give it fewer") from error
+        if done.returncode != 0:
+            raise TflmError(_explain_failure(done))
+        return np.load(Path(folder, "outputs.npy")), _parse_recording(done.stderr + done.stdout)
+
+
+def _enough_arena(model: Any) -> int:
+    """Returns an arena that cannot be too small: all tensors at once, twice for scratch, and 4 kB a table entry."""
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    entries = len(tensors) + sum(len(graph.operators) for graph in model.subgraphs)
+    return 2 * 4 * sum(int(np.prod(shape_of(tensor))) for tensor in tensors) + 4096 * entries + (1 << 20)
+
+
+def _parse_recording(recorded: str) -> Arena:
+    found = {part: re.search(rf"Arena allocation {part} (\d+) bytes", recorded) for part in ("total", "head", "tail")}
+    if not all(found.values()):
+        raise TflmError(
+            f"TFLM ran, but recorded no arena: {recorded.strip()[-300:]!r}. Another tflite-micro version may print it"
+        )
+    return Arena(**{part: int(match.group(1)) for part, match in found.items() if match})
+
+
+def _explain_failure(done: subprocess.CompletedProcess) -> str:
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", "\n".join(lines))
+    if missing:
+        return f"TFLM has no operator {missing.group(1)}, which the file uses. zoo.deploy.planner names where"
+    failed = re.search(r"Node (\w+) \(number (\d+)\) failed to prepare", "\n".join(lines))
+    if failed:
+        return (
+            f"TFLM cannot run {failed.group(1)}, operator {failed.group(2)} of the file, as it is there\n"
+            f"{' | '.join(lines)[-600:]}"
+        )
+    how = f"was stopped by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
+    hint = (
+        " It stops where a scale is out of its range, as those of an untrained network can be"
+        if done.returncode == -6
+        else ""
+    )
+    return f"TFLM {how} on the file.{hint} {' | '.join(lines)[-600:]}".strip()

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-_PASS_ON = ("Dropout", "Flatten", "Reshape")  # between the last activation and the output
+_PASS_ON = ("Dropout", "Flatten", "Identity", "Reshape")  # between the last activation and the output
 
 
 class GraphError(ValueError):
@@ -118,17 +118,21 @@ def head_activations(model: keras.Model) -> list[str]:
     names = []
     for tensor in model.outputs:
         call = made.get(id(tensor))
-        while call is not None and call.kind in _PASS_ON:
+        while call is not None and (call.kind in _PASS_ON or _is_linear(call)):
             call = made.get(id(call.inputs[0]))
         if call is None:
             names.append("linear")
         elif isinstance(call.layer, keras.Model):
             names.append(head_activations(call.layer)[[id(one) for one in call.outputs].index(id(tensor))])
-        elif call.kind in ("Softmax", "ReLU"):
-            names.append(call.kind.lower())
+        elif call.kind.removeprefix("keras.ops.") in ("Softmax", "ReLU", "Sigmoid"):
+            names.append(call.kind.removeprefix("keras.ops.").lower())
         else:
             names.append(getattr(getattr(call.layer, "activation", None), "__name__", "linear"))
     return names
+
+
+def _is_linear(call: Call) -> bool:
+    return call.kind == "Activation" and call.layer.activation.__name__ == "linear"
 
 
 def node_of(tensor: Any) -> Any:

@@ -90,7 +90,7 @@ FLAT_STRENGTHS = (
     "text",
     [
         f"Genotype(normal={NESTED}, normal_concat=range(2, 4), reduce={WITH_STRENGTHS}, reduce_concat=[2, 3])",
-        f"Genotype(normal={FLAT_STRENGTHS}, normal_concat=[2, 3], reduce={NESTED}, reduce_concat=[2, 3])",
+        f"Genotype(normal={FLAT_STRENGTHS}, normal_concat=[2, 3], reduce={NESTED}, reduce_concat=array([2, 3]))",
         # AutoDL-Projects has two fields more
         f"Genotype(normal={NESTED}, normal_concat=[2, 3], reduce={NESTED}, reduce_concat=[2, 3], connectN=None, "
         "connects=None)",
@@ -206,18 +206,19 @@ PRINTED = """[0 2 0 0 0 4 0 1 0 4 1 1 1 0 0
         PRINTED,
         PRINTED.replace(" ", "  ").replace("\n", ""),
         "[0, 2, 0, 0, 0, 4, 0, 1, 0, 4, 1, 1, 1, 0, 0, 1, 0, 2, 1, 1]",
-        "array([0., 2., 0., 0., 0., 4., 0., 1., 0., 4., 1., 1., 1., 0., 0., 1., 0., 2., 1., 1.])"[6:-1],
+        "array([0., 2., 0., 0., 0., 4., 0., 1., 0., 4., 1., 1., 1., 0., 0., 1., 0., 2., 1., 1.], dtype=float32)",
+        f"epoch 149: normal {PRINTED} val_acc 0.8",
         np.array(ENAS_MICRO[0].split(), np.int64),
         np.array(ENAS_MICRO[0].split(), np.float32).reshape(5, 4),
         [(0, 2, 0, 0), (0, 4, 0, 1), (0, 4, 1, 1), (1, 0, 0, 1), (0, 2, 1, 1)],
     ],
-    ids=["printed", "in one line", "json", "floats", "array", "matrix", "by node"],
+    ids=["printed", "in one line", "json", "floats", "log", "array", "matrix", "by node"],
 )
 def test_enas_micro_arcs_are_read_as_people_have_them(normal):
     body = zoo.load("enas_micro").body
     assert formats.from_enas_micro(normal, ENAS_MICRO[1]).body == body
     if isinstance(normal, str):
-        assert formats.from_enas_micro(f"{normal}\n{ENAS_MICRO[1]}").body == body  # as --child_fixed_arc has them
+        assert formats.from_enas_micro(f"{normal}\n[{ENAS_MICRO[1]}]").body == body  # as --child_fixed_arc has them
 
 
 def test_enas_micro_by_hand():
@@ -425,7 +426,7 @@ TIMM = [
 
 @pytest.mark.parametrize(
     "strings", [TIMM, tuple(map(tuple, TIMM)), [*TIMM[:5], TIMM[5] + TIMM[6]], str(TIMM), json.dumps(TIMM),
-                f"arch_def = {TIMM}"[11:], str(tuple(MNASNET_A1)), json.dumps(MNASNET_A1)],
+                "arch_def = [  # stage 0\n    " + f"{TIMM}"[1:], str(tuple(MNASNET_A1)), json.dumps(MNASNET_A1)],
 )  # fmt: skip
 def test_mnasnet_strings_are_read_as_people_have_them(strings):
     assert formats.from_mnasnet(strings).body == zoo.load("mnasnet_a1").body

@@ -142,7 +142,8 @@ def _loose_ends(nodes: Sequence[Node]) -> tuple[int, ...]:
 
 def _numbers(arc: Any) -> list[int]:
     text = " ".join(map(str, arc)) if isinstance(arc, Iterable) and not isinstance(arc, str) else str(arc)
-    words = re.sub(r"[\[\](),;]", " ", text).split()
+    brackets = re.findall(r"\[[^\[\]]*\]", text)  # in a line of a log there are words around them
+    words = re.sub(r"[\[\](),;]", " ", " ".join(brackets) or text).split()
     if not words or not all(re.fullmatch(r"[0-9]{1,4}(\.0*)?", word) for word in words):
         raise GenotypeError(f'an ENAS arc is {arc!r:.200}; expected whole numbers, such as "0 2 0 0 0 4 0 1"')
     return [int(float(word)) for word in words]

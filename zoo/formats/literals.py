@@ -11,7 +11,7 @@ LONGEST_TEXT = 20_000  # characters; published genotypes have 600
 
 
 def read_text(text: str, what: str, expected: str, fields: Sequence[str] = ()) -> Any:
-    """Returns the value that `text` is: JSON, or a Python literal with `range` and NumPy's printed numbers in it.
+    """Returns the value that `text` is: JSON, or a Python literal, also with `range` and what NumPy and PyTorch print.
 
     An assignment stands for its value, and a call, whatever its name, for the mapping of its arguments.
 
@@ -47,8 +47,8 @@ def read_text(text: str, what: str, expected: str, fields: Sequence[str] = ()) -
 
 
 def _is_value(node: ast.Call) -> bool:
-    """Whether a call is how a number or a range is printed."""
-    return ast.unparse(node.func).split(".")[0] in ("range", "np", "numpy")
+    """Whether a call is how a range, a number or an array is printed."""
+    return ast.unparse(node.func).split(".")[0] in ("range", "array", "tensor", "np", "numpy", "torch")
 
 
 def _value(node: ast.expr) -> Any:
@@ -57,11 +57,12 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Dict) and all(node.keys):
         pairs = zip(node.keys, node.values, strict=True)
         return {ast.literal_eval(key): _value(value) for key, value in pairs if key is not None}
-    if isinstance(node, ast.Call) and _is_value(node) and not node.keywords:
-        numbers = [_value(argument) for argument in node.args]
-        if ast.unparse(node.func) != "range" and len(numbers) == 1:
-            return numbers[0]
-        return _listed(range(*numbers))
+    if isinstance(node, ast.Call) and _is_value(node):
+        values = [_value(argument) for argument in node.args]
+        if ast.unparse(node.func) == "range":
+            return _listed(range(*values))
+        if len(values) == 1:
+            return values[0]
     try:
         return ast.literal_eval(node)
     except ValueError as error:

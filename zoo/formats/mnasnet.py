@@ -81,7 +81,7 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
 
 def _strings(given: Any) -> list[Any]:
     """Returns the block strings of all stages in one list."""
-    if isinstance(given, str) and given.strip().startswith(("[", "(")):
+    if isinstance(given, str) and {"[", "("} & set(given):
         given = literals.read_text(given, "a list", f"[{_EXAMPLES}]")
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise GenotypeError(f"block strings are {given!r:.200}; expected a list of them, such as [{_EXAMPLES}]")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _HEAD = "predictions"
 _FEWEST = 5  # training images of a class: fewer tell nothing of it
-_MOMENTUM = 0.9  # of moving averages, which a short training with the published one would not move
 _SIDE = 96  # pixels, where neither weights nor genotype nor options say
 
 
@@ -263,8 +262,7 @@ def _load_images(config: Config, weights: _Weights) -> tuple[str, "Data"]:
 
 def _network(config: Config, source: "keras.Model | None", images: "Data") -> tuple["keras.Model", list[str]]:
     """Returns a network with logits and the images' classes, and what of the weights it did not take."""
-    import keras
-
+    from recipes.training.learner import shorten_moving_averages
     from zoo.weights.published import transfer
 
     if source is not None:
@@ -280,9 +278,7 @@ def _network(config: Config, source: "keras.Model | None", images: "Data") -> tu
             weights=None if config.weights is None else Path(config.weights).expanduser(),
         )
         notes = [] if config.weights else ["no weights were given: everything starts fresh"]
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = min(layer.momentum, _MOMENTUM)
+    shorten_moving_averages(network)
     return network, notes
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from recipes.training.paper_settings import Paper
 
 _FREE = ("folder", "tensorboard", "dry_run")  # options that may change between a training and its resumption
-_SHORT_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a short training has
 _SMALL_SIDE, _CIFAR_SIDE = 14, 32  # pixels of cells of a size of their own: of the embedded images, and of others
 
 
@@ -133,6 +132,7 @@ class _Parts(NamedTuple):
 def _prepare(config: Config) -> _Parts:
     import keras
 
+    from recipes.training.learner import shorten_moving_averages
     from recipes.training.paper_settings import paper_of
 
     genotype, preset, origin = zoo.load(config.model), config.model_preset, find_origin(config.model)
@@ -160,7 +160,7 @@ def _prepare(config: Config) -> _Parts:
         auxiliary=paper.auxiliary,
     )
     if config.settings == "small":
-        _shorten_moving_averages(network)
+        shorten_moving_averages(network)
     settings, augment = _settings(config, paper.settings), _augment(config, paper, images.input_shape[0])
     return _Parts(genotype, preset, data, images, paper, settings, augment, network)
 
@@ -317,14 +317,6 @@ def _augment(config: Config, paper: "Paper", side: int) -> "augment.Step | None"
     if paper.augment == "imagenet":
         return augment.imagenet(size=side, hue=0.0, jitter=0.0)
     return augment.cifar(padding=max(1, side // 8), cutout_length=side // 2 if paper.augment == "cutout" else 0)
-
-
-def _shorten_moving_averages(network: "keras.Model") -> None:
-    import keras
-
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = min(layer.momentum, _SHORT_MOMENTUM)
 
 
 if __name__ == "__main__":

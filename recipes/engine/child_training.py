@@ -19,6 +19,7 @@ from recipes.images.augment import UNIT, Step
 from recipes.images.parts import Batches, Part
 from recipes.training import mirrored
 from recipes.training.evaluation import Evaluator
+from recipes.training.learner import shorten_moving_averages
 from recipes.training.loop import Settings, run_epochs
 from recipes.training.optimizer import Optimizer
 from recipes.training.progress import Status
@@ -28,7 +29,6 @@ from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
 _EVALUATION_BATCH = 500
-_LARGEST_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a child takes in all
 _WARMUP = 11  # steps until the rate is whole: short trainings of deep cells diverge without
 
 
@@ -89,7 +89,7 @@ def train(
         keras.utils.set_random_seed(seed % 2**32)
         with contextlib.nullcontext() if mirror is None else mirror.scope():
             model = make_model()
-            _shorten_moving_averages(model)
+            shorten_moving_averages(model)
             learner = settings.learner(model, mirror)
 
         def take_step(epoch: int, number: int) -> tuple[Any]:
@@ -124,9 +124,3 @@ def train(
         "loss": history[-1]["loss"],
         "params": float(model.count_params()),
     }
-
-
-def _shorten_moving_averages(model: keras.Model) -> None:
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = min(layer.momentum, _LARGEST_MOMENTUM)

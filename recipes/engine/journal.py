@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not a Unix; two processes in one folder then go unnoticed
-    fcntl = None
+from recipes.training.state import lock
 
 _VERSION = 1
 _LONGEST_UNSYNCED = 1.0  # s; a lost second of tabular trials is cheaper than a disk wait for each of them
@@ -39,7 +36,7 @@ class Journal:
         # Without a buffer: after an error it would keep the rest of a line and write it whenever it can.
         self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the search
         try:
-            self._lock()
+            lock(self._stream, self.path)
             self.records = self._read(json.loads(json.dumps(dict(header))))
         except BaseException:
             self._stream.close()
@@ -77,16 +74,6 @@ class Journal:
         if not self._stream.closed:
             self.sync()
             self._stream.close()
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                error.errno, f"{self.path} is in use by another process; end that one, or choose another folder"
-            ) from None
 
     def _read(self, header: dict[str, Any]) -> list[dict[str, Any]]:
         self._stream.seek(0)

@@ -16,6 +16,15 @@ from recipes.training.mirrored import Mirror
 from recipes.training.optimizer import Optimizer
 from zoo import graph
 
+_LARGEST_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a short training has
+
+
+def shorten_moving_averages(model: keras.Model) -> None:
+    """Makes normalisation follow the statistics of a short training, which a published momentum would not."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, _LARGEST_MOMENTUM)
+
 
 class Learner:
     """The training step of a model with logits as outputs, [main] or [main, auxiliary], and the optimiser's variables.

@@ -130,15 +130,26 @@ def locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                error.errno, f"{folder} is in use by another process; end that one, or choose another folder"
-            ) from None
+        lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def lock(file: Any, path: Path) -> None:
+    """Keeps an open file, `path`, for this process until it is closed or the process dies.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            error.errno, f"{path} is in use by another process; end that one, or choose another folder"
+        ) from None
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -9,7 +9,7 @@ DEPLOY = [
     "tensorflow-model-optimization>=0.8.1,<0.9",  # 0.8.1's layer registry shaped zoo/deploy
     "tf-keras>=2.20,<3",  # must be TensorFlow's minor version, which it asks for itself
     "ai-edge-litert>=2.1,<3",
-    "tflite-micro>=0.dev20250101",  # has development releases only
+    "tflite-micro>=0.dev20250101000000",  # has development releases only
 ]
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
 TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs

@@ -366,7 +366,7 @@ def test_the_package_lists_its_programs():
 
 # What takes seconds to import; ROOMS are not there yet.
 HEAVY = {"tensorflow", "keras", "keras_tuner", "tf_keras", "tensorflow_datasets", "matplotlib", "ray"}
-ROOMS = {"darts", "enas", "tinynas"}
+ROOMS = {"tinynas"}
 ANSWERS = """
 import contextlib, io, runpy, sys
 programs, heavy = sys.argv[1].split(","), set(sys.argv[2].split(","))

@@ -56,11 +56,6 @@ from absl import flags
 
 Config = TypeVar("Config")
 
-_OWN_FLAGS = {
-    "preset": "the defaults to start from",
-    "traceback": "show where an error was raised",
-    "help": "show this text",
-}
 _OUR_PACKAGES = ("zoo", "recipes", "benchmarks", "__main__")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _ARGUMENTS = {"size": "image_size"}  # arguments of recipes.data.load that are flags by another name
@@ -138,9 +133,9 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
         default = shown[names[0]] if same else ", ".join(f"{name} {value}" for name, value in shown.items())
         for paragraph in filter(None, (text, f"default: {default}")):
             lines += textwrap.wrap(paragraph, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    lines += ["", "flags of every program:", f"  --preset={'|'.join(names)}", f"      {_OWN_FLAGS['preset']}"]
+    lines += ["", "flags of every program:", f"  --preset={'|'.join(names)}", "      the defaults to start from"]
     lines += ["  --flagfile=FILE", "      read more flags from FILE, one a line"]
-    lines += ["  --traceback", f"      {_OWN_FLAGS['traceback']}", "  --help", f"      {_OWN_FLAGS['help']}"]
+    lines += ["  --traceback", "      show where an error was raised", "  --help", "      show this text"]
     return "\n".join(lines)
 
 
@@ -148,10 +143,9 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
     """Reads the flags into a set of their own: absl's global one would bring the flags of every imported library."""
     values = flags.FlagValues()
     first, preset = next(iter(presets.items()))
-    parser = _Parser(Literal[tuple(presets)])
-    flags.DEFINE(parser, "preset", first, _OWN_FLAGS["preset"], flag_values=values)
-    flags.DEFINE_boolean("traceback", False, _OWN_FLAGS["traceback"], flag_values=values)
-    flags.DEFINE_boolean("help", False, _OWN_FLAGS["help"], flag_values=values, short_name="h")
+    flags.DEFINE(_Parser(Literal[tuple(presets)]), "preset", first, "", flag_values=values)
+    flags.DEFINE_boolean("traceback", False, "", flag_values=values)
+    flags.DEFINE_boolean("help", False, "", flag_values=values, short_name="h")
     fields = _fields(type(preset))
     for field, hint in fields:
         for name in (field.name, *field.metadata.get("old_names", ())):
@@ -203,14 +197,10 @@ class _Parser(flags.ArgumentParser):
     def __init__(self, hint: Any):
         super().__init__()
         self.hint = hint
-        self.syntactic_help = ""
         _describe(hint)  # a type that no flag can have must fail at once, not when a user sets it
 
     def parse(self, argument: Any) -> Any:
-        return argument if not isinstance(argument, str) else _convert(argument, self.hint)
-
-    def flag_type(self) -> str:
-        return _describe(self.hint)
+        return _convert(argument, self.hint)
 
 
 def _convert(text: str, hint: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from recipes import _main
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -83,3 +84,7 @@ def test_links_between_documents_lead_somewhere(document: Path):
     text = (PROJECT / document).read_text(encoding="utf-8")
     missing = [link for link in LINK.findall(text) if not (PROJECT / document).parent.joinpath(link).exists()]
     assert not missing
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {zoo.__version__}\n" in (PROJECT / "CITATION.cff").read_text()

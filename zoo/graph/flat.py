@@ -87,7 +87,7 @@ class _Inliner:
         self.changed = False
         self.was_half = False
         self.origins: dict[str, Any] = {}
-        self._used: dict[str, int] = {}  # names, and the id of what has them
+        self._owners: dict[str, Any] = {}  # of names: the layer, or the call of an operation
         self._copies: dict[int, Any] = {}
 
     def run(self, call: Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -104,7 +104,7 @@ class _Inliner:
                 self.dropped.append(layer.name)
             return arguments[0]
         if not isinstance(layer, keras.Layer):
-            outputs = operators.as_layers(layer, arguments, options, self._free_name(layer))
+            outputs = operators.as_layers(layer, arguments, options, self._free_name(layer.name, call))
             self.changed = self.changed or outputs is not None
             return layer(*arguments, **options) if outputs is None else outputs
         return self._layer(layer, arguments, options)
@@ -112,7 +112,7 @@ class _Inliner:
     def _layer(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if id(layer) in self._copies:
             return self._copies[id(layer)](*arguments, **options)
-        name = self._free_name(layer)
+        name = self._free_name(layer.name, layer)
         if name == layer.name and not _is_half(layer):
             return layer(*arguments, **options)
         config = {**_in_float32(layer.get_config()), "name": name}
@@ -131,11 +131,12 @@ class _Inliner:
         self.changed, self.was_half = True, self.was_half or _is_half(layer)
         return output
 
-    def _free_name(self, layer: Any) -> str:
-        name, number = layer.name, 1
-        while self._used.setdefault(name, id(layer)) != id(layer):
-            name, number = f"{layer.name}_inner{number}", number + 1
-        return name
+    def _free_name(self, name: str, owner: Any) -> str:
+        """Returns the name, or one like it where something else has it."""
+        free, number = name, 1
+        while self._owners.setdefault(free, owner) is not owner:
+            free, number = f"{name}_inner{number}", number + 1
+        return free
 
 
 def _is_flat(call: Call) -> bool:

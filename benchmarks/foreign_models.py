@@ -1,0 +1,136 @@
+"""Models of keras.applications through every tool for deployment: what works, and which layer stands in the way.
+
+    python -m benchmarks.foreign_models                              # half an hour on 2 cores
+    python -m benchmarks.foreign_models --readme=docs/quantization.md    # also into the document
+    python -m benchmarks.foreign_models --names=MobileNetV2,Xception
+
+Writes table.md into the folder, and table.json, from which a run that was stopped resumes. The models have fresh
+weights, ten classes and take images of 96 x 96; a copy counts as working once its outputs are those of the original, a
+file once it runs.
+"""
+
+import dataclasses
+import gc
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from benchmarks.machine import describe_machine
+from benchmarks.zoo_table import publish, replace_between
+from recipes import _main
+from zoo import graph
+from zoo.atomic import write_atomically
+from zoo.deploy import compact, compress, doctor, planner, quantize, tf_keras_twin, tflite, turn
+from zoo.markdown import make_table
+
+NAMES = (
+    "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50", "DenseNet121", "Xception", "ConvNeXtTiny",
+    "NASNetMobile",
+)  # fmt: skip
+SIDE, CLASSES, IMAGES = 96, 10, 8
+TOOLS = ("flat", "twin", "pruned", "int8", "int8 by training", "memory plan", "turned", "compact", "doctor")
+LONGEST = 110  # characters of an error in a cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the table."""
+
+    names: tuple[str, ...] = NAMES  # classes of keras.applications
+    readme: Path | None = None  # a document whose text between the two marker comments becomes the table
+    folder: Path = Path("runs/foreign-models")  # table.md, and table.json to resume from
+
+    def __post_init__(self):
+        for name in self.names:
+            if not hasattr(keras.applications, name):
+                raise ValueError(f"names has {name!r}, which keras.applications lacks; expected some like MobileNetV2")
+
+
+PRESETS = {"laptop": Config(), "smoke": Config(names=("MobileNetV2",), folder=Path("runs/foreign-models-smoke"))}
+
+
+def table(config: Config) -> str:
+    """Tries what is not in the folder yet; prints and writes the table and returns it, as Markdown.
+
+    Raises:
+        ValueError: the document lacks the markers.
+    """
+    if config.readme is not None:
+        replace_between(config.readme.read_text(encoding="utf-8"), "foreign-models", "")  # before the work, not after
+    store = config.folder / "table.json"
+    known: dict[str, dict[str, str]] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    for name in config.names:
+        for tool, cell in try_tools(name, known.setdefault(name, {})):
+            print(f"{name}, {tool}: {cell}", file=sys.stderr, flush=True)
+            known[name][tool] = cell
+            write_atomically(store, json.dumps(known, indent=1) + "\n")
+        gc.collect()
+    rows = [(name, *(known[name][tool] for tool in TOOLS)) for name in config.names]
+    text = (
+        f"{make_table(('model', *TOOLS), rows)}\n\n`python -m benchmarks.foreign_models`, {describe_machine()}, Keras "
+        f"{keras.__version__}; keras.applications with fresh weights, {CLASSES} classes, images of {SIDE} x {SIDE}.\n"
+    )
+    publish("foreign-models", text, config.folder, config.readme)
+    return text
+
+
+def try_tools(name: str, known: dict[str, str], tools: tuple[str, ...] = TOOLS) -> Any:
+    """Yields each tool that is not known yet with what came of it: a number, or the error that names the layer."""
+    wanted = [tool for tool in tools if tool not in known]
+    if not wanted:
+        return
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, name)(input_shape=(SIDE, SIDE, 3), weights=None, classes=CLASSES)
+    for tool in wanted:
+        yield tool, _outcome(_Trial(model).steps()[tool])
+
+
+def _outcome(step: Callable[[], str]) -> str:
+    try:
+        return step()
+    except ValueError as error:  # each tool's own errors are ones; anything else is a fault to see
+        reason = str(error).split(". ")[0]
+        return f"no: {reason[:LONGEST]}{'...' if len(reason) > LONGEST else ''}"
+
+
+class _Trial:
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+        self.images = np.random.default_rng(0).uniform(0, 255, (IMAGES, SIDE, SIDE, 3)).astype(np.float32)
+        self.labels = np.arange(IMAGES) % CLASSES
+
+    def steps(self) -> dict[str, Callable[[], str]]:
+        """Returns the trial of each tool."""
+        return {
+            "flat": lambda: f"{len(graph.flatten(self.model).layers)} layers",
+            "twin": lambda: f"{len(tf_keras_twin.to_keras(tf_keras_twin.to_tf_keras(self.model)).layers)} layers",
+            "pruned": self._pruned,
+            "int8": lambda: f"{len(self._int8()) / 1000:,.0f} kB",
+            "int8 by training": self._trained,
+            "memory plan": lambda: f"arena {planner.plan(self._int8()).arena / 1000:,.0f} kB",
+            "turned": lambda: f"{len(turn.turn(self.model).layers)} layers",
+            "compact": lambda: f"arena {planner.plan(compact.smallest(self.model, self.images)).arena / 1000:,.0f} kB",
+            "doctor": lambda: f"{doctor.diagnose(self._int8(), self.images[:2]).output_db:.0f} dB",
+        }
+
+    def _int8(self) -> bytes:
+        return tflite.convert(self.model, quantize="int8", calibration=self.images)
+
+    def _pruned(self) -> str:
+        pruned = compress.prune(self.model, self.images, self.labels, epochs=1, batch_size=IMAGES)
+        kernels = [layer.kernel.numpy() for layer in pruned.layers if isinstance(layer, keras.layers.Conv2D)]
+        return f"{np.mean([np.mean(kernel == 0) for kernel in kernels]):.0%} zeros"
+
+    def _trained(self) -> str:
+        aware = quantize.prepare(self.model, self.images)
+        quantize.fine_tune(aware, self.images, self.labels, batch_size=IMAGES)
+        return f"{len(quantize.convert(aware)) / 1000:,.0f} kB"
+
+
+if __name__ == "__main__":
+    _main.run(table, PRESETS)

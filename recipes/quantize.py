@@ -170,10 +170,10 @@ def _state(config: Config, model: "keras.Model") -> Path:
 def _write_copy(config: Config, model: "keras.Model", aware: "quantize.Aware") -> None:
     import keras
 
+    from zoo import graph
     from zoo.deploy import quantize
 
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy = graph.copy_model(model)
     quantize.copy_back(aware, copy)
     with tempfile.TemporaryDirectory() as folder:
         keras.saving.save_model(copy, Path(folder, "model.keras"))

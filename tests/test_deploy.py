@@ -178,6 +178,53 @@ def test_model_inside_a_model_is_converted_as_if_flat(model, images):
     np.testing.assert_allclose(found, measure.predict(model, images), atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [layers.LSTM, layers.GRU, lambda units: layers.Bidirectional(layers.SimpleRNN(units))])
+def test_recurrent_layers_are_written_out_for_int8(make):
+    keras.utils.set_random_seed(0)
+    sequence = keras.Input((None, 3))
+    model = keras.Model(sequence, layers.Dense(2)(make(4)(sequence)))
+    given = np.random.default_rng(0).normal(size=(16, 6, 3)).astype(np.float32)
+    file = tflite.convert(model, quantize="int8", calibration=given)
+    assert "WHILE" not in operators(file)
+    interpreter = measure.interpret(file, threads=1)
+    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    interpreter.set_tensor(source["index"], measure.quantize(given[:1], source))
+    interpreter.invoke()
+    found = measure.dequantize(interpreter.get_tensor(target["index"]), target)
+    np.testing.assert_allclose(found, np.asarray(model(given[:1])), atol=0.03)
+
+
+@pytest.mark.slow
+def test_converter_that_dies_leaves_an_error_and_loops_that_it_can_convert_a_file(monkeypatch):
+    monkeypatch.setattr(tflite, "MOST_STEPS", 4)
+    sequence = keras.Input((6, 3))
+    model = keras.Model(sequence, layers.Dense(2)(layers.LSTM(4)(sequence)))
+    with pytest.raises(tflite.ConversionError, match=r"ended by signal \d+: .* of up to 4 steps"):
+        tflite.convert(model, quantize="int8", calibration=np.ones((2, 6, 3)))
+
+    class Halved(layers.Layer):
+        def call(self, x):
+            return keras.ops.fori_loop(0, 3, lambda _, value: value / 2, x)
+
+    assert "WHILE" in operators(
+        tflite.convert(keras.Model(sequence, Halved()(sequence)), quantize="int8", calibration=np.ones((2, 6, 3)))
+    )
+
+
+def test_layer_that_keeps_a_state_from_call_to_call_is_refused():
+    sequence = keras.Input((6, 3), batch_size=1)
+    with pytest.raises(tflite.ConversionError, match="'memory' keeps its state from call to call"):
+        tflite.convert(keras.Model(sequence, layers.LSTM(2, stateful=True, name="memory")(sequence)))
+
+
+def test_calibration_images_fix_an_open_size():
+    image = keras.Input((None, None, 3))
+    file = tflite.convert(
+        keras.Model(image, layers.Conv2D(2, 3)(image)), quantize="int8", calibration=np.ones((2, 7, 9, 3))
+    )
+    assert measure.predict(file, np.zeros((1, 7, 9, 3))).shape == (1, 5, 7, 2)
+
+
 def test_subclassed_model_is_refused():
     class Own(keras.Model):
         def call(self, x):

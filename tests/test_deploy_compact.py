@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo import graph
 from zoo.deploy import (
     c_array,
     compact,
@@ -111,6 +112,72 @@ def test_open_size_cannot_be_turned():
     image = keras.Input((None, None, 3))
     with pytest.raises(turn.TurnError, match=r"takes \(None, None, None, 3\), and images"):
         turn.turn(keras.Model(image, layers.Conv2D(2, 3, name="conv")(image)))
+
+
+def foreign(join) -> keras.Model:
+    """Adapted statistics at the front, and two branches joined by operators."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    normalization = layers.Normalization(name="normalization")
+    normalization.adapt(IMAGES[:, :16, :16] * 50 + 100)
+    first = layers.Conv2D(6, 3, strides=2, padding="same", name="first")(normalization(image))
+    second = layers.Conv2D(6, 3, padding="same", activation="hard_silu", name="second")(first)
+    return keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(join(first, second))))
+
+
+JOINS = {
+    "sum": lambda a, b: a + b / 2,
+    "rest": lambda a, b: (1.0 - a) * b,
+    "concatenation": lambda a, b: keras.ops.concatenate([a, keras.ops.maximum(b, 0.0)], axis=-1),
+    "hard gate": lambda a, b: a * keras.ops.relu6(b + 3.0) / 6,
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_network_with_statistics_and_operators_is_turned_and_compact(name):
+    model, images = foreign(JOINS[name]), IMAGES[:, :16, :16] * 50 + 100
+    expected = outputs(model, images)
+    np.testing.assert_allclose(outputs(turn.turn(model), turn.images(images)), expected, atol=1e-4)
+    found = measure.predict(compact.convert(model, images, turned=True), turn.images(images))
+    np.testing.assert_allclose(found, expected, atol=0.05 * (expected.max() - expected.min()))
+
+
+def test_strips_take_operators_and_a_model_inside():
+    inner = foreign(JOINS["sum"])
+    model = keras.Sequential([keras.Input((16, 16, 3)), inner])
+    joined = next(call.layer.name for call in graph.calls(graph.flatten(model)) if call.kind == "Add")
+    split = strips.split(model, [Region("first", joined, 2)])
+    assert any(call.kind == "Cropping2D" for call in graph.calls(split))
+    np.testing.assert_allclose(outputs(split, IMAGES[:, :16, :16]), outputs(model, IMAGES[:, :16, :16]), atol=1e-4)
+
+
+def test_smallest_file_of_features_in_a_row_and_of_an_open_size():
+    row = keras.Input((20,))
+    model = keras.Model(row, layers.Dense(3, activation="softmax")(layers.Dense(8, activation="relu")(row * 2.0)))
+    assert not compact.is_turned(compact.smallest(model, np.ones((4, 20))))
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(image)))
+    assert planner.input_shape(compact.smallest(model, np.ones((4, 9, 9, 3)))) == (1, 9, 9, 3)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: keras.Sequential([layers.Dense(3)], name="no_graph"), lambda: Own(name="no_graph")]
+)
+def test_model_without_a_graph_is_refused_with_the_remedy(make):
+    with pytest.raises(graph.GraphError, match=r"'no_graph' .* has no graph of layers\. Build it"):
+        compact.smallest(make(), np.ones((4, 20)))
+
+
+class Own(keras.Model):
+    def call(self, x):
+        return x
+
+
+def test_split_of_a_layer_that_mixes_rows_is_refused():
+    image = keras.Input((8, 8, 3))
+    x = layers.LayerNormalization(axis=(1, 2, 3), name="all")(layers.Conv2D(3, 3, padding="same", name="conv")(image))
+    with pytest.raises(strips.StripsError, match="'all' \\(LayerNormalization\\) looks at more than some rows"):
+        strips.split(keras.Model(image, layers.Conv2D(3, 1, name="last")(x)), [Region("conv", "last", 2)])
 
 
 REGIONS = [Region("stem", "project", 3), Region("wide", "narrow_bn", 4)]

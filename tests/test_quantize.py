@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zoo import graph
-from zoo.deploy import compress, int8_graph, measure, quantize, tflite, tflite_file
+from zoo.deploy import compress, int8_graph, measure, quantize, tf_keras_twin, tflite, tflite_file
 
 layers = keras.layers
 CLASSES = 4
@@ -242,6 +242,112 @@ def test_layer_that_cannot_be_trained_for_int8_is_named(make, message):
     image = keras.Input((4, 4, 3))
     with pytest.raises(int8_graph.Int8Error, match=re.escape(message)):
         quantize.prepare(keras.Model(image, make(image)), np.zeros((1, 4, 4, 3)))
+
+
+def heads(*outputs: tuple[str | None, int]) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(image))
+    made = [
+        layers.Dense(units, activation=name, name=f"head{number}")(x) for number, (name, units) in enumerate(outputs)
+    ]
+    return keras.Model(image, made)
+
+
+CLASS = np.arange(32) % 3
+YES = np.arange(32) % 2
+TAGS = np.stack([YES, 1 - YES, YES], axis=1)
+NUMBERS = np.linspace(-1, 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "options", "metrics"),
+    [
+        ([("sigmoid", 1)], YES, {}, ["accuracy", "loss"]),
+        ([("sigmoid", 3)], TAGS, {}, ["accuracy", "loss"]),
+        ([("softmax", 3)], np.eye(3)[CLASS], {}, ["accuracy", "loss"]),
+        ([(None, 3)], CLASS, {}, ["accuracy", "loss"]),
+        ([(None, 1)], NUMBERS, {}, ["error", "loss"]),
+        ([("tanh", 1)], NUMBERS, {}, ["error", "loss"]),
+        ([(None, 1)], YES, {"loss": "binary"}, ["accuracy", "loss"]),
+        (
+            [("softmax", 3), (None, 1)],
+            {"head1": NUMBERS, "head0": CLASS},
+            {},
+            ["head0_accuracy", "head0_loss", "head1_error", "head1_loss", "loss"],
+        ),
+    ],
+)
+def test_loss_follows_from_the_head(data, outputs, labels, options, metrics):
+    seen = []
+    aware = quantize.prepare(heads(*outputs), data[0][:32])
+    losses = quantize.fine_tune(
+        aware,
+        data[0][:32],
+        labels,
+        epochs=2,
+        learning_rate=0.01,
+        on_epoch=lambda _, logs: seen.append(sorted(logs)),
+        **options,
+    )
+    assert seen[0] == metrics
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "message"),
+    [
+        ([(None, 1)], YES, "output 'head0' ends in no activation"),
+        ([(None, 3)], np.eye(3)[CLASS], "output 'head0' ends in no activation"),
+        ([("sigmoid", 3)], CLASS, "output 'head0' gives (3,) an image and labels are () with loss 'binary'"),
+        ([("softmax", 3)], CLASS + 1, "output 'head0' tells 3 classes apart, and labels go from 1 to 3"),
+        ([("sigmoid", 1)], CLASS, "labels of 'head0' go from 0.0 to 2.0"),
+        ([("softmax", 3), ("sigmoid", 1)], CLASS, "the model has 2 outputs (head0, head1): give as many arrays"),
+        ([("softmax", 3), ("sigmoid", 1)], {"head0": CLASS, "other": YES}, "labels are for head0, other"),
+    ],
+)
+def test_labels_that_leave_the_loss_open_or_do_not_fit_are_refused(data, outputs, labels, message):
+    aware = quantize.Aware(tf_keras_twin.to_tf_keras(heads(*outputs)), {}, {}, quantize.heads_of(heads(*outputs)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quantize.fine_tune(aware, data[0][:32], labels)
+
+
+def foreign_network() -> keras.Model:
+    """A nested backbone written with operators, hard activations, a Normalization of its own and augmentation."""
+    keras.utils.set_random_seed(0)
+    inside = keras.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="hard_silu", name="stem")(inside)
+    gate = keras.ops.relu6(keras.ops.mean(x, axis=(1, 2), keepdims=True) + 3.0) / 6
+    backbone = keras.Model(inside, x * gate + 1.0, name="backbone")
+    normalization = layers.Normalization(name="normalization")
+    normalization.adapt(np.random.default_rng(0).normal(100, 40, (16, 16, 16, 3)))
+    image = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(backbone(normalization(layers.RandomFlip(name="flip")(image))))
+    return keras.Model(image, layers.Dense(CLASSES, activation="hard_sigmoid", name="scores")(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*hard_sigmoid")
+def test_foreign_network_trains_for_int8_and_its_weights_come_back():
+    images = np.random.default_rng(1).normal(100, 40, (32, 16, 16, 3)).astype(np.float32)
+    model = foreign_network()
+    expected = np.asarray(model(images))
+    aware = quantize.prepare(model, images)
+    file = quantize.convert(aware)
+    np.testing.assert_allclose(measure.predict(file, images), expected, atol=0.04)
+    quantize.fine_tune(aware, images, np.full((32, CLASSES), 0.5), epochs=2, learning_rate=0.01)
+    quantize.copy_back(aware, model)
+    trained = model.get_layer("backbone").get_layer("stem").kernel.numpy()
+    np.testing.assert_array_equal(trained, aware.variables["stem"][0].numpy())
+    assert np.abs(np.asarray(model(images)) - expected).max() > 1e-4
+
+
+def test_foreign_network_is_pruned_and_clustered_with_its_statistics():
+    images = np.random.default_rng(1).normal(100, 40, (32, 16, 16, 3)).astype(np.float32)
+    model, labels = foreign_network(), np.full((32, CLASSES), 0.5)
+    pruned = compress.prune(model, images, labels, sparsity=0.75, batch_size=8)
+    assert np.mean(pruned.get_layer("stem").kernel.numpy() == 0) == pytest.approx(0.75, abs=0.02)
+    clustered = compress.cluster(model, images, labels, clusters=200, learning_rate=1e-9)
+    np.testing.assert_allclose(clustered(images), model(images), atol=0.01)
 
 
 def test_weights_that_are_not_finite_or_too_many_are_refused_before_any_work(monkeypatch):

@@ -279,7 +279,8 @@ def copy_back(aware: Aware, model: keras.Model) -> None:
         name: [variable.numpy() for part in parts for variable in aware.variables[part]]
         for name, parts in aware.parts.items()
     }
-    graph.put_weights(graph.inline(model).origins, values, aware.model.name, model.name)
+    shape = aware.model.input_shape[1:]
+    graph.put_weights(graph.inline(model, shape).origins, values, aware.model.name, model.name)
 
 
 def measure_ranges(

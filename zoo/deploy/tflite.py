@@ -4,6 +4,7 @@ Write what `convert` returns with `zoo.atomic.write_atomically`: the file is the
 """
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +27,14 @@ Quantize = Literal["int8", "int16x8", "dynamic", "float16"]
 SCHEMES = ("int8", "int16x8", "dynamic", "float16")
 CALIBRATED_SCHEMES = ("int8", "int16x8")
 CALIBRATION_LIMIT = 512  # images; ranges hardly move after some hundred, and an endless data set must end
+_CONTROL_FLOW = (
+    "If",
+    "LoopCond",
+    "StatelessIf",
+    "StatelessWhile",
+    "Switch",
+    "While",
+)  # as it is written, and as lowered
 MOST_STEPS = 256  # of a recurrent layer that is written out step by step
 LARGEST_FILE = 2**31 - 1  # bytes; offsets in a flatbuffer are signed 32-bit numbers
 
@@ -181,7 +190,7 @@ def _has_branches(function: Any) -> bool:
     """Whether a traced function has loops or branches, with which quantization can end the process by a signal."""
     definition = function.graph.as_graph_def()
     nodes = itertools.chain(definition.node, *(one.node_def for one in definition.library.function))
-    return any(node.op in ("While", "StatelessWhile", "If", "StatelessIf") for node in nodes)
+    return any(node.op in _CONTROL_FLOW for node in nodes)
 
 
 def _convert_elsewhere(function: Any, quantize: str | None, calibration: Sequence[np.ndarray]) -> bytes:
@@ -192,7 +201,8 @@ def _convert_elsewhere(function: Any, quantize: str | None, calibration: Sequenc
         tf.saved_model.save(tf.Module(), folder, signatures={"serving_default": function})
         np.save(Path(folder, "images.npy"), np.stack(calibration))
         command = [sys.executable, "-m", "zoo.deploy.tflite", folder, str(quantize)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=paths)
         if done.returncode == 0:
             return Path(folder, "model.tflite").read_bytes()
     if done.returncode > 0:

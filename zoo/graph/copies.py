@@ -128,7 +128,14 @@ def check_copy(model: Any, copy: Any, *, turned: bool = False, tolerance: float 
     probes = [_probe(tensor, other) for tensor, other in zip(model.inputs, copy.inputs, strict=True)]
     given = [_turned(probe) if turned else probe for probe in probes]
     kept = [[np.asarray(state) for layer in one.layers for state in _beside_weights(layer)] for one in (model, copy)]
-    expected, found = _outputs(model, probes), _outputs(copy, given)
+    try:
+        expected = _outputs(model, probes)
+    except ValueError as error:
+        raise GraphError(
+            f"model {model.name!r} takes {[tuple(one.shape) for one in model.inputs]} and failed on a random input of "
+            f"{[probe.shape for probe in probes]}: {str(error).splitlines()[0]} Give the input_shape that it takes"
+        ) from error
+    found = _outputs(copy, given)
     pairs = list(zip(expected, map(_turned, found) if turned else found, strict=True))
     wrong = [number for number, pair in enumerate(pairs) if not _agree(*pair, tolerance)]
     place = _first_difference(model, copy, probes, given, turned, tolerance) if wrong else ""

@@ -5,6 +5,7 @@ standard layer can take the place of.
 """
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _ONLY_IN_TRAINING = frozenset(
      "RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom"]
 )  # fmt: skip
 _LOG = logging.getLogger(__name__)
+_TOLD: weakref.WeakSet = weakref.WeakSet()  # models whose augmentation was named
 
 
 class Flat(NamedTuple):
@@ -72,7 +74,8 @@ def inline(model: keras.Model, input_shape: Sequence[int] | None = None) -> Flat
         ]
     inliner = _Inliner()
     flat = model_like(model, inputs, replay(model, inputs, inliner.run))
-    if inliner.dropped:
+    if inliner.dropped and model not in _TOLD:
+        _TOLD.add(model)
         _LOG.warning("%s: left out what only augments in training: %s", model.name, ", ".join(inliner.dropped))
     if inliner.changed:
         check_copy(model, flat, tolerance=HALF_TOLERANCE if inliner.was_half or half else TOLERANCE)

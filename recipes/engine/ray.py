@@ -186,7 +186,7 @@ def _import_ray() -> Any:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError('workers=ray needs Ray; install it with pip install "keras-searched-zoo[ray]"') from error
+        raise ImportError('workers=ray needs Ray, which is not installed: pip install "ray[default]"') from error
     return ray
 
 

@@ -34,12 +34,12 @@ class MissingPackageError(ImportError):
 
 
 def require(module: str, package: str) -> ModuleType:
-    """Imports `module`, or says which extra brings `package`."""
+    """Imports `module`, or says that `package` has to be installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingPackageError(
-            f"this needs the package {package} ({error}). Install the extra: pip install 'keras-searched-zoo[deploy]'"
+            f"this needs the package {package} ({error}): pip install '{package}', or the project with its extra deploy"
         ) from error
 
 

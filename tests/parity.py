@@ -75,7 +75,7 @@ def fill_as_tensorflow(model: keras.Model, record: dict[str, Any]) -> None:
         for variable in layer.weights:
             tensor, *part = record["ours"][f"{layer.name}/{variable.name}"]
             used.add(tensor)
-            values.append(_filled_as_tensorflow(tensor, shapes[tensor])[slice(*part) if part else slice(None)])
+            values.append(make_tensorflow_value(tensor, shapes[tensor])[slice(*part) if part else slice(None)])
         if values:
             layer.set_weights(values)
     assert used == set(shapes)
@@ -91,7 +91,7 @@ def tensorflow_difference(record: dict[str, Any], head: str, outputs: Any) -> fl
     return float(largest / max(record[f"{head}_std"]))
 
 
-def _filled_as_tensorflow(name: str, shape: list[int]) -> np.ndarray:
+def make_tensorflow_value(name: str, shape: list[int]) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     last = name.rsplit("/", 1)[-1]
     if last in ("moving_variance", "gamma", "scale"):

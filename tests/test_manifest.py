@@ -25,7 +25,7 @@ def test_every_entry_says_where_whose_and_how_good(entry):
     assert 30 < entry.top1 < 100
     for source in entry.sources:
         assert source.url.startswith("https://")
-        assert source.format in ("h5", "safetensors", "pth")
+        assert source.format in ("h5", "safetensors", "pth", "tar.gz")
         for digest, pattern in (
             (source.sha256, "[0-9a-f]{64}"),
             (source.sha256_prefix, "[0-9a-f]{8,}"),

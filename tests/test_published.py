@@ -12,9 +12,9 @@ import zoo
 from zoo import manifest
 from zoo.weights import mcunet_names
 from zoo.weights.download import CACHE_VARIABLE
+from zoo.weights.importing import WeightsError
 from zoo.weights.preprocessing import preprocess
 from zoo.weights.published import WeightsWarning, adapted_kernel, transfer
-from zoo.weights.torch_import import WeightsError
 
 MODEL = "mcunet_vww0"
 _ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"} | {

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zoo.weights.importing import WeightsError
 from zoo.weights.tensor_files import read_tensors
-from zoo.weights.torch_import import WeightsError
 
 
 def safetensors(header: dict, values: bytes) -> bytes:
@@ -83,7 +83,7 @@ def test_damaged_safetensors_are_an_error(write, content):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    with pytest.raises(WeightsError, match="expected one of safetensors, pth"):
+    with pytest.raises(WeightsError, match="expected one of safetensors, pth, ckpt"):
         read_tensors(tmp_path / "weights.onnx", "onnx")
 
 

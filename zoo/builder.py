@@ -20,6 +20,8 @@ from zoo.skeleton import Options
 # What one family alone takes, beside the arguments of `build`.
 FAMILY_OPTIONS = {"mnasnet": ("width_multiplier",)}
 
+_WEIGHTS_FILES = (".h5", ".keras", ".safetensors", ".pth", ".pt", ".ckpt", ".index", ".tar.gz")
+
 
 @blocks.layer_defaults()
 def build(
@@ -92,8 +94,8 @@ def build(
         raise GenotypeError(f"{genotype.name}, preset {preset_name!r}: {error}") from error
     if weights is None:
         return network
-    if isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith((".h5", ".keras")):
-        from zoo.weights.keras_files import load_file
+    if isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith(_WEIGHTS_FILES):
+        from zoo.weights.published import load_file
 
         load_file(network, weights)
         return network

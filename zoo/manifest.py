@@ -22,7 +22,7 @@ class Source(NamedTuple):
 
     Attributes:
         url: of the file.
-        format: "h5" (Keras 2), "safetensors" or "pth" (PyTorch).
+        format: "h5" (Keras 2), "safetensors", "pth" (PyTorch) or "tar.gz" (an archive with a checkpoint of TensorFlow).
         sha256, sha256_prefix, md5: of the file, those that are known.
     """
 

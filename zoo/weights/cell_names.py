@@ -8,8 +8,8 @@ normalise each half.
 import re
 from collections.abc import Collection, Mapping
 
-_CELL = re.compile(r"(stem|cell)(\d+)(_reduce)?_(.+)")
-_EDGE = re.compile(r"node(\d+)_edge(\d+)_(.+)")
+CELL = re.compile(r"(stem|cell)(\d+)(_reduce)?_(.+)")
+EDGE = re.compile(r"node(\d+)_edge(\d+)_(.+)")
 
 _DARTS_OUTSIDE = {
     "stem_conv": "stem.0",
@@ -72,7 +72,7 @@ _TIMM_EDGE = {
     "conv": "conv",
     "bn": "bn",
 }
-_SIDES = ("left", "right")
+SIDES = ("left", "right")
 
 
 def darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
@@ -82,18 +82,18 @@ def darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str
         if layer in _DARTS_OUTSIDE:
             names[layer] = _DARTS_OUTSIDE[layer]
             continue
-        _, number, _, part = _matched(_CELL, layer)
+        _, number, _, part = matched(CELL, layer)
         if part in _DARTS_INPUTS:
             names[layer] = f"cells.{int(number)}.{_DARTS_INPUTS[part]}"
         else:
-            node, edge, step = _matched(_EDGE, part)
+            node, edge, step = matched(EDGE, part)
             names[layer] = f"cells.{int(number)}._ops.{2 * (int(node) - 2) + int(edge)}.{_DARTS_EDGE[step]}"
     return names
 
 
 def timm_nasnet(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
     """Names of timm's nasnetalarge, which numbers normal cells and reduction cells apart."""
-    reductions = sorted({int(_matched(_CELL, layer)[1]) for layer in layers if re.match(r"cell\d+_reduce", layer)})
+    reductions = sorted({int(matched(CELL, layer)[1]) for layer in layers if re.match(r"cell\d+_reduce", layer)})
 
     def cell(kind: str, number: int, reducing: bool) -> str:
         if kind == "stem":
@@ -122,17 +122,18 @@ def _timm(layers: Collection[str], cell, outside: Mapping[str, str], reduction: 
         if layer in outside:
             names[layer] = outside[layer]
             continue
-        kind, number, reducing, part = _matched(_CELL, layer)
+        kind, number, reducing, part = matched(CELL, layer)
         owner = cell(kind, int(number), bool(reducing))
         if part in _TIMM_INPUTS:
             names[layer] = f"{owner}.{reduction if 'path' in part else ''}{_TIMM_INPUTS[part]}"
         else:
-            node, edge, step = _matched(_EDGE, part)
-            names[layer] = f"{owner}.comb_iter_{int(node) - 2}_{_SIDES[int(edge)]}.{_TIMM_EDGE[step]}"
+            node, edge, step = matched(EDGE, part)
+            names[layer] = f"{owner}.comb_iter_{int(node) - 2}_{SIDES[int(edge)]}.{_TIMM_EDGE[step]}"
     return names
 
 
-def _matched(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+def matched(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+    """Returns the groups of a pattern, or raises KeyError with the text that it does not match."""
     match = pattern.fullmatch(text)
     if match is None:
         raise KeyError(text)

@@ -21,7 +21,7 @@ from typing import Any
 
 from zoo import atomic, manifest
 from zoo.manifest import Entry, Source
-from zoo.weights.torch_import import WeightsError
+from zoo.weights.importing import WeightsError
 
 try:
     import fcntl

@@ -14,7 +14,7 @@ import h5py
 import keras
 import numpy as np
 
-from zoo.weights.torch_import import WeightsError
+from zoo.weights.importing import WeightsError
 
 _HEADS = ("predictions", "aux_")  # beginnings of the names of layers that the file may have, and the network not
 

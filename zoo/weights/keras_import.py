@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.weights.torch_import import WeightsError
+from zoo.weights.importing import WeightsError
 
 _CELL = re.compile(r"(stem|cell)(\d+)(_reduce)?_(.+)")
 _SIDES = ("left", "right")

@@ -1,5 +1,6 @@
 """Published weights into a built network, also where its classes or image channels are others than theirs."""
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,16 @@ import keras
 import numpy as np
 
 from zoo.manifest import Entry
+from zoo.weights import keras_files
 from zoo.weights.download import fetch
+from zoo.weights.importing import WeightsError, from_tensorflow, from_torch
 from zoo.weights.keras_import import from_keras_applications
 from zoo.weights.tensor_files import read_tensors
-from zoo.weights.torch_import import WeightsError, from_torch
+
+# Ends of the names of files -> their format
+FOREIGN = {
+    ".safetensors": "safetensors", ".pth": "pth", ".pt": "pth", ".tar.gz": "tar.gz", ".ckpt": "ckpt", ".index": "ckpt",
+}  # fmt: skip
 
 
 class WeightsWarning(UserWarning):
@@ -34,9 +41,7 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
         WeightsWarning: of layers that keep fresh weights or take adapted ones.
     """
     path = fetch(entry)
-    file_format = path.suffix[1:]
-    fill: Callable[[keras.Model, Any], Any] = from_keras_applications if file_format == "h5" else from_torch
-    given = _keras_nasnet(entry, path) if file_format == "h5" else read_tensors(path, file_format)
+    fill, given = read_foreign(path) if path.suffix != ".h5" else (from_keras_applications, _keras_nasnet(entry, path))
     try:
         fill(network, given)
     except WeightsError:
@@ -44,6 +49,33 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
         fill(trained, given)
         for change in transfer(trained, network):
             warnings.warn(f"{entry.name} in {network.name}: {change}", WeightsWarning, stacklevel=3)
+
+
+def load_file(network: keras.Model, path: str | os.PathLike) -> None:
+    """Fills a network of `zoo.build`, in place, from a file of weights of the same network.
+
+    Keras 3's .weights.h5 and .keras files; .safetensors and .pth files under the names of quark0/darts, timm,
+    torchvision or MCUNet; checkpoints of TF-slim and tensorflow/tpu, also in a .tar.gz.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: it is no such file, is damaged, or of another network. `network` is as it was.
+    """
+    path = Path(path)
+    if path.name.endswith((".h5", ".keras")):
+        keras_files.load_file(network, path)
+        return
+    if not path.exists() and not path.with_name(f"{path.name}.index").exists():
+        raise FileNotFoundError(f"weights: there is no file {path}; expected None, or the path of a file of weights")
+    fill, tensors = read_foreign(path)
+    fill(network, tensors)
+
+
+def read_foreign(path: Path) -> tuple[Callable[[keras.Model, Any], Any], dict[str, np.ndarray]]:
+    """Returns the tensors of a file that Keras did not write, and what puts them into a model."""
+    suffix = next((suffix for suffix in FOREIGN if path.name.endswith(suffix)), ".ckpt")
+    fill = from_torch if suffix in (".pth", ".pt", ".safetensors") else from_tensorflow
+    return fill, read_tensors(path, FOREIGN[suffix])
 
 
 def _keras_nasnet(entry: Entry, path: Path) -> keras.Model:

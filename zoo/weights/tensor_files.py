@@ -1,18 +1,25 @@
-"""Files of tensors as numpy arrays: safetensors and PyTorch's pth. Neither runs code from the file."""
+"""Files of tensors as numpy arrays: safetensors, PyTorch's, TensorFlow's checkpoints. None runs code from the file."""
 
+import gzip
 import json
 import math
 import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zoo.weights.importing import WeightsError
 from zoo.weights.torch_files import REFUSED, read_torch
-from zoo.weights.torch_import import WeightsError
 
 _LARGEST_HEADER = 10**8  # bytes; the format's own limit
+_LARGEST_ARCHIVE = 2**32  # bytes unpacked; the largest published checkpoint has 1.4e9 with its optimiser
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
 
@@ -20,14 +27,15 @@ def read_tensors(path: str | os.PathLike, file_format: str) -> dict[str, np.ndar
     """Returns the arrays of a file under the names that they have in it, in its order.
 
     Args:
-        path: the file.
-        file_format: "safetensors" or "pth" (a PyTorch state_dict).
+        path: the file; of a checkpoint, the beginning of its files' names, or one of them, or their folder.
+        file_format: "safetensors", "pth" (a PyTorch state_dict), "ckpt" (a checkpoint of TensorFlow) or "tar.gz" (an
+            archive with one).
 
     Raises:
         WeightsError: it is no such file, or it holds other things than tensors.
         OSError: it cannot be read.
     """
-    readers = {"safetensors": _read_safetensors, "pth": _read_pth}
+    readers = {"safetensors": _read_safetensors, "pth": _read_pth, "ckpt": _read_checkpoint, "tar.gz": _read_archive}
     if file_format not in readers:
         raise WeightsError(f"the format {file_format!r} is not known; expected one of {', '.join(readers)}")
     return readers[file_format](Path(path))
@@ -74,3 +82,39 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise WeightsError(f"{path} holds no state_dict (names and tensors); it is a {type(state).__name__}")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    import tensorflow as tf
+
+    if path.is_dir():
+        index = sorted(path.glob("*.index"))
+        if len(index) != 1:
+            raise WeightsError(f"{path} holds {len(index)} checkpoints; name the one to read, without its .index")
+        path = index[0]
+    prefix = re.sub(r"\.(index|data-\d{5}-of-\d{5}|meta)$", "", str(path))
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (ValueError, tf.errors.OpError) as error:
+        raise WeightsError(f"{path} is no checkpoint of TensorFlow that can be read: {error}") from error
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Reads the one checkpoint of an archive; nothing else of it touches the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = 0
+        try:
+            with tarfile.open(path, "r:gz") as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    size += member.size
+                    if size > _LARGEST_ARCHIVE:
+                        raise WeightsError(f"{path} unpacks to more than {_LARGEST_ARCHIVE:,} bytes")
+                    stream = archive.extractfile(member) if member.isfile() else None
+                    if stream is not None and re.fullmatch(r"[\w.-]+\.(index|data-\d{5}-of-\d{5})", name):
+                        with (Path(folder) / name).open("wb") as copy:
+                            shutil.copyfileobj(stream, copy)
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise WeightsError(f"{path} is no archive: {error}. Delete it and let it be downloaded anew") from error
+        return _read_checkpoint(Path(folder))

@@ -1,12 +1,12 @@
-"""Weights trained in PyTorch, put into a built model."""
+"""Weights trained in PyTorch or by TensorFlow's own code, put into a built model."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from zoo.weights import cell_names, mcunet_names, mnasnet_names
+from zoo.weights import cell_names, mcunet_names, mnasnet_names, tensorflow_names
 
 
 class WeightsError(ValueError):
@@ -21,12 +21,14 @@ class Naming(NamedTuple):
         mark: a tensor that only its networks have.
         names: (our layers, the tensors) -> our layer -> their module.
         optional: beginnings of the names of tensors that a model may lack: heads.
+        transposed: whether the tensors have PyTorch's layout, not TensorFlow's, which is Keras'.
     """
 
     code: str
     mark: str
     names: Callable[[Collection[str], Collection[str]], Mapping[str, str]]
     optional: tuple[str, ...]
+    transposed: bool = True
 
 
 NAMINGS = (
@@ -36,6 +38,14 @@ NAMINGS = (
     Naming("timm mnasnet", "conv_stem.weight", mnasnet_names.timm, ("classifier.",)),
     Naming("torchvision mnasnet", "layers.0.weight", mnasnet_names.torchvision, ("classifier.",)),
     Naming("mit-han-lab/mcunet", "first_conv.conv.weight", mcunet_names.once_for_all, ("classifier.",)),
+)
+
+_SLIM = ("final_layer/", "aux_")
+TENSORFLOW_NAMINGS = (
+    Naming("TF-slim or tensorflow/tpu", "cell_0/1x1.weight", tensorflow_names.cells, _SLIM, transposed=False),
+    Naming(
+        "tensorflow/tpu mnasnet", "block_0/project_conv.weight", tensorflow_names.mnasnet, ("fc.",), transposed=False
+    ),
 )
 
 # Keras' name of a variable -> PyTorch's
@@ -65,11 +75,36 @@ def from_torch(model: keras.Model, tensors: Mapping[str, Any], *, head: bool = T
         WeightsError: an unknown naming, tensors missing, left over or of another shape. The model is as it was.
     """
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-    naming = next((naming for naming in NAMINGS if naming.mark in tensors), None)
+    return _fill(model, tensors, NAMINGS, head)
+
+
+def from_tensorflow(model: keras.Model, variables: Mapping[str, Any], *, head: bool = True) -> str:
+    """Fills a built model, in place, with variables under the names of the TensorFlow 1 code that trained them.
+
+    Args:
+        model: of `zoo.build`, of the same architecture.
+        variables: name -> array, as a checkpoint has them. Moving averages of variables are taken in their place; what
+            belongs to an optimiser is not needed; heads that the model lacks may be there. A classifier of one class
+            more than the model's, the first of them TF-slim's "background", is taken without that.
+        head: as in `from_torch`.
+
+    Returns:
+        Whose naming it was.
+
+    Raises:
+        WeightsError: as in `from_torch`.
+    """
+    names = tensorflow_names.rename(variables)
+    tensors = {tensor: variables[variable] for variable, tensor in names.items()}
+    return _fill(model, tensors, TENSORFLOW_NAMINGS, head)
+
+
+def _fill(model: keras.Model, tensors: Mapping[str, Any], namings: Sequence[Naming], head: bool) -> str:
+    naming = next((naming for naming in namings if naming.mark in tensors), None)
     if naming is None:
         raise WeightsError(
             f"the names of these {len(tensors)} tensors, such as {sorted(tensors)[:3]}, are not known; expected those "
-            "of " + ", ".join(naming.code for naming in NAMINGS)
+            "of " + ", ".join(naming.code for naming in namings)
         )
     layers = {layer.name: layer for layer in model.layers if layer.weights}
     try:
@@ -103,7 +138,11 @@ def _values(
                 missing.append(source)
                 continue
             used.add(source)
-            array = _transposed(np.asarray(tensors[source], dtype=np.float32), layers[name])
+            array = np.asarray(tensors[source], dtype=np.float32)
+            if naming.transposed:
+                array = _transposed(array, layers[name])
+            elif f"{module}.".startswith(naming.optional) and array.shape[-1] == variable.shape[-1] + 1:
+                array = array[..., 1:]  # without TF-slim's background class
             if shared:
                 array = array[offset : offset + variable.shape[0]]
             if array.shape != tuple(variable.shape):

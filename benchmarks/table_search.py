@@ -106,13 +106,11 @@ def search(oracle: SearchOracle, table: Table, budgets: Sequence[int]) -> list[f
     """
     best, found = (-np.inf, np.nan), {}
     for evaluation in range(1, max(budgets) + 1):
-        trial = oracle.create_trial("tuner")
-        if trial.status != "RUNNING":
+        proposal = oracle.ask(evaluation)
+        if proposal is None:
             break
-        result = table.evaluate(trial.hyperparameters.values)
-        oracle.update_trial(trial.trial_id, {OBJECTIVE.name: result.validation})
-        trial.status = "COMPLETED"
-        oracle.end_trial(trial)
+        result = table.evaluate(proposal.values)
+        oracle.tell(evaluation, result.validation)
         best = max(best, tuple(result))
         found[evaluation] = best[1]
     return [found.get(budget, best[1]) for budget in budgets]

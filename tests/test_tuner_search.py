@@ -19,7 +19,6 @@ from recipes.engine import spaces, tuner
 from recipes.engine.journal import Journal
 from recipes.engine.spaces import Decision
 from recipes.oracles import AgingEvolution, RandomSearch
-from zoo.canonical import canonical_hash
 from zoo.genotype import Block, Blocks
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
@@ -349,7 +348,7 @@ def resident_memory() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-class TwoBlocks:
+class TwoBlocks(spaces.Space):
     """Networks of two blocks, so that two hundred are trained in minutes.
 
     All have one width: the libraries below keep a compiled kernel for each shape, up to some thousand: no leak.
@@ -369,9 +368,6 @@ class TwoBlocks:
             op, kernel, se, skip = (values[f"block{block}/{kind}"] for kind in ("op", "kernel", "se", "skip"))
             rows.append(Block(op, kernel, filters=8, se_ratio=se, skip=skip))
         return Blocks(tuple(rows), stem_filters=8)
-
-    def key(self, values) -> str:
-        return canonical_hash(self.body(values))
 
 
 @pytest.mark.slow

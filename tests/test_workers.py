@@ -200,8 +200,14 @@ def test_a_lost_trial_is_given_out_again_once_and_then_invalid(tmp_path):
                 return Outcome(task.number, None, "the worker was ended by signal 9 (SIGKILL)", lost=True)
             return Outcome(task.number, self.evaluate(task))
 
-    runner = tuner.Tuner(evolution(9), None, tmp_path, workers=Loses(2, last))
+    notes = []
+    observe = lambda status: notes.append(status.note)  # noqa: E731
+    runner = tuner.Tuner(evolution(9), None, tmp_path, workers=Loses(2, last), observe=observe)
     runner.search()
+    killed = "the worker was ended by signal 9 (SIGKILL)"
+    assert [note for note in notes if note.startswith("trial 3")] == [
+        f"trial 3: {killed}; it starts again", f"trial 3: {killed}; given up"
+    ]  # fmt: skip
     assert attempts[3] == attempts[5] == 2
     invalid = [record for record in runner.history if record.status == "INVALID"]
     assert [record.number for record in invalid] == [3]
@@ -501,6 +507,17 @@ def test_a_trial_that_finds_the_disk_full_ends_the_search_and_is_not_counted(tmp
         search(tmp_path, cheap_trials.finds_the_disk_full_in_trial_3)
     search(tmp_path)
     check(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_what_workers_print_is_in_a_file_of_their_own(tmp_path, capfd):
+    workers = LocalWorkers(cheap_trials.prints, 1, logs=tmp_path / "logs")
+    tuner.Tuner(evolution(2), None, tmp_path / "search", workers=workers).search()
+    assert (tmp_path / "logs" / "worker_0.log").read_text().splitlines() == ["trial 0", "trial 1"]
+    assert capfd.readouterr() == ("", "")
+    workers = LocalWorkers(cheap_trials.Unreadable(), 1, logs=tmp_path / "logs")
+    with pytest.raises(OSError, match=r"before it was ready: ValueError: no such data set \(all of it is in"):
+        tuner.Tuner(evolution(2), None, tmp_path / "other", workers=workers).search()
 
 
 @pytest.mark.slow

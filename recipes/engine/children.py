@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import keras_tuner
@@ -15,6 +15,7 @@ from recipes.engine import tuner
 from recipes.engine.config import ChildConfig
 from recipes.engine.latency import LatencyTable, MeasuredLatencies
 from recipes.engine.limits import Limits
+from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
 from recipes.images import stand_in
 from recipes.images.augment import Normalization, cifar
@@ -25,18 +26,6 @@ from zoo.genotype import Genotype
 OBJECTIVE = "val_accuracy"
 REWARD = "reward"  # the objective of a search by accuracy and latency
 _NORMALIZED_BY = 2000  # images, where they are too many for the memory
-
-
-class SearchSpace(Protocol):
-    """What a recipe's space offers; see recipes.engine.spaces."""
-
-    def body(self, values: Mapping[str, Any]) -> Any:
-        """Returns the architecture of `values`."""
-        ...
-
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns what equal architectures share."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +43,7 @@ class Children:
     """
 
     config: ChildConfig
-    space: SearchSpace
+    space: Space
     family: str
     presets: Mapping[str, Mapping[str, Any]]
     images: image_data.Data
@@ -83,13 +72,12 @@ class Children:
 
     def oracle_arguments(self) -> dict[str, Any]:
         """Returns what every oracle of a search of these networks is given; see `recipes.oracles.SearchOracle`."""
-        space: Any = self.space
         return {
             "objective": keras_tuner.Objective(self.objective, "max"),
             "max_trials": self.config.trials,
-            "hyperparameters": space.hyperparameters(),
+            "hyperparameters": self.space.hyperparameters(),
             "seed": self.config.seed,
-            "key": space.key,
+            "key": self.space.key,
             "check": self.check,
         }
 

@@ -1,0 +1,122 @@
+"""The frame of the searches: seeds that find architectures, a baseline, and what the screen says."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes import _search, amoebanet
+from recipes.cards.read import read_search
+from recipes.engine import children as child_networks
+from recipes.engine import spaces
+from recipes.engine.children import Children
+
+SPACE = spaces.amoebanet(nodes=1)
+OPS = ("sep_conv_3x3", "max_pool_3x3", "avg_pool_3x3")
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch):
+    """Networks are built and not trained; those with separable convolutions are the best."""
+
+    def train(build, *parts, seed, **options) -> dict[str, float]:
+        params = float(build().count_params())
+        return {"val_accuracy": params / 1e4, "params": params}
+
+    monkeypatch.setattr(child_networks.trial, "train", train)
+
+
+def children(folder: Path, trials: int = 3) -> Children:
+    config = dataclasses.replace(amoebanet.PRESETS["smoke"], folder=folder, trials=trials, seed=2)
+    presets = child_networks.cell_presets(1, 4)
+    return Children(config, SPACE, "amoebanet", presets, child_networks.load_images(config))
+
+
+def point(op: str) -> dict[str, Any]:
+    return {decision.name: op if decision.kind == "op" else 0 for decision in SPACE.decisions}
+
+
+def judge(states: Mapping[int, Path], bodies: list) -> Any:
+    for seed in states:
+        yield seed, [float(place) for place in range(len(bodies))]
+
+
+class Finder:
+    """Finds one of three cells for each seed, and dies or fails where it is told to."""
+
+    def __init__(self, fails: int | None = None, dies: int | None = None):
+        self.fails, self.dies, self.searched = fails, dies, []
+
+    def __call__(self, seed: int, state: Path, report: Any) -> dict[str, Any]:
+        self.searched.append(seed)
+        report(0.5, "supernet, epoch 1")
+        if seed == self.dies:
+            raise KeyboardInterrupt
+        if seed == self.fails:
+            raise FloatingPointError("the loss is nan")
+        return {"values": point(OPS[seed % 3]), "history": []}
+
+
+def search(folder: Path, find: Finder, trials: int = 3, baseline: int = 0, observe: Any = lambda status: None) -> Any:
+    return _search.search_by_seeds(children(folder, trials), "amoebanet", find, judge, baseline, observe)
+
+
+def test_what_each_seed_finds_is_trained_and_the_best_is_returned(tmp_path):
+    seen = []
+    genotype = search(tmp_path, Finder(), observe=seen.append)
+    assert genotype.body == SPACE.body(point("sep_conv_3x3"))
+    assert [trial.values(SPACE.decisions) for trial in read_search(tmp_path).trials] == [
+        point(OPS[seed % 3]) for seed in (2000, 2001, 2002)
+    ]
+    assert (0, "supernet, epoch 1") in [(status.done, status.text) for status in seen]
+    assert (2, "supernet, epoch 1") in [(status.done, status.text) for status in seen]
+
+
+def test_a_search_that_was_ended_in_a_seed_resumes_with_that_seed_and_ends_alike(tmp_path):
+    whole = search(tmp_path / "whole", Finder())
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "ended", Finder(dies=2001))
+    finder = Finder()
+    again = search(tmp_path / "ended", finder)
+    assert finder.searched == [2001, 2002]
+    assert (again.body, again.source["metrics"]) == (whole.body, whole.source["metrics"])
+    assert search(tmp_path / "ended", Finder(dies=2000)).body == whole.body  # nothing is searched again
+
+
+def test_a_seed_that_fails_ends_alone_and_is_named(tmp_path):
+    genotype = search(tmp_path, Finder(fails=2001))
+    assert len(read_search(tmp_path).trials) == 2
+    assert "seed 2001 failed: FloatingPointError: the loss is nan" in genotype.source["stopped"]
+    assert read_search(tmp_path).finished
+
+
+def test_a_search_can_be_given_more_seeds(tmp_path):
+    search(tmp_path, Finder(), trials=1)
+    finder = Finder()
+    search(tmp_path, finder, trials=2)
+    assert finder.searched == [2001]
+
+
+def test_two_seeds_that_find_one_cell_train_it_once(tmp_path):
+    search(tmp_path, Finder(), trials=6)
+    assert len(read_search(tmp_path).trials) == 3
+    assert read_search(tmp_path).finished
+
+
+def test_random_networks_are_trained_alike_and_ranked_by_each_seeds_weights(tmp_path):
+    search(tmp_path, Finder(), trials=2, baseline=12)
+    ranking = json.loads((tmp_path / "ranking.json").read_text())
+    assert sorted(ranking) == ["2000", "2001"]
+    assert ranking["2000"]["alone"] == read_search(tmp_path / "baseline").scores
+    card = json.loads((tmp_path / "card" / "card.json").read_text())
+    assert card["comparison"]["budget"] == "seconds"  # a seed costs more than its trial
+
+
+def test_fewer_trials_than_have_ended_is_said_so(tmp_path):
+    search(tmp_path, Finder(), trials=3)
+    seen = []
+    search(tmp_path, Finder(), trials=2, observe=seen.append)
+    assert "--trials=2, and 3 trials have ended: nothing is left to do" in [status.note for status in seen]

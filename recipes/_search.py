@@ -165,7 +165,7 @@ def search_by_seeds(
         observe: see `run_trials`.
     """
     config = children.config
-    arguments = children.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
+    arguments: dict[str, Any] = children.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
     with _watch(observe, recipe, children.objective) as watch:
         last = Status(0, config.trials, None, None, 0.0, "")
 
@@ -180,7 +180,9 @@ def search_by_seeds(
 
             return _find_or_read(config.folder / "seeds", seed, find, report)
 
-        genotype = _run(SeedOracle(find_or_read, SEEDS * config.seed, **arguments), children, recipe, show, {})
+        searched = len(list((config.folder / "seeds").glob("seed*.json")))  # by a run with more trials, perhaps
+        oracle = SeedOracle(find_or_read, SEEDS * config.seed, max(config.trials, searched), **arguments)
+        genotype = _run(oracle, children, recipe, show, {})
     if observe is None:
         _print_result(config.folder, genotype)
     if baseline:
@@ -199,7 +201,8 @@ class SeedOracle(SearchOracle):
     Args:
         find: seed -> {"values": of the space's decisions} or {"failed": reason}; called again for every seed when a
             search is resumed.
-        first: of `max_trials` seeds.
+        first: of the seeds.
+        count: how many there are.
         objective, max_trials, hyperparameters, seed, key, check: see SearchOracle.
     """
 
@@ -209,6 +212,7 @@ class SeedOracle(SearchOracle):
         self,
         find: Callable[[int], Mapping[str, Any]],
         first: int,
+        count: int,
         objective: Any,
         max_trials: int,
         hyperparameters: Any,
@@ -218,13 +222,13 @@ class SeedOracle(SearchOracle):
         check: Any,
     ):
         super().__init__(objective, max_trials, hyperparameters, seed=seed, key=key, check=check)
-        self._find, self._first, self._most = find, first, max_trials
+        self._find, self._first, self._count = find, first, count
         self._searched = 0
         self._failures: list[str] = []
 
     def propose(self) -> Genome | None:
         """Returns what the next seed finds; that takes as long as the search."""
-        while self._searched < self._most:
+        while self._searched < self._count:
             self._searched += 1
             seed = self._first + self._searched - 1
             found = self._find(seed)

@@ -24,7 +24,7 @@ def untrained(monkeypatch):
 
     def train(build, *parts, seed, **options) -> dict[str, float]:
         params = float(build().count_params())
-        return {"val_accuracy": params / 1e4, "params": params}
+        return {"val_accuracy": params / 1e6, "params": params}
 
     monkeypatch.setattr(child_networks.trial, "train", train)
 

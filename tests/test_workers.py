@@ -489,7 +489,7 @@ def test_a_file_that_may_not_grow_keeps_whole_lines(tmp_path):
     size = (tmp_path / "j.jsonl").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
-        with pytest.raises(OSError, match="Free some space; the same command goes on"):
+        with pytest.raises(OSError, match="Free some space; the same command resumes"):
             journal.append({"text": "x" * 100})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -51,9 +51,7 @@ class Journal:
             if time.monotonic() - self._synced > _LONGEST_UNSYNCED:
                 self.sync()
         except OSError as error:
-            raise type(error)(
-                error.errno, f"cannot write {self.path}: {error.strerror}. Free some space; the same command resumes"
-            ) from error
+            raise cannot_write(self.path, error) from error
 
     def _write(self, data: bytes) -> None:
         end = self._stream.seek(0, os.SEEK_END)
@@ -102,6 +100,11 @@ class Journal:
                 f"{self.path} is of a search with other settings: {'; '.join(differences)}. "
                 "Use the settings of then to go on, another folder, or delete this one"
             )
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """Returns the error of a file that could not be written, with the remedy."""
+    return type(error)(error.errno, f"cannot write {path}: {error.strerror}. Free some space; the same command resumes")
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

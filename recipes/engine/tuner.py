@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.engine.journal import Journal
+from recipes.engine.journal import Journal, cannot_write
 from recipes.engine.workers import Evaluate, InThisProcess, Outcome, Task, Workers
 from recipes.oracles.base import SearchOracle
 from recipes.training.progress import Status
@@ -174,7 +174,10 @@ class Tuner:
             "running": {number: list(genome) for number, genome in self.oracle.running_genomes.items()},
             "oracle": self.oracle.snapshot(),
         }
-        atomic.write_atomically(self.folder / "snapshot.json", json.dumps(state))
+        try:
+            atomic.write_atomically(self.folder / "snapshot.json", json.dumps(state))
+        except OSError as error:
+            raise cannot_write(self.folder / "snapshot.json", error) from error
         self._last_snapshot = time.monotonic()
 
     def tell(self, text: str, note: str = "") -> None:
@@ -246,9 +249,9 @@ class Tuner:
     def _end(self, outcome: Outcome) -> None:
         """Lets the oracle learn, journals the result and removes checkpoints."""
         name, number = self.oracle.objective.name, outcome.number
-        results = outcome.results if isinstance(outcome.results, Mapping) else {name: outcome.results}
         metrics, reason = {}, outcome.reason
         if outcome.results is not None:
+            results = outcome.results if isinstance(outcome.results, Mapping) else {name: outcome.results}
             if name not in results:
                 raise ValueError(f"evaluate returned {sorted(results)}; expected the objective {name!r} among them")
             if math.isfinite(results[name]):

@@ -83,7 +83,7 @@ def test_control_c_keeps_the_state_and_says_how_to_go_on(tmp_path, project):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in errors
+    assert "the same command resumes" in errors
     assert "Traceback" not in errors
 
 

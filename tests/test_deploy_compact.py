@@ -14,7 +14,6 @@ from zoo import graph
 from zoo.deploy import (
     c_array,
     compact,
-    float_twin,
     measure,
     memory_plan,
     planner,
@@ -306,7 +305,7 @@ def test_plan_order_and_shared_constants_change_no_bit_under_either_runtime(mode
 
 
 def test_depth_first_order_finishes_a_strip_before_the_next_is_cut(compact_file):
-    kinds = float_twin.kinds(tflite_file.parse(compact_file))
+    kinds = tflite_file.kinds_of(tflite_file.parse(compact_file))
     assert kinds[:2] == ["STRIDED_SLICE", "CONV_2D"]
     assert "STRIDED_SLICE" in kinds[2:]
 

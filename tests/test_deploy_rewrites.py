@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import compact, float_twin, measure, planner, rewrites, tflite, tflite_file, tflm
+from zoo.deploy import compact, measure, planner, rewrites, tflite, tflite_file, tflm
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 6, 6, 3)).astype(np.float32)
@@ -22,7 +22,7 @@ def joining(count: int) -> keras.Model:
 def widths(file: bytes) -> list[int]:
     """How many tensors each concatenation joins."""
     model = tflite_file.parse(file)
-    kinds = float_twin.kinds(model)
+    kinds = tflite_file.kinds_of(model)
     return [
         len(one.inputs)
         for one, kind in zip(model.subgraphs[0].operators, kinds, strict=True)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import charts, doctor, float_twin, measure, tflite, tflite_file
+from zoo.deploy import charts, doctor, measure, tflite, tflite_file
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (24, 16, 16, 3)).astype(np.float32)
@@ -44,11 +44,11 @@ def test_decibels_of_a_hundredth_of_noise_are_forty():
 
 
 def test_float_twin_computes_what_the_file_means(healthy):
-    twin, kept = float_twin.of(tflite_file.parse(healthy))
+    twin, kept = doctor.make_float(tflite_file.parse(healthy))
     assert measure.interpret(twin, threads=1).get_input_details()[0]["dtype"] == np.float32
     np.testing.assert_allclose(measure.predict(twin, IMAGES), measure.predict(healthy, IMAGES), atol=0.02)
     np.testing.assert_allclose(measure.predict(twin, IMAGES), measure.predict(network(), IMAGES), atol=0.01)
-    assert len(kept) == len(float_twin.kinds(tflite_file.parse(twin)))
+    assert len(kept) == len(tflite_file.kinds_of(tflite_file.parse(twin)))
 
 
 def test_healthy_file_has_its_eight_bits_in_every_operator(healthy):

@@ -1,5 +1,6 @@
 """Where an int8 .tflite file loses accuracy: the signal-to-noise ratio of each operator, and what helps there."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -7,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.deploy import float_twin, measure, planner, tflite_file
-from zoo.deploy.tflite_file import Source, kind_of, pack, parse, read, text
+from zoo.deploy import measure, planner, tflite_file
+from zoo.deploy.tflite_file import Source, constant_of, kind_of, kinds_of, load_schema, pack, parse, read, text
 from zoo.markdown import join_blocks, make_table
 
 EXACT_DB = 99.0  # shown where there is no noise at all
@@ -20,6 +21,7 @@ SCALE_RATIO = 8.0  # between the operands of an addition or concatenation
 SATURATED_SHARE = 0.01
 USED_SHARE = 0.25  # of the range, that the largest value reaches
 FIXED_SCALES = (1 / 256, 1 / 128, 1 / 32768)  # of softmax, sigmoid, tanh: whatever their values are
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")  # change only how numbers are stored
 _SAME_SCALE = frozenset(
     "AVERAGE_POOL_2D CONCATENATION EXPAND_DIMS GATHER MAX_POOL_2D MIRROR_PAD PACK PAD RESHAPE RESIZE_BILINEAR "
     "RESIZE_NEAREST_NEIGHBOR SLICE SPLIT SQUEEZE STRIDED_SLICE TILE TRANSPOSE".split()
@@ -91,7 +93,7 @@ def diagnose(tflite: Source, images: np.ndarray | None, reference: Source | None
     """
     model = parse(tflite)
     _require_followable(model)
-    twin_file, kept = float_twin.of(model) if reference is None else _matched(model, parse(reference))
+    twin_file, kept = make_float(model) if reference is None else _matched(model, parse(reference))
     twin = parse(twin_file)
     inputs = _make_inputs(tflite) if images is None else [np.asarray(images[:IMAGES], np.float32)]
     stored, exact = _outputs(read(tflite), model, inputs), _outputs(twin_file, twin, inputs)
@@ -103,7 +105,7 @@ def diagnose(tflite: Source, images: np.ndarray | None, reference: Source | None
     for number, original in kept.items():
         output = int(model.subgraphs[0].operators[original].outputs[0])
         target = int(twin.subgraphs[0].operators[number].outputs[0])
-        signal, values = exact[target], float_twin.dequantized(model, output, stored[output])
+        signal, values = exact[target], _dequantized(model, output, stored[output])
         own = _own(model, twin, original, number, stored)
         own_db = EXACT_DB if own is None else decibels(own, values)
         remedies = _remedies(model, original, stored[output], signal) or ((NONE,) if own_db < LOST_DB else ())
@@ -119,7 +121,7 @@ def _require_followable(model: Any) -> None:
         what = ", ".join(followed_by_nobody) or f"the variable {variables[0]}"
         raise DoctorError(f"the file keeps state between calls, or branches ({what}), which the doctor does not follow")
     outputs = [int(number) for operator in model.subgraphs[0].operators for number in operator.outputs]
-    if not any(float_twin.is_quantized(model, number) for number in outputs):
+    if not any(_is_quantized(model, number) for number in outputs):
         raise DoctorError("no operator of the file computes in integers; give the int8 file, not the float one")
 
 
@@ -145,10 +147,10 @@ def _output_db(model: Any, kept: dict[int, int], findings: list[Finding]) -> flo
 
 def _of_input(model: Any, number: int, place: int, stored: dict[int, np.ndarray], signal: np.ndarray) -> Finding:
     """Returns what rounding an input costs, as if an operator did it."""
-    ratio = decibels(signal, float_twin.dequantized(model, number, stored[number]))
+    ratio = decibels(signal, _dequantized(model, number, stored[number]))
     several = len(model.subgraphs[0].inputs) > 1
     name = text(model.subgraphs[0].tensors[number].name) if several else "image"
-    remedies = _range_remedies(model, number, stored[number], signal) if float_twin.is_quantized(model, number) else []
+    remedies = _range_remedies(model, number, stored[number], signal) if _is_quantized(model, number) else []
     remedies = remedies or ([NONE] if ratio < LOST_DB else [])
     return Finding(planner.Operator(-1, "INPUT", name), ratio, ratio, tuple(remedies))
 
@@ -164,9 +166,9 @@ def decibels(signal: np.ndarray, noisy: np.ndarray) -> float:
 
 def _matched(model: Any, reference: Any) -> tuple[bytes, dict[int, int]]:
     """Pairs the operators of a float file with the quantized one's, in running order."""
-    ours = [number for number, kind in enumerate(float_twin.kinds(model)) if not float_twin.is_conversion(kind)]
-    kinds = [float_twin.kinds(model)[number] for number in ours]
-    theirs = float_twin.kinds(reference)
+    ours = [number for number, kind in enumerate(kinds_of(model)) if kind not in _CONVERSIONS]
+    kinds = [kinds_of(model)[number] for number in ours]
+    theirs = kinds_of(reference)
     if kinds != theirs:
         odd = next((place for place, pair in enumerate(zip(kinds, theirs, strict=False)) if pair[0] != pair[1]), None)
         where = f"{len(kinds)} and {len(theirs)}" if odd is None else f"{kinds[odd]} and {theirs[odd]} at {odd}"
@@ -198,13 +200,13 @@ def _outputs(file: bytes, model: Any, inputs: Sequence[np.ndarray]) -> dict[int,
 
 def _own(model: Any, twin: Any, original: int, number: int, stored: dict[int, np.ndarray]) -> np.ndarray | None:
     """Returns the operator's output in float for the inputs that it had in integers."""
-    file, taken = float_twin.single(twin, number)
+    file, taken = _cut_out(twin, number)
     ours = [int(one) for one in model.subgraphs[0].operators[original].inputs]
     theirs = [int(one) for one in twin.subgraphs[0].operators[number].inputs]
     given = {}
     for mine, other in zip(ours, theirs, strict=False):
         if other in taken and mine in stored:
-            given[other] = float_twin.dequantized(model, mine, stored[mine])
+            given[other] = _dequantized(model, mine, stored[mine])
     if set(given) != set(taken):
         return None
     interpreter = measure.interpret(file, threads=1)
@@ -226,7 +228,7 @@ def _remedies(model: Any, number: int, stored: np.ndarray, signal: np.ndarray) -
     if kind in _SAME_SCALE and kind != "CONCATENATION":
         return ()  # copies: what is lost was lost before
     found = []
-    if float_twin.is_quantized(model, output):
+    if _is_quantized(model, output):
         found += _range_remedies(model, output, stored, signal)
     branches = _branches(model, operator)
     if kind in ("ADD", "SUB", "CONCATENATION") and len(branches) > 1:
@@ -234,7 +236,7 @@ def _remedies(model: Any, number: int, stored: np.ndarray, signal: np.ndarray) -
         if max(scales) > SCALE_RATIO * min(scales):
             found.append(f"its operands' scales differ {max(scales) / min(scales):.0f}-fold: normalize both branches")
     weights = int(operator.inputs[1]) if kind in ("CONV_2D", "DEPTHWISE_CONV_2D") else -1
-    if weights >= 0 and float_twin.is_quantized(model, weights):
+    if weights >= 0 and _is_quantized(model, weights):
         channels = int(graph.tensors[output].shape[-1])
         if len(graph.tensors[weights].quantization.scale) == 1 and channels > 1:
             found.append("one scale for all output channels: convert with zoo.deploy.tflite, which gives each its own")
@@ -244,7 +246,7 @@ def _remedies(model: Any, number: int, stored: np.ndarray, signal: np.ndarray) -
 def _branches(model: Any, operator: Any) -> list[int]:
     """Returns the quantized tensors that an operator takes and that the network computes; constants are none."""
     numbers = [int(number) for number in operator.inputs if number >= 0]
-    return [one for one in numbers if float_twin.is_quantized(model, one) and float_twin.constant(model, one) is None]
+    return [one for one in numbers if _is_quantized(model, one) and constant_of(model, one) is None]
 
 
 def _joined_in(model: Any, tensor: int) -> str | None:
@@ -300,3 +302,92 @@ def _range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndar
                 "next layer), or quantization-aware training"
             )
     return found
+
+
+def _dequantized(model: Any, number: int, values: np.ndarray) -> np.ndarray:
+    """Returns what the stored `values` of a tensor stand for, as float32; one scale, or one for each channel."""
+    quantization = model.subgraphs[0].tensors[number].quantization
+    if not _is_quantized(model, number):
+        return values.astype(np.float32)
+    scale, zero = np.asarray(quantization.scale, np.float32), np.asarray(quantization.zeroPoint, np.float32)
+    if len(scale) > 1:
+        shape = [1] * values.ndim
+        shape[quantization.quantizedDimension] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return ((values.astype(np.float32) - zero) * scale).astype(np.float32)
+
+
+def _is_quantized(model: Any, number: int) -> bool:
+    return tflite_file.is_quantized(model.subgraphs[0].tensors[number])
+
+
+def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
+    """Returns the float file of a parsed quantized one, and for each of its operators the quantized file's.
+
+    Tensors keep their numbers. Operators that only convert are left out; their readers take what they read.
+    """
+    model = copy.deepcopy(quantized)
+    graph, types = model.subgraphs[0], load_schema().TensorType
+    for number, tensor in enumerate(graph.tensors):
+        if _is_quantized(quantized, number):
+            values = constant_of(quantized, number)
+            tensor.type, tensor.quantization = types.FLOAT32, None
+            if values is not None:
+                _store(model, tensor, _dequantized(quantized, number, values))
+    source: dict[int, int] = {}
+    kept = {}
+    operators = []
+    for number, (operator, kind) in enumerate(zip(graph.operators, kinds_of(quantized), strict=True)):
+        inputs = [source.get(int(one), int(one)) for one in operator.inputs]
+        if kind in _CONVERSIONS:
+            source[int(operator.outputs[0])] = inputs[0]
+            continue
+        operator.inputs = np.array(inputs, np.int32)
+        kept[len(operators)] = number
+        operators.append(operator)
+    graph.operators = operators
+    graph.outputs = np.array([source.get(int(one), int(one)) for one in graph.outputs], np.int32)
+    _rename_signatures(model, source)
+    return pack(model), kept
+
+
+def _cut_out(model: Any, number: int) -> tuple[bytes, list[int]]:
+    """Returns a file of one operator of a parsed float file, and the numbers of the tensors that it takes, in order."""
+    schema, graph = load_schema(), model.subgraphs[0]
+    operator = copy.copy(graph.operators[number])
+    wanted = sorted({int(one) for one in (*operator.inputs, *operator.outputs) if one >= 0})
+    place = {one: index for index, one in enumerate(wanted)}
+    alone, part = schema.ModelT(), schema.SubGraphT()
+    alone.version, alone.operatorCodes, alone.buffers = model.version, model.operatorCodes, [schema.BufferT()]
+    part.tensors = []
+    for one in wanted:
+        tensor = copy.copy(graph.tensors[one])
+        part.tensors.append(tensor)
+        data = model.buffers[tensor.buffer].data
+        tensor.buffer = 0
+        if data is not None and len(data):
+            tensor.buffer = len(alone.buffers)
+            buffer = schema.BufferT()
+            buffer.data = data
+            alone.buffers.append(buffer)
+    taken = [int(one) for one in operator.inputs if one >= 0 and constant_of(model, int(one)) is None]
+    taken = list(dict.fromkeys(taken))
+    operator.inputs = np.array([place.get(int(one), -1) for one in operator.inputs], np.int32)
+    operator.outputs = np.array([place[int(one)] for one in operator.outputs], np.int32)
+    part.operators, part.inputs = [operator], np.array([place[one] for one in taken], np.int32)
+    part.outputs = operator.outputs
+    alone.subgraphs = [part]
+    return pack(alone), taken
+
+
+def _store(model: Any, tensor: Any, values: np.ndarray) -> None:
+    buffer = load_schema().BufferT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(values, np.float32).tobytes(), np.uint8)
+    tensor.buffer = len(model.buffers)
+    model.buffers.append(buffer)
+
+
+def _rename_signatures(model: Any, source: dict[int, int]) -> None:
+    for signature in model.signatureDefs or []:
+        for entry in signature.outputs or []:
+            entry.tensorIndex = source.get(entry.tensorIndex, entry.tensorIndex)

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.deploy import float_twin
-from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, load_schema, pack, parse, read, text
+from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, constant_of, kinds_of, load_schema, pack, parse, read, text
 
 MOST_INPUTS = 10  # kMaxInputNum in TFLM's concatenation.cc
 LARGEST_FACTOR = 256.0  # of XNNPACK from a sum to its output, exclusive
@@ -49,7 +48,7 @@ def narrow_joins(tflite: Source) -> bytes:
 
 def wide_joins(model: Any) -> list[int]:
     """Returns the numbers of a parsed file's operators that join more tensors than TFLM does."""
-    operators = zip(model.subgraphs[0].operators, float_twin.kinds(model), strict=True)
+    operators = zip(model.subgraphs[0].operators, kinds_of(model), strict=True)
     return [
         number
         for number, (operator, kind) in enumerate(operators)
@@ -94,7 +93,7 @@ def widen_scales(tflite: Source) -> bytes:
     operator that wants the same scale on both sides is left as it is.
     """
     model = parse(tflite)
-    graph, kinds = model.subgraphs[0], float_twin.kinds(model)
+    graph, kinds = model.subgraphs[0], kinds_of(model)
     readers: dict[int, list[int]] = {}
     for number, operator in enumerate(graph.operators):
         for tensor in map(int, operator.inputs):
@@ -130,7 +129,7 @@ def _rescale_bias(model: Any, operator: Any, factor: float) -> None:
     if len(operator.inputs) < 3 or int(operator.inputs[2]) < 0:
         return
     graph = model.subgraphs[0]
-    values = float_twin.constant(model, int(operator.inputs[2]))
+    values = constant_of(model, int(operator.inputs[2]))
     tensor, buffer = copy.deepcopy(graph.tensors[int(operator.inputs[2])]), load_schema().BufferT()
     if values is None or values.dtype != np.int32:
         return

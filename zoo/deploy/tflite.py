@@ -156,27 +156,31 @@ def from_function(
 
 def _written_out(model: keras.Model) -> keras.Model:
     """Returns the model with its recurrent layers step by step: the converter cannot quantize a loop."""
+    if not any(_is_short_loop(call) for call in graph.calls(model)):
+        return model
     copies: dict[int, Any] = {}
 
     def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         layer = call.layer
-        steps = call.inputs[0].shape[1] if len(call.inputs[0].shape) > 2 else None
-        config = layer.get_config() if isinstance(layer, keras.Layer) else {}
-        if not isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)) or not steps or steps > MOST_STEPS:
+        if not _is_short_loop(call):
             return layer(*arguments, **options)
         if id(layer) in copies:
             return copies[id(layer)](*arguments, **options)
-        copies[id(layer)] = type(layer).from_config(_with_unrolling(config))
+        copies[id(layer)] = type(layer).from_config(_with_unrolling(layer.get_config()))
         outputs = copies[id(layer)](*arguments, **options)
         graph.copy_state(layer, copies[id(layer)])
         return outputs
 
-    outputs = graph.replay(model, model.inputs, run)
-    if not copies:
-        return model
-    unrolled = graph.model_like(model, model.inputs, outputs)
+    unrolled = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
     graph.check_copy(model, unrolled)
     return unrolled
+
+
+def _is_short_loop(call: graph.Call) -> bool:
+    if not isinstance(call.layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+        return False
+    steps = call.inputs[0].shape[1]
+    return steps is not None and steps <= MOST_STEPS
 
 
 def _with_unrolling(config: Any) -> Any:

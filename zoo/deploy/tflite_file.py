@@ -22,6 +22,11 @@ OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry in which a file b
 
 _LOGGERS = ("absl", "tensorflow")
 
+_STORED = {
+    "float32": "<f4", "float16": "<f2", "int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "int64": "<i8",
+    "bool": "?",
+}  # fmt: skip
+
 Source = bytes | str | os.PathLike  # a .tflite file: its bytes, or its path
 
 
@@ -97,6 +102,11 @@ def kind_of(model: Any, operator: Any) -> str:
     return f"{kind} {text(code.customCode)}" if kind == "CUSTOM" else kind
 
 
+def kinds_of(model: Any) -> list[str]:
+    """Returns the kind of each operator of a parsed file's main graph."""
+    return [kind_of(model, operator) for operator in model.subgraphs[0].operators]
+
+
 def type_of(tensor: Any) -> str:
     """Returns the type of a parsed file's tensor, such as "int8" or "resource"."""
     return _names("TensorType")[tensor.type].lower()
@@ -111,6 +121,16 @@ def is_quantized(tensor: Any) -> bool:
     """Whether the stored numbers of a parsed file's tensor have a scale."""
     quantization = tensor.quantization
     return quantization is not None and quantization.scale is not None and len(quantization.scale) > 0
+
+
+def constant_of(model: Any, number: int) -> np.ndarray | None:
+    """Returns the constant value of a main graph's tensor as stored, or None where it has none."""
+    tensor = model.subgraphs[0].tensors[number]
+    data = model.buffers[tensor.buffer].data
+    if data is None or not len(data):
+        return None
+    stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), _STORED[type_of(tensor)])
+    return stored.reshape([] if tensor.shape is None else tensor.shape)
 
 
 def outputs_of(model: Any) -> list[tuple[str, int]]:

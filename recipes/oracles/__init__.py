@@ -7,7 +7,7 @@ keras_tuner.Tuner(oracle=oracle, hypermodel=build_model, directory="runs").searc
 from recipes.oracles.base import RandomSearch, SearchOracle
 from recipes.oracles.controller import ControllerOracle
 from recipes.oracles.evolution import AgingEvolution
+from recipes.oracles.predictors import Fitting
 from recipes.oracles.progressive import ProgressiveOracle
-from recipes.oracles.surrogate import Fitting
 
 __all__ = ["AgingEvolution", "ControllerOracle", "Fitting", "ProgressiveOracle", "RandomSearch", "SearchOracle"]

@@ -85,6 +85,7 @@ class SearchOracle(LeasingOracle):
         self._known: dict[Hashable, float] = {}  # key -> score
         self._running: dict[Hashable, tuple[Genome, Hashable]] = {}
         self._directory = None  # set by KerasTuner's tuners
+        self._keys: dict[Genome, Hashable] = {}  # of what was proposed: most proposals of a late search are known
         self._choices = Choices(self.hyperparameters)
 
     def propose(self) -> Genome | None:
@@ -113,6 +114,7 @@ class SearchOracle(LeasingOracle):
         """The decisions of the search space as it is now; a hypermodel may declare more while it builds."""
         if len(self._choices) != len(self.hyperparameters.space):
             self._choices = Choices(self.hyperparameters)
+            self._keys.clear()
         return self._choices
 
     @property
@@ -156,8 +158,11 @@ class SearchOracle(LeasingOracle):
 
     def _start_unless_settled(self, identity: Hashable, genome: Genome, check: Check | None) -> Proposal | None:
         """Counts a point as running and returns it; None where it is known, running or refused."""
-        values = self.choices.values(genome)
-        key = self.key(values)
+        choices, values = self.choices, None
+        key = self._keys.get(genome)
+        if key is None:
+            values = choices.values(genome)
+            key = self._keys[genome] = self.key(values)
         if key in self._known:
             self.duplicates += 1
             if self.relearns:
@@ -165,7 +170,7 @@ class SearchOracle(LeasingOracle):
             return None
         if key in self.refused or any(key == other for _, other in self._running.values()):
             return None
-        check = check or self.check
+        values, check = values or choices.values(genome), check or self.check
         if check is not None and (reason := check(values)):
             self.refused[key] = reason
             return None

@@ -1,24 +1,28 @@
 """The controller of NASNet (Zoph et al., CVPR 2018, appendix A) and MnasNet: an LSTM that learns by reinforcement."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
-from recipes.oracles.networks import Adam, Lstm, Parameters, packed, softmax, unpacked
+from recipes.oracles.networks import OTHER_VERSION, Network, StackedDense, State, lstm_outputs, packed, unpacked
 
-_LEAST = 1e-6  # of a probability that is divided by
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1 (A.2)
+_MASKED = -1e9  # logit of a choice that a decision does not have
+_MOST_REDRAWS = 3  # each is of four times as many architectures
 
 
 class ControllerOracle(SearchOracle):
     """Draws architectures choice by choice from an LSTM, and makes choices likelier that scored above the average.
 
-    It draws `batch` architectures at once and learns whenever that many have been scored. What is known is drawn again,
-    but not learned again: a controller that has found a good point would soon draw nothing else. Every decision has a
-    softmax and an embedding of its choices of its own.
+    It learns whenever `batch` architectures have been scored. What is known is drawn again, but not learned again: a
+    controller that has found a good point would soon draw nothing else. Every decision has a softmax and an embedding
+    of its choices of its own.
 
     The paper states neither PPO's clip nor its passes over a batch; those here are PPO's usual ones.
 
@@ -30,7 +34,7 @@ class ControllerOracle(SearchOracle):
         batch: architectures an update (paper: 20).
         entropy: weight of the decisions' entropy in the objective (paper: 0.00001).
         baseline: how much of the moving average of rewards stays at each update of it (paper: 0.95).
-        clip: PPO's: how far a decision's probability may move within a batch, as a share.
+        clip: PPO's: how far a decision's probability may move within a batch, relative to what it was.
         passes: PPO's: gradient steps a batch.
         standardize: divides a batch's advantages by their standard deviation; then `entropy` and failures of wildly
             different size weigh the same in every space.
@@ -72,31 +76,38 @@ class ControllerOracle(SearchOracle):
             )
         self.batch, self.entropy, self.baseline = batch, entropy, baseline
         self.clip, self.passes = (clip, passes) if algorithm == "ppo" else (np.inf, 1)
-        self.standardize = standardize
-        self._hidden, self._learning_rate = hidden, learning_rate
-        self._policy: Policy | None = None
+        self.standardize, self.hidden, self.learning_rate = standardize, hidden, learning_rate
+        self._state: State | None = None  # of the network
+        self._decisions = 0  # of the space, once they are known
         self._average: float | None = None
         self._queue: list[Genome] = []
+        self._redraws = 0
         self._results: list[tuple[Genome, float | None]] = []
 
     @property
-    def policy(self) -> "Policy":
-        """The network and its optimizer; made at the first draw, when the choices are known."""
-        if self._policy is None:
-            counts = self.choices.counts.tolist()
-            self._policy = Policy(counts, self._hidden, self._learning_rate)
-            vector = self._policy.parameters.vector
-            vector[:] = self.rng.uniform(-_INITIAL, _INITIAL, vector.size)
-        if len(self._policy.counts) != len(self.choices):
+    def network(self) -> "ControllerNetwork":
+        """The LSTM for the choices, which are known at the first draw."""
+        if self._decisions not in (0, len(self.choices)):
             raise ValueError("the search space has grown; this oracle needs all choices before the first trial")
-        return self._policy
+        self._decisions = len(self.choices)
+        return controller_network(tuple(self.choices.counts.tolist()), self.hidden)
+
+    @property
+    def state(self) -> State:
+        """The network's weights and its optimizer's moments."""
+        if self._state is None:
+            self._state = self.network.new_state(lambda weight: self.rng.uniform(-_INITIAL, _INITIAL, weight.shape))
+        return self._state
 
     def propose(self) -> Genome:
-        """Returns the next architecture of the batch that was drawn last."""
+        """Returns the next of the architectures that were drawn last; draws ever more while they are known."""
         if not self._queue:
-            drawn = self.policy.sample(self.batch, self.rng)
-            self._queue = [tuple(row) for row in drawn.tolist()]
-        return self._queue.pop(0)
+            state, count = self.state, self.batch * 4**self._redraws
+            self._redraws = min(self._redraws + 1, _MOST_REDRAWS)
+            uniform = self.rng.random((count, len(self.choices)), np.float32)
+            drawn, _ = self.network.sample(state, uniform)
+            self._queue = [tuple(row) for row in drawn.numpy()[::-1].tolist()]
+        return self._queue.pop()
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
         """Collects a batch and updates the controller; what failed takes a place and teaches nothing."""
@@ -107,6 +118,7 @@ class ControllerOracle(SearchOracle):
         self._results = []
         if not results:
             return
+        self._queue, self._redraws = [], max(0, self._redraws - 1)  # what is left is of the policy as it was
         rewards = np.array([reward for _, reward in results])
         if self._average is None:
             self._average = float(rewards.mean())
@@ -115,118 +127,115 @@ class ControllerOracle(SearchOracle):
             self._average = self.baseline * self._average + (1 - self.baseline) * float(reward)
         if self.standardize:
             advantages = advantages / max(float(advantages.std()), 1e-8)
-        genomes = np.array([row for row, _ in results])
-        self.policy.update(genomes, advantages.astype(np.float32), self.entropy, self.clip, self.passes)
+        genomes = np.array([row for row, _ in results], np.int32)
+        update = (genomes, advantages.astype(np.float32), self.learning_rate, self.entropy, self.clip, self.passes)
+        _, self._state = self.network.update(self.state, *update)
 
     def learned(self) -> dict[str, Any]:
         """Returns the weights, the optimizer's moments, the baseline and the batch in progress."""
         state: dict[str, Any] = {
             "average": self._average,
-            "queue": [list(genome) for genome in self._queue],
+            "queue": packed(np.array(self._queue, np.int32)),
+            "redraws": self._redraws,
             "results": [[list(genome), fitness] for genome, fitness in self._results],
         }
-        if self._policy is not None:
-            adam = self._policy.optimizer
-            state["weights"] = packed([self._policy.parameters.vector, adam.mean, adam.square])
-            state["steps"] = adam.steps
+        if self._state is not None:
+            state["network"] = [packed(array) for array in self._state]
         return state
 
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned."""
-        self._average = learned["average"]
-        self._queue = [tuple(genome) for genome in learned["queue"]]
-        self._results = [(tuple(genome), fitness) for genome, fitness in learned["results"]]
-        self._policy = None
-        if "weights" in learned:
-            self._policy = Policy(self.choices.counts.tolist(), self._hidden, self._learning_rate)
-            adam = self._policy.optimizer
-            self._policy.parameters.vector[:], adam.mean, adam.square = unpacked(learned["weights"])
-            adam.steps = learned["steps"]
+        """Takes back what `learned` returned.
 
-
-class Policy:
-    """The LSTM: what it reads at each step is the embedding of the choice before, what it says a softmax."""
-
-    def __init__(self, counts: list[int], hidden: int, learning_rate: float):
-        self.counts = counts
-        shapes = {"start": (1, hidden), **Lstm.shapes(hidden, hidden)}
-        for place, count in enumerate(counts):
-            shapes |= {f"embedding{place}": (count, hidden), f"softmax{place}": (hidden, count)}
-            shapes |= {f"bias{place}": (count,)}
-        self.parameters = Parameters(shapes)
-        self.lstm = Lstm(self.parameters, hidden)
-        self.optimizer = Adam(self.parameters.vector.size, learning_rate)
-
-    def sample(self, batch: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns (batch, decisions) choices drawn from the softmaxes."""
-        drawn = np.zeros((batch, len(self.counts)), np.int64)
-        uniform = rng.random((len(self.counts), batch, 1))
-        output, memory = self.lstm.start(batch)
-        for place in range(len(self.counts)):
-            output, memory, _ = self.lstm.step(self._input(drawn, place), output, memory)
-            below = self._probabilities(output, place).cumsum(axis=1)
-            drawn[:, place] = np.minimum((below < uniform[place]).sum(axis=1), self.counts[place] - 1)
-        return drawn
-
-    def probabilities(self, genomes: np.ndarray) -> np.ndarray:
-        """Returns the probability of each choice of each genome, given those before it: (batch, decisions)."""
-        chosen = np.zeros(genomes.shape, np.float32)
-        output, memory = self.lstm.start(len(genomes))
-        for place in range(len(self.counts)):
-            output, memory, _ = self.lstm.step(self._input(genomes, place), output, memory)
-            chosen[:, place] = self._probabilities(output, place)[np.arange(len(genomes)), genomes[:, place]]
-        return chosen
-
-    def update(self, genomes: np.ndarray, advantages: np.ndarray, entropy: float, clip: float, passes: int) -> None:
-        """Takes `passes` steps up the clipped objective of PPO; clip = infinity and one pass is REINFORCE."""
-        before = self.probabilities(genomes)
-        for _ in range(passes):
-            gradients = self.gradients(genomes, advantages, before, entropy, clip)
-            self.optimizer.step(self.parameters.vector, gradients.vector)
-
-    def gradients(
-        self, genomes: np.ndarray, advantages: np.ndarray, before: np.ndarray, entropy: float, clip: float
-    ) -> Parameters:
-        """Returns the gradients of minus the objective: mean over genomes of the decisions' sum.
-
-        A decision's part is min(r A, clipped r A) + entropy x H; r is its probability over that in `before`.
+        Raises:
+            ValueError: it is the state of another network, such as that of an earlier version.
         """
-        count, rows = len(genomes), np.arange(len(genomes))
-        output, memory = self.lstm.start(count)
-        caches, outputs, raw = [], [], []
-        for place in range(len(self.counts)):
-            output, memory, cache = self.lstm.step(self._input(genomes, place), output, memory)
-            probabilities = self._probabilities(output, place)
-            ratio = probabilities[rows, genomes[:, place]] / np.maximum(before[:, place], _LEAST)
-            clipped = ((advantages > 0) & (ratio > 1 + clip)) | ((advantages < 0) & (ratio < 1 - clip))
-            weight = np.where(clipped, 0.0, ratio * advantages).astype(np.float32)
-            logs = np.log(probabilities + 1e-12)
-            spread = -(probabilities * logs).sum(axis=1, keepdims=True)
-            gradient = weight[:, None] * probabilities + entropy * probabilities * (logs + spread)
-            gradient[rows, genomes[:, place]] -= weight
-            caches.append(cache)
-            outputs.append(output)
-            raw.append((gradient / count).astype(np.float32))
-        return self._back(genomes, caches, outputs, raw)
+        if "redraws" not in learned:  # of the version whose network was not Keras'
+            raise ValueError(OTHER_VERSION)
+        self._state = self.network.unpacked(learned["network"]) if "network" in learned else None
+        self._average, self._redraws = learned["average"], learned["redraws"]
+        self._queue = [tuple(genome) for genome in unpacked(learned["queue"]).tolist()]
+        self._results = [(tuple(genome), fitness) for genome, fitness in learned["results"]]
 
-    def _back(self, genomes: np.ndarray, caches: list, outputs: list, raw: list) -> Parameters:
-        gradients = self.parameters.like()
-        output, memory = self.lstm.start(len(genomes))
-        for place in reversed(range(len(self.counts))):
-            gradients[f"softmax{place}"][...] += outputs[place].T @ raw[place]
-            gradients[f"bias{place}"][...] += raw[place].sum(axis=0)
-            output = output + raw[place] @ self.parameters[f"softmax{place}"].T
-            x, output, memory = self.lstm.back(caches[place], output, memory, gradients)
-            if place == 0:
-                gradients["start"][...] += x.sum(axis=0)
-            else:
-                np.add.at(gradients[f"embedding{place - 1}"], genomes[:, place - 1], x)
-        return gradients
 
-    def _input(self, genomes: np.ndarray, place: int) -> np.ndarray:
-        if place == 0:
-            return np.repeat(self.parameters["start"], len(genomes), axis=0)
-        return self.parameters[f"embedding{place - 1}"][genomes[:, place - 1]]
+class ControllerNetwork(Network):
+    """Embedding -> LSTM -> a softmax for each decision; what it reads at a decision is the choice before.
 
-    def _probabilities(self, output: np.ndarray, place: int) -> np.ndarray:
-        return softmax(output @ self.parameters[f"softmax{place}"] + self.parameters[f"bias{place}"])
+    Genomes are int32 (batch, decisions). The functions are of a `State` and return their result with the next state.
+    """
+
+    def __init__(self, counts: tuple[int, ...], hidden: int):
+        decisions, most = len(counts), max(counts)
+        self.hidden, self.counts = hidden, np.array(counts, np.int32)
+        self._first_rows = np.cumsum([1, *counts[:-1]], dtype=np.int32)  # row 0 is read before the first decision
+        self._masks = np.where(np.arange(most) < self.counts[:, None], 0, _MASKED).astype(np.float32)[:, None]
+        with tf.device("CPU:0"):
+            self.embedding = keras.layers.Embedding(1 + sum(counts), hidden, dtype="float32")
+            self.cell = keras.layers.LSTMCell(hidden, dtype="float32")
+            self.heads = StackedDense(decisions, hidden, most)
+            self.embedding.build()
+            self.cell.build((None, hidden))
+        layers = (self.embedding, self.cell, self.heads)
+        weights = [weight for layer in layers for weight in layer.trainable_variables]
+        super().__init__(weights, keras.optimizers.Adam(epsilon=1e-8))
+        genomes, number = tf.TensorSpec([None, decisions], tf.int32), tf.TensorSpec([])
+        self.sample = self.on_state(self._sample, tf.TensorSpec([None, decisions]))
+        self.update = self.on_state(
+            self._update, genomes, tf.TensorSpec([None]), number, number, number, tf.TensorSpec([], tf.int32)
+        )
+
+    def log_probs(self, genomes: Any) -> Any:
+        """Returns the logarithm of the probability of every choice at each decision, given the choices before it.
+
+        The result is (decisions, batch, choices of the largest decision), -1e9 or so where a decision has fewer.
+        """
+        rows = tf.transpose(genomes + self._first_rows)
+        rows = tf.concat([tf.zeros_like(rows[:1]), rows[:-1]], axis=0)
+        return tf.nn.log_softmax(self.heads(lstm_outputs(self.cell, self.embedding(rows))) + self._masks)
+
+    def _sample(self, uniform: Any) -> Any:
+        """Draws a genome for each row of uniform numbers (batch, decisions) from 0 to 1."""
+        batch = tf.shape(uniform)[0]
+        rows = tf.zeros([batch], tf.int32)
+        states = [tf.zeros([batch, self.hidden])] * 2
+        drawn = tf.TensorArray(tf.int32, len(self.counts), element_shape=[None])
+        with self.with_weights():
+            kernels, biases = tf.convert_to_tensor(self.heads.kernel), self.heads.bias + self._masks
+            for place in tf.range(len(self.counts)):
+                output, states = self.cell(self.embedding(rows), states)
+                probabilities = tf.nn.softmax(output @ kernels[place] + biases[place])
+                below = tf.cumsum(probabilities, axis=1) < uniform[:, place, None]
+                last = tf.gather(self.counts, place) - 1
+                chosen = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), axis=1), last)
+                drawn = drawn.write(place, chosen)
+                rows = chosen + tf.gather(self._first_rows, place)
+        return tf.transpose(drawn.stack())
+
+    def _update(self, genomes: Any, advantages: Any, learning_rate: Any, entropy: Any, clip: Any, passes: Any) -> Any:
+        """Takes `passes` steps up the objective of PPO, which with an infinite clip and one pass is REINFORCE's."""
+        self.optimizer.learning_rate.assign(learning_rate)
+        with self.with_weights():
+            before = self._chosen(self.log_probs(genomes), genomes)
+        for _ in tf.range(passes):
+            self.descend(self.loss, genomes, before, advantages, entropy, clip)
+        return before
+
+    def loss(self, genomes: Any, before: Any, advantages: Any, entropy: Any, clip: Any) -> Any:
+        """Returns minus the objective of PPO: the mean over genomes of the sum over decisions.
+
+        A decision's part is min(r A, clipped r A) + entropy x H; r is the probability of its choice over that which it
+        had, of which `before` (decisions, batch) is the logarithm, and A the genome's advantage.
+        """
+        log_probs = self.log_probs(genomes)
+        ratio = tf.exp(self._chosen(log_probs, genomes) - before)
+        gain = tf.minimum(ratio * advantages, tf.clip_by_value(ratio, 1 - clip, 1 + clip) * advantages)
+        spread = -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
+        return -tf.reduce_mean(tf.reduce_sum(gain + entropy * spread, axis=0))
+
+    def _chosen(self, log_probs: Any, genomes: Any) -> Any:
+        return tf.reduce_sum(log_probs * tf.one_hot(tf.transpose(genomes), log_probs.shape[-1]), axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def controller_network(counts: tuple[int, ...], hidden: int) -> ControllerNetwork:
+    """Returns the one network of its shape; `counts` are the choices of each decision."""
+    return ControllerNetwork(counts, hidden)

@@ -1,4 +1,4 @@
-"""Genomes as the predictors of `recipes.oracles.surrogate` read them, and the candidates that these rank."""
+"""Genomes as the predictors of `recipes.oracles.predictors` read them, and the candidates that these rank."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,6 @@ class Layout:
         self.slots = [token.kind for token in self.tokens if token.level == 0 or not pooled]  # kind of each slot
         if not pooled:
             self._add_bags()
-        self.offsets = np.cumsum([0, *(self.sizes[kind] for kind in self.slots)])  # column where a slot begins
 
     def _add_bags(self) -> None:
         """Adds a slot for each kind of several decisions: their mean, wherever they are."""
@@ -89,6 +88,12 @@ class Layout:
     def read(self, depth: int) -> list[Token]:
         """Returns the tokens of an architecture of `depth` levels."""
         return [token for token in self.tokens if token.level < depth or not self.partial]
+
+    def pooled_levels(self, depths: Any) -> Any:
+        """Returns by what the sum over levels is divided in architectures of these depths: 1 unless pooled."""
+        if not self.pooled:
+            return np.ones_like(depths)
+        return depths if self.partial else np.full_like(depths, self.depth)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,123 +1,144 @@
-"""Small networks in numpy, with gradients by hand: a search calls them thousands of times on a few numbers.
+"""What the small networks of the searches share: their state is a list of arrays, and a shape is traced once a process.
 
-One update of the NASNet controller on the six decisions of NAS-Bench-201 takes 3 ms here; a TensorFlow graph needs as
-long for its launch alone, and seconds to be traced anew in each of a hundred searches.
+A search makes one controller, a benchmark hundreds, and tracing one takes seconds. So a network belongs to all users of
+its shape: each hands its state in and takes it back, changed.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
+
+State = list[Any]  # arrays or tensors: all weights as one vector, then what the optimizer remembers
+OTHER_VERSION = (
+    "the saved search has a network of another version. Finish it with the version that began it, or search in "
+    "another folder"
+)
 
 
-class Parameters:
-    """Named arrays that lie in one vector, so that an optimizer and a file see a single array."""
+class Network:
+    """Keras layers and the optimizer that trains them, as functions of a state.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], vector: np.ndarray | None = None):
-        sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-        self.vector = np.zeros(sum(sizes.values()), np.float32) if vector is None else vector
-        self._shapes, self._views, start = dict(shapes), {}, 0
-        for name, shape in shapes.items():
-            self._views[name] = self.vector[start : start + sizes[name]].reshape(shape)
-            start += sizes[name]
+    The weights of the layers are parts of one vector, so that a step of the optimizer is one step and not one for each
+    of them: the time goes into the number of operations. All of it stays on the CPU: networks this small are faster
+    there, and a search resumes with the same numbers.
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._views[name]
+    Args:
+        weights: of the layers.
+        optimizer: new.
+    """
 
-    def like(self) -> "Parameters":
-        """Returns zeros of the same names and shapes, for gradients."""
-        return Parameters(self._shapes)
+    def __init__(self, weights: Sequence[keras.Variable], optimizer: keras.optimizers.Optimizer):
+        self.weights, self.optimizer = list(weights), optimizer
+        self._sizes = [math.prod(weight.shape) for weight in self.weights]
+        with tf.device("CPU:0"):
+            self.vector = keras.Variable(np.zeros(sum(self._sizes), np.float32), name="weights")
+            optimizer.build([self.vector])
+        moments = [variable for variable in optimizer.variables if variable is not optimizer.learning_rate]
+        self._state = [self.vector, *moments]
 
+    def new_state(self, draw: Callable[[keras.Variable], np.ndarray]) -> State:
+        """Returns weights from `draw`, which gets each variable, and an optimizer that has not seen a gradient."""
+        drawn = np.concatenate([np.ravel(draw(weight)) for weight in self.weights]).astype(np.float32)
+        return self.state_of(drawn)
 
-class Adam:
-    """The optimizer of Kingma and Ba, 2015, on one vector."""
+    def state_of(self, vector: Any) -> State:
+        """Returns these weights, and an optimizer that has not seen a gradient."""
+        return [vector, *(np.zeros(variable.shape, str(variable.dtype)) for variable in self._state[1:])]
 
-    def __init__(self, size: int, learning_rate: float, epsilon: float = 1e-8):
-        self.learning_rate, self.epsilon = learning_rate, epsilon
-        self.mean, self.square, self.steps = np.zeros(size, np.float32), np.zeros(size, np.float32), 0
+    def arrays(self, state: State) -> list[np.ndarray]:
+        """Returns the weights one by one, as views of the state."""
+        parts = np.split(np.asarray(state[0]), np.cumsum(self._sizes)[:-1])
+        return [part.reshape(weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
 
-    def step(self, vector: np.ndarray, gradient: np.ndarray) -> None:
-        """Moves `vector` in place."""
-        self.steps += 1
-        self.mean += 0.1 * (gradient - self.mean)
-        self.square += 0.001 * (gradient * gradient - self.square)
-        rate = self.learning_rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
-        vector -= np.float32(rate) * self.mean / (np.sqrt(self.square) + self.epsilon)
+    def with_weights(self, vector: Any = None) -> Any:
+        """Returns a context in which the layers have the weights of a state's vector, or of the state at hand."""
+        parts = tf.split(tf.convert_to_tensor(self.vector if vector is None else vector), self._sizes)
+        shaped = [tf.reshape(part, weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
+        return keras.StatelessScope(state_mapping=list(zip(self.weights, shaped, strict=True)))
 
+    def on_state(self, function: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[..., tuple[Any, State]]:
+        """Compiles (state, *arguments) -> (result, state afterwards); `signature` is of the arguments."""
 
-class Lstm:
-    """One LSTM layer over a sequence of vectors; gates in the order input, forget, output, candidate."""
+        def run(state: Any, *arguments: Any) -> Any:
+            for variable, value in zip(self._state, state, strict=True):
+                variable.value.assign(value)
+            result = function(*arguments)
+            return result, [tf.identity(variable.value) for variable in self._state]
 
-    def __init__(self, parameters: Parameters, hidden: int):
-        self.parameters, self.hidden = parameters, hidden
+        specs = [tf.TensorSpec(variable.shape, str(variable.dtype)) for variable in self._state]
+        compiled = tf.function(run, input_signature=[specs, *signature])
 
-    @staticmethod
-    def shapes(inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of its parameters."""
-        return {"lstm_input": (inputs, 4 * hidden), "lstm_state": (hidden, 4 * hidden), "lstm_bias": (4 * hidden,)}
+        def call(state: State, *arguments: Any) -> tuple[Any, State]:
+            with tf.device("CPU:0"):
+                return compiled(state, *arguments)
 
-    def start(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the output and the memory before the first step."""
-        return np.zeros((batch, self.hidden), np.float32), np.zeros((batch, self.hidden), np.float32)
+        return call
 
-    def step(
-        self, x: np.ndarray, output: np.ndarray, memory: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-        """Returns output, memory and what `back` needs; `x` is (batch, inputs)."""
-        weights, hidden = self.parameters, self.hidden
-        gates = x @ weights["lstm_input"] + output @ weights["lstm_state"] + weights["lstm_bias"]
-        gates[:, : 3 * hidden] = sigmoid(gates[:, : 3 * hidden])
-        gates[:, 3 * hidden :] = np.tanh(gates[:, 3 * hidden :])
-        opened, kept, shown, new = (gates[:, i * hidden : (i + 1) * hidden] for i in range(4))
-        memory_after = kept * memory + opened * new
-        squashed = np.tanh(memory_after)
-        return shown * squashed, memory_after, (x, output, memory, gates, squashed)
+    def descend(self, loss: Callable[..., Any], *arguments: Any) -> None:
+        """Takes a step of the optimizer down loss(*arguments)."""
+        with tf.GradientTape() as tape, self.with_weights():
+            value = loss(*arguments)
+        self.optimizer.apply([tape.gradient(value, self.vector.value)], [self.vector])
 
-    def back(
-        self, cache: tuple[np.ndarray, ...], output: np.ndarray, memory: np.ndarray, gradients: Parameters
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Adds to `gradients` and returns those of x, of the output and of the memory before the step.
+    def unpacked(self, saved: Sequence[Mapping[str, Any]]) -> State:
+        """Returns the state of which `packed` was given all arrays or the weights alone.
 
-        `output` and `memory` are the gradients of what the step returned.
+        Raises:
+            ValueError: it is not of this network.
         """
-        x, output_before, memory_before, gates, squashed = cache
-        hidden, weights = self.hidden, self.parameters
-        opened, kept, shown, new = (gates[:, i * hidden : (i + 1) * hidden] for i in range(4))
-        memory = memory + output * shown * (1 - squashed * squashed)
-        raw = np.empty_like(gates)
-        raw[:, :hidden] = memory * new * opened * (1 - opened)
-        raw[:, hidden : 2 * hidden] = memory * memory_before * kept * (1 - kept)
-        raw[:, 2 * hidden : 3 * hidden] = output * squashed * shown * (1 - shown)
-        raw[:, 3 * hidden :] = memory * opened * (1 - new * new)
-        gradients["lstm_input"][...] += x.T @ raw
-        gradients["lstm_state"][...] += output_before.T @ raw
-        gradients["lstm_bias"][...] += raw.sum(axis=0)
-        return raw @ weights["lstm_input"].T, raw @ weights["lstm_state"].T, memory * kept
+        state = [unpacked(array) for array in saved]
+        if state[0].shape != self.vector.shape or len(state) not in (1, len(self._state)):
+            raise ValueError(OTHER_VERSION)
+        return state if len(state) > 1 else self.state_of(state[0])
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Returns 1 / (1 + exp(-x)) without overflow."""
-    return 0.5 * (np.tanh(0.5 * x) + 1)
+class StackedDense(keras.layers.Layer):
+    """A dense layer for each place of the first axis: (stack, .., inputs) -> (stack, .., units)."""
+
+    def __init__(self, stack: int, inputs: int, units: int, use_bias: bool = True):
+        super().__init__(dtype="float32")
+        self.kernel = self.add_weight((stack, inputs, units), name="kernel")
+        self.bias = self.add_weight((stack, 1, units), name="bias") if use_bias else None
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns inputs @ kernel + bias."""
+        outputs = tf.matmul(inputs, self.kernel)
+        return outputs if self.bias is None else outputs + self.bias
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Returns probabilities along the last axis."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def lstm_outputs(cell: keras.layers.LSTMCell, inputs: Any) -> Any:
+    """Returns what keras.layers.LSTM with this cell returns of a sequence, in half the time where batches are small.
+
+    TensorFlow's kernel takes all steps at once, forward and back. Its gates are in the order input, candidate, forget,
+    output. (BlockLSTMV2 has the order of Keras, but its gradient confuses the two gates in the middle.)
+
+    Args:
+        inputs: (steps, batch, units), the time first; so is the result.
+    """
+    weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], axis=0)
+    opened, kept, new, shown = tf.split(weights, 4, axis=1)
+    weights = tf.concat([opened, new, kept, shown], axis=1)
+    start, unused = tf.zeros([tf.shape(inputs)[1], cell.units]), tf.zeros([cell.units])
+    return tf.raw_ops.BlockLSTM(
+        seq_len_max=tf.cast(tf.shape(inputs)[0], tf.int64),
+        x=inputs, cs_prev=start, h_prev=start, w=weights[:-1], b=weights[-1],
+        wci=unused, wcf=unused, wco=unused, forget_bias=0.0, cell_clip=-1.0, use_peephole=False,
+    ).h  # fmt: skip
 
 
-def packed(arrays: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Returns arrays as JSON can hold them, to the last bit."""
-    return [
-        {"type": str(array.dtype), "shape": list(array.shape), "bytes": base64.b64encode(array.tobytes()).decode()}
-        for array in arrays
-    ]
+def packed(array: Any) -> dict[str, Any]:
+    """Returns an array or a tensor as JSON can hold it, to the last bit."""
+    array = np.asarray(array)
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"type": str(array.dtype), "shape": list(array.shape), "bytes": data}
 
 
-def unpacked(entries: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+def unpacked(saved: Mapping[str, Any]) -> np.ndarray:
     """Returns what `packed` was given."""
-    return [
-        np.frombuffer(base64.b64decode(entry["bytes"]), entry["type"]).reshape(entry["shape"]).copy()
-        for entry in entries
-    ]
+    return np.frombuffer(base64.b64decode(saved["bytes"]), saved["type"]).reshape(saved["shape"]).copy()

@@ -1,180 +1,352 @@
-"""The networks that predict scores for PNASNet's search: an LSTM, the paper's, and a perceptron, each as an ensemble.
+"""The predictors of PNASNet (Liu et al., ECCV 2018, section 3.3): ensembles that learn scores from architectures.
 
-Both are small numpy networks: scoring the 590,000 expansions of the paper's last level takes seconds, for what
-candidates have in common is computed once.
+The paper's LSTM reads the decisions one after the other; its perceptron reads the mean of their embeddings. The members
+of an ensemble are one network with one more axis, so that a step trains all of them.
 """
 
-from typing import Any
+import dataclasses
+import functools
+import statistics
+from typing import Any, Literal
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.networks import Lstm, Parameters, sigmoid
-from recipes.oracles.surrogate import Fitting, Surrogate
+from recipes.oracles.networks import Network, StackedDense, State
+
+_CHUNK = 16_384  # candidates that are scored at once
 
 
-class MlpEnsemble(Surrogate):
-    """Embeddings of a level's decisions side by side, their mean over the levels, two hidden layers; all at once."""
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """How predictors are made and trained; the numbers are the paper's where it has some.
 
-    def __init__(self, layout: Layout, settings: Fitting):
-        super().__init__(layout, settings)
-        members, units, hidden = settings.members, settings.embedding, settings.hidden
-        shapes = {f"embedding{kind}": (members, size, units) for kind, size in enumerate(layout.sizes)}
-        shapes |= {"first": (members, len(layout.slots) * units, hidden), "first_bias": (members, 1, hidden)}
-        shapes |= {"second": (members, hidden, hidden), "second_bias": (members, 1, hidden)}
-        shapes |= {"last": (members, hidden, 1), "last_bias": (members, 1, 1)}
-        self._shapes = shapes
-        self.parameters, self._gradients = Parameters(shapes), Parameters(shapes)
+    Attributes:
+        network: "mlp" or "lstm".
+        members: of the ensemble.
+        share: of the data that each member is trained on.
+        embedding, hidden: units.
+        first_rate, rate: Adam's, of the first fit and of those after.
+        steps: of a fit; not in the paper.
+        batch: architectures a step; not in the paper.
+        anew: every fit starts from new weights, with the first rate; the paper goes on from those that it has.
+        target: "accuracy": the score itself, through a sigmoid, as the paper has it; "ranks": the normal quantile of
+            its rank, which any objective has, and which tells the best apart where the worst are far away.
+    """
 
-    def start(self, rng: np.random.Generator, target: float) -> None:
+    network: Literal["mlp", "lstm"] = "mlp"
+    members: int = 5
+    share: float = 0.8
+    embedding: int = 100
+    hidden: int = 100
+    first_rate: float = 0.01
+    rate: float = 0.002
+    steps: int = 200
+    batch: int = 256
+    anew: bool = False
+    target: Literal["accuracy", "ranks"] = "ranks"
+
+    def __post_init__(self):
+        if self.network not in ("mlp", "lstm") or self.target not in ("accuracy", "ranks"):
+            raise ValueError(
+                f"network is {self.network!r} and target {self.target!r}; expected mlp or lstm, accuracy or ranks"
+            )
+        for name in ("members", "embedding", "hidden", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        if not 0 < self.share <= 1 or self.first_rate <= 0 or self.rate <= 0:
+            raise ValueError(
+                f"share is {self.share}, first_rate {self.first_rate} and rate {self.rate}; expected a share "
+                "above 0 and up to 1, and rates above 0"
+            )
+
+
+class Predictor:
+    """An ensemble that predicts the score of an architecture; `state` are its weights once it has been fitted."""
+
+    def __init__(self, layout: Layout, fitting: Fitting):
+        self.layout, self.fitting, self.fits = layout, fitting, 0
+        self.state: State = []
+        make = _mlp if fitting.network == "mlp" else _lstm
+        inputs = len(layout.slots if fitting.network == "mlp" else layout.tokens)
+        squashed = fitting.target == "accuracy"
+        sizes = tuple(layout.sizes)
+        self.network: Ensemble = make(fitting.members, sizes, fitting.embedding, fitting.hidden, inputs, squashed)
+
+    def fit(self, genomes: np.ndarray, depths: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> None:
+        """Trains each member on its own share of the data by the absolute error.
+
+        Args:
+            genomes: (n, decisions).
+            depths: (n,) levels of each.
+            scores: (n,), larger is better.
+            rng: for the shares, the weights and the batches.
+
+        Raises:
+            ValueError: a score that no sigmoid can give.
+        """
+        fitting, count = self.fitting, len(genomes)
+        targets = self._targets(scores)
+        rate, state = fitting.rate, self.state[:1]
+        if self.fits == 0 or fitting.anew:
+            rate, state = fitting.first_rate, self.network.drawn(rng, self._first_bias(float(np.median(targets))))
+        size = max(1, round(fitting.share * count))
+        rows = np.stack([rng.permutation(count)[:size] for _ in range(fitting.members)])
+        data = [array[rows] for array in (*self.network.read(self.layout, genomes, depths), targets)]
+        state = self.network.state_of(state[0])
+        if size > fitting.batch:
+            batches = rng.integers(size, size=(fitting.steps, fitting.members, fitting.batch), dtype=np.int32)
+            _, self.state = self.network.fit_batches(state, *data, rate, batches)
+        else:
+            _, self.state = self.network.fit(state, *data, rate, fitting.steps)
+        self.fits += 1
+
+    def _targets(self, scores: np.ndarray) -> np.ndarray:
+        if self.fitting.target == "ranks":
+            return quantiles(scores)
+        if scores.min() < 0 or scores.max() > 1:
+            raise ValueError(
+                f"scores from {scores.min():.4g} to {scores.max():.4g} with target='accuracy'; "
+                "expected 0 to 1. Use target='ranks' for other objectives"
+            )
+        return scores.astype(np.float32)
+
+    def _first_bias(self, target: float) -> float:
+        """Returns what makes the first prediction `target`; the paper's 1.8 is that of an accuracy of 0.86."""
+        if self.fitting.target == "ranks":
+            return target
+        target = min(max(target, 0.01), 0.99)
+        return float(np.log(target / (1 - target)))
+
+    def predict(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ensemble's mean for each candidate, and its standard deviation: (len(grid),) each."""
+        step = max(1, _CHUNK // grid.combinations)
+        means, deviations = [], []
+        for first in range(0, len(grid.parents), step):
+            part = dataclasses.replace(grid, parents=grid.parents[first : first + step])
+            members = self.network.predict(self.state, self.layout, part)
+            means.append(members.mean(axis=0))
+            deviations.append(members.std(axis=0))
+        return np.concatenate(means), np.concatenate(deviations)
+
+
+class Ensemble(Network):
+    """What both networks share: embeddings of the values of each kind of decision, an output, and the training.
+
+    Args:
+        members: of the ensemble.
+        sizes: values of each kind of decision.
+        units: of an embedding.
+        layers: between embeddings and output.
+        features: that the output reads.
+        squashed: the output is a sigmoid.
+        data: shape and type of what is read of one architecture.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        sizes: tuple[int, ...],
+        units: int,
+        layers: list[keras.layers.Layer],
+        features: int,
+        squashed: bool,
+        data: list[tuple[list[int], tf.DType]],
+    ):
+        self.offsets = np.cumsum([0, *sizes])  # row where the values of a kind begin
+        with tf.device("CPU:0"):
+            self.embeddings = StackedDense(members, sum(sizes), units, use_bias=False)
+            self.output = StackedDense(members, features, 1)
+        self._squashed = squashed
+        layers = [self.embeddings, *layers, self.output]
+        weights = [weight for layer in layers for weight in layer.trainable_variables]
+        super().__init__(weights, keras.optimizers.Adam(epsilon=1e-8))
+        data = [tf.TensorSpec([members, None, *shape], dtype) for shape, dtype in data]
+        data += [tf.TensorSpec([members, None]), tf.TensorSpec([])]
+        self.fit = self.on_state(self._fit, *data, tf.TensorSpec([], tf.int32))
+        self.fit_batches = self.on_state(self._fit_batches, *data, tf.TensorSpec([None, members, None], tf.int32))
+
+    def drawn(self, rng: np.random.Generator, bias: float) -> State:
+        """Returns new weights; the output begins at `bias`, before a sigmoid."""
+        state = self.new_state(functools.partial(self.draw, rng))
+        self.arrays(state)[-1][...] = bias
+        return state
+
+    def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
+        """Draws the first values of a weight."""
+        raise NotImplementedError
+
+    def read(self, layout: Layout, genomes: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns what `raw` gets of each architecture."""
+        raise NotImplementedError
+
+    def raw(self, *inputs: Any) -> Any:
+        """Returns (members, batch) predictions before the sigmoid, of inputs (members, batch, ..)."""
+        raise NotImplementedError
+
+    def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
+        """Returns (members, len(grid)) predictions; computes once what candidates have in common."""
+        raise NotImplementedError
+
+    def head(self, features: Any) -> Any:
+        """Returns predictions of features (members, batch, features) before the sigmoid."""
+        return self.output(features)[..., 0]
+
+    def squash(self, raw: Any) -> Any:
+        """Returns predictions."""
+        return tf.sigmoid(raw) if self._squashed else raw
+
+    def error(self, *data: Any) -> Any:
+        """Returns the sum over members of the mean absolute error; the last of `data` are the targets."""
+        *inputs, targets = data
+        return tf.reduce_sum(tf.reduce_mean(tf.abs(self.squash(self.raw(*inputs)) - targets), axis=1))
+
+    def _fit(self, *arguments: Any) -> Any:
+        """Takes steps by all data, inputs and targets of (members, batch, ..)."""
+        *data, learning_rate, steps = arguments
+        self.optimizer.learning_rate.assign(learning_rate)
+        for _ in tf.range(steps):
+            self.descend(self.error, *data)
+        return steps
+
+    def _fit_batches(self, *arguments: Any) -> Any:
+        """Takes a step for each of `batches` (steps, members, batch), places in the data."""
+        *data, learning_rate, batches = arguments
+        self.optimizer.learning_rate.assign(learning_rate)
+        for batch in batches:
+            self.descend(self.error, *(tf.gather(array, batch, batch_dims=1) for array in data))
+        return len(batches)
+
+
+class MlpEnsemble(Ensemble):
+    """Embeddings of a level's decisions side by side, their mean over the levels, two hidden layers."""
+
+    def __init__(self, members: int, sizes: tuple[int, ...], units: int, hidden: int, slots: int, squashed: bool):
+        self._joined = slots * units
+        with tf.device("CPU:0"):
+            self.first = StackedDense(members, self._joined, hidden)
+            self.second = StackedDense(members, hidden, hidden)
+        data = [([slots, sum(sizes)], tf.float32)]
+        super().__init__(members, sizes, units, [self.first, self.second], hidden, squashed, data)
+        self._score = self.on_state(self._scored, *(tf.TensorSpec([members, None, hidden]) for _ in range(2)))
+
+    def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
         """Draws weights of a variance of 2 / inputs, and embeddings of a variance of 1 / units."""
-        for name, shape in self._shapes.items():
-            fan = self.settings.embedding if name.startswith("embedding") else shape[1] / 2
-            self.parameters[name][...] = 0 if "bias" in name else rng.normal(size=shape) / np.sqrt(fan)
-        self.parameters["last_bias"][...] = self.first_bias(target)
+        if "bias" in weight.path:
+            return np.zeros(weight.shape)
+        fan = weight.shape[-1] if weight is self.embeddings.kernel else weight.shape[1] / 2
+        return rng.normal(size=weight.shape) / np.sqrt(fan)
 
-    def inputs(self, genomes: np.ndarray, depths: np.ndarray) -> np.ndarray:
-        """Returns (n, values of all slots): the share of the levels that have each value."""
-        layout = self.layout
-        found = np.zeros((len(genomes), layout.offsets[-1]), np.float32)
+    def read(self, layout: Layout, genomes: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray]:
+        """Returns (n, slots, values of all kinds): the share of the levels that have each value."""
+        found = np.zeros((len(genomes), len(layout.slots), self.offsets[-1]), np.float32)
         for token in layout.tokens:
             present = np.flatnonzero((depths > token.level) | (not layout.partial))
-            words = token.words[genomes[present, token.place]]
+            words = self.offsets[token.kind] + token.words[genomes[present, token.place]]
             for slot, share in token.slots.items():
-                found[present, layout.offsets[slot] + words] += share / self._levels(depths[present])
-        return found
+                found[present, slot, words] += share / layout.pooled_levels(depths[present])
+        return (found,)
 
-    def _levels(self, depths: Any) -> Any:
-        if not self.layout.pooled:
-            return np.ones_like(depths)
-        return depths if self.layout.partial else np.full_like(depths, self.layout.depth)
+    def raw(self, *inputs: Any) -> Any:
+        """See Ensemble."""
+        (shares,) = inputs
+        members, *_, values = shares.shape
+        joined = self.embeddings(tf.reshape(shares, [members, -1, values]))
+        joined = tf.reshape(joined, [members, -1, self._joined])
+        return self.head(tf.nn.relu(self.second(tf.nn.relu(self.first(joined)))))
 
-    def gradients(self, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """See Surrogate."""
-        weights, layout = self.parameters, self.layout
-        read = inputs[rows]
-        slots = [read[..., layout.offsets[slot] : layout.offsets[slot + 1]] for slot in range(len(layout.slots))]
-        parts = [x @ weights[f"embedding{kind}"] for x, kind in zip(slots, layout.slots, strict=True)]
-        joined = np.concatenate(parts, axis=-1)
-        first = np.maximum(joined @ weights["first"] + weights["first_bias"], 0)
-        second = np.maximum(first @ weights["second"] + weights["second_bias"], 0)
-        raw = (second @ weights["last"] + weights["last_bias"])[..., 0]
-        found = self._gradients
-        found.vector.fill(0)
-        error = self.error(raw, targets[rows])[..., None]
-        back_second = error @ _turned(weights["last"]) * (second > 0)
-        back_first = back_second @ _turned(weights["second"]) * (first > 0)
-        for name, x, back in (("first", joined, back_first), ("second", first, back_second), ("last", second, error)):
-            found[name][...] = _turned(x) @ back
-            found[f"{name}_bias"][...] = back.sum(axis=1, keepdims=True)
-        back = back_first @ _turned(weights["first"])
-        units = self.settings.embedding
-        for slot, kind in enumerate(layout.slots):
-            found[f"embedding{kind}"][...] += _turned(slots[slot]) @ back[..., slot * units : (slot + 1) * units]
-        return found.vector
-
-    def raw(self, grid: Grid) -> np.ndarray:
-        """See Surrogate; the first layer is linear in the decisions, so that parents and combinations just add up."""
-        weights, units, members = self.parameters, self.settings.embedding, self.settings.members
-        parents = np.zeros((members, len(grid.parents), self.settings.hidden), np.float32)
-        combined = np.zeros((members, 1, self.settings.hidden), np.float32)
-        tokens = {token.place: token for token in self.layout.read(grid.depth)}
+    def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
+        """See Ensemble; the first layer is linear in the decisions, so that parents and combinations just add up."""
+        embeddings, first, bias = self.arrays(state)[:3]
+        members, _, units = embeddings.shape
+        parents = np.zeros((members, len(grid.parents), first.shape[-1]), np.float32) + bias
+        combined = np.zeros((members, 1, first.shape[-1]), np.float32)
+        tokens = {token.place: token for token in layout.read(grid.depth)}
         for place in [*(place for place in tokens if place not in grid.free), *grid.free]:
             token = tokens[place]
-            rows = sum(
-                share * weights["first"][:, slot * units : (slot + 1) * units] for slot, share in token.slots.items()
-            )
-            table = (weights[f"embedding{token.kind}"] @ rows)[:, token.words]
+            rows = sum(share * first[:, slot * units : (slot + 1) * units] for slot, share in token.slots.items())
+            table = embeddings[:, self.offsets[token.kind] + token.words] @ rows
+            table /= layout.pooled_levels(np.float32(grid.depth))
             if place in grid.free:
-                combined = (combined[:, :, None] + table[:, None]).reshape(members, -1, self.settings.hidden)
+                combined = (combined[:, :, None] + table[:, None]).reshape(members, -1, first.shape[-1])
             else:
                 parents += table[:, grid.parents[:, place]]
-        first = (parents[:, :, None] + combined[:, None]).reshape(members, -1, self.settings.hidden)
-        first /= self._levels(np.float32(grid.depth))
-        first += weights["first_bias"]
-        np.maximum(first, 0, out=first)
-        second = first @ weights["second"]
-        second += weights["second_bias"]
-        np.maximum(second, 0, out=second)
-        return (second @ weights["last"] + weights["last_bias"])[..., 0]
+        scores, _ = self._score(state, parents, combined)
+        return scores.numpy()
+
+    def _scored(self, parents: Any, combined: Any) -> Any:
+        first = tf.nn.relu(parents[:, :, None] + combined[:, None])
+        first = tf.reshape(first, [first.shape[0], -1, first.shape[-1]])
+        with self.with_weights():
+            return self.squash(self.head(tf.nn.relu(self.second(first))))
 
 
-class LstmEnsemble(Surrogate):
+class LstmEnsemble(Ensemble):
     """An LSTM that reads the decisions one after the other; the last output gives the score."""
 
-    def __init__(self, layout: Layout, settings: Fitting):
-        super().__init__(layout, settings)
-        shapes = {f"embedding{kind}": (size, settings.embedding) for kind, size in enumerate(layout.sizes)}
-        shapes |= {**Lstm.shapes(settings.embedding, settings.hidden), "last": (settings.hidden, 1), "last_bias": (1,)}
-        size = Parameters(shapes).vector.size
-        self.parameters, self._gradients = (Parameters({"all": (settings.members, size)}) for _ in range(2))
-        self._members = [Parameters(shapes, own) for own in self.parameters["all"]]
-        self._member_gradients = [Parameters(shapes, own) for own in self._gradients["all"]]
+    def __init__(self, members: int, sizes: tuple[int, ...], units: int, hidden: int, tokens: int, squashed: bool):
+        self._hidden = hidden
+        with tf.device("CPU:0"):
+            self.project = StackedDense(members, units, 4 * hidden)
+            self.recur = StackedDense(members, hidden, 4 * hidden, use_bias=False)
+        data = [([tokens], tf.int32), ([], tf.int32)]
+        super().__init__(members, sizes, units, [self.project, self.recur], hidden, squashed, data)
 
-    def start(self, rng: np.random.Generator, target: float) -> None:
+    def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
         """Draws weights uniformly from -0.1 .. 0.1, the paper's."""
-        vector = self.parameters.vector
-        vector[:] = rng.uniform(-0.1, 0.1, vector.size)
-        for weights in self._members:
-            weights["last_bias"][...] = self.first_bias(target)
+        return rng.uniform(-0.1, 0.1, weight.shape)
 
-    def inputs(self, genomes: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (n, decisions) rows of the embeddings, and (n,) how many of them are read."""
-        words = np.stack([token.words[genomes[:, token.place]] for token in self.layout.tokens], axis=1)
-        return words, np.array([len(self.layout.read(depth)) for depth in depths])
+    def read(self, layout: Layout, genomes: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (n, decisions) rows of the embeddings of all kinds, and (n,) how many of them are read."""
+        words = [self.offsets[token.kind] + token.words[genomes[:, token.place]] for token in layout.tokens]
+        lengths = [len(layout.read(depth)) for depth in depths]
+        return np.stack(words, axis=1).astype(np.int32), np.array(lengths, np.int32)
 
-    def gradients(self, inputs: tuple[np.ndarray, np.ndarray], targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """See Surrogate."""
-        self._gradients.vector.fill(0)
-        for weights, found, own in zip(self._members, self._member_gradients, rows, strict=True):
-            self._add_gradients(weights, found, inputs[0][own], inputs[1][own], targets[own])
-        return self._gradients.vector
+    def raw(self, *inputs: Any) -> Any:
+        """See Ensemble."""
+        words, lengths = inputs
+        x = self.project(tf.gather(tf.convert_to_tensor(self.embeddings.kernel), words, batch_dims=1))
+        output = memory = last = tf.zeros([*words.shape[:1], tf.shape(words)[1], self._hidden])
+        for place in tf.range(words.shape[2]):
+            output, memory = self.step(x[:, :, place] + self.recur(output), memory)
+            last = tf.where((lengths == place + 1)[..., None], output, last)
+        return self.head(last)
 
-    def _add_gradients(
-        self, weights: Parameters, found: Parameters, words: np.ndarray, lengths: np.ndarray, targets: np.ndarray
-    ) -> None:
-        tokens = self.layout.tokens[: lengths.max()]
-        lstm = Lstm(weights, self.settings.hidden)
-        output, memory = lstm.start(len(words))
-        last, caches = output, []
-        for place, token in enumerate(tokens):
-            output, memory, cache = lstm.step(weights[f"embedding{token.kind}"][words[:, place]], output, memory)
-            caches.append(cache)
-            last = np.where((lengths == place + 1)[:, None], output, last)
-        error = self.error((last @ weights["last"] + weights["last_bias"])[:, 0], targets)[:, None]
-        found["last"][...] = last.T @ error
-        found["last_bias"][...] = error.sum()
-        output, memory = lstm.start(len(words))
-        for place in reversed(range(len(tokens))):
-            output = output + np.where((lengths == place + 1)[:, None], error @ weights["last"].T, 0)
-            x, output, memory = lstm.back(caches[place], output, memory, found)
-            np.add.at(found[f"embedding{tokens[place].kind}"], words[:, place], x)
+    def step(self, gates: Any, memory: Any) -> tuple[Any, Any]:
+        """Returns output and memory from the gates before their activations; the order is that of Keras."""
+        opened, kept, new, shown = tf.split(gates, 4, axis=-1)
+        memory = tf.sigmoid(kept) * memory + tf.sigmoid(opened) * tf.tanh(new)
+        return tf.sigmoid(shown) * tf.tanh(memory), memory
 
-    def raw(self, grid: Grid) -> np.ndarray:
-        """See Surrogate; what candidates have in common at their beginning is read once."""
-        found = []
-        for weights in self._members:
-            output, memory = Lstm(weights, self.settings.hidden).start(len(grid.parents))
+    def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
+        """See Ensemble; what candidates have in common at their beginning is read once."""
+        with tf.device("CPU:0"), self.with_weights(state[0]):
+            embeddings = tf.convert_to_tensor(self.embeddings.kernel)
+            output = memory = tf.zeros([embeddings.shape[0], len(grid.parents), self._hidden])
             parents = np.arange(len(grid.parents))
-            for token in self.layout.read(grid.depth):
-                table = weights[f"embedding{token.kind}"][token.words] @ weights["lstm_input"] + weights["lstm_bias"]
-                gates = output @ weights["lstm_state"]
+            for token in layout.read(grid.depth):
+                table = self.project(tf.gather(embeddings, self.offsets[token.kind] + token.words, axis=1))
+                recurrent = self.recur(output)
                 if token.place in grid.free:
-                    gates = (gates[:, None] + table[None]).reshape(-1, gates.shape[1])
-                    memory, parents = (np.repeat(x, len(table), axis=0) for x in (memory, parents))
+                    gates = recurrent[:, :, None] + table[:, None]
+                    gates = tf.reshape(gates, [gates.shape[0], -1, gates.shape[-1]])
+                    count = len(token.words)
+                    memory, parents = tf.repeat(memory, count, axis=1), np.repeat(parents, count)
                 else:
-                    gates += table[grid.parents[parents, token.place]]
-                opened, kept, shown, new = np.split(gates, 4, axis=1)
-                memory = sigmoid(kept) * memory + sigmoid(opened) * np.tanh(new)
-                output = sigmoid(shown) * np.tanh(memory)
-            found.append((output @ weights["last"] + weights["last_bias"])[:, 0])
-        return np.stack(found)
+                    gates = recurrent + tf.gather(table, grid.parents[parents, token.place], axis=1)
+                output, memory = self.step(gates, memory)
+            return self.squash(self.head(output)).numpy()
 
 
-def make(layout: Layout, settings: Fitting) -> Surrogate:
-    """Returns the predictor that `settings` ask for, without weights."""
-    return (MlpEnsemble if settings.network == "mlp" else LstmEnsemble)(layout, settings)
+_mlp = functools.lru_cache(maxsize=8)(MlpEnsemble)
+_lstm = functools.lru_cache(maxsize=8)(LstmEnsemble)
 
 
-def _turned(matrices: np.ndarray) -> np.ndarray:
-    return np.swapaxes(matrices, -1, -2)
+def quantiles(scores: np.ndarray) -> np.ndarray:
+    """Returns the standard normal quantiles of the ranks; equal scores get the same, that of their mean rank."""
+    _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    normal = statistics.NormalDist()
+    return np.array([normal.inv_cdf(rank / len(scores)) for rank in middle], np.float32)[ranks]

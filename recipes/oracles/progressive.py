@@ -9,9 +9,8 @@ import numpy as np
 from recipes.oracles.base import _LARGEST_ENUMERATION, SearchOracle, Wait
 from recipes.oracles.choices import Genome
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.networks import packed, unpacked
-from recipes.oracles.predictors import make
-from recipes.oracles.surrogate import Fitting, Surrogate
+from recipes.oracles.networks import OTHER_VERSION, packed
+from recipes.oracles.predictors import Fitting, Predictor
 
 _MOST_COMBINATIONS = 1_000_000  # of one level
 _MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
@@ -20,7 +19,7 @@ _MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
 class ProgressiveOracle(SearchOracle):
     """Grows architectures level by level; a level's candidates are all one-level expansions of those tried before.
 
-    The first level is tried in all its ways. Then a predictor (`recipes.oracles.surrogate`) learns from all scores and
+    The first level is tried in all its ways. Then a predictor (`recipes.oracles.predictors`) learns from all scores and
     ranks every expansion of the level's architectures; the `beam` best are tried, the predictor goes on learning, and
     so on (Algorithm 1). Expansions with a known key are skipped. An architecture that failed takes its place in the
     level, is not expanded and teaches nothing.
@@ -93,7 +92,7 @@ class ProgressiveOracle(SearchOracle):
         self._ended = 0  # trials of the stage
         self._ranking: tuple[Grid, np.ndarray] | None = None  # the stage's candidates; made again after a restart
         self._layout: Layout | None = None
-        self._surrogate: Surrogate | None = None
+        self._predictor: Predictor | None = None
         self._fitted = 0  # the stage that the predictor was fitted for
 
     @property
@@ -195,18 +194,18 @@ class ProgressiveOracle(SearchOracle):
             return np.random.default_rng([self.seed, self.stage]).permutation(len(grid))
         if self._fitted != self.stage:
             self._fit(data)
-        means, deviations = self.surrogate.predict(grid)
+        means, deviations = self.predictor.predict(grid)
         if self.explore:
             rng = np.random.default_rng([self.seed, self.stage, 1])
             means += self.explore * deviations * rng.normal(size=len(means)).astype(np.float32)
         return np.argsort(-means, kind="stable")
 
     @property
-    def surrogate(self) -> Surrogate:
+    def predictor(self) -> Predictor:
         """The predictor as it was fitted last."""
-        if self._surrogate is None:
-            self._surrogate = make(self.layout, self.fitting)
-        return self._surrogate
+        if self._predictor is None:
+            self._predictor = Predictor(self.layout, self.fitting)
+        return self._predictor
 
     def _fit(self, data: Sequence[tuple[Genome, float]]) -> None:
         genomes = np.array([genome for genome, _ in data])
@@ -214,7 +213,7 @@ class ProgressiveOracle(SearchOracle):
         if self._depth is not None:
             depths = genomes[:, self.choices.names.index(self._depth)] + 1
         scores = np.array([fitness for _, fitness in data])
-        self.surrogate.fit(genomes, depths, scores, np.random.default_rng([self.seed, self.stage]))
+        self.predictor.fit(genomes, depths, scores, np.random.default_rng([self.seed, self.stage]))
         self._fitted = self.stage
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
@@ -229,17 +228,23 @@ class ProgressiveOracle(SearchOracle):
             "position": self._position,
             "results": [[list(genome), fitness, stage] for genome, fitness, stage in self._results],
         }
-        if self._surrogate is not None:
-            state |= {"fitted": self._fitted, "fits": self._surrogate.fits}
-            state["weights"] = packed([self._surrogate.parameters.vector])
+        if self._predictor is not None:
+            state |= {"fitted": self._fitted, "fits": self._predictor.fits}
+            state["network"] = [packed(self._predictor.state[0])]  # each fit has a new optimizer
         return state
 
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned."""
+        """Takes back what `learned` returned.
+
+        Raises:
+            ValueError: it is the state of another network, such as that of an earlier version.
+        """
         self.stage, self._position, self._ranking = learned["stage"], learned["position"], None
         self._results = [(tuple(genome), fitness, stage) for genome, fitness, stage in learned["results"]]
         self._ended = sum(stage == self.stage for _, _, stage in self._results)
-        self._surrogate, self._fitted = None, 0
-        if "weights" in learned:
-            (self.surrogate.parameters.vector[:],) = unpacked(learned["weights"])
-            self._fitted, self.surrogate.fits = learned["fitted"], learned["fits"]
+        self._predictor, self._fitted = None, 0
+        if "weights" in learned:  # of the version whose network was not Keras'
+            raise ValueError(OTHER_VERSION)
+        if "network" in learned:
+            self.predictor.state = self.predictor.network.unpacked(learned["network"])
+            self._fitted, self.predictor.fits = learned["fitted"], learned["fits"]

@@ -1,313 +1,334 @@
 """The controllers of ENAS: an LSTM that draws a path choice by choice, with attention to the places that it may read.
 
-Source: Pham et al., ICML 2018, section 2, and melodyguan/enas (micro_controller.py, general_controller.py), whose
-settings are the defaults. Departures: a skip's entropy is that of its whole distribution, and its divergence from the
-target is that of the probability it is drawn with (the code takes other expressions for both); the baseline begins at
-the mean of the first rewards, where the code has 0.
+    controller = MicroController(nodes, **settings, seed=0)
+    paths = controller.sample(count, rng)       # int32 (count, ..); all that is random comes from rng
+    found = controller.update(paths, rewards)   # one step; entropy and skip_penalty of each path, before the step
+    arrays = controller.arrays()                # the whole state, for `restore`
+
+Source: Pham et al., ICML 2018, section 2, and melodyguan/enas (micro_controller.py, general_controller.py). Departures:
+a skip's entropy is that of its whole distribution, and its divergence from the target is that of the probability it is
+drawn with (the code takes other expressions for both); the baseline begins at the mean of the first rewards, where the
+code has 0.
 """
 
+import collections
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from recipes.enas.tape import Tape, Value
-from recipes.oracles.networks import Adam, Lstm, Parameters, sigmoid, softmax
+from recipes.oracles.networks import Network
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS
 from zoo.genotype import INPUT_STATES
 
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1
 _FIRST_BIAS = (10.0, 10.0, 0.0, 0.0, 0.0)  # of micro operations: both convolutions are likelier at first
 _CONSTANT_BIAS = (0.25, 0.25, -0.25, -0.25, -0.25)  # in the normal cell, never learned
-_LEAST = 1e-6  # of a probability that a logarithm is taken of
+_MASKED = -1e9  # logit of what cannot be chosen
+_LEAST = 1e-6  # of a probability in a divergence
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """How a controller draws and learns.
+class _Step:
+    """One step of the LSTM.
 
     Attributes:
+        chooses: an operation, one of the places written before ("state"), any number of them ("skips"), or nothing.
+        visible: places from 0 that may be chosen.
+        writes: the place that its output becomes, for later attention.
+        blank: attention finds that place, but reading it gives zeros.
+        then: what the next step reads: the start vector, the embedding of the operation, or the chosen places' outputs.
+        bias: of the operations, never learned.
+    """
+
+    chooses: Literal["op", "state", "skips"] | None = None
+    visible: int = 0
+    writes: int | None = None
+    blank: bool = False
+    then: Literal["start", "op", "places"] = "start"
+    bias: Sequence[float] | float = 0.0
+
+
+class Controller(Network):
+    """What both controllers share; a subclass says which steps it takes, and what they mean in a path.
+
+    Args:
+        steps: of one drawing.
+        ops: operations to choose from.
         hidden: units of the LSTM.
         temperature: logits are divided by it.
         tanh_constant: logits are this much of their tanh, so that no choice becomes certain.
-        op_reduce: by which the constant is smaller for operations (micro).
+        op_reduce: by which the constant is smaller for operations.
         learning_rate: Adam's, whose first moment has no memory and whose epsilon is 0.001.
         entropy: weight of the choices' entropy in the reward.
         baseline: what stays of the moving average of rewards at each reward.
-        skip_target, skip_weight: the share of skips that is wanted, and the weight of the divergence from it (macro).
+        skip_target, skip_weight: the share of skips that is wanted, and the weight of the divergence from it.
+        seed: of the weights.
     """
 
-    hidden: int = 64
-    temperature: float = 1.0
-    tanh_constant: float = 1.1
-    op_reduce: float = 2.5
-    learning_rate: float = 0.0035
-    entropy: float = 1e-4
-    baseline: float = 0.99
-    skip_target: float = 0.4
-    skip_weight: float = 0.8
-
-
-@dataclasses.dataclass
-class Draw:
-    """Paths that were drawn at once, with what is needed to learn from their rewards.
-
-    Attributes:
-        paths: (count, ..), int32.
-        entropy: (count,), of all choices of each.
-        chances: (count,), the logarithm of each path's probability.
-    """
-
-    paths: np.ndarray
-    entropy: np.ndarray
-    chances: np.ndarray
-    tape: Tape
-    choices: list[tuple[Value, np.ndarray, np.ndarray]]  # logits, their probabilities, and what was chosen
-    skips: list[tuple[Value, np.ndarray, np.ndarray]]  # the same for bits: half logits, probability of a skip, bits
-
-
-class _Adam(Adam):
-    """Adam with beta1 = 0 and epsilon = 0.001, as ENAS has it for its controller."""
-
-    def step(self, vector: np.ndarray, gradient: np.ndarray) -> None:
-        """Moves `vector` in place."""
-        self.steps += 1
-        self.square += 0.001 * (gradient * gradient - self.square)
-        rate = np.float32(self.learning_rate * np.sqrt(1 - 0.999**self.steps))
-        vector -= rate * gradient / (np.sqrt(self.square) + np.float32(1e-3))
-
-
-class Controller:
-    """What both controllers share; a subclass says in which order it draws."""
-
-    def __init__(self, policy: Policy, ops: int, seed: int):
-        hidden, self.policy = policy.hidden, policy
-        shapes = {"start": (1, hidden), **Lstm.shapes(hidden, hidden), "embedding": (ops, hidden)}
-        shapes |= {"softmax": (hidden, ops), "bias": (ops,)}
-        shapes |= {"anchor": (hidden, hidden), "query": (hidden, hidden), "attention": (hidden, 1)}
-        self.parameters = Parameters(shapes)
+    def __init__(
+        self,
+        steps: Sequence[_Step],
+        ops: int,
+        *,
+        hidden: int,
+        temperature: float,
+        tanh_constant: float,
+        op_reduce: float,
+        learning_rate: float,
+        entropy: float,
+        baseline: float,
+        skip_target: float,
+        skip_weight: float,
+        seed: int,
+    ):
+        self._hidden, self._ops, self._temperature, self._tanh_constant = hidden, ops, temperature, tanh_constant
+        self._op_constant, self._entropy, self._baseline = tanh_constant / op_reduce, entropy, baseline
+        self._skip_target, self._skip_weight = skip_target, skip_weight
+        self._lay_out(steps)
+        with tf.device("CPU:0"):
+            dense = {"use_bias": False, "dtype": "float32"}
+            self.embedding = keras.layers.Embedding(1 + ops, hidden, dtype="float32")  # row 0 is the start vector
+            self.cell = keras.layers.LSTMCell(hidden, dtype="float32")
+            self.op_head = keras.layers.Dense(ops, dtype="float32")
+            self.key, self.query = keras.layers.Dense(hidden, **dense), keras.layers.Dense(hidden, **dense)
+            self.attention = keras.layers.Dense(1, **dense)
+            layers = (self.embedding, self.cell, self.op_head, self.key, self.query, self.attention)
+            for layer in layers:
+                layer.build(() if layer is self.embedding else (None, hidden))
+        weights = [weight for layer in layers for weight in layer.trainable_variables]
+        super().__init__(weights, keras.optimizers.Adam(learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-3))
         rng = np.random.default_rng(seed)
-        self.parameters.vector[:] = rng.uniform(-_INITIAL, _INITIAL, self.parameters.vector.size)
-        self.parameters["lstm_bias"][:] = 0
-        self.parameters["bias"][:] = 0
-        self.optimizer = _Adam(self.parameters.vector.size, policy.learning_rate)
+        self.state = self.new_state(lambda weight: self.draw_weight(weight, rng))
         self.average: float | None = None  # of the rewards
+        choices = tf.TensorSpec([len(steps), None, self._width])
+        self._sample = self.on_state(self._sampled, choices)
+        self._update = self.on_state(self._updated, choices, tf.TensorSpec([None]), tf.TensorSpec([]))
 
-    def draw(self, count: int, rng: np.random.Generator) -> Draw:
-        """Draws paths."""
-        return self._unroll(count, rng, None)
+    def _lay_out(self, steps: Sequence[_Step]) -> None:
+        """Makes the steps tables, so that one loop in the graph takes all of them."""
+        self._steps = steps
+        self._places = max([1, *(step.visible for step in steps)])
+        self._width = max(self._ops, self._places)
 
-    def again(self, paths: np.ndarray) -> Draw:
-        """Returns what drawing these paths would have returned."""
-        return self._unroll(len(paths), None, paths)
+        def rows(value: Any) -> np.ndarray:
+            return np.array([value(step) for step in steps], np.float32)
 
-    def _unroll(self, count: int, rng: np.random.Generator | None, given: np.ndarray | None) -> Draw:
-        raise NotImplementedError
+        visible = np.arange(self._width) < rows(lambda step: step.visible)[:, None]
+        writes = rows(lambda step: np.arange(self._places) == step.writes)
+        is_op, skips = rows(lambda step: step.chooses == "op"), rows(lambda step: step.chooses == "skips")
+        choosable = np.where(is_op[:, None] > 0, np.arange(self._width) < self._ops, visible)
+        self._skipping = int(skips.sum())  # layers with skips
+        tables = {
+            "is_op": is_op,
+            "one_of": is_op + rows(lambda step: step.chooses == "state"),
+            "last": choosable.sum(axis=1) - 1,
+            "masks": np.where(choosable, 0, _MASKED),
+            "bias": rows(lambda step: np.broadcast_to(step.bias, self._ops)),
+            "open": skips[:, None] * visible,
+            "writes": writes,
+            "shows": writes * rows(lambda step: not step.blank)[:, None],
+            **{kind: rows(lambda step, kind=kind: step.then == kind) for kind in ("start", "op", "places")},
+        }
+        parts = [table.reshape(len(steps), -1).astype(np.float32) for table in tables.values()]
+        self._table, self._columns = np.concatenate(parts, axis=1), [part.shape[1] for part in parts]
+        self._row = collections.namedtuple("_Row", tables)
 
-    def learn(self, draw: Draw, rewards: np.ndarray) -> None:
-        """Takes one step of REINFORCE, and for skips one towards their target."""
-        rewards = rewards + self.policy.entropy * draw.entropy
-        if self.average is None:
-            self.average = float(rewards.mean())
-        advantages = []
-        for reward in rewards:
-            advantages.append(reward - self.average)
-            self.average += (1 - self.policy.baseline) * (float(reward) - self.average)
-        gradients = self.gradients(draw, np.array(advantages, np.float32))
-        self.optimizer.step(self.parameters.vector, gradients.vector)
+    def draw_weight(self, weight: keras.Variable, rng: np.random.Generator) -> np.ndarray:
+        """Draws the first values of a weight; biases are 0."""
+        if weight is self.cell.bias or weight is self.op_head.bias:
+            return np.zeros(weight.shape)
+        return rng.uniform(-_INITIAL, _INITIAL, weight.shape)
 
-    def gradients(self, draw: Draw, advantages: np.ndarray) -> Parameters:
-        """Returns the gradients of the mean over paths of -advantage x log probability + skip_weight x penalty."""
-        count = len(advantages)
-        for logits, probabilities, chosen in draw.choices:
-            gradient = probabilities.copy()
-            gradient[np.arange(count), chosen] -= 1
-            logits.gradient += (gradient * advantages[:, None] / count).astype(np.float32)
-        for half, probability, bits in draw.skips:
-            gradient = 2 * (probability - bits) * advantages[:, None]
-            inside = np.clip(probability, _LEAST, 1 - _LEAST)
-            slope = np.log(inside / (1 - inside)) - np.log(self.policy.skip_target / (1 - self.policy.skip_target))
-            weight = self.policy.skip_weight / len(draw.skips)
-            gradient = gradient + weight * slope * 2 * probability * (1 - probability)
-            half.gradient += (gradient / count).astype(np.float32)
-        return draw.tape.back()
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns (count, ..) paths, drawn at once."""
+        choices, _ = self._sample(self.state, rng.random((len(self._steps), count, self._width), np.float32))
+        return self._paths(choices.numpy())
 
-    def penalty(self, draw: Draw) -> np.ndarray:
-        """Returns for each path the mean over layers of the skips' divergence from their target, (count,)."""
-        target, found = self.policy.skip_target, []
-        if not draw.skips:
-            return np.zeros(len(draw.paths))
-        for _, probability, _ in draw.skips:
-            p = np.clip(probability, _LEAST, 1 - _LEAST)
-            found.append((p * np.log(p / target) + (1 - p) * np.log((1 - p) / (1 - target))).sum(axis=1))
-        return np.mean(found, axis=0)
+    def update(self, paths: np.ndarray, rewards: Sequence[float]) -> dict[str, np.ndarray]:
+        """Takes one step of REINFORCE, and for skips one towards their target.
+
+        Returns:
+            What is true before the step, of each path: "log_prob", the logarithm of its probability; "entropy" of all
+            its choices; and "skip_penalty", the mean over layers of the skips' divergence from their target.
+        """
+        average = np.nan if self.average is None else self.average
+        given = self._choices(np.asarray(paths)), np.asarray(rewards, np.float32), np.float32(average)
+        (average, log_prob, entropy, penalty), self.state = self._update(self.state, *given)
+        self.average = float(average)
+        return {"log_prob": log_prob.numpy(), "entropy": entropy.numpy(), "skip_penalty": penalty.numpy()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the state."""
+        weights, steps, *moments = map(np.asarray, self.state)
         average = np.nan if self.average is None else self.average
-        numbers = np.array([average, self.optimizer.steps])
-        return {"controller": self.parameters.vector, "controller_square": self.optimizer.square, "numbers": numbers}
+        return {
+            "controller_weights": weights,
+            "controller_moments": np.stack(moments),
+            "controller_numbers": np.array([average, steps]),
+        }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes back what `arrays` returned."""
-        self.parameters.vector[:] = arrays["controller"]
-        self.optimizer.square[:] = arrays["controller_square"]
-        average, steps = arrays["numbers"]
-        self.average, self.optimizer.steps = None if np.isnan(average) else float(average), int(steps)
+        average, steps = arrays["controller_numbers"]
+        self.average = None if np.isnan(average) else float(average)
+        self.state = [np.asarray(arrays["controller_weights"]), np.int64(steps), *arrays["controller_moments"]]
 
+    def _paths(self, choices: np.ndarray) -> np.ndarray:
+        """Returns the paths (count, ..) of choices (steps, count, width): ones where something was chosen."""
+        raise NotImplementedError
 
-class _Run:
-    """One unrolling of the LSTM: its state, and the choices so far."""
+    def _choices(self, paths: np.ndarray) -> np.ndarray:
+        """Returns the choices that make paths."""
+        raise NotImplementedError
 
-    def __init__(self, controller: Controller, count: int, rng: np.random.Generator | None):
-        self.policy, self.count, self.rng = controller.policy, count, rng
-        self.tape = Tape(controller.parameters, controller.policy.hidden)
-        names = ("embedding", "softmax", "bias", "anchor", "query", "attention")
-        self.of = {name: self.tape.parameter(name) for name in names}
-        self.start = self.tape.rows(self.tape.parameter("start"), np.zeros(count, np.int64))
-        self.output, self.memory = self.zeros(), self.zeros()
-        self.entropy, self.chances = np.zeros(count), np.zeros(count)
-        self.choices: list[tuple[Value, np.ndarray, np.ndarray]] = []
-        self.skips: list[tuple[Value, np.ndarray, np.ndarray]] = []
+    def _sampled(self, uniform: Any) -> Any:
+        with self.with_weights():
+            return self._unrolled(uniform, False)[0]
 
-    def zeros(self) -> Value:
-        """Returns a vector of zeros for each path."""
-        return Value(np.zeros((self.count, self.policy.hidden), np.float32))
+    def _updated(self, choices: Any, rewards: Any, average: Any) -> Any:
+        _, *found = self.descend(self.loss, choices, rewards, average)
+        return found
 
-    def step(self, x: Value) -> Value:
-        """Feeds the LSTM and returns its output."""
-        self.output, self.memory = self.tape.lstm(x, self.output, self.memory)
-        return self.output
+    def loss(self, choices: Any, rewards: Any, average: Any) -> Any:
+        """Returns the mean over paths of -advantage x log probability + skip_weight x penalty.
 
-    def attention(self, keys: list[Value]) -> Value:
-        """Returns a number for each key, (count, keys, 1)."""
-        query = self.tape.product(self.output, self.of["query"])
-        both = self.tape.add(self.tape.stacked(keys), self.tape.stacked([query]))
-        return self.tape.product(self.tape.squashed(both), self.of["attention"])
+        After it come the moving average of the rewards, and log probability, entropy and penalty of each path.
+        """
+        _, log_prob, entropy, penalty = self._unrolled(choices, True)
+        rewards += self._entropy * tf.stop_gradient(entropy)
+        average = tf.where(tf.math.is_nan(average), tf.reduce_mean(rewards), average)
+        advantages = tf.TensorArray(tf.float32, 0, dynamic_size=True, element_shape=[])
+        for place in tf.range(len(rewards)):
+            advantage = rewards[place] - average
+            advantages = advantages.write(place, advantage)
+            average += (1 - self._baseline) * advantage
+        loss = tf.reduce_mean(-advantages.stack() * log_prob + self._skip_weight * penalty)
+        return loss, average, log_prob, entropy, penalty
 
-    def op_logits(self, factor: float) -> Value:
-        """Returns the logits of the operations."""
-        raw = self.tape.add(self.tape.product(self.output, self.of["softmax"]), self.of["bias"])
-        return self.tape.squashed(raw, self.policy.temperature, factor)
+    def _unrolled(self, source: Any, given: bool) -> tuple[Any, Any, Any, Any]:
+        """Takes all steps.
 
-    def choose(self, logits: Value, shift: Any, given: np.ndarray | None) -> np.ndarray:
-        """Draws, or takes what is given, of softmax(logits + shift)."""
-        probabilities = softmax(logits.data + shift)
-        if self.rng is not None:
-            below = probabilities.cumsum(axis=1) < self.rng.random((self.count, 1))
-            chosen = np.minimum(below.sum(axis=1), probabilities.shape[1] - 1)
-        else:
-            chosen = np.asarray(given)
-        logs = np.log(np.maximum(probabilities, _LEAST))
-        self.entropy -= (probabilities * logs).sum(axis=1)
-        self.chances += logs[np.arange(self.count), chosen]
-        self.choices.append((logits, probabilities, chosen))
-        return chosen
+        Args:
+            source: the choices (steps, count, width) if they are `given`, else uniform numbers to draw them with.
 
-    def choose_skips(self, half: Value, given: np.ndarray | None) -> np.ndarray:
-        """Draws bits, each set with the softmax of (-half, half)."""
-        probability = sigmoid(2 * half.data)
-        if self.rng is not None:
-            bits = (self.rng.random(probability.shape) < probability).astype(np.int32)
-        else:
-            bits = np.asarray(given)
-        inside = np.clip(probability, _LEAST, 1 - _LEAST)
-        logs = np.log(inside), np.log(1 - inside)
-        self.entropy -= (inside * logs[0] + (1 - inside) * logs[1]).sum(axis=1)
-        self.chances += np.where(bits, *logs).sum(axis=1)
-        self.skips.append((half, probability, bits))
-        return bits
+        Returns:
+            The choices, and of each path the logarithm of its probability, its entropy and its penalty.
+        """
+        count = tf.shape(source)[1]
+        start = self.embedding(tf.zeros([count], tf.int32))
+        x, states = start, [tf.zeros([count, self._hidden])] * 2
+        places = keys = tf.zeros([count, self._places, self._hidden])
+        log_prob = entropy = penalty = tf.zeros([count])
+        choices = tf.TensorArray(tf.float32, len(self._steps), element_shape=[None, self._width])
+        for step in tf.range(len(self._steps)):
+            row = self._row(*tf.split(tf.gather(tf.constant(self._table), step), self._columns))
+            output, states = self.cell(x, states)
+            ops = self._op_constant * tf.tanh(self.op_head(output) / self._temperature) + row.bias
+            attention = self.attention(tf.tanh(keys + self.query(output)[:, None]))[..., 0]
+            attention = self._tanh_constant * tf.tanh(attention / self._temperature)
+            chosen, found = self._choose(row, self._wide(ops), self._wide(attention), source[step], given)
+            log_prob, entropy, penalty = log_prob + found[0], entropy + found[1], penalty + found[2]
+            choices = choices.write(step, chosen)
+            embedded = tf.matmul(chosen[:, : self._ops], self.embedding.embeddings[1:])
+            weights = chosen[:, : self._places]
+            if self._skipping:  # the mean of the chosen places and of zeros
+                weights /= 1 + tf.reduce_sum(weights, axis=1, keepdims=True)
+            read = tf.linalg.matvec(places, weights, transpose_a=True)
+            x = row.start * start + row.op * embedded + row.places * read
+            stays, writes, shows = (part[:, None] for part in (1 - row.writes, row.writes, row.shows))
+            places, keys = places * stays + shows * output[:, None], keys * stays + writes * self.key(output)[:, None]
+        return choices.stack(), log_prob, entropy, penalty
 
-    def finish(self, paths: np.ndarray) -> Draw:
-        """Returns the paths with what was noted."""
-        return Draw(paths, self.entropy, self.chances, self.tape, self.choices, self.skips)
+    def _choose(self, row: Any, ops: Any, attention: Any, source: Any, given: bool) -> tuple[Any, Any]:
+        """Returns a step's choice (count, width), and its log probability, entropy and penalty, (count,) each."""
+        log_probs = tf.nn.log_softmax(row.is_op * ops + (1 - row.is_op) * attention + row.masks)
+        probabilities, chosen = tf.exp(log_probs), source
+        if not given:
+            below = tf.cumsum(probabilities, axis=1) < source[:, :1]
+            place = tf.minimum(tf.reduce_sum(tf.cast(below, tf.float32), axis=1), row.last)
+            chosen = row.one_of * tf.one_hot(tf.cast(place, tf.int32), self._width)
+        log_prob = row.one_of * tf.reduce_sum(chosen * log_probs, axis=1)
+        entropy = -row.one_of * tf.reduce_sum(probabilities * log_probs, axis=1)
+        if not self._skipping:
+            return chosen, (log_prob, entropy, tf.zeros_like(entropy))
+        # A skip is drawn with the softmax of (-attention, attention).
+        probability = tf.sigmoid(2 * attention)
+        log_on, log_off = tf.math.log_sigmoid(2 * attention), tf.math.log_sigmoid(-2 * attention)
+        if not given:
+            chosen += row.open * tf.cast(source < probability, tf.float32)
+        log_prob += tf.reduce_sum(row.open * (chosen * log_on + (1 - chosen) * log_off), axis=1)
+        entropy -= tf.reduce_sum(row.open * (probability * log_on + (1 - probability) * log_off), axis=1)
+        inside, target = tf.clip_by_value(probability, _LEAST, 1 - _LEAST), self._skip_target
+        divergence = inside * tf.math.log(inside / target) + (1 - inside) * tf.math.log((1 - inside) / (1 - target))
+        return chosen, (log_prob, entropy, tf.reduce_sum(row.open * divergence, axis=1) / self._skipping)
+
+    def _wide(self, logits: Any) -> Any:
+        """Fills up with zeros to the width of a choice."""
+        missing = self._width - logits.shape[1]
+        return tf.pad(logits, [[0, 0], [0, missing]]) if missing else logits
 
 
 class MicroController(Controller):
-    """Draws a normal and a reduction cell: for each node two states, then two operations."""
+    """Draws a normal and a reduction cell: for each node two states, then two operations.
 
-    def __init__(self, nodes: int, policy: Policy, seed: int):
-        super().__init__(policy, len(MICRO_OPS), seed)
-        self.nodes = nodes
-        self.parameters["bias"][:] = _FIRST_BIAS
+    A path is int32 (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state and the
+    operation.
+    """
 
-    def _unroll(self, count: int, rng: np.random.Generator | None, given: np.ndarray | None) -> Draw:
-        run, policy = _Run(self, count, rng), self.policy
-        paths = np.zeros((count, 2, self.nodes, 2, 2), np.int32)
-        for cell, bias in enumerate((np.array(_CONSTANT_BIAS, np.float32), 0)):
-            anchors, keys, x = [], [], run.start
-            for _ in range(INPUT_STATES):
-                anchors.append(run.zeros())
-                keys.append(run.tape.product(run.step(x), run.of["anchor"]))
-            for node in range(self.nodes):
-                table = run.tape.stacked(anchors)
-                for side in (0, 1):
-                    run.step(x)
-                    logits = run.tape.squashed(run.attention(keys), policy.temperature, policy.tanh_constant)
-                    logits = _flat(run.tape, logits)
-                    state = run.choose(logits, 0, None if given is None else given[:, cell, node, side, 0])
-                    paths[:, cell, node, side, 0] = state
-                    x = run.tape.mixed(np.eye(len(keys), dtype=np.float32)[state], table)
-                for side in (0, 1):
-                    run.step(x)
-                    logits = run.op_logits(policy.tanh_constant / policy.op_reduce)
-                    op = run.choose(logits, bias, None if given is None else given[:, cell, node, side, 1])
-                    paths[:, cell, node, side, 1] = op
-                    x = run.tape.rows(run.of["embedding"], op)
-                anchors.append(run.step(x))
-                keys.append(run.tape.product(anchors[-1], run.of["anchor"]))
-                x = run.start
-        return run.finish(paths)
+    def __init__(self, nodes: int, **settings: Any):
+        self.nodes, steps = nodes, []
+        for bias in (_CONSTANT_BIAS, 0.0):
+            steps += [_Step(writes=place, blank=True) for place in range(INPUT_STATES)]
+            for node in range(nodes):
+                visible = INPUT_STATES + node
+                steps += [_Step("state", visible, then="places")] * 2 + [_Step("op", then="op", bias=bias)] * 2
+                steps.append(_Step(writes=visible))
+        first = np.array([INPUT_STATES + 5 * node for node in range(nodes)])[:, None, None]
+        within = np.array([[0, 2], [1, 3]])  # the step of the state and of the operation of each edge
+        cells = np.array([0, len(steps) // 2])[:, None, None, None]
+        self._step_of = cells + first + within  # (2, nodes, 2, 2)
+        super().__init__(steps, len(MICRO_OPS), **settings)
+
+    def draw_weight(self, weight: keras.Variable, rng: np.random.Generator) -> np.ndarray:
+        """Draws the first values of a weight."""
+        return np.array(_FIRST_BIAS) if weight is self.op_head.bias else super().draw_weight(weight, rng)
+
+    def _paths(self, choices: np.ndarray) -> np.ndarray:
+        return np.moveaxis(choices.argmax(axis=-1)[self._step_of], -1, 0).astype(np.int32)
+
+    def _choices(self, paths: np.ndarray) -> np.ndarray:
+        choices = np.zeros((len(self._steps), len(paths), self._width), np.float32)
+        choices[self._step_of, np.arange(len(paths))[:, None, None, None, None], paths] = 1
+        return choices
 
 
 class MacroController(Controller):
-    """Draws layer by layer an operation, then which earlier states join."""
+    """Draws layer by layer an operation, then which earlier layers join.
 
-    def __init__(self, layers: int, policy: Policy, seed: int):
-        super().__init__(policy, len(MACRO_OPS), seed)
-        self.layers = layers
+    A path is int32 (layers, 1 + layers): of each layer the operation, then a bit for each layer before it.
+    """
 
-    def _unroll(self, count: int, rng: np.random.Generator | None, given: np.ndarray | None) -> Draw:
-        run, policy = _Run(self, count, rng), self.policy
-        paths = np.zeros((count, self.layers, 1 + self.layers), np.int32)
-        anchors: list[Value] = []
-        keys: list[Value] = []
-        x = run.start
-        for layer in range(self.layers):
-            run.step(x)
-            logits = run.op_logits(policy.tanh_constant)
-            op = run.choose(logits, 0, None if given is None else given[:, layer, 0])
-            paths[:, layer, 0] = op
-            run.step(run.tape.rows(run.of["embedding"], op))
-            x = run.start
-            if layer:
-                half = run.tape.squashed(run.attention(keys), policy.temperature, policy.tanh_constant)
-                bits = run.choose_skips(
-                    _flat(run.tape, half), None if given is None else given[:, layer, 1 : 1 + layer]
-                )
-                paths[:, layer, 1 : 1 + layer] = bits
-                weights = (bits / (1 + bits.sum(axis=1, keepdims=True))).astype(np.float32)
-                x = run.tape.mixed(weights, run.tape.stacked(anchors))
-            anchors.append(run.output)
-            keys.append(run.tape.product(run.output, run.of["anchor"]))
-        return run.finish(paths)
+    def __init__(self, layers: int, **settings: Any):
+        self.layers, steps = layers, []
+        for layer in range(layers):
+            steps.append(_Step("op", then="op"))
+            skips = {"chooses": "skips", "then": "places"} if layer else {}
+            steps.append(_Step(visible=layer, writes=layer, **skips))
+        super().__init__(steps, len(MACRO_OPS), **settings | {"op_reduce": 1.0})
 
+    def _paths(self, choices: np.ndarray) -> np.ndarray:
+        paths = np.zeros((choices.shape[1], self.layers, 1 + self.layers), np.int32)
+        paths[:, :, 0] = choices[::2].argmax(axis=-1).T
+        paths[:, :, 1 : 1 + self._places] = np.moveaxis(choices[1::2, :, : self._places], 0, 1)[:, :, : self.layers]
+        return paths
 
-def _flat(tape: Tape, x: Value) -> Value:
-    """Drops the last axis, of length 1: views, so the gradient needs no note."""
-    return Value(x.data[..., 0], x.gradient[..., 0])
-
-
-def random_path(space: Any, rng: np.random.Generator) -> np.ndarray:
-    """Draws every choice uniformly; `space` is a supernet or a controller."""
-    if hasattr(space, "nodes"):
-        path = np.zeros((2, space.nodes, 2, 2), np.int32)
-        for node in range(space.nodes):
-            path[:, node, :, 0] = rng.integers(INPUT_STATES + node, size=(2, 2))
-        path[..., 1] = rng.integers(len(MICRO_OPS), size=path.shape[:-1])
-        return path
-    path = np.zeros((space.layers, space.layers + 1), np.int32)
-    path[:, 0] = rng.integers(len(MACRO_OPS), size=space.layers)
-    path[:, 1:] = np.tril(rng.integers(2, size=(space.layers, space.layers)), -1)
-    return path
+    def _choices(self, paths: np.ndarray) -> np.ndarray:
+        choices = np.zeros((len(self._steps), len(paths), self._width), np.float32)
+        layers = np.arange(self.layers)
+        choices[2 * layers, np.arange(len(paths))[:, None], paths[:, :, 0]] = 1
+        choices[1::2, :, : self._places] = np.moveaxis(paths[:, :, 1 : 1 + self._places], 1, 0)
+        return choices

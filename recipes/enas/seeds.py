@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recipes.enas.config import Config
-from recipes.enas.controller import MacroController, MicroController, Policy
+from recipes.enas.controller import MacroController, MicroController
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import MicroSpace
@@ -26,17 +26,15 @@ _DRY_RUN_IMAGES = 32  # in a step
 
 def begin(config: Config, images: image_data.Data, seed: int) -> Search:
     """Returns the search with this seed at its beginning."""
-    policy = Policy(
-        config.hidden, config.temperature, config.tanh_constant, config.op_reduce, config.controller_rate,
-        config.entropy, config.baseline, config.skip_target, config.skip_weight,
-    )  # fmt: skip
+    names = ("hidden", "temperature", "tanh_constant", "op_reduce", "entropy", "baseline", "skip_target", "skip_weight")
+    settings = {name: getattr(config, name) for name in names} | {"learning_rate": config.controller_rate, "seed": seed}
     space, filters, channels = config.make_space(), config.search_filters, images.input_shape[2]
     if isinstance(space, MicroSpace):
         net: Any = MicroSupernet(space, config.search_cells, filters, images.classes, channels)
-        controller: Any = MicroController(config.nodes, policy, seed)
+        controller: Any = MicroController(config.nodes, **settings)
     else:
         net = MacroSupernet(space, filters, images.classes, channels)
-        controller = MacroController(config.layers, policy, seed)
+        controller = MacroController(config.layers, **settings)
     shared = SharedWeights(net, images.input_shape, config.search_decay, config.search_dropout, seed)
     return Search(config, shared, controller, SearchImages(config, images, seed), seed)
 
@@ -85,7 +83,7 @@ def dry_run(children: Children) -> Genotype:
     with tensorflow_options.without_rewrites():
         search = begin(small, dataclasses.replace(images, train=part), config.seed)
         step = time_steps(lambda number: search.step(), size)  # the path, and with it the time of a step, differs
-        path = search.controller.draw(1, np.random.default_rng(config.seed)).paths[0]
+        path = search.controller.sample(1, np.random.default_rng(config.seed))[0]
         batch = search.images.reward_batch(np.random.default_rng(config.seed))
         reward = time_steps(lambda number: search.shared.accuracy(path, [batch]), size)
     full = config.search_batch_size

@@ -162,18 +162,18 @@ class Search:
             batch, rate = self.images.training.batch(epoch, number), self._schedule.at(epoch, self.config.search_epochs)
             self._losses.append(self.shared.step(self._draw_path(rng), *batch, rate, key))
         else:
-            draw = self.controller.draw(self.config.samples, rng)
+            paths = self.controller.sample(self.config.samples, rng)
             rng = np.random.default_rng([self.seed, _REWARDS, epoch, number])
-            rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in draw.paths]
-            penalty = self.controller.penalty(draw)
-            self.controller.learn(draw, np.array(rewards))
-            self._rewards += [list(map(float, row)) for row in zip(rewards, draw.entropy, penalty, strict=True)]
+            rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in paths]
+            found = self.controller.update(paths, rewards)
+            rows = zip(rewards, found["entropy"], found["skip_penalty"], strict=True)
+            self._rewards += [list(map(float, row)) for row in rows]
         self.done += 1
         if self.done % self.epoch_steps == 0:
             self._end_epoch()
 
     def _draw_path(self, rng: np.random.Generator) -> np.ndarray:
-        return self.shared.net.space.draw_path(rng) if self._uniform else self.controller.draw(1, rng).paths[0]
+        return self.shared.net.space.draw_path(rng) if self._uniform else self.controller.sample(1, rng)[0]
 
     def _end_epoch(self) -> None:
         record: dict[str, Any] = {"step": self.done, "loss": round(float(np.mean(self._losses)), 5)}

@@ -79,11 +79,13 @@ class Network:
 
         return call
 
-    def descend(self, loss: Callable[..., Any], *arguments: Any) -> None:
-        """Takes a step of the optimizer down loss(*arguments)."""
+    def descend(self, loss: Callable[..., Any], *arguments: Any) -> Any:
+        """Takes a step of the optimizer down loss(*arguments), or its first result, and returns what that returned."""
         with tf.GradientTape() as tape, self.with_weights():
-            value = loss(*arguments)
+            results = loss(*arguments)
+        value = results[0] if isinstance(results, tuple) else results
         self.optimizer.apply([tape.gradient(value, self.vector.value)], [self.vector])
+        return results
 
     def unpacked(self, saved: Sequence[Mapping[str, Any]]) -> State:
         """Returns the state of which `packed` was given all arrays or the weights alone.

@@ -1,4 +1,4 @@
-"""The ENAS recipe: its supernets equal zoo.build's networks, its controllers learn, and a killed search goes on."""
+"""The ENAS recipe: its supernets equal zoo.build's networks, and a killed search resumes; see test_controller_search."""
 
 import dataclasses
 import json
@@ -15,16 +15,13 @@ import tensorflow as tf
 import zoo
 from recipes import enas
 from recipes.enas import seeds, training
-from recipes.enas.controller import MacroController, MicroController, Policy
 from recipes.enas.export import export
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.enas.supernet import draw_weights
-from recipes.enas.tape import Tape, Value
 from recipes.enas.training import SharedWeights, find_path
 from recipes.engine import children as child_networks
-from recipes.oracles.networks import Parameters
 from recipes.training import tensorflow_options
 
 pytestmark = pytest.mark.usefixtures("fast_start")
@@ -115,79 +112,6 @@ def test_a_step_changes_the_weights_of_its_path_alone():
     shared.weights.assign(shared.weights * np.nan)
     with pytest.raises(FloatingPointError, match="diverged"):
         shared.step(DEEP, images, tf.constant([0, 1, 2, 0, 1, 2]), 0.1, [0, 0])
-
-
-@pytest.mark.parametrize("make", [lambda p: MicroController(2, p, 0), lambda p: MacroController(4, p, 0)])
-def test_gradients_of_the_controllers_agree_with_differences(make):
-    controller = make(Policy(hidden=5, temperature=2.0))
-    rng = np.random.default_rng(0)
-    controller.parameters.vector[:] = rng.uniform(-0.7, 0.7, controller.parameters.vector.size)
-    draw = controller.draw(4, rng)
-    advantages = np.array([1.0, -0.5, 0.3, 2.0], np.float32)
-    found = controller.gradients(draw, advantages).vector.copy()
-    vector = controller.parameters.vector.astype(np.float64)
-    controller.parameters = Parameters(controller.parameters._shapes, vector)
-
-    def loss() -> float:
-        again = controller.again(draw.paths)
-        return float(np.mean(-advantages * again.chances + 0.8 * controller.penalty(again)))
-
-    for place in rng.choice(vector.size, 60, replace=False):
-        sides = []
-        for step in (1e-3, -2e-3):
-            vector[place] += step
-            sides.append(loss())
-        vector[place] += 1e-3
-        assert found[place] == pytest.approx((sides[0] - sides[1]) / 2e-3, abs=1e-5)
-
-
-def test_a_controller_comes_to_draw_what_is_rewarded():
-    controller = MicroController(1, Policy(hidden=16, learning_rate=0.01, baseline=0.9), seed=0)
-    rng = np.random.default_rng(0)
-
-    def share() -> float:
-        return float((controller.draw(200, rng).paths[:, 0, 0, 0, 1] == 3).mean())
-
-    before = share()
-    for _ in range(100):
-        draw = controller.draw(10, rng)
-        controller.learn(draw, (draw.paths[:, 0, 0, 0, 1] == 3).astype(float))
-    assert before < 0.2
-    # logits lie within -0.44 and 0.44 of one another, and no probability can become larger than the bias allows
-    assert share() > 1.4 * before
-
-
-@pytest.mark.parametrize("target", [0.2, 0.6])
-def test_without_differences_in_reward_skips_come_to_their_target(target):
-    controller = MacroController(
-        4, Policy(hidden=16, learning_rate=0.01, tanh_constant=1.5, skip_target=target), seed=0
-    )
-    rng = np.random.default_rng(0)
-    for _ in range(150):
-        controller.learn(controller.draw(5, rng), np.zeros(5))
-    bits = controller.draw(200, rng).paths[:, :, 1:].sum() / (200 * 6)  # six skips are possible in four layers
-    assert bits == pytest.approx(target, abs=0.06)
-
-
-def test_restored_controller_draws_and_learns_the_same():
-    first, second = (MicroController(2, Policy(hidden=8), seed) for seed in (0, 1))
-    first.learn(first.draw(3, np.random.default_rng(0)), np.arange(3.0))
-    second.restore({name: array.copy() for name, array in first.arrays().items()})
-    for controller in (first, second):
-        controller.learn(controller.draw(3, np.random.default_rng(1)), np.arange(3.0))
-    assert np.array_equal(first.parameters.vector, second.parameters.vector)
-    assert first.average == second.average
-
-
-def test_tape_sums_the_gradients_of_two_readers():
-    parameters = Parameters({"lstm_input": (1, 4), "lstm_state": (1, 4), "lstm_bias": (4,)})
-    tape, x = Tape(parameters, 1), Value(np.array([[0.5]]))
-    matrix = Value(np.array([[3.0]]))
-    total = tape.add(tape.product(x, matrix), tape.squashed(x, factor=2.0))  # 3x + 2 tanh x
-    total.gradient += 1
-    tape.back()
-    assert x.gradient.item() == pytest.approx(3 + 2 * (1 - np.tanh(0.5) ** 2))
-    assert matrix.gradient.item() == 0.5
 
 
 @pytest.mark.parametrize("space", [MicroSpace(3), ChainSpace(4)])

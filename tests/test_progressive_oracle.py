@@ -6,13 +6,13 @@ import json
 import keras_tuner
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from recipes import pnasnet
 from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.predictors import make
-from recipes.oracles.surrogate import quantiles
+from recipes.oracles.predictors import Predictor, quantiles
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 QUICK = Fitting(embedding=4, hidden=8, steps=30)
@@ -152,7 +152,7 @@ def test_rounds_of_a_large_space_try_what_is_left_of_the_expansions():
 @pytest.mark.parametrize(
     ("network", "after"), [("mlp", 2), ("mlp", 6), ("mlp", 8), ("mlp", 12), ("mlp", 17), ("lstm", 8)]
 )
-def test_an_oracle_goes_on_from_its_state_as_if_nothing_had_happened(network, after: int):
+def test_an_oracle_resumes_from_its_state_as_if_nothing_had_happened(network, after: int):
     def oracle():
         fitting = dataclasses.replace(QUICK, network=network, steps=5)
         return cells(3, first=6, beam=4, round_size=3, max_trials=20, explore=1.0, fitting=fitting)
@@ -198,52 +198,58 @@ def drawn(choices: Choices, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(choices.counts, size=(count, len(choices)))
 
 
-def shown(surrogate, genomes: np.ndarray, depths: np.ndarray) -> np.ndarray:
-    """(members, n) predictions, one architecture at a time."""
-    grids = [Grid(row[None], (), (), int(depth)) for row, depth in zip(genomes, depths, strict=True)]
-    return np.concatenate([surrogate._head(surrogate.raw(grid)) for grid in grids], axis=1)
+@pytest.mark.parametrize("network", ["mlp", "lstm"])
+def test_without_weights_all_predictions_are_the_median_and_the_error_is_known(network):
+    choices, read = layout(pooled=True, partial=True)
+    predictor = Predictor(read, Fitting(network=network, target="accuracy", embedding=3, hidden=5, members=2))
+    state = predictor.network.new_state(lambda weight: np.zeros(weight.shape))
+    predictor.network.arrays(state)[-1][...] = np.log(0.6 / 0.4)  # the output's bias: 0.6 after the sigmoid
+    genomes, targets = drawn(choices, 4), np.array([0.5, 0.6, 0.7, 1.0], np.float32)
+    data = [np.stack([array] * 2) for array in predictor.network.read(read, genomes, np.array([1, 2, 3, 3]))]
+    with predictor.network.with_weights(state[0]):
+        error = predictor.network.error(*(tf.constant(array) for array in data), targets)
+    assert float(error) == pytest.approx(2 * (0.1 + 0.0 + 0.1 + 0.4) / 4, rel=1e-5)  # of two members
 
 
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("network", ["mlp", "lstm"])
-@pytest.mark.parametrize("target", ["ranks", "accuracy"])
-def test_gradients_are_the_slopes_of_the_absolute_error(network, target, pooled):
+def test_members_learn_each_from_their_own_data(network, pooled):
     choices, read = layout(pooled, partial=True)
-    surrogate = make(read, Fitting(network=network, target=target, embedding=3, hidden=5, members=2))
-    rng = np.random.default_rng(0)
-    surrogate.start(rng, 0.5)
-    vector = surrogate.parameters.vector
-    vector[:] = rng.uniform(-0.5, 0.5, vector.size)
-    genomes, depths, targets = drawn(choices, 8), rng.integers(1, 4, size=8), rng.random(8).astype(np.float32)
-    rows = np.array([[0, 1, 2, 3, 4], [3, 4, 5, 6, 7]])
-    found = surrogate.gradients(surrogate.inputs(genomes, depths), targets, rows)
+    fitting = Fitting(network=network, embedding=4, hidden=16, steps=150, first_rate=0.03, share=1.0, members=2)
+    predictor = Predictor(read, fitting)
+    genomes, depths = drawn(choices, 6), np.array([1, 2, 3, 3, 2, 1])
+    scores = np.array([0.1, 0.9, 0.4, 0.7, 0.2, 0.3])
+    predictor.fit(genomes, depths, scores, np.random.default_rng(0))
+    grids = [Grid(row[None], (), (), int(depth)) for row, depth in zip(genomes, depths, strict=True)]
+    members = np.concatenate([predictor.network.predict(predictor.state, read, grid) for grid in grids], axis=1)
+    assert np.abs(members - quantiles(scores)).mean() < 0.15
+    assert not np.array_equal(*members)
 
-    def error() -> float:
-        predicted = np.take_along_axis(shown(surrogate, genomes, depths).astype(np.float64), rows, axis=1)
-        return float(np.abs(predicted - targets[rows]).mean(axis=1).sum())
 
-    for place in rng.choice(vector.size, 25, replace=False):
-        value, step = float(vector[place]), 3e-3
-        vector[place] = value + step
-        above = error()
-        vector[place] = value - step
-        below = error()
-        vector[place] = value
-        assert found[place] == pytest.approx((above - below) / (2 * step), abs=3e-3)
+def test_batches_smaller_than_the_data_are_drawn_from_it():
+    choices, read = layout(pooled=False, partial=False)
+    predictor = Predictor(read, Fitting(embedding=4, hidden=16, steps=200, batch=4, share=1.0, first_rate=0.02))
+    genomes, scores = drawn(choices, 12), np.random.default_rng(1).random(12)
+    predictor.fit(genomes, np.full(12, 3), scores, np.random.default_rng(0))
+    means = [predictor.predict(Grid(row[None], (), (), 3))[0].item() for row in genomes]
+    assert np.corrcoef(means, quantiles(scores))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("pooled", "partial"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("network", ["mlp", "lstm"])
 def test_a_grid_of_candidates_scores_as_each_does_alone(network, pooled, partial):
     choices, read = layout(pooled, partial)
-    surrogate = make(read, Fitting(network=network, embedding=3, hidden=5))
-    surrogate.start(np.random.default_rng(0), 0.5)
+    predictor = Predictor(read, Fitting(network=network, embedding=3, hidden=5))
+    predictor.state = predictor.network.drawn(np.random.default_rng(0), 0.5)
     places = tuple(choices.names.index(name) for name in pnasnet.pnasnet(3).levels[1])
     grid = Grid(drawn(choices, 2), places, tuple(choices.counts[list(places)].tolist()), 2)
     assert len(grid) == 2 * 3 * 3 * 8 * 8
-    means, deviations = surrogate.predict(grid)
+    means, deviations = predictor.predict(grid)
     for number in (0, 5, 77, 640, 1151):
-        alone = shown(surrogate, np.array([grid.genome(number)]), np.array([2]))[:, 0]
+        genome = np.array([grid.genome(number)])
+        data = [np.stack([array] * 5) for array in predictor.network.read(read, genome, np.array([2]))]
+        with predictor.network.with_weights(predictor.state[0]):
+            alone = predictor.network.raw(*map(tf.constant, data)).numpy()
         assert means[number] == pytest.approx(alone.mean(), abs=1e-5)
         assert deviations[number] == pytest.approx(alone.std(), abs=1e-5)
 

@@ -13,6 +13,7 @@ from recipes.oracles.choices import Genome
 from recipes.oracles.networks import OTHER_VERSION, Network, StackedDense, State, lstm_outputs, packed, unpacked
 
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1 (A.2)
+_LEAST = 1e-6  # of a probability that is divided by
 _MASKED = -1e9  # logit of a choice that a decision does not have
 _MOST_REDRAWS = 3  # each is of four times as many architectures
 
@@ -223,10 +224,11 @@ class ControllerNetwork(Network):
         """Returns minus the objective of PPO: the mean over genomes of the sum over decisions.
 
         A decision's part is min(r A, clipped r A) + entropy x H; r is the probability of its choice over that which it
-        had, of which `before` (decisions, batch) is the logarithm, and A the genome's advantage.
+        had, of which `before` (decisions, batch) is the logarithm, and A the genome's advantage. What had less than a
+        millionth was no draw of the controller's but a random point, and counts for next to nothing.
         """
         log_probs = self.log_probs(genomes)
-        ratio = tf.exp(self._chosen(log_probs, genomes) - before)
+        ratio = tf.exp(self._chosen(log_probs, genomes) - tf.maximum(before, np.log(_LEAST)))
         gain = tf.minimum(ratio * advantages, tf.clip_by_value(ratio, 1 - clip, 1 + clip) * advantages)
         spread = -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
         return -tf.reduce_mean(tf.reduce_sum(gain + entropy * spread, axis=0))

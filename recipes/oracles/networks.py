@@ -100,7 +100,7 @@ class Network:
 
 
 class StackedDense(keras.layers.Layer):
-    """A dense layer for each place of the first axis: (stack, .., inputs) -> (stack, .., units)."""
+    """A dense layer for each place of the first axis: (stack, batch, inputs) -> (stack, batch, units)."""
 
     def __init__(self, stack: int, inputs: int, units: int, use_bias: bool = True):
         super().__init__(dtype="float32")

@@ -307,9 +307,11 @@ class LstmEnsemble(Ensemble):
     def raw(self, *inputs: Any) -> Any:
         """See Ensemble."""
         words, lengths = inputs
-        x = self.project(tf.gather(tf.convert_to_tensor(self.embeddings.kernel), words, batch_dims=1))
-        output = memory = last = tf.zeros([*words.shape[:1], tf.shape(words)[1], self._hidden])
-        for place in tf.range(words.shape[2]):
+        embeddings, (members, _, tokens) = tf.convert_to_tensor(self.embeddings.kernel), words.shape
+        x = tf.gather(embeddings, tf.reshape(words, [members, -1]), batch_dims=1)
+        x = tf.reshape(self.project(x), [members, -1, tokens, 4 * self._hidden])
+        output = memory = last = tf.zeros([members, tf.shape(words)[1], self._hidden])
+        for place in tf.range(tokens):
             output, memory = self.step(x[:, :, place] + self.recur(output), memory)
             last = tf.where((lengths == place + 1)[..., None], output, last)
         return self.head(last)

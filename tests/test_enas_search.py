@@ -1,4 +1,4 @@
-"""The ENAS recipe: its supernets equal zoo.build's networks, and a killed search resumes; see test_controller_search."""
+"""The ENAS recipe: its supernets equal zoo.build's networks, and a killed search resumes."""
 
 import dataclasses
 import json

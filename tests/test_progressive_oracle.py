@@ -203,7 +203,7 @@ def test_without_weights_all_predictions_are_the_median_and_the_error_is_known(n
     choices, read = layout(pooled=True, partial=True)
     predictor = Predictor(read, Fitting(network=network, target="accuracy", embedding=3, hidden=5, members=2))
     state = predictor.network.new_state(lambda weight: np.zeros(weight.shape))
-    predictor.network.arrays(state)[-1][...] = np.log(0.6 / 0.4)  # the output's bias: 0.6 after the sigmoid
+    predictor.network.weights_of(state)[-1][...] = np.log(0.6 / 0.4)  # the output's bias: 0.6 after the sigmoid
     genomes, targets = drawn(choices, 4), np.array([0.5, 0.6, 0.7, 1.0], np.float32)
     data = [np.stack([array] * 2) for array in predictor.network.read(read, genomes, np.array([1, 2, 3, 3]))]
     with predictor.network.with_weights(state[0]):

@@ -61,13 +61,15 @@ class Controller(Network):
         hidden: units of the LSTM.
         temperature: logits are divided by it.
         tanh_constant: logits are this much of their tanh, so that no choice becomes certain.
-        op_reduce: by which the constant is smaller for operations.
+        op_reduce: by which the constant is smaller for operations (micro).
         learning_rate: Adam's, whose first moment has no memory and whose epsilon is 0.001.
         entropy: weight of the choices' entropy in the reward.
         baseline: what stays of the moving average of rewards at each reward.
-        skip_target, skip_weight: the share of skips that is wanted, and the weight of the divergence from it.
+        skip_target, skip_weight: the share of skips that is wanted, and the weight of the divergence from it (macro).
         seed: of the weights.
     """
+
+    reduces_ops = True  # see op_reduce
 
     def __init__(
         self,
@@ -86,7 +88,8 @@ class Controller(Network):
         seed: int,
     ):
         self._hidden, self._ops, self._temperature, self._tanh_constant = hidden, ops, temperature, tanh_constant
-        self._op_constant, self._entropy, self._baseline = tanh_constant / op_reduce, entropy, baseline
+        self._op_constant = tanh_constant / op_reduce if self.reduces_ops else tanh_constant
+        self._entropy, self._baseline = entropy, baseline
         self._skip_target, self._skip_weight = skip_target, skip_weight
         self._lay_out(steps)
         with tf.device("CPU:0"):
@@ -312,13 +315,14 @@ class MacroController(Controller):
     A path is int32 (layers, 1 + layers): of each layer the operation, then a bit for each layer before it.
     """
 
+    reduces_ops = False
+
     def __init__(self, layers: int, **settings: Any):
         self.layers, steps = layers, []
         for layer in range(layers):
             steps.append(_Step("op", then="op"))
-            skips = {"chooses": "skips", "then": "places"} if layer else {}
-            steps.append(_Step(visible=layer, writes=layer, **skips))
-        super().__init__(steps, len(MACRO_OPS), **settings | {"op_reduce": 1.0})
+            steps.append(_Step("skips", layer, layer, then="places") if layer else _Step(writes=layer))
+        super().__init__(steps, len(MACRO_OPS), **settings)
 
     def _paths(self, choices: np.ndarray) -> np.ndarray:
         paths = np.zeros((choices.shape[1], self.layers, 1 + self.layers), np.int32)

@@ -119,7 +119,9 @@ class ControllerOracle(SearchOracle):
         self._results = []
         if not results:
             return
-        self._queue, self._redraws = [], max(0, self._redraws - 1)  # what is left is of the policy as it was
+        # The batch that was begun is tried to its end; what was drawn beyond it is of the policy as it was.
+        self._queue = self._queue[len(self._queue) - len(self._queue) % self.batch :]
+        self._redraws = max(0, self._redraws - 1)
         rewards = np.array([reward for _, reward in results])
         if self._average is None:
             self._average = float(rewards.mean())

@@ -50,7 +50,7 @@ class Network:
         """Returns these weights, and an optimizer that has not seen a gradient."""
         return [vector, *(np.zeros(variable.shape, str(variable.dtype)) for variable in self._state[1:])]
 
-    def arrays(self, state: State) -> list[np.ndarray]:
+    def weights_of(self, state: State) -> list[np.ndarray]:
         """Returns the weights one by one, as views of the state."""
         parts = np.split(np.asarray(state[0]), np.cumsum(self._sizes)[:-1])
         return [part.reshape(weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
@@ -105,7 +105,7 @@ class StackedDense(keras.layers.Layer):
     def __init__(self, stack: int, inputs: int, units: int, use_bias: bool = True):
         super().__init__(dtype="float32")
         self.kernel = self.add_weight((stack, inputs, units), name="kernel")
-        self.bias = self.add_weight((stack, 1, units), name="bias") if use_bias else None
+        self.bias: Any = self.add_weight((stack, 1, units), name="bias") if use_bias else None
         self.built = True
 
     def call(self, inputs: Any) -> Any:

@@ -163,15 +163,15 @@ class Ensemble(Network):
         layers = [self.embeddings, *layers, self.output]
         weights = [weight for layer in layers for weight in layer.trainable_variables]
         super().__init__(weights, keras.optimizers.Adam(epsilon=1e-8))
-        data = [tf.TensorSpec([members, None, *shape], dtype) for shape, dtype in data]
-        data += [tf.TensorSpec([members, None]), tf.TensorSpec([])]
-        self.fit = self.on_state(self._fit, *data, tf.TensorSpec([], tf.int32))
-        self.fit_batches = self.on_state(self._fit_batches, *data, tf.TensorSpec([None, members, None], tf.int32))
+        given = [tf.TensorSpec([members, None, *shape], dtype) for shape, dtype in data]
+        given += [tf.TensorSpec([members, None]), tf.TensorSpec([])]
+        self.fit = self.on_state(self._fit, *given, tf.TensorSpec([], tf.int32))
+        self.fit_batches = self.on_state(self._fit_batches, *given, tf.TensorSpec([None, members, None], tf.int32))
 
     def drawn(self, rng: np.random.Generator, bias: float) -> State:
         """Returns new weights; the output begins at `bias`, before a sigmoid."""
         state = self.new_state(functools.partial(self.draw, rng))
-        self.arrays(state)[-1][...] = bias
+        self.weights_of(state)[-1][...] = bias
         return state
 
     def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
@@ -259,7 +259,7 @@ class MlpEnsemble(Ensemble):
 
     def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
         """See Ensemble; the first layer is linear in the decisions, so that parents and combinations just add up."""
-        embeddings, first, bias = self.arrays(state)[:3]
+        embeddings, first, bias = self.weights_of(state)[:3]
         members, _, units = embeddings.shape
         parents = np.zeros((members, len(grid.parents), first.shape[-1]), np.float32) + bias
         combined = np.zeros((members, 1, first.shape[-1]), np.float32)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import zoo
 from recipes import _main
 from recipes.images import EMBEDDED
-from recipes.training.results import Origin, find_finished, find_origin, write_results
+from recipes.training.results import Origin, describe_images, find_finished, find_origin, write_results
 
 if TYPE_CHECKING:
     import keras
@@ -111,6 +111,7 @@ def _finetune(config: Config) -> Finetuned:
     from recipes.training.optimizer import Optimizer
     from recipes.training.progress import show_progress
     from recipes.training.schedules import Schedule
+    from zoo.graph import copy_model
 
     weights = _load_weights(config)
     preprocess = _normalization(config, weights.origin)
@@ -142,15 +143,10 @@ def _finetune(config: Config) -> Finetuned:
                 identity=identity,
                 observe=observe,
             )
-    final = _with_probabilities(network)
+    final = copy_model(network, lambda layer: {"activation": "softmax"} if layer.name == _HEAD else {})
     accuracy = measure_accuracy(final, images.test, preprocess)
     results = {
-        "data": name,
-        "images": str(images),
-        "image_size": list(images.input_shape[:2]),
-        "preprocess": config.preprocess or weights.origin.preprocess,
-        "normalization": dataclasses.asdict(preprocess),
-        "class_names": list(images.class_names),
+        **describe_images(name, images, config.preprocess or weights.origin.preprocess, preprocess),
         "skipped": [str(path) for path in images.skipped],
         "notes": notes,
         "validation_accuracy": {phase: outcome.accuracy for phase, outcome in phases.items()},
@@ -160,7 +156,6 @@ def _finetune(config: Config) -> Finetuned:
     write_results(config.folder, final, results, config)
     for phase in phases:
         (config.folder / phase / STATE_FILE).unlink(missing_ok=True)
-    print(f"test accuracy {accuracy:.4f} on {len(images.test):,} images: {config.folder / 'model.keras'}")
     return Finetuned(final, phases, accuracy, notes)
 
 
@@ -283,7 +278,7 @@ def _network(config: Config, source: "keras.Model | None", images: "Data") -> tu
 
 
 def _with_head(model: "keras.Model", classes: int) -> "keras.Model":
-    """Returns a copy of a classifier with `classes` logits.
+    """Returns a fresh copy of a classifier with `classes` logits.
 
     Raises:
         ValueError: its last layer is not the zoo's classifier.
@@ -294,22 +289,10 @@ def _with_head(model: "keras.Model", classes: int) -> "keras.Model":
         raise ValueError(
             f"{model.name} ends in {model.layers[-1].name!r}; expected the classifier {_HEAD!r} of the zoo"
         )
-    return _copy_with_head(model, {"units": classes, "activation": "linear"})
-
-
-def _with_probabilities(network: "keras.Model") -> "keras.Model":
-    """Returns a copy with softmax as the last activation, all of it trainable."""
-    copy = _copy_with_head(network, {"activation": "softmax"}, trainable=True)
-    copy.set_weights(network.get_weights())
-    return copy
-
-
-def _copy_with_head(model: "keras.Model", head: dict[str, Any], **every_layer: Any) -> "keras.Model":
-    import keras
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        options: dict[str, Any] = layer.get_config() | every_layer
-        return layer.__class__.from_config(options | (head if layer.name == _HEAD else {}))
+        head = {"units": classes, "activation": "linear"} if layer.name == _HEAD else {}
+        return layer.__class__.from_config(layer.get_config() | head)
 
     return keras.models.clone_model(model, clone_function=clone)
 

@@ -15,6 +15,13 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+# kind -> the operation, and what it calls the slots in the order of `make_slots`
+_UPDATES = {
+    "sgd": (tf.raw_ops.ResourceApplyMomentum, ("accum",)),
+    "rmsprop": (tf.raw_ops.ResourceApplyRMSProp, ("mom", "ms")),
+    "adam": (tf.raw_ops.ResourceApplyAdam, ("m", "v")),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -46,8 +53,8 @@ class Optimizer:
     clip: float | None = None
 
     def __post_init__(self):
-        if self.kind not in ("sgd", "rmsprop", "adam"):
-            raise ValueError(f"kind is {self.kind!r}; expected sgd, rmsprop or adam")
+        if self.kind not in _UPDATES:
+            raise ValueError(f"kind is {self.kind!r}; expected one of {', '.join(_UPDATES)}")
         if self.decay_in not in ("loss", "gradient", "weights"):
             raise ValueError(f"decay_in is {self.decay_in!r}; expected loss, gradient or weights")
         if self.nesterov and self.kind != "sgd":
@@ -89,7 +96,6 @@ class Optimizer:
             decayed: for each weight whether it decays, or a tensor of its shape with factors of the decay (of a flat
                 vector, 0 for biases); by their rank unless given.
         """
-        count = len(weights)
         if decayed is None:
             decayed = [self.decay_all or weight.shape.rank > 1 for weight in weights]
         if self.decay_in == "loss":
@@ -98,16 +104,33 @@ class Optimizer:
             gradients = self._clipped(gradients)
             if self.decay_in == "gradient":
                 gradients = self._with_decay(weights, gradients, decayed)
-        operations = []
+        before: list[Any] = []
         if self.decay_in == "weights" and self.weight_decay:
             decays = self._with_decay(weights, [tf.zeros_like(weight) for weight in weights], decayed)
-            operations = [weight.assign_sub(rate * decay) for weight, decay in zip(weights, decays, strict=True)]
-        with tf.control_dependencies(operations):
-            if self.kind == "sgd":
-                return self._apply_momentum(weights, slots, gradients, rate)
-            if self.kind == "rmsprop":
-                return self._apply_rmsprop(weights, slots[:count], slots[count:], gradients, rate)
-            return self._apply_adam(weights, slots[:count], slots[count:-1], slots[-1], gradients, rate)
+            before = [weight.assign_sub(rate * decay) for weight, decay in zip(weights, decays, strict=True)]
+        options: dict[str, Any] = {"momentum": self.momentum}
+        if self.kind == "sgd":
+            options["use_nesterov"] = self.nesterov
+        elif self.kind == "rmsprop":
+            options |= {"rho": self.mean_decay, "epsilon": self.epsilon}
+        else:
+            counted = slots[-1].assign_add(1.0)
+            with tf.control_dependencies([counted]):
+                steps = slots[-1].read_value()
+            options = {"beta1": self.momentum, "beta2": self.mean_decay, "epsilon": self.epsilon}
+            options |= {"beta1_power": self.momentum**steps, "beta2_power": self.mean_decay**steps}
+        apply, names = _UPDATES[self.kind]
+        with tf.control_dependencies(before):
+            return [
+                apply(
+                    var=weight.handle,
+                    lr=rate,
+                    grad=gradient,
+                    **{name: slots[place + number * len(weights)].handle for number, name in enumerate(names)},
+                    **options,
+                )
+                for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True))
+            ]
 
     def _with_decay(self, weights: Sequence[Any], gradients: Sequence[Any], decayed: Sequence[Any]) -> list[Any]:
         decay = self.weight_decay
@@ -125,51 +148,3 @@ class Optimizer:
         norm = tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
         factor = self.clip / tf.maximum(norm, self.clip)
         return [gradient * factor for gradient in gradients]
-
-    def _apply_momentum(
-        self, weights: Sequence[Any], momenta: Sequence[Any], gradients: Sequence[Any], rate: Any
-    ) -> list[Any]:
-        return [
-            tf.raw_ops.ResourceApplyMomentum(
-                var=weight.handle, accum=momentum.handle, lr=rate, grad=gradient,
-                momentum=self.momentum, use_nesterov=self.nesterov,
-            )
-            for weight, momentum, gradient in zip(weights, momenta, gradients, strict=True)
-        ]  # fmt: skip
-
-    def _apply_rmsprop(
-        self,
-        weights: Sequence[Any],
-        momenta: Sequence[Any],
-        squares: Sequence[Any],
-        gradients: Sequence[Any],
-        rate: Any,
-    ) -> list[Any]:
-        return [
-            tf.raw_ops.ResourceApplyRMSProp(
-                var=weight.handle, ms=square.handle, mom=momentum.handle, lr=rate, rho=self.mean_decay,
-                momentum=self.momentum, epsilon=self.epsilon, grad=gradient,
-            )
-            for weight, momentum, square, gradient in zip(weights, momenta, squares, gradients, strict=True)
-        ]  # fmt: skip
-
-    def _apply_adam(
-        self,
-        weights: Sequence[Any],
-        momenta: Sequence[Any],
-        squares: Sequence[Any],
-        count: Any,
-        gradients: Sequence[Any],
-        rate: Any,
-    ) -> list[Any]:
-        counted = count.assign_add(1.0)
-        with tf.control_dependencies([counted]):
-            steps = count.read_value()
-        powers = {"beta1_power": self.momentum**steps, "beta2_power": self.mean_decay**steps}
-        return [
-            tf.raw_ops.ResourceApplyAdam(
-                var=weight.handle, m=momentum.handle, v=square.handle, **powers, lr=rate, beta1=self.momentum,
-                beta2=self.mean_decay, epsilon=self.epsilon, grad=gradient,
-            )
-            for weight, momentum, square, gradient in zip(weights, momenta, squares, gradients, strict=True)
-        ]  # fmt: skip

@@ -97,8 +97,20 @@ def find_finished(folder: Path, config: Any, free: Collection[str]) -> dict[str,
     return results
 
 
+def describe_images(name: str, images: Any, preprocess: str | None, normalization: Any) -> dict[str, Any]:
+    """Returns what `find_origin` reads back, of a Data of recipes.images.sources and a Normalization."""
+    return {
+        "data": name,
+        "images": str(images),
+        "image_size": list(images.input_shape[:2]),
+        "preprocess": preprocess,
+        "normalization": dataclasses.asdict(normalization),
+        "class_names": list(images.class_names),
+    }
+
+
 def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: Any) -> None:
-    """Writes model.keras, class_names.json, results.md and, last, results.json with the options in it.
+    """Writes model.keras, class_names.json, results.md and, last, results.json with the options; prints the accuracy.
 
     Args:
         folder: of the training.
@@ -114,6 +126,7 @@ def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: 
     atomic.write_atomically(folder / "results.md", table + "\n")
     text = json.dumps({**results, "config": _as_json(config)}, indent=1)
     atomic.write_atomically(folder / RESULTS, text + "\n")
+    print(f"test accuracy {results['test_accuracy']:.4f} on {results['test_images']:,} images: {folder / MODEL}")
 
 
 def _as_json(config: Any) -> dict[str, Any]:

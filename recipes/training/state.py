@@ -146,10 +146,9 @@ def lock(file: Any, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BlockingIOError(
-            error.errno, f"{path} is in use by another process; end that one, or choose another folder"
-        ) from None
+    except BlockingIOError:
+        # Without the number of the error, which its text would begin with
+        raise BlockingIOError(f"{path} is in use by another process; end that one, or choose another folder") from None
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

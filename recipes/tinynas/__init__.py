@@ -24,83 +24,33 @@ included (`--engine=bare` counts as the paper does); children that are known are
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras_tuner
-
-from recipes import _search
-from recipes.cards.card import write_card
-from recipes.cards.read import read_search
-from recipes.engine import children as child_networks
-from recipes.engine.children import Children
-from recipes.oracles import RandomSearch, SearchOracle
-from recipes.oracles.generations import GenerationalEvolution
-from recipes.tinynas import dry_run as tinynas_dry_run
-from recipes.tinynas import result as tinynas_result
-from recipes.tinynas.children import SubNetworks
-from recipes.tinynas.config import Config
-from recipes.tinynas.space import RESOLUTIONS, WIDTHS
-from recipes.tinynas.supernet import Supernet
-from recipes.tinynas.training import train_supernet
-from recipes.tinynas.widths import Explored, explore
-from recipes.training import progress
-from recipes.training.progress import Status
+from recipes.tinynas.config import PRESETS, Config
+from recipes.training.progress import Observe, Status, show_progress
 from zoo.genotype import Genotype
 
-PRESETS = {
-    "laptop": Config(),
-    "paper": Config(
-        trials=3100,
-        data="tfds:imagenet2012",
-        board="stm32f746",
-        resolutions=RESOLUTIONS,
-        widths=WIDTHS,
-        space_networks=1000,
-        least_share=0.01,
-        strides="imagenet",
-        depths=(2, 3, 4),
-        largest_epochs=150,
-        elastic_epochs=300,
-        sampling="random",
-        distillation=0.0,
-        population=100,
-        parents=20,
-        calibration_batches=20,
-        training_images=None,
-        validation_images=10_000,
-        epochs=100,
-        random_networks=0,
-        batch_size=256,
-        weight_decay=5e-5,
-        augment=True,
-        folder=Path("runs/tinynas-paper"),
-    ),
-    "smoke": Config(
-        trials=4,
-        resolutions=(12, 16),
-        widths=(0.15, 0.2),
-        space_networks=20,
-        kernels=(3, 5),
-        depths=(1,),
-        largest_epochs=1,
-        elastic_epochs=1,
-        networks=2,
-        population=2,
-        parents=1,
-        calibration_batches=1,
-        training_images=60,
-        validation_images=50,
-        epochs=1,
-        random_networks=2,
-        batch_size=20,
-        folder=Path("runs/tinynas-smoke"),
-    ),
-}
+# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+if TYPE_CHECKING:
+    from recipes.oracles import SearchOracle
+    from recipes.tinynas.children import SubNetworks
+    from recipes.tinynas.widths import Explored
+
+__all__ = ["PRESETS", "Config", "search"]
 
 
-def search(config: Config, observe: Callable[[Status], None] | None = None) -> Genotype:
+def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best sub-network; `observe` gets the state of the search instead of a progress bar."""
+    from recipes import _search
+    from recipes.cards.card import write_card
+    from recipes.cards.read import read_search
+    from recipes.engine.children import Children, load_images
+    from recipes.tinynas import dry_run as tinynas_dry_run
+    from recipes.tinynas import result as tinynas_result
+    from recipes.tinynas.children import SubNetworks
+    from recipes.tinynas.supernet import Supernet
+    from recipes.tinynas.training import train_supernet
+
     with _watched(observe) as watch:
 
         def report(share: float, text: str) -> None:
@@ -108,7 +58,7 @@ def search(config: Config, observe: Callable[[Status], None] | None = None) -> G
 
         explored = first_stage(config, report)
         sized = dataclasses.replace(config, image_size=explored.chosen.resolution)
-        images = child_networks.load_images(sized)
+        images = load_images(sized)
         width = explored.chosen.width
         net = Supernet(config.space(width), images.classes, images.input_shape[2], config.kernel_transform)
         shape = {"input_shape": list(images.input_shape), "classes": images.classes}
@@ -136,14 +86,17 @@ def search(config: Config, observe: Callable[[Status], None] | None = None) -> G
     return found
 
 
-def _watched(observe: Callable[[Status], None] | None) -> Any:
-    return progress.show_progress("tinynas") if observe is None else contextlib.nullcontext(observe)
+def _watched(observe: Observe | None) -> Any:
+    return show_progress("tinynas") if observe is None else contextlib.nullcontext(observe)
 
 
-def first_stage(config: Config, report: Callable[[float, str], None]) -> Explored:
+def first_stage(config: Config, report: Callable[[float, str], None]) -> "Explored":
     """Returns resolutions and widths with the one to search at in front; writes space.json and space.png."""
+    from recipes.engine.children import load_images
+    from recipes.tinynas.widths import explore
+
     resolutions = config.resolutions if config.image_size is None else (config.image_size,)
-    images = child_networks.load_images(dataclasses.replace(config, image_size=resolutions[0]))
+    images = load_images(dataclasses.replace(config, image_size=resolutions[0]))
     explored = explore(
         resolutions,
         config.widths,
@@ -161,9 +114,15 @@ def first_stage(config: Config, report: Callable[[float, str], None]) -> Explore
     return explored
 
 
-def oracle(config: Config, children: SubNetworks) -> SearchOracle:
+def oracle(config: Config, children: "SubNetworks") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    objective = keras_tuner.Objective(child_networks.OBJECTIVE, "max")
+    import keras_tuner
+
+    from recipes.engine.children import OBJECTIVE
+    from recipes.oracles import RandomSearch
+    from recipes.oracles.generations import GenerationalEvolution
+
+    objective = keras_tuner.Objective(OBJECTIVE, "max")
     space = children.net.space
     limits = {"seed": config.seed, "key": space.key, "check": children.check}
     if config.algorithm == "random":

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from recipes.engine.children import ChildConfig
+from recipes.engine.config import ChildConfig
 from recipes.tinynas.needs import Budget
-from recipes.tinynas.space import SMALL_STRIDES, STRIDES, TinySpace
+from recipes.tinynas.space import RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,3 +93,54 @@ class Config(ChildConfig):
     def budget(self) -> Budget:
         """Returns the memory that a network may take."""
         return Budget.of(self.board, self.max_sram, self.max_flash, bare=self.engine == "bare")
+
+
+PRESETS = {
+    "laptop": Config(),
+    "paper": Config(
+        trials=3100,
+        data="tfds:imagenet2012",
+        board="stm32f746",
+        resolutions=RESOLUTIONS,
+        widths=WIDTHS,
+        space_networks=1000,
+        least_share=0.01,
+        strides="imagenet",
+        depths=(2, 3, 4),
+        largest_epochs=150,
+        elastic_epochs=300,
+        sampling="random",
+        distillation=0.0,
+        population=100,
+        parents=20,
+        calibration_batches=20,
+        training_images=None,
+        validation_images=10_000,
+        epochs=100,
+        random_networks=0,
+        batch_size=256,
+        weight_decay=5e-5,
+        augment=True,
+        folder=Path("runs/tinynas-paper"),
+    ),
+    "smoke": Config(
+        trials=4,
+        resolutions=(12, 16),
+        widths=(0.15, 0.2),
+        space_networks=20,
+        kernels=(3, 5),
+        depths=(1,),
+        largest_epochs=1,
+        elastic_epochs=1,
+        networks=2,
+        population=2,
+        parents=1,
+        calibration_batches=1,
+        training_images=60,
+        validation_images=50,
+        epochs=1,
+        random_networks=2,
+        batch_size=20,
+        folder=Path("runs/tinynas-smoke"),
+    ),
+}

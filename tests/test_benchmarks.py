@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-MAINTAINERS = {"zoo_table", "int8_table", "embedded_images"}  # programs with tests of their own
+MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "embedded_images"}  # programs that fill documents
 LIBRARY = {"machine", "table_search"}
 SCRIPTS = sorted({path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - MAINTAINERS - LIBRARY)
 QUICK = ["input_pipeline", "search_gates"]  # in a process that has TensorFlow already
@@ -48,12 +48,22 @@ def test_quick_scripts_print_measurements(name: str, arguments, monkeypatch, cap
     check_printed(capsys.readouterr().out)
 
 
+def run_script(name: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    variables = os.environ | {"PYTHONPATH": str(PROJECT)}  # not another copy that may be installed
+    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_prints_measurements(name: str, arguments):
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments[name]]
-    # the project is not among the installed packages for a test that runs in another copy of it
-    variables = os.environ | {"PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    check_printed(done.stdout)
+    check_printed(run_script(name, *arguments[name]))
+
+
+@pytest.mark.slow
+def test_the_table_of_foreign_models_has_a_row_for_each(tmp_path: Path):
+    text = run_script("foreign_models", "--preset=smoke", f"--folder={tmp_path}")
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("|")][2:] == ["MobileNetV2"]
+    assert (tmp_path / "table.md").read_text() in text

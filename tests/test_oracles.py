@@ -217,7 +217,7 @@ def test_numbers_with_a_step_are_choices_and_ranges_are_refused():
 
 
 def test_copies_of_a_shared_space_part_when_one_gets_a_new_choice():
-    one = SharedSpace.of(two_choices())
+    one = SharedSpace.copy_of(two_choices())
     other = one.copy()
     other.Choice("c", [1, 2])
     assert [len(one.space), len(other.space)] == [2, 3]

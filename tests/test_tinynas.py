@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import zoo
 from recipes import tinynas
-from recipes.oracles.generations import GenerationalEvolution
+from recipes.oracles.evolution import GenerationalEvolution
 from recipes.tinynas import export as tinynas_export
 from recipes.tinynas import widths as tinynas_space
 from recipes.tinynas.children import Scorer

@@ -138,6 +138,7 @@ class Search:
         self._losses: list[float] = []  # of this epoch
         self._rewards: list[list[float]] = []  # reward, entropy and penalty of each path of this epoch
         self.scores: list[float] = []  # of the candidates that have been scored
+        self._epoch_paths: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and the paths of its steps
 
     @property
     def epoch_steps(self) -> int:
@@ -156,12 +157,12 @@ class Search:
     def step(self) -> None:
         """Takes the next step of the shared weights, or the next update of the controller."""
         epoch, number = divmod(self.done, self.epoch_steps)
-        rng = np.random.default_rng([self.seed, _PATHS, epoch, number])
         if number < self.images.training.steps:
             key = np.random.default_rng([self.seed, _DROPOUT, epoch, number]).integers(2**31, size=2)
             batch, rate = self.images.training.batch(epoch, number), self._schedule.at(epoch, self.config.search_epochs)
-            self._losses.append(self.shared.step(self._draw_path(rng), *batch, rate, key))
+            self._losses.append(self.shared.step(self._path_of_step(epoch, number), *batch, rate, key))
         else:
+            rng = np.random.default_rng([self.seed, _PATHS, epoch, number])
             paths = self.controller.sample(self.config.samples, rng)
             rng = np.random.default_rng([self.seed, _REWARDS, epoch, number])
             rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in paths]
@@ -171,6 +172,15 @@ class Search:
         self.done += 1
         if self.done % self.epoch_steps == 0:
             self._end_epoch()
+
+    def _path_of_step(self, epoch: int, number: int) -> np.ndarray:
+        """Returns the path of a step of the weights; those of an epoch, in which no update falls, are drawn at once."""
+        if self._uniform:
+            return self._draw_path(np.random.default_rng([self.seed, _PATHS, epoch, number]))
+        if self._epoch_paths[0] != epoch:
+            rng = np.random.default_rng([self.seed, _PATHS, epoch, 0])
+            self._epoch_paths = epoch, self.controller.sample(self.images.training.steps, rng)
+        return self._epoch_paths[1][number]
 
     def _draw_path(self, rng: np.random.Generator) -> np.ndarray:
         return self.shared.net.space.draw_path(rng) if self._uniform else self.controller.sample(1, rng)[0]

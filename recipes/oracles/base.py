@@ -74,7 +74,7 @@ class SearchOracle(LeasingOracle):
         super().__init__(objective, max_trials, hyperparameters, seed=1, max_consecutive_failed_trials=2**31)
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self.rng = np.random.default_rng(self.seed)
-        self.hyperparameters = SharedSpace.of(self.hyperparameters)
+        self.hyperparameters = SharedSpace.copy_of(self.hyperparameters)
         self.key = key or (lambda values: tuple(sorted(values.items())))
         self.check = check
         self.max_redraws = max_redraws
@@ -300,7 +300,7 @@ class SearchOracle(LeasingOracle):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `get_state` returned; `self.trials` must be there already."""
         super().set_state(state)
-        self.hyperparameters = SharedSpace.of(self.hyperparameters)
+        self.hyperparameters = SharedSpace.copy_of(self.hyperparameters)
         self._choices = Choices(self.hyperparameters)
         self.message = state["search"]["message"]
         self._running.clear()

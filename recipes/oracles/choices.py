@@ -85,7 +85,7 @@ class SharedSpace(keras_tuner.HyperParameters):
     """HyperParameters whose copies share the list of choices until one of them gets a new choice."""
 
     @classmethod
-    def of(cls, hyperparameters: keras_tuner.HyperParameters) -> "SharedSpace":
+    def copy_of(cls, hyperparameters: keras_tuner.HyperParameters) -> "SharedSpace":
         """Returns a copy of any HyperParameters."""
         shared = cls()
         original = hyperparameters.copy()

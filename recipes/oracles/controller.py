@@ -232,8 +232,8 @@ class ControllerNetwork(Network):
         log_probs = self.log_probs(genomes)
         ratio = tf.exp(self._chosen(log_probs, genomes) - tf.maximum(before, np.log(_LEAST)))
         gain = tf.minimum(ratio * advantages, tf.clip_by_value(ratio, 1 - clip, 1 + clip) * advantages)
-        spread = -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
-        return -tf.reduce_mean(tf.reduce_sum(gain + entropy * spread, axis=0))
+        entropies = -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
+        return -tf.reduce_mean(tf.reduce_sum(gain + entropy * entropies, axis=0))
 
     def _chosen(self, log_probs: Any, genomes: Any) -> Any:
         return tf.reduce_sum(log_probs * tf.one_hot(tf.transpose(genomes), log_probs.shape[-1]), axis=-1)

@@ -31,7 +31,7 @@ class Fitting:
         first_rate, rate: Adam's, of the first fit and of those after.
         steps: of a fit; not in the paper.
         batch: architectures a step; not in the paper.
-        anew: every fit starts from new weights, with the first rate; the paper goes on from those that it has.
+        anew: every fit starts from new weights, with the first rate; the paper continues from those that it has.
         target: "accuracy": the score itself, through a sigmoid, as the paper has it; "ranks": the normal quantile of
             its rank, which any objective has, and which tells the best apart where the worst are far away.
     """

@@ -20,11 +20,11 @@ class ProgressiveOracle(SearchOracle):
     """Grows architectures level by level; a level's candidates are all one-level expansions of those tried before.
 
     The first level is tried in all its ways. Then a predictor (`recipes.oracles.predictors`) learns from all scores and
-    ranks every expansion of the level's architectures; the `beam` best are tried, the predictor goes on learning, and
+    ranks every expansion of the level's architectures; the `beam` best are tried, the predictor learns again, and
     so on (Algorithm 1). Expansions with a known key are skipped. An architecture that failed takes its place in the
     level, is not expanded and teaches nothing.
 
-    Beyond the paper: while `max_trials` allow, the last level goes on in rounds of `round_size`, before each of which
+    Beyond the paper: while `max_trials` allow, the last level continues in rounds of `round_size`, before each of which
     the predictor learns again and ranks what is left: all complete architectures where the space has up to 100,000,
     else all expansions of the level before.
 

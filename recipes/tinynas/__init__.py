@@ -120,7 +120,7 @@ def oracle(config: Config, children: "SubNetworks") -> "SearchOracle":
 
     from recipes.engine.children import OBJECTIVE
     from recipes.oracles import RandomSearch
-    from recipes.oracles.generations import GenerationalEvolution
+    from recipes.oracles.evolution import GenerationalEvolution
 
     objective = keras_tuner.Objective(OBJECTIVE, "max")
     space = children.net.space

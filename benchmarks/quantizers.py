@@ -49,7 +49,7 @@ def trained(family: str, source: data.Data) -> keras.Model:
             classifier_activation=activation,
         )
 
-    settings = trial.child_settings(len(source.train), EPOCHS, batch_size=64)
+    settings = trial.child_settings(len(source.train), EPOCHS, 64, 0.05, 1e-4)
     trial.train(make, source.train, source.validation, settings, seed=SEED)
     model = build("softmax")
     transfer(made[-1], model)

@@ -33,7 +33,12 @@ def network() -> keras.Model:
 def train(epochs: int = 3, seed: int = 1, make_model=network, part: Arrays | None = None, **options) -> dict:
     part = images(64) if part is None else part
     return trial.train(
-        make_model, part, images(40, seed=9), trial.child_settings(len(part), epochs, 16, 0.1), seed=seed, **options
+        make_model,
+        part,
+        images(40, seed=9),
+        trial.child_settings(len(part), epochs, 16, 0.1, 1e-4),
+        seed=seed,
+        **options,
     )
 
 
@@ -75,7 +80,7 @@ def test_a_state_of_another_network_or_half_a_file_is_left_alone(tmp_path):
 
 
 def test_the_rate_falls_along_a_cosine_after_ten_steps_of_warmup():
-    schedule = trial.child_settings(images=1600, epochs=1, batch_size=16, learning_rate=0.4).schedule
+    schedule = trial.child_settings(1600, 1, 16, 0.4, 1e-4).schedule
     assert schedule.at_step(0, 100, 1) == pytest.approx(0.4 / 11)
     assert schedule.at_step(50, 100, 1) == pytest.approx(0.2)
     assert schedule.at_step(10, 10**6, 10**6) == pytest.approx(0.4 * 11 / 10**6 / 0.11)  # of epochs, not of steps
@@ -133,7 +138,7 @@ class Streamed(Stream):
 
 
 def test_images_that_stream_from_the_disk_are_trained_on_and_judged_alike():
-    settings = trial.child_settings(64, 3, 16, 0.1)
+    settings = trial.child_settings(64, 3, 16, 0.1, 1e-4)
     parts = Streamed(images(64)), Streamed(images(40, seed=9))
     first, again = (trial.train(network, *parts, settings, seed=1) for _ in range(2))
     assert first == again

@@ -32,9 +32,7 @@ _EVALUATION_BATCH = 500
 _WARMUP = 11  # steps until the rate is whole: short trainings of deep cells diverge without
 
 
-def child_settings(
-    images: int, epochs: int, batch_size: int, learning_rate: float = 0.05, weight_decay: float = 1e-4
-) -> Settings:
+def child_settings(images: int, epochs: int, batch_size: int, learning_rate: float, weight_decay: float) -> Settings:
     """Returns how a child is trained on so many images: Nesterov's momentum, as TF-slim's NASNet code has it.
 
     The rate follows one cosine period from `learning_rate` to 0; the L2 decay leaves out biases and normalisation.

@@ -17,7 +17,6 @@ from recipes.engine.latency import LatencyTable, MeasuredLatencies
 from recipes.engine.limits import Limits
 from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
-from recipes.images import stand_in
 from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
 from recipes.training.loop import Settings
@@ -196,7 +195,7 @@ def load_images(config: ChildConfig) -> image_data.Data:
     try:
         found = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1)
     except ValueError:
-        stand = stand_in.images(config.data, config.image_size, config.validation_images or 1)
+        stand = image_data.make_stand_in(config.data, config.image_size, config.validation_images or 1)
         if stand is None or not config.dry_run:
             raise
         found = stand

@@ -233,7 +233,7 @@ def test_an_input_that_no_enas_node_reads_is_output():
     assert formats.from_enas_micro("0 0 0 0", "0 0 0 0").body.normal.concat == (1, 2)
 
 
-@pytest.mark.parametrize("arc", ["0 2 0 0", "0 2 0 0 0 4 0 1 0 0 0 0", [], [0]])
+@pytest.mark.parametrize("arc", ["0 2 0 0", "0 2 0 0 0 4 0 1 0 0 0 0", [], [0], None])
 def test_one_enas_arc_for_two_cells_has_as_many_nodes_in_either(arc):
     with pytest.raises(GenotypeError, match="an ENAS arc "):
         formats.from_enas_micro(arc)

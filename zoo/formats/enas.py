@@ -40,8 +40,10 @@ def from_enas_micro(normal: Arc, reduce: Arc | None = None, name: str = "enas_ce
     Raises:
         GenotypeError: an arc that is none.
     """
-    graphs, arcs = [], [_numbers(arc) for arc in (normal, reduce) if arc is not None]
-    if len(arcs) == 1:
+    graphs, arcs = [], [_numbers(normal)]
+    if reduce is not None:
+        arcs.append(_numbers(reduce))
+    else:
         half = len(arcs[0]) // 2
         if not half or len(arcs[0]) % 8:
             raise GenotypeError(

@@ -2,20 +2,20 @@
 
     python -m benchmarks.foreign_models                              # half an hour on 2 cores
     python -m benchmarks.foreign_models --readme=docs/quantization.md    # also into the document
-    python -m benchmarks.foreign_models --names=MobileNetV2,Xception
+    python -m benchmarks.foreign_models --names=MobileNetV2,Xception --training    # and prune, and train for int8
 
 Writes table.md into the folder, and table.json, from which a run that was stopped resumes. The models have fresh
-weights, ten classes and take images of 96 x 96; a copy counts as working once its outputs are those of the original, a
+weights, ten classes and take images of 80 x 80; a copy counts as working once its outputs are those of the original, a
 file once it runs.
 """
 
 import dataclasses
+import functools
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -32,8 +32,9 @@ NAMES = (
     "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50", "DenseNet121", "Xception", "ConvNeXtTiny",
     "NASNetMobile",
 )  # fmt: skip
-SIDE, CLASSES, IMAGES = 96, 10, 8
-TOOLS = ("flat", "twin", "pruned", "int8", "int8 by training", "memory plan", "turned", "compact", "doctor")
+SIDE, CLASSES, IMAGES = 80, 10, 4
+TOOLS = ("flat", "turned", "twin", "int8", "memory plan", "doctor", "compact")
+TRAINING = ("pruned", "int8 by training")
 LONGEST = 110  # characters of an error in a cell
 
 
@@ -42,6 +43,7 @@ class Config:
     """Options of the table."""
 
     names: tuple[str, ...] = NAMES  # classes of keras.applications
+    training: bool = False  # also prunes and trains for int8
     readme: Path | None = None  # a document whose text between the two marker comments becomes the table
     folder: Path = Path("runs/foreign-models")  # table.md, and table.json to resume from
 
@@ -63,31 +65,33 @@ def table(config: Config) -> str:
     if config.readme is not None:
         replace_between(config.readme.read_text(encoding="utf-8"), "foreign-models", "")  # before the work, not after
     store = config.folder / "table.json"
+    tools = (*TOOLS, *TRAINING) if config.training else TOOLS
     known: dict[str, dict[str, str]] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     for name in config.names:
-        for tool, cell in try_tools(name, known.setdefault(name, {})):
+        for tool, cell in try_tools(name, known.setdefault(name, {}), tools):
             print(f"{name}, {tool}: {cell}", file=sys.stderr, flush=True)
             known[name][tool] = cell
             write_atomically(store, json.dumps(known, indent=1) + "\n")
         gc.collect()
-    rows = [(name, *(known[name][tool] for tool in TOOLS)) for name in config.names]
+    rows = [(name, *(known[name][tool] for tool in tools)) for name in config.names]
     text = (
-        f"{make_table(('model', *TOOLS), rows)}\n\n`python -m benchmarks.foreign_models`, {describe_machine()}, Keras "
+        f"{make_table(('model', *tools), rows)}\n\n`python -m benchmarks.foreign_models`, {describe_machine()}, Keras "
         f"{keras.__version__}; keras.applications with fresh weights, {CLASSES} classes, images of {SIDE} x {SIDE}.\n"
     )
     publish("foreign-models", text, config.folder, config.readme)
     return text
 
 
-def try_tools(name: str, known: dict[str, str], tools: tuple[str, ...] = TOOLS) -> Any:
+def try_tools(name: str, known: dict[str, str], tools: Sequence[str] = TOOLS) -> Iterator[tuple[str, str]]:
     """Yields each tool that is not known yet with what came of it: a number, or the error that names the layer."""
     wanted = [tool for tool in tools if tool not in known]
     if not wanted:
         return
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(input_shape=(SIDE, SIDE, 3), weights=None, classes=CLASSES)
+    steps = _Trial(model).steps()
     for tool in wanted:
-        yield tool, _outcome(_Trial(model).steps()[tool])
+        yield tool, _outcome(steps[tool])
 
 
 def _outcome(step: Callable[[], str]) -> str:
@@ -110,14 +114,15 @@ class _Trial:
             "flat": lambda: f"{len(graph.flatten(self.model).layers)} layers",
             "twin": lambda: f"{len(tf_keras_twin.to_keras(tf_keras_twin.to_tf_keras(self.model)).layers)} layers",
             "pruned": self._pruned,
-            "int8": lambda: f"{len(self._int8()) / 1000:,.0f} kB",
+            "int8": lambda: f"{len(self._int8) / 1000:,.0f} kB",
             "int8 by training": self._trained,
-            "memory plan": lambda: f"arena {planner.plan(self._int8()).arena / 1000:,.0f} kB",
+            "memory plan": lambda: f"arena {planner.plan(self._int8).arena / 1000:,.0f} kB",
             "turned": lambda: f"{len(turn.turn(self.model).layers)} layers",
             "compact": lambda: f"arena {planner.plan(compact.smallest(self.model, self.images)).arena / 1000:,.0f} kB",
-            "doctor": lambda: f"{doctor.diagnose(self._int8(), self.images[:2]).output_db:.0f} dB",
+            "doctor": lambda: f"{doctor.diagnose(self._int8, self.images[:2]).output_db:.0f} dB",
         }
 
+    @functools.cached_property
     def _int8(self) -> bytes:
         return tflite.convert(self.model, quantize="int8", calibration=self.images)
 

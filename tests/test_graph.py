@@ -131,6 +131,17 @@ def test_half_precision_is_rebuilt_in_float32_with_the_layers_within_layers():
     assert flat.origins[inner.name] is inner
 
 
+def test_images_of_whole_numbers_come_as_float32():
+    image = keras.Input(SHAPE, dtype="uint8")
+    model = keras.Model(image, layers.Conv2D(2, 3)(layers.Rescaling(1 / 255)(ops.cast(image, "float32"))))
+    flat = graph.flatten(model)
+    assert (flat.inputs[0].dtype, kinds(flat)) == ("float32", ["Rescaling", "Conv2D"])
+    pixels = np.arange(192, dtype="uint8").reshape(1, *SHAPE)
+    np.testing.assert_allclose(
+        outputs(flat, pixels.astype("float32")), outputs(model, pixels), atol=1e-6
+    )
+
+
 def test_open_size_is_fixed_by_the_shape_that_is_given():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, layers.Conv2D(2, 3)(image))

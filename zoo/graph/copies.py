@@ -230,7 +230,7 @@ def _probe(tensor: Any, other: Any) -> Any:
     if dtype == "string":
         return np.full((count, *shape), "a")
     if "float" not in dtype:
-        return rng.integers(0, 2, (count, *shape)).astype(dtype)
+        return rng.integers(0, 100 if len(shape) == 3 else 2, (count, *shape)).astype(dtype)  # pixels, or codes
     plain = rng.uniform(0, 255, (count, *shape))
     plain[: (count + 1) // 2] = rng.normal(size=plain[: (count + 1) // 2].shape)
     return plain.astype(np.float32)

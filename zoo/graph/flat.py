@@ -57,20 +57,16 @@ def inline(model: keras.Model, input_shape: Sequence[int] | None = None) -> Flat
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if input_shape is not None:
         shapes = [_fixed(model, input_shape)]
-    half = [tensor.dtype for tensor in model.inputs if tensor.dtype in ("float16", "bfloat16")]
-    opened = shapes == [tuple(tensor.shape[1:]) for tensor in model.inputs] and not half
-    if opened and all(_is_flat(call) for call in calls(model)):
+    dtypes = [_dtype_of(tensor) for tensor in model.inputs]
+    same = shapes == [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    same = same and dtypes == [tensor.dtype for tensor in model.inputs]
+    if same and all(_is_flat(call) for call in calls(model)):
         return Flat(model, {layer.name: layer for layer in model.layers if layer.weights})
     inputs = model.inputs
-    if not opened:
+    if not same:
         inputs = [
-            keras.Input(
-                shape,
-                batch_size=tensor.shape[0],
-                name=node_of(tensor).operation.name,
-                dtype=None if half else tensor.dtype,
-            )
-            for shape, tensor in zip(shapes, model.inputs, strict=True)
+            keras.Input(shape, batch_size=tensor.shape[0], name=node_of(tensor).operation.name, dtype=dtype)
+            for shape, dtype, tensor in zip(shapes, dtypes, model.inputs, strict=True)
         ]
     inliner = _Inliner()
     flat = model_like(model, inputs, replay(model, inputs, inliner.run))
@@ -78,7 +74,7 @@ def inline(model: keras.Model, input_shape: Sequence[int] | None = None) -> Flat
         _TOLD.add(model)
         _LOG.warning("%s: left out what only augments in training: %s", model.name, ", ".join(inliner.dropped))
     if inliner.changed:
-        check_copy(model, flat, tolerance=HALF_TOLERANCE if inliner.was_half or half else TOLERANCE)
+        check_copy(model, flat, tolerance=HALF_TOLERANCE if inliner.was_half else TOLERANCE)
     return Flat(flat, {layer.name: inliner.origins.get(layer.name, layer) for layer in flat.layers if layer.weights})
 
 
@@ -147,6 +143,12 @@ def _is_flat(call: Call) -> bool:
     if isinstance(layer, keras.Layer):
         return not isinstance(layer, keras.Model) and call.kind not in _ONLY_IN_TRAINING and not _is_half(layer)
     return not operators.has_layer(layer, *call.replay({}))
+
+
+def _dtype_of(tensor: Any) -> str:
+    """Returns the type of a flat model's input; float32 for images of whole numbers, whose values that holds, too."""
+    is_image = len(tensor.shape) == 4 and "int" in tensor.dtype
+    return "float32" if is_image or tensor.dtype in ("float16", "bfloat16") else tensor.dtype
 
 
 def _is_half(layer: Any) -> bool:

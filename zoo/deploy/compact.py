@@ -61,7 +61,7 @@ def smallest(
     for turned in (False, True):
         try:
             files.append(convert(model, images, turned=turned, regions=regions))
-        except (turn.TurnError, strips.StripsError) as error:
+        except (turn.TurnError, strips.StripsError, graph.GraphError) as error:
             failures.append(error)
     if not files:
         raise failures[0]

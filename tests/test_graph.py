@@ -137,9 +137,7 @@ def test_images_of_whole_numbers_come_as_float32():
     flat = graph.flatten(model)
     assert (flat.inputs[0].dtype, kinds(flat)) == ("float32", ["Rescaling", "Conv2D"])
     pixels = np.arange(192, dtype="uint8").reshape(1, *SHAPE)
-    np.testing.assert_allclose(
-        outputs(flat, pixels.astype("float32")), outputs(model, pixels), atol=1e-6
-    )
+    np.testing.assert_allclose(outputs(flat, pixels.astype("float32")), outputs(model, pixels), atol=1e-6)
 
 
 def test_open_size_is_fixed_by_the_shape_that_is_given():

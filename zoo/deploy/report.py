@@ -11,19 +11,20 @@ import numpy as np
 
 from zoo.atomic import write_atomically
 from zoo.deploy import compact, measure, planner, tflite, tflm, turn
+from zoo.markdown import join_blocks, make_table
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One file. `arena` is what TFLM recorded, in bytes, or None where TFLM cannot run the file (`note` says why).
 
-    `planned` is what the planner predicted for it, None for a file with control flow.
+    `planned` is what the planner estimated for it, None where it cannot (`note` says why).
     """
 
     scheme: str  # "float32", "int8", ...; "int8 QAT" after quantization-aware training
     file: str
     size: int  # bytes
-    accuracy: float
+    accuracy: float | None  # None where it cannot be judged; see `Report.unjudged`
     latency: measure.Latency  # by the kernels that LiteRT takes by default, XNNPACK's
     builtin_latency: measure.Latency  # by LiteRT's own
     arena: int | None
@@ -37,7 +38,7 @@ class Report:
     """What became of one model.
 
     `accuracy` is that of the float model on the same `n` images as the rows'; None where only a quantized file
-    is known.
+    is known, or where nothing can be judged: `unjudged` says why.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Report:
     n: int
     accuracy: float | None
     rows: tuple[Row, ...]
+    unjudged: str = ""
 
     def row(self, scheme: str) -> Row:
         """Returns the row of a scheme.
@@ -66,11 +68,13 @@ class Report:
         """Returns by how much the float model is more accurate than the file, as a share of the n images.
 
         Raises:
-            ValueError: the float model's accuracy is unknown.
+            ValueError: the accuracy of one of them is unknown.
         """
-        if self.accuracy is None:
-            raise ValueError(f"nothing to compare {self.model} with; give its float file or Keras model too")
-        return self.accuracy - self.row(scheme).accuracy
+        found = self.row(scheme).accuracy
+        if self.accuracy is None or found is None:
+            reason = self.unjudged or "give its float file or Keras model too"
+            raise ValueError(f"nothing to compare {self.model} with: {reason}")
+        return self.accuracy - found
 
     def to_json(self) -> str:
         """Returns the report as JSON, the fields as they are here."""
@@ -78,41 +82,45 @@ class Report:
 
     def to_markdown(self) -> str:
         """Returns the report as one page of Markdown."""
-        lines = [
-            f"# {self.model}",
-            "",
-            ("" if self.params is None else f"{self.params:,} parameters. ")
-            + f"Accuracy on the same n = {self.n} held-out images everywhere"
-            + ("." if self.accuracy is None else f"; the float model has {self.accuracy:.4f}."),
-            "",
-            "| file | scheme | accuracy | against float | size kB | latency ms (median, p90) | without XNNPACK | "
-            "arena kB: told, found |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for row in self.rows:
-            told = "" if row.planned is None else f"{row.planned / 1000:,.1f}, "
-            arena = row.note if row.arena is None else f"{row.arena / 1000:,.1f}"
-            against = "" if self.accuracy is None else f"{row.accuracy - self.accuracy:+.4f}"
-            lines.append(
-                f"| {row.file} | {row.scheme} | {row.accuracy:.4f} | {against} | {row.size / 1000:,.1f} | "
-                f"{row.latency.median_ms:.3f}, {row.latency.p90_ms:.3f} | "
-                f"{row.builtin_latency.median_ms:.3f}, {row.builtin_latency.p90_ms:.3f} | {told}{arena} |"
-            )
+        head = ("file", "scheme", "accuracy", "against float", "size kB", "latency ms (median, p90)", "without XNNPACK",
+                "arena kB: estimated, measured")  # fmt: skip
         threads = sorted({row.latency.threads for row in self.rows})
-        lines += [
-            "",
+        turned = [
+            f"{row.file} takes its image turned by 180 degrees, as its metadata {turn.METADATA} say: in "
+            "Python zoo.deploy.turn.images(images), on a board the pixels from the last to the first."
+            for row in self.rows
+            if row.turned
+        ]
+        return join_blocks(
+            f"# {self.model}",
+            ("" if self.params is None else f"{self.params:,} parameters. ") + self._describe_accuracy(),
+            make_table(head, [self._cells(row) for row in self.rows], numbers_from=2),
+            *(f"{row.file}: {row.note}." for row in self.rows if row.note),
             f"Latency: LiteRT on this machine, {', '.join(map(str, threads))} thread(s), one image at a time, "
             "with XNNPACK, its default, and without. "
-            "Arena: told from the file, and recorded by TensorFlow Lite for Microcontrollers on a 64-bit machine.",
-        ]
-        for row in self.rows:
-            if row.turned:
-                lines += [
-                    "",
-                    f"{row.file} takes its image turned by 180 degrees, as its metadata {turn.METADATA} say: in "
-                    "Python zoo.deploy.turn.images(images), on a board the pixels from the last to the first.",
-                ]
-        return "\n".join(lines) + "\n"
+            "Arena: estimated from the file, and measured by TensorFlow Lite for Microcontrollers (TFLM) on a 64-bit "
+            "machine. kB: 1,000 bytes.",
+            *turned,
+        )
+
+    def _describe_accuracy(self) -> str:
+        if self.unjudged:
+            return f"Accuracy unknown: {self.unjudged}."
+        float_model = "." if self.accuracy is None else f"; the float model has {self.accuracy:.4f}."
+        return f"Accuracy on the same n = {self.n} held-out images everywhere{float_model}"
+
+    def _cells(self, row: Row) -> tuple[str | None, ...]:
+        known = self.accuracy is not None and row.accuracy is not None
+        return (
+            row.file,
+            row.scheme,
+            None if row.accuracy is None else f"{row.accuracy:.4f}",
+            f"{row.accuracy - self.accuracy:+.4f}" if known else None,  # pyright: ignore
+            f"{row.size / 1000:,.1f}",
+            f"{row.latency.median_ms:.3f}, {row.latency.p90_ms:.3f}",
+            f"{row.builtin_latency.median_ms:.3f}, {row.builtin_latency.p90_ms:.3f}",
+            ", ".join("-" if size is None else f"{size / 1000:,.1f}" for size in (row.planned, row.arena)),
+        )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `deploy.json` and `deploy.md` into the folder, each as a whole."""
@@ -129,6 +137,8 @@ def export(
     calibration: np.ndarray,
     schemes: Sequence[str] = ("int8",),
     also: Mapping[str, Callable[[], bytes]] | None = None,
+    output: str | int | None = None,
+    threshold: float | None = None,
     threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -139,14 +149,15 @@ def export(
 
     Args:
         images: held-out images (n, height, width, channels), preprocessed as in training; they only measure accuracy.
-        labels: their class numbers (n,).
+        labels: their labels, as `measure.accuracy` takes them.
         calibration: training images (never held-out ones), on which the ranges of "int8" and "int16x8" are measured.
         schemes: besides float32; of `zoo.deploy.tflite.SCHEMES`.
         also: further schemes, by the name that their rows get, and what makes their file.
+        output, threshold: how outputs are judged, as `measure.accuracy` takes them.
         progress: called with what is about to be done.
 
     Raises:
-        ConversionError, GraphError, MeasureError: as `tflite.convert` and `measure.accuracy`.
+        ConversionError, GraphError: as `tflite.convert`.
         OSError: the folder cannot be written to.
     """
     tell = progress or (lambda text: None)
@@ -158,7 +169,9 @@ def export(
     for scheme, make in (also or {}).items():
         tell(f"convert to {scheme}")
         files[scheme] = make()
-    return assemble(model, files, images, labels, folder, threads=threads, progress=progress)
+    return assemble(
+        model, files, images, labels, folder, output=output, threshold=threshold, threads=threads, progress=progress
+    )
 
 
 def assemble(
@@ -168,47 +181,83 @@ def assemble(
     labels: np.ndarray,
     folder: str | os.PathLike,
     *,
+    output: str | int | None = None,
+    threshold: float | None = None,
     threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Measures .tflite files, by scheme, that were made from `model`; writes them and their report (see `export`)."""
     tell = progress or (lambda text: None)
     tell(f"accuracy of the Keras model on {len(images)} images")
-    accuracy = measure.accuracy(model, images, labels)
+    accuracy, unjudged = None, ""
+    try:
+        if threshold is None:
+            threshold = _find_threshold(model, output)
+        accuracy = measure.accuracy(model, images, labels, output=output, threshold=threshold)
+    except measure.MeasureError as error:
+        unjudged = str(error)
     rows = []
     for scheme, data in files.items():
         tell(f"accuracy, latency and arena of the {scheme} file")
         name = f"{model.name}_{scheme.replace(' ', '_').lower()}.tflite"
-        rows.append(measure_file(data, scheme, name, images, labels, threads=threads))
-    report = Report(model.name, model.count_params(), len(images), accuracy, tuple(rows))
+        judged = (None, None) if unjudged else (images, labels)
+        rows.append(measure_file(data, scheme, name, *judged, output=output, threshold=threshold, threads=threads))
+    report = Report(model.name, model.count_params(), len(images), accuracy, tuple(rows), unjudged)
     for row in rows:
         write_atomically(Path(folder, row.file), files[row.scheme])
     report.save(folder)
     return report
 
 
+def _find_threshold(model: keras.Model, output: str | int | None) -> float | None:
+    """Returns what the model's loss says of its outputs, which its files no longer know, or None."""
+    try:
+        return measure.find_threshold(model, output)
+    except measure.MeasureError:
+        return None
+
+
 def measure_file(
-    data: bytes, scheme: str, name: str, images: np.ndarray, labels: np.ndarray, *, threads: int = 1
+    data: bytes,
+    scheme: str,
+    name: str,
+    images: np.ndarray | None,
+    labels: np.ndarray | None,
+    *,
+    output: str | int | None = None,
+    threshold: float | None = None,
+    threads: int = 1,
 ) -> Row:
-    """Returns the measured row of one file; where it takes turned images they are turned here."""
-    turned = compact.is_turned(data)
+    """Returns the measured row of one file, without accuracy where there are no images; turned ones are turned here.
+
+    Raises:
+        MeasureError: as `measure.accuracy`; LiteRT cannot run the file.
+    """
+    turned, accuracy, notes = compact.is_turned(data), None, []
+    if images is not None and labels is not None:
+        shown = turn.images(images) if turned else images
+        accuracy = measure.accuracy(data, shown, labels, output=output, threshold=threshold, threads=threads)
+    arena = planned = None
     try:
-        arena, note = measure.arena(data).total, ""
+        plan = planner.plan(data)
+        planned = plan.arena
+        notes += plan.refusals
+    except planner.PlannerError as error:
+        notes.append(f"not estimated: {error}".removesuffix("."))
+    try:
+        arena = measure.arena(data).total
     except tflm.TflmError as error:
-        arena, note = None, f"none: {str(error).splitlines()[0]}"
-    try:
-        planned = planner.plan(data).arena
-    except planner.PlannerError:
-        planned = None
+        if not notes or planned is None:
+            notes.append(str(error).splitlines()[0].removesuffix("."))
     return Row(
         scheme,
         name,
         measure.size(data),
-        measure.accuracy(data, turn.images(images) if turned else images, labels, threads=threads),
+        accuracy,
         measure.latency(data, threads=threads),
         measure.latency(data, threads=threads, kernels="builtin"),
         arena,
         planned,
-        note,
+        "; ".join(notes),
         turned,
     )

@@ -16,7 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,10 +28,13 @@ from zoo.deploy import boards, planner, tflite_file
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
+    from recipes.images.augment import Normalization
+    from recipes.images.sources import Data
     from zoo.deploy.report import Report
     from zoo.deploy.strips import Region
 
 COMPACT = "int8 compact"  # the scheme of the compact file
+_UNJUDGED_IMAGES = 32  # that a file is diagnosed on which is no classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +47,12 @@ class Config(ModelAndData):
     schemes: tuple[Literal["int8", "int16x8", "dynamic", "float16"], ...] = ("int8",)  # besides float32
     gate: float | None = None  # largest loss of accuracy, as a share, that any scheme may have; exit code 1 beyond
     diagnose: bool = False  # shows the operators of the int8 (or int16x8) file that lose the most
-    # says whether the compact file, else the int8 one, else the smallest, fits, and draws the lifetimes of its tensors
+    # says which files fit, and draws the lifetimes of the tensors of that which takes the least RAM
     board: (
         Literal["stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3"] | None
     ) = None
     # an int8 file of least arena, too: its operators in order, its tensors placed by a plan that the file brings along;
-    # smallest takes the smaller of the two: upright, or of the image turned by 180 degrees (as the page then says)
+    # smallest takes the smallest: upright, of the image turned by 180 degrees (as the page then says), or as converted
     compact: Literal["smallest", "upright", "turned"] | None = None
     # with compact: stages that run in strips of rows, as FIRST:LAST:COUNT by the names of layers, such as
     # stem_conv:block01_0_project_bn:8; less memory for more time
@@ -113,10 +116,10 @@ def deploy(config: Config) -> "Report":
 
     with show_steps("deploy") as tell:
         if config.is_file:
-            result, files, images = _judge(config)
+            result, files, images, found = _judge(config)
         else:
             subject = deployable.load(config)
-            images = subject.images
+            images, found = subject.images, subject.describe(config)
             result = export(
                 subject.model,
                 images,
@@ -125,9 +128,12 @@ def deploy(config: Config) -> "Report":
                 calibration=subject.calibration,
                 schemes=config.schemes,
                 also=_compact(config, subject),
+                output=config.output_key,
+                threshold=subject.threshold,
                 threads=config.threads,
                 progress=tell,
             )
+            deployable.warn_near_chance(result.accuracy, subject.data, result.n, result.model)
             files = {row.scheme: tflite_file.read(config.folder / row.file) for row in result.rows}
         page = result.to_markdown()
         if config.diagnose:
@@ -137,8 +143,11 @@ def deploy(config: Config) -> "Report":
             tell("memory")
             page += _planned(config, result, files)
         write_atomically(config.folder / "deploy.md", page)
+        if found is not None:
+            deployable.write_labels(config.folder, found)
         if config.c_array:
-            c_array.write(files.get(COMPACT) or files["int8"], config.folder, "model")
+            names = () if found is None else found["class_names"]
+            c_array.write(files.get(COMPACT) or files["int8"], config.folder, "model", class_names=names)
     return result
 
 
@@ -155,50 +164,155 @@ def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callab
     return {} if config.compact is None else {COMPACT: make[config.compact]}
 
 
-def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray]":
-    """Measures a .tflite file, and the float one where it is given, as they are."""
+def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None, dict[str, Any] | None]":
+    """Measures a .tflite file, and the float one where it is given, as they are.
+
+    Returns the report, the files by scheme, the images that they take and what is known of those; None for a file that
+    takes no images.
+    """
     from zoo.deploy import report
 
     path = Path(config.model).expanduser()
     files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
     given = tflite_file.read(path)
     files[planner.scheme(given)] = given
-    source = deployable.load_data(config, planner.input_shape(given))
-    images, labels = deployable.held_out(config, source)
+    images = labels = found = None
+    unjudged = _find_obstacle(given, config)
+    if not unjudged or (config.diagnose and _takes_images(given)):
+        source = deployable.load_data(config, planner.input_shape(given))
+        unjudged = unjudged or _find_mismatch(given, config, source)
+        normalize = _find_normalization(config, given)
+        wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
+        images, labels = deployable.held_out(wanted, source, normalize)
+        found = deployable.describe(config, source, normalize)
+    if unjudged and config.gate is not None:
+        raise ValueError(f"gate compares accuracies, and that of {path} cannot be known: {unjudged}")
     names = {"float32": str(config.reference or path)}
+    judged = (None, None) if unjudged else (images, labels)
     rows = [
-        report.measure_file(data, scheme, names.get(scheme, str(path)), images, labels, threads=config.threads)
+        report.measure_file(
+            data, scheme, names.get(scheme, str(path)), *judged, output=config.output_key, threshold=config.threshold,
+            threads=config.threads,
+        )
         for scheme, data in files.items()
-    ]
+    ]  # fmt: skip
     float_accuracy = next((row.accuracy for row in rows if row.scheme == "float32"), None)
-    result = report.Report(path.stem, None, len(images), float_accuracy, tuple(rows))
+    n = 0 if images is None else len(images)
+    result = report.Report(path.stem, None, n, float_accuracy, tuple(rows), unjudged)
     result.save(config.folder)
-    return result, files, images
+    return result, files, images, None if unjudged else found
 
 
-def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.ndarray) -> str:
+def _takes_images(file: bytes) -> bool:
+    graph = tflite_file.parse(file).subgraphs[0]
+    shapes = [tflite_file.shape_of(graph.tensors[number]) for number in graph.inputs]
+    return len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][0] == 1 and shapes[0][3] in (1, 3)
+
+
+def _find_obstacle(file: bytes, config: Config) -> str:
+    """Returns why a file is no classifier of images, or an empty text."""
+    from zoo.deploy import measure
+
+    model = tflite_file.parse(file)
+    graph = model.subgraphs[0]
+    if not _takes_images(file):
+        inputs = [graph.tensors[number] for number in graph.inputs]
+        names = ", ".join(f"{tflite_file.text(one.name)} {list(tflite_file.shape_of(one))}" for one in inputs)
+        return f"it takes {names}, and one image [1, height, width, 1 or 3] was expected"
+    try:
+        shape = tflite_file.shape_of(graph.tensors[measure.choose_output(model, config.output_key)])
+    except measure.MeasureError as error:
+        return str(error).replace("output=", "--output=").removesuffix(".")
+    if len(shape) != 2:
+        return f"its output is {list(shape)}, and a row of classes [1, classes] was expected"
+    if shape[1] == 1 and config.threshold is None and not _says_yes_or_no(file, config.output_key):
+        return "its one output is no probability as far as can be seen; give --threshold, such as 0 for logits"
+    return ""
+
+
+def _says_yes_or_no(file: bytes, output: str | int | None) -> bool:
+    from zoo.deploy import measure
+
+    try:
+        measure.find_threshold(file, output)
+    except measure.MeasureError:
+        return False
+    return True
+
+
+def _find_mismatch(file: bytes, config: Config, source: "Data") -> str:
+    """Returns how the classes of a file are not those of the data, or an empty text."""
+    from zoo.deploy import measure
+
+    model = tflite_file.parse(file)
+    shape = tflite_file.shape_of(model.subgraphs[0].tensors[measure.choose_output(model, config.output_key)])
+    try:
+        deployable.check_classes("it", shape, source)
+    except ValueError as error:
+        return str(error).removesuffix(".")
+    return ""
+
+
+def _find_normalization(config: Config, file: bytes) -> "Normalization":
+    """Returns what the file reads: by the option, else what fits the numbers that its input can store, else unit."""
+    choices = deployable.normalizations()
+    if config.preprocess is not None:
+        return choices[config.preprocess]
+    graph = tflite_file.parse(file).subgraphs[0]
+    source = graph.tensors[graph.inputs[0]]
+    if tflite_file.type_of(source) == "uint8":
+        quantization = source.quantization
+        scale = float(quantization.scale[0]) if tflite_file.is_quantized(source) else 1.0
+        zero = int(quantization.zeroPoint[0]) if tflite_file.is_quantized(source) else 0
+        found = "pixels" if scale > 0.5 else "centered" if zero > 64 else "unit"
+        print(f"{config.model} stores {-zero * scale:.3g} to {(255 - zero) * scale:.3g}: preprocess={found}",
+              file=sys.stderr)  # fmt: skip
+        return choices[found]
+    return choices["unit"]
+
+
+def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.ndarray | None) -> str:
     from zoo.deploy import charts, compact, doctor, turn
+    from zoo.deploy.measure import MeasureError
 
-    scheme = "int8" if "int8" in files else "int16x8"
-    if scheme not in files:
-        raise ValueError(f"diagnose looks into an int8 or int16x8 file, and {config.model} is neither")
-    images = turn.images(images) if compact.is_turned(files[scheme]) else images
-    diagnosis = doctor.diagnose(files[scheme], images, files.get("float32"))
+    scheme = next((one for one in ("int8", "int16x8", "uint8") if one in files), None)
+    if scheme is None:
+        kinds = ", ".join(files)
+        return f"\n## Rounding noise\n\nNone: {config.model} is {kinds}, and only int8 or int16x8 files round.\n"
+    if images is not None:
+        images = turn.images(images) if compact.is_turned(files[scheme]) else images
+    try:
+        diagnosis = doctor.diagnose(files[scheme], images, files.get("float32"))
+    except (doctor.DoctorError, MeasureError) as error:
+        return f"\n## Rounding noise of {scheme}\n\nUnknown: {error}.\n"
     charts.draw_noise(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
-    return f"\n## Rounding noise of {scheme}\n\n{diagnosis.to_markdown()}"
+    inputs = "" if images is not None else "On random inputs, which are no typical ones: the file takes no images.\n\n"
+    return f"\n## Rounding noise of {scheme}\n\n{inputs}{diagnosis.to_markdown()}"
 
 
 def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
+    """Returns what a board says of each file, and the memory of the best one: that runs, in the least RAM."""
     from zoo.deploy import charts
 
-    smallest = min(files, key=lambda name: len(files[name]))
-    scheme = next((name for name in (COMPACT, "int8") if name in files), smallest)
-    plan = planner.plan(files[scheme])
-    board = boards.BOARDS[config.board or ""]
-    charts.draw_memory(plan, config.folder / "memory.png", f"{result.model}, {scheme}", board)
-    fit = boards.fit(plan, config.board or "")
-    text = plan.to_markdown(planner.padding_savings(files[scheme]))
-    return f"\n## Memory of {scheme}: {fit}\n\n{text}"
+    plans, lines = {}, []
+    for scheme, file in files.items():
+        try:
+            plans[scheme] = planner.plan(file)
+        except planner.PlannerError as error:
+            lines.append(f"- {scheme}: {error}")
+            continue
+        row = result.row(scheme)
+        if row.arena is None and not plans[scheme].refusals:
+            plans[scheme] = dataclasses.replace(plans[scheme], unsupported=(row.note,))
+        lines.append(f"- {scheme}: {boards.fit(plans[scheme], config.board or '')}")
+    if not plans:
+        return "\n## Memory\n\n" + "\n".join(lines) + "\n"
+    best = min(plans, key=lambda scheme: (bool(plans[scheme].refusals), plans[scheme].arena))
+    board, fit = boards.BOARDS[config.board or ""], boards.fit(plans[best], config.board or "")
+    charts.draw_memory(plans[best], config.folder / "memory.png", f"{result.model}, {best}", board)
+    text = plans[best].to_markdown(planner.padding_savings(files[best]))
+    verdicts = "" if len(lines) == 1 else "\n".join(lines) + "\n\n"
+    return f"\n## Memory of {best}: {fit}\n\n{verdicts}{text}"
 
 
 def main(config: Config) -> None:

@@ -1,7 +1,10 @@
 """What the deploying recipes start from: a model, and the images that calibrate and judge its files."""
 
+import contextlib
 import dataclasses
+import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,27 +13,41 @@ import numpy as np
 
 import zoo
 from recipes.images import EMBEDDED
+from recipes.training.results import CLASS_NAMES, Origin, find_origin
+from zoo.atomic import write_atomically
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
     import keras
 
-    from recipes.images import sources as data
+    from recipes.images.augment import Normalization
+    from recipes.images.sources import Data
+
+SOURCE = "source.json"  # beside the files: what they were made of, and what they read
+_KERAS_FILES = (".keras", ".h5", ".hdf5")
+_FEW = 20  # images, below which an accuracy near chance says nothing
+_PIXEL_SCALE = 0.1  # of a Rescaling: below it reads pixels; and 1 / 0.1 the spread of a Normalization that does
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelAndData:
     """The options that name a model and images."""
 
-    model: str = "runs/train/model.keras"  # a .keras file, a genotype file, or a name of zoo.list_models()
+    # a .keras or .h5 file, a genotype file, or a name of zoo.list_models()
+    model: str = "runs/train/model.keras"
     # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("size",)})
     weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
-    # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images
-    data: str = EMBEDDED
-    image_size: int | None = None  # pixels; none takes what the .keras file expects, else what the images have
-    # as in training: pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"
+    # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images; none takes what
+    # the model was trained on, by the results.json beside it, else fashion_mnist_small
+    data: str | None = None
+    image_size: int | None = None  # pixels; none takes what the model expects, else what the images have
+    # pixels to 0..1, to -1..1, by the channels' means and deviations of a data set, or as they are (0..255); none
+    # takes what the model was trained with, pixels where its first layers rescale or normalise them, else unit
+    preprocess: Literal["unit", "centered", "cifar10", "imagenet", "pixels"] | None = None
+    output: str | None = None  # of several outputs the one that is judged, by its name or number; none takes the first
+    # of one unit, or of several labels an image: above it the answer is yes; none takes 0.5 after a sigmoid
+    threshold: float | None = None
     images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
     calibration: int = 256  # training images that int8 ranges are measured on
     threads: int = 1  # of LiteRT
@@ -41,16 +58,27 @@ class ModelAndData:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a whole number from 1")
 
+    @property
+    def output_key(self) -> str | int | None:
+        """The `output` as zoo.deploy.measure takes it."""
+        return int(self.output) if self.output is not None and self.output.isdecimal() else self.output
+
 
 @dataclasses.dataclass(frozen=True)
 class Deployable:
-    """A model with images of its input's shape, preprocessed; `data` has the whole parts, not preprocessed."""
+    """A flat model with images of its input's shape, preprocessed; `data` has the whole parts, not preprocessed."""
 
     model: "keras.Model"
     calibration: np.ndarray
     images: np.ndarray
     labels: np.ndarray
-    data: "data.Data"
+    data: "Data"
+    normalize: "Normalization"
+    threshold: float | None  # as zoo.deploy.measure.accuracy takes it; the option's, or what the model's loss says
+
+    def describe(self, config: ModelAndData) -> dict[str, Any]:
+        """Returns what SOURCE holds, under the names of a training's results.json."""
+        return describe(config, self.data, self.normalize)
 
 
 def load(config: ModelAndData) -> Deployable:
@@ -59,21 +87,15 @@ def load(config: ModelAndData) -> Deployable:
     Raises:
         ValueError, OSError: the text says which option, and what to do.
     """
-    import keras
-
-    from recipes.images import augment
+    from zoo import graph
 
     path = Path(config.model).expanduser()
-    from_file = path.suffix == ".keras"
-    if from_file and (config.model_preset is not None or config.weights is not None):
+    given = load_file(path) if path.suffix in _KERAS_FILES or path.is_dir() else None
+    if given is not None and (config.model_preset is not None or config.weights is not None):
         raise ValueError(f"model={config.model} is a network with its weights; leave model_preset= and weights= out")
-    if from_file and not path.is_file():
-        raise FileNotFoundError(
-            f"model: there is no file {path}. Train one (python -m recipes.train), or give a name of zoo.list_models()"
-        )
-    model = keras.saving.load_model(path, compile=False) if from_file else None
-    source = load_data(config, None if model is None else model.input_shape)
-    if model is None:
+    origin = find_origin(path.with_suffix(".keras") if given is not None else config.model)  # by the file beside it
+    source = load_data(config, None if given is None else _image_shape(given), origin)
+    if given is None:
         weights = None if config.weights is None else config.weights.expanduser()
         shape = {"classes": source.classes, "input_shape": source.input_shape}
         model = zoo.build(config.model, config.model_preset, **shape, weights=weights)
@@ -82,41 +104,198 @@ def load(config: ModelAndData) -> Deployable:
                 f"{config.model} is untrained: its accuracy says nothing. Give weights=, or a .keras file",
                 file=sys.stderr,
             )
-    if model.output_shape[-1] != source.classes:
-        raise ValueError(
-            f"model {model.name!r} tells {model.output_shape[-1]} classes apart, and {source.name} has "
-            f"{source.classes}. Give the data that it was trained on"
-        )
-    normalize = augment.PREPROCESSING[config.preprocess]
+    else:
+        model = graph.flatten(given, source.input_shape)
+    check_classes(f"model {model.name!r}", _output_shape(model, config.output_key), source)
+    normalize = find_normalization(config, origin, given)
+    threshold = config.threshold if given is None or config.threshold is not None else _find_threshold(config, path)
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
-    images, labels = held_out(config, source)
-    return Deployable(model, _array(normalize(calibration)), images, labels, source)
+    images, labels = held_out(config, source, normalize)
+    return Deployable(model, _array(normalize(calibration)), images, labels, source, normalize, threshold)
 
 
-def held_out(config: ModelAndData, source: "data.Data") -> tuple[np.ndarray, np.ndarray]:
-    """Returns the held-out images, preprocessed, and their labels."""
+def normalizations() -> dict[str, "Normalization"]:
+    """Returns what the values of --preprocess stand for; "pixels" leaves them at 0..255."""
     from recipes.images import augment
 
+    return augment.PREPROCESSING | {"pixels": augment.Normalization((0.0,), (1 / 255,))}
+
+
+def load_file(path: Path, compile: bool = False) -> "keras.Model":
+    """Loads a functional Keras model of a .keras or .h5 file.
+
+    Raises:
+        ValueError, OSError: there is none, or Keras cannot load it; the text says what to do.
+    """
+    if path.is_dir():
+        kind = "a SavedModel, a program without layers" if (path / "saved_model.pb").is_file() else "a folder"
+        raise ValueError(
+            f"model={path} is {kind}; a file was expected. Give the .keras file that it was exported from "
+            f"(model.save('model.keras')), or a .tflite file: tflite_convert --saved_model_dir={path} "
+            "--output_file=model.tflite"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model: there is no file {path}. Train one (python -m recipes.train), or give a name of zoo.list_models()"
+        )
+    import keras
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about optimizers, which nobody needs here
+            model: Any = keras.saving.load_model(path, compile=compile)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"model: Keras cannot load {path}: {reason} ... A model of classes or functions of your own loads only "
+            "where they are defined. Save it as a functional model of Keras' own layers, or convert it in your program "
+            "(zoo.deploy.tflite.convert) and give the .tflite file"
+        ) from error
+    if len(getattr(model, "inputs", None) or []) != 1:
+        names = ", ".join(tensor.name for tensor in getattr(model, "inputs", None) or []) or "none that is known"
+        raise ValueError(
+            f"model={path} has the inputs {names}; one image was expected. Give a functional model of one input: "
+            "keras.Model(image, outputs)"
+        )
+    return model
+
+
+def _image_shape(model: Any) -> tuple[int | None, ...]:
+    shape = tuple(model.inputs[0].shape)
+    if len(shape) != 4:
+        raise ValueError(
+            f"model {model.name!r} takes {shape[1:]} and images are (height, width, channels). Put a "
+            "keras.layers.Reshape in front of it, or use zoo.deploy from Python"
+        )
+    return shape
+
+
+def _output_shape(model: Any, output: str | int | None) -> tuple[int | None, ...]:
+    from zoo.deploy import measure
+
+    return tuple(model.outputs[measure.choose_keras_output(model, output)].shape)
+
+
+def check_classes(subject: str, shape: Sequence[int | None], source: "Data") -> None:
+    """Raises ValueError where an output (batch, units) tells other classes apart than the data have.
+
+    An output of another rank is no classifier's, which the report says.
+    """
+    told = 2 if shape[-1] == 1 else shape[-1]
+    if len(shape) == 2 and told != source.classes:
+        raise ValueError(
+            f"{subject} tells {told} classes apart, and {source.name} has {source.classes}. Give the data that it was "
+            "trained on"
+        )
+
+
+def _find_threshold(config: ModelAndData, path: Path) -> float | None:
+    """Returns what the loss says that a file's model was trained with, where the activation does not."""
+    from zoo.deploy import measure
+
+    with contextlib.suppress(ValueError):  # not compiled, a loss of one's own, or one that says nothing
+        return measure.find_threshold(load_file(path, compile=True), config.output_key)
+    return None
+
+
+def find_normalization(config: ModelAndData, origin: Origin, model: "keras.Model | None") -> "Normalization":
+    """Returns what turns pixels of 0..255 into what the network reads, and says what was found.
+
+    Raises:
+        ValueError: the option asks for another than the network was trained with.
+    """
+    from recipes.images.augment import Normalization
+
+    choices = normalizations()
+    known, where = None, origin.place
+    if origin.normalization is not None:
+        known = Normalization(tuple(origin.normalization["mean"]), tuple(origin.normalization["std"]))
+    elif origin.preprocess is not None:
+        known = choices[origin.preprocess]
+    elif model is not None and reads_pixels(model):
+        known, where = choices["pixels"], "its first layers, which rescale or normalise"
+    wanted = None if config.preprocess is None else choices[config.preprocess]
+    if known is not None and wanted is not None and known != wanted:
+        name = next((name for name, one in choices.items() if one == known), str(known))
+        raise ValueError(
+            f"preprocess is {config.preprocess}, but the model reads {name} by {where}; leave preprocess= out"
+        )
+    if known == choices["pixels"] and wanted is None:
+        print(f"{config.model} reads pixels of 0..255, by {where}", file=sys.stderr)
+    return wanted or known or choices["unit"]
+
+
+def reads_pixels(model: "keras.Model") -> bool:
+    """Whether a model's first layers bring pixels of 0..255 to a small range: Rescaling or adapted Normalization."""
+    from zoo import graph
+
+    for call in graph.calls(graph.flatten(model)):
+        scale = np.abs(np.asarray(getattr(call.layer, "scale", 1.0), np.float32)) if call.kind == "Rescaling" else None
+        if call.kind == "Normalization":
+            scale = 1 / np.sqrt(np.maximum(np.asarray(call.layer.variance, np.float32), 1e-12))
+        if scale is not None:
+            return bool(np.mean(scale) < _PIXEL_SCALE)
+        if getattr(call.layer, "weights", None):
+            return False
+    return False
+
+
+def warn_near_chance(accuracy: float | None, source: "Data", n: int, subject: str) -> None:
+    """Says on stderr where a model does hardly better than guessing: mostly its images are not what it reads."""
+    if accuracy is not None and n >= _FEW and accuracy < 1.5 / source.classes:
+        print(
+            f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {source.classes} classes. "
+            f"Is --preprocess what it was trained with (one of {', '.join(normalizations())}), and --data its data?",
+            file=sys.stderr,
+        )
+
+
+def describe(config: ModelAndData, source: "Data", normalize: "Normalization") -> dict[str, Any]:
+    """Returns what SOURCE holds, under the names of a training's results.json."""
+    name = next((name for name, one in normalizations().items() if one == normalize), None)
+    return {
+        "model": config.model,
+        "data": str(config.data or source.name),
+        "image_size": list(source.input_shape[:2]),
+        "channels": source.input_shape[2],
+        "preprocess": name,
+        "normalization": {"mean": list(normalize.mean), "std": list(normalize.std)},
+        "class_names": list(source.class_names),
+    }
+
+
+def write_labels(folder: Path, found: dict[str, Any]) -> None:
+    """Writes beside the files what an application needs: CLASS_NAMES, and in SOURCE what the files read."""
+    write_atomically(folder / CLASS_NAMES, json.dumps(found["class_names"], ensure_ascii=False, indent=1) + "\n")
+    write_atomically(folder / SOURCE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+
+
+def held_out(config: ModelAndData, source: "Data", normalize: "Normalization") -> tuple[np.ndarray, np.ndarray]:
+    """Returns the held-out images, preprocessed, and their labels."""
     test = source.test.first(config.images)
     images, labels = test.head(len(test))
-    return _array(augment.PREPROCESSING[config.preprocess](images)), labels
+    return _array(normalize(images)), labels
 
 
-def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None) -> "data.Data":
+def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None, origin: Origin | None = None) -> "Data":
     """Loads the images at the size that a model takes, (..., height, width, channels); None keeps their own.
 
     Raises:
         ValueError: the options ask for another size, or the data cannot be had.
     """
-    from recipes.images import sources as data
+    from recipes.images import sources
 
+    origin = origin or Origin()
+    name = config.data or origin.data or EMBEDDED
+    if config.data is None and origin.data is not None:
+        print(f"data={name}, as in {origin.place}", file=sys.stderr)
     if input_shape is None:
-        return data.load(config.data, size=config.image_size)
+        return sources.load(name, size=config.image_size or origin.image_size)
     *_, height, width, channels = input_shape
     fixed = (height, width) if height is not None and width is not None else None
     if fixed is not None and config.image_size is not None and fixed != (config.image_size, config.image_size):
         raise ValueError(f"image_size={config.image_size}, but {config.model} takes {height} x {width}; leave it out")
-    return data.load(config.data, size=fixed or config.image_size, channels=channels)
+    return sources.load(name, size=fixed or config.image_size or origin.image_size, channels=channels)
 
 
 def _array(images: Any) -> np.ndarray:

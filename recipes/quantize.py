@@ -6,7 +6,7 @@
 
 Writes into runs/quantize the files (float32, int8, "int8 QAT", "int8 pruned", "int8 clustered"), deploy.json, deploy.md
 (with each file's size after compression) and, with --copy_back, model.keras with the weights learnt. All are judged on
-the same held-out images. Started again after a kill, training goes on behind the last whole epoch. Expected: where int8
+the same held-out images. Started again after a kill, training resumes after the last whole epoch. Expected: where int8
 after training loses more than a point of accuracy, most of it comes back.
 
 The images are trained on as they are, without augmentation: the network knows them, only the rounding is new to it.
@@ -46,7 +46,7 @@ class Config(ModelAndData):
     sparsity: float | None = None  # also prunes: the share of each kernel's values that become zero, such as 0.5
     clusters: int | None = None  # also clusters: how many different values each kernel may have, such as 16
     copy_back: bool = False  # writes model.keras: the float model with the weights that were learnt
-    folder: Path = Path("runs/quantize")  # files, report, and the state to go on from
+    folder: Path = Path("runs/quantize")  # files, report, and the state to resume from
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,8 +89,11 @@ def train(config: Config) -> "report.Report":
         files["int8 QAT"] = _trained(config, subject, aware, tell)
         files |= _compressed(config, subject, tell)
         result = report.assemble(
-            subject.model, files, subject.images, subject.labels, config.folder, threads=config.threads, progress=tell
-        )
+            subject.model, files, subject.images, subject.labels, config.folder, output=config.output_key,
+            threshold=subject.threshold, threads=config.threads, progress=tell,
+        )  # fmt: skip
+        deployable.warn_near_chance(result.accuracy, subject.data, result.n, result.model)
+        deployable.write_labels(config.folder, subject.describe(config))
         if config.copy_back:
             tell("model.keras")
             _write_copy(config, subject.model, aware)
@@ -151,11 +154,9 @@ def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell:
 
 
 def _training_images(config: Config, subject: Deployable) -> tuple[np.ndarray, np.ndarray]:
-    from recipes.images import augment
-
     part = subject.data.train.first(config.training_images)
     pixels, labels = part.head(len(part))
-    return np.asarray(augment.PREPROCESSING[config.preprocess](pixels), np.float32), labels
+    return np.asarray(subject.normalize(pixels), np.float32), labels
 
 
 def _state(config: Config, model: "keras.Model") -> Path:

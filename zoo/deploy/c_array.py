@@ -1,12 +1,15 @@
 """A .tflite file as C source, the way a microcontroller without a file system carries it."""
 
+import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.atomic import write_atomically
-from zoo.deploy import compact
-from zoo.deploy.tflite_file import Source, read
+from zoo.deploy import compact, planner, tflite_file
+from zoo.deploy.tflite_file import Source, parse, read
 
 _KEYWORDS = frozenset(
     "alignas auto break case char class const continue default delete do double else enum extern float for goto if "
@@ -17,11 +20,15 @@ _KEYWORDS = frozenset(
 _BYTES_A_LINE = 12
 
 
-def write(tflite: Source, folder: str | os.PathLike, name: str = "model") -> tuple[Path, Path]:
+def write(
+    tflite: Source, folder: str | os.PathLike, name: str = "model", class_names: Sequence[str] = ()
+) -> tuple[Path, Path]:
     """Writes `folder/NAME.h` and `folder/NAME.c` and returns their paths.
 
-    They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM asks, and `const unsigned int NAME_len`, for
-    C11 and C++. The header says so where the file takes its image turned by 180 degrees.
+    They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM asks, `const unsigned int NAME_len`, and
+    `NAME_class_names` where these are given, for C11 and C++. The header has as macros the arena's size, shapes, scales
+    and zero points of input and output, and the operators to give to TFLM's resolver. It says so where the file takes
+    its image turned by 180 degrees.
 
     Raises:
         ValueError: `name` is no C identifier.
@@ -37,24 +44,26 @@ def write(tflite: Source, folder: str | os.PathLike, name: str = "model") -> tup
         )
     data = read(tflite)
     header, source = Path(folder, f"{name}.h"), Path(folder, f"{name}.c")
-    write_atomically(header, _header(name, compact.is_turned(data)))
-    write_atomically(source, _source(name, data))
+    write_atomically(header, _header(name, data, class_names))
+    write_atomically(source, _source(name, data, class_names))
     return header, source
 
 
-def _header(name: str, turned: bool) -> str:
+def _header(name: str, data: bytes, class_names: Sequence[str]) -> str:
     guard = f"{name.upper()}_H_"
-    note = "/* Takes its image turned by 180 degrees: the pixels from the last to the first. */\n" if turned else ""
+    turned = "/* Takes its image turned by 180 degrees: the pixels from the last to the first. */\n"
+    names = f"extern const char *const {name}_class_names[{len(class_names)}];\n" if class_names else ""
     return f"""#ifndef {guard}
 #define {guard}
 
+{_macros(name.upper(), data)}
 #ifdef __cplusplus
 extern "C" {{
 #endif
 
-{note}extern const unsigned char {name}[];
+{turned if compact.is_turned(data) else ""}extern const unsigned char {name}[];
 extern const unsigned int {name}_len;
-
+{names}
 #ifdef __cplusplus
 }}
 #endif
@@ -63,12 +72,51 @@ extern const unsigned int {name}_len;
 """
 
 
-def _source(name: str, data: bytes) -> str:
+def _macros(prefix: str, data: bytes) -> str:
+    """Returns what a program needs to know beside the bytes."""
+    model = parse(data)
+    graph = model.subgraphs[0]
+    try:
+        arena = planner.plan(data).arena
+        lines = [
+            f"#define {prefix}_ARENA_SIZE {arena}  /* bytes, estimated for a 64-bit machine; a board needs less */"
+        ]
+    except planner.PlannerError as error:
+        lines = [f"/* {prefix}_ARENA_SIZE: {error} */"]
+    outputs = [number for _, number in tflite_file.outputs_of(model)]
+    for side, numbers in (("INPUT", list(graph.inputs)), ("OUTPUT", outputs)):
+        for place, number in enumerate(numbers):
+            what = f"{prefix}_{side}" if len(numbers) == 1 else f"{prefix}_{side}{place}"
+            lines += _describe(what, graph.tensors[number])
+    kinds = sorted({tflite_file.kind_of(model, one) for part in model.subgraphs for one in part.operators})
+    lines.append(f"#define {prefix}_OPERATORS {len(kinds)}  /* {', '.join(kinds)} */")
+    calls = " ".join(f"(resolver).Add{_camel_case(kind)}();" for kind in kinds if not kind.startswith("CUSTOM"))
+    lines.append(f"#define {prefix}_ADD_OPERATORS(resolver) do {{ {calls} }} while (0)")
+    return "\n".join(lines) + "\n"
+
+
+def _describe(what: str, tensor: Any) -> list[str]:
+    shape = tflite_file.shape_of(tensor)
+    lines = [f"#define {what}_SHAPE {{{', '.join(map(str, shape))}}}  /* {tflite_file.type_of(tensor)} */"]
+    if tflite_file.is_quantized(tensor):  # a number is (stored - zero point) * scale
+        lines.append(f"#define {what}_SCALE {float(tensor.quantization.scale[0]):.9g}f")
+        lines.append(f"#define {what}_ZERO_POINT ({int(tensor.quantization.zeroPoint[0])})")
+    return lines
+
+
+def _camel_case(kind: str) -> str:
+    """Returns "DepthwiseConv2D" for DEPTHWISE_CONV_2D, as TFLM's resolver has it."""
+    return "".join(part if part == "2D" else part.capitalize() for part in kind.split("_"))
+
+
+def _source(name: str, data: bytes, class_names: Sequence[str]) -> str:
     lines = (
         "    " + " ".join(f"0x{byte:02x}," for byte in data[start : start + _BYTES_A_LINE])
         for start in range(0, len(data), _BYTES_A_LINE)
     )
     rows = "\n".join(lines)
+    texts = "".join(f"    {json.dumps(one, ensure_ascii=False)},\n" for one in class_names)
+    names = f"const char *const {name}_class_names[{len(class_names)}] = {{\n{texts}}};\n" if class_names else ""
     return f"""#include <stdalign.h>
 
 #include "{name}.h"
@@ -77,4 +125,4 @@ alignas(16) const unsigned char {name}[] = {{
 {rows}
 }};
 const unsigned int {name}_len = {len(data)}u;
-"""
+{names}"""

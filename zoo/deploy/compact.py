@@ -47,9 +47,10 @@ def convert(
 def smallest(
     model: keras.Model, calibration: np.ndarray | Iterable[Any], *, regions: Sequence[strips.Region] = ()
 ) -> bytes:
-    """Returns the smaller of the two files of `convert`, turned or not; the one that is not where they are equal.
+    """Returns the file of least arena: of `convert`, turned or not, or of `tflite.convert` where none is smaller.
 
-    Turning rids a network of PyTorch's paddings, and brings them into one that pads as TensorFlow does.
+    Turning rids a network of PyTorch's paddings, and brings them into one that pads as TensorFlow does. The plain file
+    is in the running only without regions, which ask for strips.
 
     Raises:
         ConversionError, GraphError: as `convert`.
@@ -57,7 +58,8 @@ def smallest(
     """
     images = np.stack(tflite.calibration_images(model, calibration))
     model = graph.flatten(model, images.shape[1:])
-    files, failures = [], []
+    files: list[bytes] = [] if regions else [tflite.convert(model, quantize="int8", calibration=images)]
+    failures = []
     for turned in (False, True):
         try:
             files.append(convert(model, images, turned=turned, regions=regions))

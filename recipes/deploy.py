@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from zoo.deploy.strips import Region
 
 COMPACT = "int8 compact"  # the scheme of the compact file
+_ROUNDED = ("int8", "int16x8", "uint8")  # schemes that the doctor looks into
 _UNJUDGED_IMAGES = 32  # that a file is diagnosed on which is no classifier
 
 
@@ -133,7 +134,7 @@ def deploy(config: Config) -> "Report":
                 threads=config.threads,
                 progress=tell,
             )
-            deployable.warn_near_chance(result.accuracy, subject.data, result.n, result.model)
+            deployable.warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
             files = {row.scheme: tflite_file.read(config.folder / row.file) for row in result.rows}
         page = result.to_markdown()
         if config.diagnose:
@@ -178,7 +179,8 @@ def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None
     files[planner.scheme(given)] = given
     images = labels = found = None
     unjudged = _find_obstacle(given, config)
-    if not unjudged or (config.diagnose and _takes_images(given)):
+    rounds = config.diagnose and planner.scheme(given) in _ROUNDED
+    if not unjudged or (rounds and _takes_images(given)):
         source = deployable.load_data(config, planner.input_shape(given))
         unjudged = unjudged or _find_mismatch(given, config, source)
         normalize = _find_normalization(config, given)
@@ -200,6 +202,8 @@ def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None
     n = 0 if images is None else len(images)
     result = report.Report(path.stem, None, n, float_accuracy, tuple(rows), unjudged)
     result.save(config.folder)
+    if found is not None and not unjudged:
+        deployable.warn_near_chance(rows[0].accuracy, source.classes, n, path.name)
     return result, files, images, None if unjudged else found
 
 
@@ -275,7 +279,7 @@ def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.nd
     from zoo.deploy import charts, compact, doctor, turn
     from zoo.deploy.measure import MeasureError
 
-    scheme = next((one for one in ("int8", "int16x8", "uint8") if one in files), None)
+    scheme = next((one for one in _ROUNDED if one in files), None)
     if scheme is None:
         kinds = ", ".join(files)
         return f"\n## Rounding noise\n\nNone: {config.model} is {kinds}, and only int8 or int16x8 files round.\n"

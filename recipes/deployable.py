@@ -240,14 +240,19 @@ def reads_pixels(model: "keras.Model") -> bool:
     return False
 
 
-def warn_near_chance(accuracy: float | None, source: "Data", n: int, subject: str) -> None:
+def warn_near_chance(accuracy: float | None, classes: int, n: int, subject: str) -> None:
     """Says on stderr where a model does hardly better than guessing: mostly its images are not what it reads."""
-    if accuracy is not None and n >= _FEW and accuracy < 1.5 / source.classes:
+    if accuracy is not None and n >= _FEW and accuracy < _near_chance(classes):
         print(
-            f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {source.classes} classes. "
+            f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {classes} classes. "
             f"Is --preprocess what it was trained with (one of {', '.join(normalizations())}), and --data its data?",
             file=sys.stderr,
         )
+
+
+def _near_chance(classes: int) -> float:
+    """Returns the accuracy below which a classifier hardly does better than guessing: 0.6 of 2 classes, 0.15 of 10."""
+    return min(0.6, 1.5 / classes)
 
 
 def describe(config: ModelAndData, source: "Data", normalize: "Normalization") -> dict[str, Any]:

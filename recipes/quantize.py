@@ -92,7 +92,7 @@ def train(config: Config) -> "report.Report":
             subject.model, files, subject.images, subject.labels, config.folder, output=config.output_key,
             threshold=subject.threshold, threads=config.threads, progress=tell,
         )  # fmt: skip
-        deployable.warn_near_chance(result.accuracy, subject.data, result.n, result.model)
+        deployable.warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
         deployable.write_labels(config.folder, subject.describe(config))
         if config.copy_back:
             tell("model.keras")

@@ -203,7 +203,7 @@ def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None
     result = report.Report(path.stem, None, n, float_accuracy, tuple(rows), unjudged)
     result.save(config.folder)
     if found is not None and not unjudged:
-        deployable.warn_near_chance(rows[0].accuracy, source.classes, n, path.name)
+        deployable.warn_near_chance(rows[0].accuracy, len(found["class_names"]), n, path.name)
     return result, files, images, None if unjudged else found
 
 

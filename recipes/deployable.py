@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SOURCE = "source.json"  # beside the files: what they were made of, and what they read
 _KERAS_FILES = (".keras", ".h5", ".hdf5")
-_FEW = 20  # images, below which an accuracy near chance says nothing
+_FEW = 5  # images, below which an accuracy near chance says nothing
 _PIXEL_SCALE = 0.1  # of a Rescaling: below it reads pixels; and 1 / 0.1 the spread of a Normalization that does
 
 

@@ -5,15 +5,17 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from recipes import deploy, deployable
 from recipes.images import sources as data
-from zoo.deploy import measure, report, strips, tflite
+from zoo.deploy import measure, report, strips, tflite, tflite_file
 
 layers = keras.layers
 
@@ -227,6 +229,186 @@ def test_name_without_weights_is_said_to_be_untrained(capsys):
     assert subject.model.input_shape == (None, 28, 28, 1)
     assert (subject.images.shape, subject.calibration.shape) == ((2, 28, 28, 1), (3, 28, 28, 1))
     assert subject.images.dtype == np.float32
+
+
+def test_labels_and_what_the_files_read_stand_beside_them(result, config):
+    names = json.loads((config.folder / "class_names.json").read_text())
+    assert (len(names), names[0]) == (10, "T-shirt/top")
+    source = json.loads((config.folder / "source.json").read_text())
+    assert (source["image_size"], source["channels"], source["preprocess"]) == ([28, 28], 1, "unit")
+    assert (source["model"], source["class_names"]) == (config.model, names)
+
+
+def convert_others(outputs, shape=(28, 28, 1), **options) -> bytes:
+    image = keras.Input(shape)
+    model = keras.Model(image, outputs(image))
+    calibration = np.random.default_rng(0).random((4, *shape)).astype(np.float32)
+    return tflite.convert(model, quantize="int8", calibration=calibration, **options)
+
+
+def pooled(image):
+    return layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(image))
+
+
+OTHERS = {
+    "two classes": (lambda x: layers.Dense(2, "softmax")(pooled(x)), (28, 28, 1), "it tells 2 classes apart, and "
+                    "fashion_mnist_small has 10"),
+    "twelve classes": (lambda x: layers.Dense(12)(pooled(x)), (28, 28, 1), "it tells 12 classes apart"),
+    "a map": (lambda x: layers.Conv2D(10, 1)(x), (28, 28, 1), "its output is [1, 28, 28, 10], and a row of classes"),
+    "a regression": (lambda x: layers.Dense(1)(pooled(x)), (28, 28, 1), "its one output is no probability"),
+    "a vector": (lambda x: layers.Dense(10, "softmax")(x), (40,), "it takes serving_default_image:0 [1, 40], and one "
+                 "image [1, height, width, 1 or 3] was expected"),
+    "four channels": (lambda x: layers.Dense(10, "softmax")(pooled(x)), (8, 8, 4), "[1, 8, 8, 4], and one image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_file_that_is_no_classifier_of_the_data_is_measured_and_its_accuracy_refused(name, tmp_path):
+    outputs, shape, reason = OTHERS[name]
+    (tmp_path / "other.tflite").write_bytes(convert_others(outputs, shape))
+    config = deploy.Config(
+        model=str(tmp_path / "other.tflite"), diagnose=True, board="stm32f746", images=40, folder=tmp_path / "out"
+    )
+    result = deploy.deploy(config)
+    row = result.row("int8")
+    assert (result.accuracy, row.accuracy) == (None, None)
+    assert reason in result.unjudged
+    assert row.arena > 0
+    assert row.latency.median_ms > 0
+    page = (tmp_path / "out" / "deploy.md").read_text()
+    assert f"Accuracy unknown: {result.unjudged}." in page
+    assert "Signal to rounding noise at the output" in page
+    assert "## Memory of int8: fits on STM32F746" in page
+    assert ("On random inputs" in page) == (name in ("a vector", "four channels"))
+    with pytest.raises(ValueError, match="nothing to compare"):
+        result.drop("int8")
+
+
+def test_several_outputs_of_a_file_are_asked_about_and_chosen(tmp_path):
+    image = keras.Input((28, 28, 1))
+    heads = {"scores": layers.Dense(10, "softmax")(pooled(image)), "area": layers.Dense(1)(pooled(image))}
+    parsed = tflite_file.parse(tflite.convert(keras.Model(image, heads)))
+    for entry, name in zip(parsed.signatureDefs[0].outputs, ("area", "scores"), strict=True):
+        entry.name = name
+    (tmp_path / "two.tflite").write_bytes(tflite_file.pack(parsed))
+    config = deploy.Config(model=str(tmp_path / "two.tflite"), images=20, folder=tmp_path / "out")
+    assert "2 outputs: area, scores, and none is known to be the first. Choose one with --output=" in (
+        deploy.deploy(config).unjudged
+    )
+    assert 0 <= deploy.deploy(dataclasses.replace(config, output="scores")).accuracy <= 1
+
+
+def test_best_file_is_judged_for_the_board_and_each_gets_a_verdict(model, tmp_path):
+    model.save(tmp_path / "small.keras")
+    config = deploy.Config(
+        model=str(tmp_path / "small.keras"), schemes=("int8", "dynamic"), images=20, calibration=8, board="nrf52840",
+        compact="smallest", folder=tmp_path / "out",
+    )  # fmt: skip
+    result = deploy.deploy(config)
+    page = (tmp_path / "out" / "deploy.md").read_text()
+    arenas = {scheme: result.row(scheme).arena for scheme in ("int8", "int8 compact")}
+    assert arenas["int8 compact"] <= arenas["int8"]
+    assert re.search(r"## Memory of int8( compact)?: fits on nRF52840", page)
+    assert "- float32: fits on nRF52840" in page
+    assert "- dynamic: does not fit on nRF52840 (Arduino Nano 33 BLE): TFLM has no " in page
+
+
+PETS = [("cats", 40), ("dogs", 200)]
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    """Dark and bright pictures, 30 of each."""
+    draw = np.random.default_rng(0)
+    for name, mean in PETS:
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = np.clip(draw.normal(mean, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+    return tmp_path / "pets"
+
+
+def brightness(front, scale: float, activation: str | None = "sigmoid") -> keras.Model:
+    """One unit that says whether the mean of what `front` makes of an image is above a half of `scale`."""
+    image = keras.Input((16, 16, 3))
+    mean = layers.GlobalAveragePooling2D()(front(image))
+    head = layers.Dense(1, activation, bias_initializer=keras.initializers.Constant(-15 * scale))
+    model = keras.Model(image, head(mean))
+    head.set_weights([np.full((3, 1), 10.0), head.get_weights()[1]])
+    return model
+
+
+def normalization(image):
+    layer = layers.Normalization(mean=[0.0, 0.0, 0.0], variance=[255.0**2] * 3)
+    return layer(image)
+
+
+@pytest.mark.parametrize(
+    ("front", "scale"),
+    [
+        (layers.Rescaling(1 / 255), 1.0),
+        (lambda x: layers.Rescaling(1 / 127.5, offset=-1)(layers.ZeroPadding2D(0)(x)), 0.0),
+        (normalization, 1.0),
+        (lambda x: x, 1.0),
+    ],
+)
+def test_network_gets_pixels_where_its_first_layers_rescale_them_and_0_to_1_else(front, scale, pets, tmp_path):
+    brightness(front, scale).save(tmp_path / "model.keras")
+    config = deploy.Config(model=str(tmp_path / "model.keras"), data=str(pets), calibration=16, folder=tmp_path / "out")
+    result = deploy.deploy(config)
+    assert (result.accuracy, result.row("int8").accuracy) == (1.0, 1.0)
+
+
+def test_preprocessing_of_the_training_is_kept_and_a_contradiction_refused(pets, tmp_path, capsys):
+    brightness(lambda x: x, 0.0).save(tmp_path / "model.keras")
+    (tmp_path / "results.json").write_text(json.dumps({"preprocess": "centered", "image_size": [16, 16]}))
+    config = deploy.Config(model=str(tmp_path / "model.keras"), data=str(pets), calibration=16, folder=tmp_path / "out")
+    assert deploy.deploy(config).accuracy == 1.0
+    with pytest.raises(ValueError, match=r"preprocess is unit, but the model reads centered by .*results\.json; leave"):
+        deployable.load(dataclasses.replace(config, preprocess="unit"))
+    (tmp_path / "results.json").unlink()
+    deploy.deploy(config)  # now 0..1, of which every mean is above 0
+    assert "is near chance for 2 classes. Is --preprocess what it was trained with" in capsys.readouterr().err
+
+
+def test_logit_is_judged_by_the_loss_in_the_file_or_by_the_option(pets, tmp_path):
+    model = brightness(lambda x: x, 1.0, activation=None)
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    model.save(tmp_path / "model.keras")
+    config = deploy.Config(model=str(tmp_path / "model.keras"), data=str(pets), calibration=16, folder=tmp_path / "out")
+    result = deploy.deploy(config)
+    assert (result.accuracy, result.row("int8").accuracy) == (1.0, 1.0)
+    file = dataclasses.replace(config, model=str(tmp_path / "out" / result.row("int8").file), folder=tmp_path / "file")
+    assert deploy.deploy(file).row("int8").accuracy is None
+    assert deploy.deploy(dataclasses.replace(file, threshold=0.0)).row("int8").accuracy == 1.0
+
+
+def test_model_of_keras_2_is_taken_and_one_without_layers_named_with_the_way_out(pets, tmp_path):
+    model = brightness(layers.Rescaling(1 / 255), 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras about the old format
+        model.save(tmp_path / "old.h5")
+    config = deploy.Config(model=str(tmp_path / "old.h5"), data=str(pets), calibration=16, folder=tmp_path / "out")
+    assert deploy.deploy(config).accuracy == 1.0
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is a SavedModel.*tflite_convert --saved_model_dir=.*saved --output_file"):
+        deployable.load(dataclasses.replace(config, model=str(tmp_path / "saved")))
+    (tmp_path / "broken.keras").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"Keras cannot load .*broken\.keras: .* give the \.tflite file"):
+        deployable.load(dataclasses.replace(config, model=str(tmp_path / "broken.keras")))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [(((16, 16, 3), (4,)), "has the inputs .*one image was expected"), (((784,),), r"takes \(784,\) and images are")],
+)
+def test_model_that_takes_no_single_image_is_refused(shapes, message, tmp_path):
+    inputs = [keras.Input(shape) for shape in shapes]
+    joined = layers.Concatenate()([layers.Flatten()(one) for one in inputs]) if len(inputs) > 1 else inputs[0]
+    keras.Model(inputs, layers.Dense(10)(joined)).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=message):
+        deployable.load(deploy.Config(model=str(tmp_path / "model.keras")))
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def test_all_files_are_judged_on_the_same_images(result, config):
     assert result.accuracy > 0.6
     assert abs(result.drop("int8 QAT")) <= 0.05
     assert sorted(path.name for path in config.folder.iterdir()) == [
+        "class_names.json",
         "deploy.json",
         "deploy.md",
         "model.keras",
@@ -54,6 +55,7 @@ def test_all_files_are_judged_on_the_same_images(result, config):
         "small_int8_clustered.tflite",
         "small_int8_pruned.tflite",
         "small_int8_qat.tflite",
+        "source.json",
     ]
 
 

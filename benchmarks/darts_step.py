@@ -27,29 +27,28 @@ from keras import layers
 
 from benchmarks.machine import describe_machine
 from recipes.darts import supernet as supernet_darts
-from recipes.darts.space import OPS, DartsSpace
+from recipes.darts.space import DartsSpace
+from recipes.darts.supernet import CONVOLUTIONS
 from recipes.darts.training import Bilevel
 from recipes.training.supernet import EPSILON
 from recipes.training.tensorflow_options import run_branches_side_by_side
-from zoo.genotype import INPUT_STATES
 
 STEPS = 5
 OURS, PLAIN, SHARED = "ours", "plain", "plain_shared"
-CONVOLUTIONS = {  # kernel size, repeats, dilation
-    "sep_conv_3x3": (3, 2, 1),
-    "sep_conv_5x5": (5, 2, 1),
-    "dil_conv_3x3": (3, 1, 2),
-    "dil_conv_5x5": (5, 1, 2),
-}
+DILATION = {"dil_conv_3x3": 2, "dil_conv_5x5": 2}
 
 
 class WeightedSum(layers.Layer):
-    """The sum of operations, weighted by one row of the softmaxed alphas."""
+    """The sum of operations, weighted by `columns` of one row of the softmaxed alphas."""
+
+    def __init__(self, columns: list[int]):
+        super().__init__()
+        self.columns = columns
 
     def call(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Takes (strengths (ops,), outputs of the operations but "none")."""
+        """Takes (strengths (ops,), outputs of the operations)."""
         strengths, *outputs = inputs
-        return sum(strengths[number] * x for number, x in enumerate(outputs, start=1))
+        return sum(strengths[column] * x for column, x in zip(self.columns, outputs, strict=True))
 
 
 class PlainSupernet:
@@ -59,13 +58,16 @@ class PlainSupernet:
         self.like = like
         self.layers: dict[str, layers.Layer] = {}
         image = keras.Input(input_shape)
-        tables = [keras.Input(batch_shape=(like.space.edges, len(OPS))) for _ in range(2)]
+        tables = [keras.Input(batch_shape=like.space.shape[1:]) for _ in like.space.cells]
         stem = like.places[0].widths[0]
         x: Any = self._named("stem", layers.Conv2D(stem, 3, padding="same", use_bias=False))(image)
         x = self._named("stem_bn", layers.BatchNormalization(epsilon=EPSILON))(x)
         states = [x, x]
         for number, place in enumerate(like.places):
-            output = self._cell(f"cell{number}", place, tables[int(place.reducing)], *states)
+            table = np.ones((like.space.edges, len(place.kind.ops)), "float32")  # of a cell that is not searched
+            if int(place.reducing) < len(tables):
+                table = tables[int(place.reducing)]
+            output = self._cell(f"cell{number}", place, table, *states)
             states = [states[1], output]
         x = layers.GlobalAveragePooling2D()(states[1])
         self.model = keras.Model([image, *tables], self._named("classifier", layers.Dense(like.classes))(x))
@@ -98,34 +100,41 @@ class PlainSupernet:
             sums = []
             for source, state in enumerate(states):
                 strides = 2 if place.reducing and source < 2 else 1
-                outputs = self._operations(f"{name}/node{node}/state{source}", state, filters, strides)
-                sums.append(WeightedSum()([table[row], *outputs]))
+                ops = [op for edge, op in place.kind.maps if edge == row]
+                if ops:
+                    outputs = self._operations(f"{name}/node{node}/state{source}", ops, state, filters, strides)
+                    sums.append(WeightedSum([place.kind.ops.index(op) for op in ops])([table[row], *outputs]))
                 row += 1
             states.append(layers.Add()(sums))
         return layers.Concatenate()(states[2:])
 
-    def _operations(self, name, x, filters, strides):
+    def _operations(self, name, ops, x, filters, strides):
         found = []
-        for pool in (layers.MaxPooling2D, layers.AveragePooling2D):
-            y = pool(3, 1, "same")(x)
-            found.append(self._norm(layers.MaxPooling2D(1, strides)(y) if strides > 1 else y))
-        found.append(self._reduce(f"{name}/skip", x, filters) if strides > 1 else x)
-        for op, (size, repeats, dilation) in CONVOLUTIONS.items():
-            y, step = x, strides
-            for repeat in range(repeats):
-                y = layers.ReLU()(y)
-                if step > 1 and dilation > 1:
-                    y, step, rate = layers.MaxPooling2D(1, 2)(y), 1, 1
-                else:
-                    rate = dilation
-                y = layers.ZeroPadding2D(size // 2)(y) if step > 1 else y
-                padding = "valid" if step > 1 else "same"
-                depthwise = layers.DepthwiseConv2D(size, step, padding, use_bias=False, dilation_rate=rate)
-                y = self._named(f"{name}/{op}/depthwise{repeat}", depthwise)(y)
-                y = self._norm(self._conv(f"{name}/{op}/pointwise{repeat}", filters)(y))
-                step = 1
-            found.append(y)
+        for op in ops:
+            if op in CONVOLUTIONS:
+                found.append(self._convolutions(f"{name}/{op}", op, x, filters, strides))
+            elif op == "skip_connect":
+                found.append(self._reduce(f"{name}/skip", x, filters) if strides > 1 else x)
+            else:
+                pool = layers.MaxPooling2D if op.startswith("max") else layers.AveragePooling2D
+                y = pool(3, 1, "same")(x)
+                found.append(self._norm(layers.MaxPooling2D(1, strides)(y) if strides > 1 else y))
         return found
+
+    def _convolutions(self, name, op, x, filters, strides):
+        size, repeats = CONVOLUTIONS[op]
+        dilation = DILATION.get(op, 1)
+        for repeat in range(repeats):
+            x = layers.ReLU()(x)
+            if strides > 1 and dilation > 1:
+                x, strides, dilation = layers.MaxPooling2D(1, 2)(x), 1, 1
+            x = layers.ZeroPadding2D(size // 2)(x) if strides > 1 else x
+            padding = "valid" if strides > 1 else "same"
+            depthwise = layers.DepthwiseConv2D(size, strides, padding, use_bias=False, dilation_rate=dilation)
+            x = self._named(f"{name}/depthwise{repeat}", depthwise)(x)
+            x = self._norm(self._conv(f"{name}/pointwise{repeat}", filters)(x))
+            strides = 1
+        return x
 
     def set_weights(self, vector: np.ndarray) -> None:
         """Gives the layers the weights of the flat vector."""
@@ -148,19 +157,23 @@ class PlainSupernet:
     def of_edge(self, name: str, ours: Any) -> np.ndarray:
         """Returns the weight in our stacks of a layer of an edge, "cell0/node1/state2/sep_conv_3x3/depthwise0" say."""
         cell, node, state, op, part = name.split("/")
-        number, source = int(node.removeprefix("node")), int(state.removeprefix("state"))
-        edges = INPUT_STATES + number
-        edge = sum(INPUT_STATES + earlier for earlier in range(number)) + source
+        kind = self.like.places[int(cell.removeprefix("cell"))].kind
+        edges = self.like.space.split_edges(np.arange(self.like.space.edges))[int(node.removeprefix("node"))]
+        edge = int(edges[int(state.removeprefix("state"))])
         if op == "skip":
-            return ours[f"{cell}/{node}/skip"][source, int(part)]
-        size, repeats, _ = CONVOLUTIONS[op]
-        wide = int(size == 5)
+            skips = kind.find(edges[:2], ["skip_connect"])
+            return ours[f"{cell}/{node}/skip"][skips.index((edge, "skip_connect")), int(part)]
+        size, repeats = CONVOLUTIONS[op]
         if part.startswith("depthwise"):
-            kernel = int(part[-1]) if repeats > 1 else 2
-            return ours[f"{cell}/depthwise{size}"][3 * edge + kernel]
+            stack = [(e, o, n) for e, o in kind.find(range(self.like.space.edges), CONVOLUTIONS)
+                     if CONVOLUTIONS[o][0] == size for n in range(CONVOLUTIONS[o][1])]  # fmt: skip
+            return ours[f"{cell}/depthwise{size}"][stack.index((edge, op, int(part[-1])))]
+        separable = [op for op, (_, repeats) in CONVOLUTIONS.items() if repeats > 1]
+        stack = kind.find(edges, separable)
         if part == "pointwise0" and repeats > 1:
-            return ours[f"{cell}/{node}/middle"][2 * source + wide]
-        return ours[f"{cell}/{node}/last"][2 * source + wide + (0 if repeats > 1 else 2 * edges)]
+            return ours[f"{cell}/{node}/middle"][stack.index((edge, op))]
+        stack += kind.find(edges, [op for op in CONVOLUTIONS if op not in separable])
+        return ours[f"{cell}/{node}/last"][stack.index((edge, op))]
 
     def logits(self, alphas, images):
         """Returns logits in batch-statistics mode."""
@@ -178,7 +191,7 @@ def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndar
     plain = PlainSupernet(net, images.shape[1:])
     plain.set_weights(net.packing.initial(0))
     keras_weights: Any = plain.model.trainable_weights
-    keras_alphas: Any = keras.Variable(np.zeros((2, net.space.edges, 8), "float32"))
+    keras_alphas: Any = keras.Variable(np.zeros(net.space.shape, "float32"))
     optimizers: Any = keras.optimizers.SGD(0.025, 0.9, global_clipnorm=5.0), keras.optimizers.Adam(3e-4, 0.5)
     batch: Any = tf.constant(images), tf.constant(labels)
 

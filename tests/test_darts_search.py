@@ -41,7 +41,7 @@ class Quadratic:
 
 
 def children(config: darts.Config) -> Children:
-    return Children(config, DartsSpace(config.nodes), "darts", {}, load_images(config))
+    return Children(config, config.make_space(), "darts", {}, load_images(config))
 
 
 def test_second_order_gradient_is_that_of_the_unrolled_loss():
@@ -76,9 +76,16 @@ def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("order", "warm_up"), [(1, 1), (2, 0)])
-def test_a_search_that_was_killed_at_any_step_ends_with_the_same_cells_and_strengths(order, warm_up, tmp_path):
-    networks = children(dataclasses.replace(SMOKE, order=order, warm_up_epochs=warm_up, save_seconds=0.0))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"nodes": 2},
+        {"order": 2, "warm_up_epochs": 0, "ops": ("sep_conv_3x3", "skip_connect"), "fixed_reduction": True},
+    ],
+    ids=["first-order", "second-order-reduced"],
+)
+def test_a_search_that_was_killed_at_any_step_ends_with_the_same_cells_and_strengths(options, tmp_path):
+    networks = children(dataclasses.replace(SMOKE, save_seconds=0.0, **options))
     whole = seeds.find(networks, 3, tmp_path / "whole.npz", lambda share, text: None)
     killed = tmp_path / "killed.npz"
     for step in (2, 3):  # of six: within an epoch, and where one has ended
@@ -176,14 +183,35 @@ def test_random_cells_read_two_different_states():
     assert space.body(values).normal.nodes[1].edges == (("dil_conv_5x5", 1), ("dil_conv_5x5", 2))
 
 
-def test_the_picture_of_the_strengths_is_as_wide_as_its_panels_and_edges_tell_the_number_of_nodes(tmp_path):
-    table = np.random.default_rng(0).dirichlet(np.ones(8), (2, 2, 5)).round(5)  # epochs, cells, edges, ops
-    strengths_picture.draw([{"strengths": each.tolist()} for each in table], "seed 7", tmp_path / "seed7.png")
-    with Image.open(tmp_path / "seed7.png") as picture:
-        assert picture.width > 1000
-    assert [strengths_picture.count_nodes(edges) for edges in (2, 5, 9, 14)] == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="no cell has 4 edges"):
-        strengths_picture.count_nodes(4)
+def test_the_picture_of_the_strengths_has_a_column_of_panels_for_each_searched_cell(tmp_path):
+    widths = []
+    for fixed in (False, True):
+        space = DartsSpace(2, ("skip_connect", "sep_conv_3x3"), fixed)
+        tables = np.random.default_rng(0).dirichlet(np.ones(3), (2, *space.shape[:2])).round(5)  # two epochs
+        records = [{"strengths": table.tolist()} for table in tables]
+        strengths_picture.draw(space, records, "seed 7", tmp_path / "seed7.png")
+        with Image.open(tmp_path / "seed7.png") as picture:
+            widths.append(picture.width)
+    assert widths[0] == 2 * widths[1] > 1000
+
+
+def test_a_reduced_space_has_its_operations_and_the_papers_reduction_cell():
+    space = DartsSpace(2, ("skip_connect", "sep_conv_3x3", "dil_conv_5x5"), fixed_reduction=True)
+    assert space.size == 3**2 * 3 * 3**2  # two operations a node; the second node has three pairs of states
+    values = {decision.name: decision.choices[-1] for decision in space.decisions}
+    cells = space.body(values)
+    assert cells.normal.nodes[1].edges == (("dil_conv_5x5", 1), ("dil_conv_5x5", 2))
+    published = zoo.load("darts").body.reduce
+    assert cells.reduce.nodes == published.nodes[:2]
+    assert space.values(space.derive(space.strengths(cells))) == values
+    assert DartsSpace(4, fixed_reduction=True).fixed_cell() == published
+
+
+def test_operations_that_the_space_lacks_are_refused_with_a_near_name():
+    with pytest.raises(ValueError, match="ops names 'skip_conect'.*did you mean 'skip_connect'"):
+        dataclasses.replace(SMOKE, ops=("skip_conect",))
+    with pytest.raises(ValueError, match="each operation once"):
+        dataclasses.replace(SMOKE, ops=("skip_connect", "skip_connect"))
 
 
 def test_a_state_of_another_version_stops_the_search_with_the_remedy_and_is_no_failure_of_its_seed(tmp_path):

@@ -7,10 +7,9 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import darts_step
-from recipes.darts import normalized
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
-from recipes.training import supernet, tensorflow_options
+from recipes.training import normalized, supernet, tensorflow_options
 
 
 def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the_rows():
@@ -49,15 +48,25 @@ def test_a_packed_vector_unpacks_to_the_same_weights_as_array_and_tensor():
 
 
 @pytest.mark.slow
-def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation():
-    net = Supernet(DartsSpace(2), 3, 4, 5, 3)
+@pytest.mark.parametrize(
+    "space",
+    [
+        DartsSpace(2),
+        DartsSpace(2, ("avg_pool_3x3", "sep_conv_5x5", "dil_conv_3x3"), fixed_reduction=True),
+        DartsSpace(1, ("dil_conv_5x5",)),
+        DartsSpace(3, ("skip_connect",)),
+    ],
+    ids=["all", "reduced", "dilated", "identity"],
+)
+def test_outputs_and_gradients_equal_those_of_one_keras_layer_an_operation(space):
+    net = Supernet(space, 3, 4, 5, 3)
     plain = darts_step.PlainSupernet(net, (8, 8, 3))
     vector = net.packing.initial(1)
     plain.set_weights(vector)
     rng = np.random.default_rng(2)
     images = tf.constant(rng.normal(size=(16, 8, 8, 3)), tf.float32)
     labels = tf.constant(rng.integers(0, 5, 16), tf.int32)
-    alphas, weights = tf.constant(rng.normal(size=(2, net.space.edges, 8)), tf.float32), tf.constant(vector)
+    alphas, weights = tf.constant(rng.normal(size=space.shape), tf.float32), tf.constant(vector)
     names = [name for name in plain.layers if name not in ("stem_bn", "classifier")]
 
     def gradients(logits_of: Any, variables: Any) -> Any:

@@ -30,13 +30,12 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
 
     from recipes import _search
     from recipes.darts import seeds
-    from recipes.darts.space import DartsSpace
     from recipes.engine import children as child_networks
 
     scale = {"cells": config.cells, "stem": "cifar"}
     presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
     images = child_networks.load_images(config)
-    children = child_networks.Children(config, DartsSpace(config.nodes), "darts", presets, images)
+    children = child_networks.Children(config, config.make_space(), "darts", presets, images)
     if config.dry_run:
         return seeds.dry_run(children)
     if config.algorithm == "random":

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.engine.config import SEEDS, ChildConfig
+from recipes.darts.space import OPS, DartsSpace
+from recipes.engine.config import SEEDS, ChildConfig, check_at_least, check_ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Config(ChildConfig):
     search_cells: int = 3  # of the supernet; the paper has 8
     search_filters: int = 4  # of its nodes before the first reduction; the paper has 16
     nodes: int = 3  # of each cell; the paper has 4
+    ops: tuple[str, ...] = OPS[1:]  # that an edge chooses from, beside none
+    fixed_reduction: bool = False  # search the normal cell alone; the reduction cell has pools and identities
     alpha_rate: float = 0.03  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
     stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
     random_cells: int = 12  # of the space, trained alike after a search by gradient; 12 or more give Kendall's tau too
@@ -34,10 +37,8 @@ class Config(ChildConfig):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
         least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0, "warm_up_epochs": 0, "dry_run_steps": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
+        check_at_least(self, least)
+        check_ops(self.ops, OPS[1:])
         if self.warm_up_epochs >= self.search_epochs:
             raise ValueError(
                 f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, for "
@@ -56,8 +57,12 @@ class Config(ChildConfig):
                 "0 seconds or more"
             )
 
+    def make_space(self) -> DartsSpace:
+        """Returns all cells that are searched."""
+        return DartsSpace(self.nodes, tuple(op for op in OPS if op in self.ops), self.fixed_reduction)
+
     def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to go on: the numbers of random cells and dry steps need not."""
+        """Returns what must be equal for a search to resume: the numbers of random cells and dry steps need not."""
         free = ("random_cells", "dry_run_steps")
         return {name: value for name, value in super().settings().items() if name not in free}
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from recipes.darts import strengths
 from recipes.darts.config import Config
-from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel
 from recipes.engine import tuner
@@ -40,8 +39,9 @@ def split_batches(config: Config, images: image_data.Data, seed: int) -> tuple[B
 
 def begin(config: Config, images: image_data.Data, seed: int) -> Bilevel:
     """Returns the search with this seed at its beginning."""
-    space = DartsSpace(config.nodes)
-    net = Supernet(space, config.search_cells, config.search_filters, images.classes, images.input_shape[2])
+    net = Supernet(
+        config.make_space(), config.search_cells, config.search_filters, images.classes, images.input_shape[2]
+    )
     return Bilevel(net, config.order, config.alpha_rate, seed)
 
 
@@ -77,7 +77,7 @@ def find(children: Children, seed: int, path: Path, report: Callable[[float, str
             state.save(path)
             saved = time.monotonic()
     tuner.forget_models()
-    strengths.draw(state.history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
+    strengths.draw(state.net.space, state.history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
     return {
         "values": state.net.space.values(state.cells()),
         "strengths": np.round(state.strengths(), 6).tolist(),
@@ -98,7 +98,6 @@ def _make_record(config: Config, state: Bilevel, validation: tuple[Any, Any]) ->
     if not np.isfinite(loss) or not np.isfinite(validation_loss):
         raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
     cells = state.cells()
-    assert cells.reduce is not None
     return {
         "step": state.step,
         "loss": round(float(loss), 5),
@@ -112,7 +111,8 @@ def _make_record(config: Config, state: Bilevel, validation: tuple[Any, Any]) ->
     }
 
 
-def _count_skips(graph: CellGraph) -> int:
+def _count_skips(graph: CellGraph | None) -> int:
+    assert graph is not None
     return sum(edge.op == "skip_connect" for node in graph.nodes for edge in node.edges)
 
 

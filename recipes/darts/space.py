@@ -13,13 +13,34 @@ from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 OPS = tuple(
     """none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5""".split()
 )
+_NONE = OPS[0]
+# Of DARTS' reduction cell, second order (Liu et al. 2019, figure 5); further nodes repeat the last
+_FIXED = (
+    (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
+    (("max_pool_3x3", 1), ("skip_connect", 2)),
+    (("max_pool_3x3", 0), ("skip_connect", 2)),
+    (("max_pool_3x3", 1), ("skip_connect", 2)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class DartsSpace(Space):
-    """All cells that DARTS can end with: each node reads two different states, by operations other than "none"."""
+    """All cells that DARTS can end with: each node reads two different states, by operations other than "none".
+
+    Attributes:
+        nodes: of each cell.
+        ops: that an edge chooses from, in the order of OPS.
+        fixed_reduction: the reduction cell is not searched: it is the first nodes of the paper's, pools and identities.
+    """
 
     nodes: int
+    ops: tuple[str, ...] = OPS[1:]
+    fixed_reduction: bool = False
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The cells that are searched."""
+        return ("normal",) if self.fixed_reduction else ("normal", "reduce")
 
     @property
     def edges(self) -> int:
@@ -27,42 +48,46 @@ class DartsSpace(Space):
         return sum(INPUT_STATES + node for node in range(self.nodes))
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the strengths: cells that are searched, edges, and operations with "none" first."""
+        return len(self.cells), self.edges, 1 + len(self.ops)
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """For each node the pair of states, and two operations."""
         found = []
-        for cell in ("normal", "reduce"):
+        for cell in self.cells:
             for node in range(self.nodes):
                 states = range(INPUT_STATES + node)
                 pairs = tuple(f"{a},{b}" for b in states for a in states if a < b)
                 found.append(Decision(f"{cell}/node{node}/states", pairs, "state"))
-                found += [Decision(f"{cell}/node{node}/op{edge}", OPS[1:], "op") for edge in (0, 1)]
+                found += [Decision(f"{cell}/node{node}/op{edge}", self.ops, "op") for edge in (0, 1)]
         return tuple(found)
 
     def body(self, values: Mapping[str, Any]) -> Cells:
         """Returns the cells that the values stand for."""
         graphs = []
-        for cell in ("normal", "reduce"):
+        for cell in self.cells:
             nodes = []
             for node in range(self.nodes):
                 at = f"{cell}/node{node}"
                 states = [int(state) for state in values[f"{at}/states"].split(",")]
                 nodes.append(Node(tuple(Edge(values[f"{at}/op{edge}"], state) for edge, state in enumerate(states))))
             graphs.append(self._graph(nodes))
-        return Cells(*graphs)
+        return self._cells(graphs)
 
     def values(self, body: Cells) -> dict[str, Any]:
         """Returns the values that stand for `body`: the inverse of `body`."""
         found = {}
-        for cell, graph in (("normal", body.normal), ("reduce", body.reduce)):
-            assert graph is not None
-            for number, node in enumerate(graph.nodes):
+        for cell in self.cells:
+            for number, node in enumerate(getattr(body, cell).nodes):
                 first, second = sorted(node.edges, key=lambda edge: edge.state)
                 found[f"{cell}/node{number}/states"] = f"{first.state},{second.state}"
                 found |= {f"{cell}/node{number}/op0": first.op, f"{cell}/node{number}/op1": second.op}
         return check_values(found, self.decisions)
 
     def derive(self, strengths: Any) -> Cells:
-        """Returns the cells that strengths, an array (2, edges, ops), stand for.
+        """Returns the cells that strengths, an array of `shape`, stand for.
 
         Each node keeps the two edges with the strongest operation other than "none", and on each its strongest one.
         """
@@ -72,32 +97,40 @@ class DartsSpace(Space):
             for rows in self.split_edges(table):
                 rows = rows[:, 1:]  # without "none"
                 strongest = sorted(range(len(rows)), key=lambda source, rows=rows: -rows[source].max())[:2]
-                edges = (Edge(OPS[1 + int(rows[source].argmax())], source) for source in sorted(strongest))
-                found.append(Node(tuple(edges)))
+                found.append(Node(tuple(Edge(self.ops[int(rows[s].argmax())], s) for s in sorted(strongest))))
             graphs.append(self._graph(found))
-        return Cells(*graphs)
+        return self._cells(graphs)
 
     def strengths(self, cells: Cells) -> np.ndarray:
-        """Returns the strengths (2, edges, ops) with which the supernet is these cells: 1 for each of their operations.
+        """Returns the strengths with which the supernet is these cells: 1 for each of their operations.
 
         Raises:
             ValueError: cells of another number of nodes, or without a reduction cell.
         """
-        graphs = [graph for graph in (cells.normal, cells.reduce) if graph is not None]
-        if [len(graph.nodes) for graph in graphs] != [self.nodes] * 2:
-            raise ValueError(
-                f"expected a normal and a reduction cell of {self.nodes} nodes each, as the supernet has them"
-            )
-        strengths = np.zeros((2, self.edges, len(OPS)), np.float32)
-        for table, graph in zip(strengths, graphs, strict=True):
-            for rows, node in zip(self.split_edges(table), graph.nodes, strict=True):
-                for edge in node.edges:
-                    rows[edge.state, OPS.index(edge.op)] = 1
-        return strengths
+        graphs = [getattr(cells, name) for name in self.cells]
+        if [len(graph.nodes) for graph in graphs if graph is not None] != [self.nodes] * len(graphs):
+            raise ValueError(f"expected a {' and a '.join(self.cells)} cell of {self.nodes} nodes, as the supernet has")
+        return np.stack([self.mark_edges(graph, (_NONE, *self.ops)) for graph in graphs])
+
+    def mark_edges(self, graph: CellGraph, ops: tuple[str, ...]) -> np.ndarray:
+        """Returns (edges, ops) with 1 where a cell does an operation."""
+        table = np.zeros((self.edges, len(ops)), np.float32)
+        for rows, node in zip(self.split_edges(table), graph.nodes, strict=True):
+            for edge in node.edges:
+                rows[edge.state, ops.index(edge.op)] = 1
+        return table
 
     def split_edges(self, table: Any) -> list[Any]:
         """Cuts (edges, ..) into the edges of each node, one a state that it may read."""
         return np.split(table, np.cumsum([INPUT_STATES + node for node in range(self.nodes - 1)]))
 
+    def fixed_cell(self) -> CellGraph:
+        """Returns the reduction cell that is not searched."""
+        pairs = [_FIXED[min(node, len(_FIXED) - 1)] for node in range(self.nodes)]
+        return self._graph([Node(tuple(Edge(*edge) for edge in pair)) for pair in pairs])
+
     def _graph(self, nodes: list[Node]) -> CellGraph:
         return CellGraph(tuple(nodes), tuple(range(INPUT_STATES, INPUT_STATES + self.nodes)))
+
+    def _cells(self, searched: list[CellGraph]) -> Cells:
+        return Cells(*searched, *([self.fixed_cell()] if self.fixed_reduction else []))

@@ -1,6 +1,5 @@
 """A picture of a DARTS search: how the strengths of the operations evolved, and the cells that they stood for."""
 
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,90 +8,66 @@ from typing import Any
 import numpy as np
 
 import zoo
-from recipes.cards.pictures import COLOURS, DOTS, new_figure
+from recipes.cards.pictures import COLOURS, DOTS, new_figure, save_figure
 from recipes.darts.space import OPS, DartsSpace
-from zoo.atomic import replacing
-from zoo.genotype import INPUT_STATES, Genotype
+from zoo.genotype import INPUT_STATES, Cells, Genotype
 
 _SHOWN_CELLS = 4  # epochs whose cells are drawn
 _NONE = "#999999"  # the colour of "none", which is no choice of a cell
 
 
-def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+def draw(space: DartsSpace, records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Draws one picture: the softmax of the alphas of each edge over the epochs, and the cells of some epochs.
 
     Args:
-        records: of the epochs in their order; "strengths" is (2, edges, ops) in the order of quark0/darts.
+        space: of the cells.
+        records: of the epochs in their order; "strengths" is of the space's shape.
         title: of the whole.
         path: of the PNG.
     """
-    from PIL import Image
-
-    tables = np.array([record["strengths"] for record in records])  # (epochs, 2, edges, ops)
+    tables = np.array([record["strengths"] for record in records])  # (epochs, cells, edges, ops)
     chosen = np.unique(np.linspace(0, len(tables) - 1, _SHOWN_CELLS).round().astype(int))
-    figure = _draw_edges(tables, title)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS)
-    top = Image.open(stream).convert("RGB")
-    cells = [_draw_cells(tables[epoch], f"epoch_{epoch + 1}") for epoch in chosen]
-    columns = min(2, len(cells))
-    width = top.width // columns
-    scale = min(1.0, *(width / cell.width for cell in cells))  # one for all: a longer cell is not drawn smaller
-    cells = [
-        cell.resize((round(cell.width * scale), round(cell.height * scale)), Image.Resampling.LANCZOS) for cell in cells
-    ]
+    cells = [_render(space.derive(tables[epoch]), f"epoch_{epoch + 1}") for epoch in chosen]
+    width, columns = 7.0 * len(space.cells), min(2, len(cells))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    whole = Image.new("RGB", (top.width, top.height + sum(heights)), "white")
-    whole.paste(top, (0, 0))
-    y = top.height
-    for row, height in zip(rows, heights, strict=True):
+    dots = max(columns * max(cell.shape[1] for cell in cells) / width, DOTS)  # an inch of cells; one scale for all
+    heights = [1.35 * space.nodes + 1.3, *(max(cell.shape[0] for cell in row) / dots for row in rows)]
+    figure = new_figure(width, sum(heights))
+    top, *bands = figure.subfigures(len(heights), 1, height_ratios=heights)
+    _draw_edges(top, space, tables, title)
+    for band, row, height in zip(bands, rows, heights[1:], strict=True):
         for column, cell in enumerate(row):
-            whole.paste(cell, (column * width, y))
-        y += height
-    with replacing(path) as file:
-        whole.save(file, format="PNG", optimize=True)
+            size = cell.shape[1] / dots / width, cell.shape[0] / dots / height
+            axes = band.add_axes((column / columns, 1 - size[1], *size))
+            axes.imshow(cell, aspect="auto")
+            axes.set_axis_off()
+    save_figure(figure, path)
 
 
-def _draw_cells(table: np.ndarray, name: str) -> Any:
-    """Returns the image of the cells that strengths stand for."""
-    from PIL import Image
+def _render(cells: Cells, name: str) -> np.ndarray:
+    """Returns the pixels of drawn cells."""
+    from matplotlib.image import imread
 
-    cells = DartsSpace(count_nodes(table.shape[1])).derive(table)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cell.png"
         zoo.draw(Genotype(name, "darts", cells, {}, {}), file)
-        with Image.open(file) as image:
-            return image.convert("RGB")
+        return imread(file)
 
 
-def count_nodes(edges: int) -> int:
-    """Returns how many nodes a cell with so many edges has."""
-    nodes, count = 0, 0
-    while count < edges:
-        count += INPUT_STATES + nodes
-        nodes += 1
-    if count != edges:
-        raise ValueError(f"no cell has {edges} edges: expected 2, 5, 9, 14, ...")
-    return nodes
-
-
-def _draw_edges(tables: np.ndarray, title: str) -> Any:
-    """Returns a figure with a panel for each edge: columns are what it reads, rows the node that it leads to."""
-    nodes = count_nodes(tables.shape[2])
-    last = DartsSpace(nodes).derive(tables[-1])
-    figure = new_figure(14, 1.35 * nodes + 1.3)
-    parts = figure.subfigures(1, 2, wspace=0.03)
-    for part, kind, graph, table in zip(
-        parts, ("normal", "reduction"), (last.normal, last.reduce), np.moveaxis(tables, 1, 0), strict=True
-    ):
+def _draw_edges(figure: Any, space: DartsSpace, tables: np.ndarray, title: str) -> None:
+    """Draws a panel for each edge: columns are what it reads, rows the node that it leads to."""
+    last = space.derive(tables[-1])
+    parts = figure.subfigures(1, len(space.cells), wspace=0.03, squeeze=False)[0]
+    kinds = {"normal": ("normal", last.normal), "reduce": ("reduction", last.reduce)}
+    for part, cell, table in zip(parts, space.cells, np.moveaxis(tables, 1, 0), strict=True):
+        kind, graph = kinds[cell]
         part.suptitle(f"{title}, {kind} cell: softmax of the alphas over the epochs", fontsize=11, x=0.02, ha="left")
         _draw_panels(part, graph, table)
-    for place, op in enumerate(OPS):
-        parts[0].axes[0].plot([], [], color=_colour(place), linestyle=_style(place), linewidth=2.5, label=op)
-    handles, labels = parts[0].axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=len(OPS), frameon=False, fontsize=9)
-    return figure
+    axes = parts[0].axes[0]
+    for place, op in enumerate((OPS[0], *space.ops)):
+        axes.plot([], [], color=_colour(place), linestyle=_style(place), linewidth=2.5, label=op)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=4 * len(parts), frameon=False, fontsize=9)
 
 
 def _draw_panels(part: Any, graph: Any, table: np.ndarray) -> None:

@@ -4,28 +4,45 @@ Values are those of quark0/darts (cnn/model_search.py), computed otherwise: docs
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from recipes.darts import normalized
 from recipes.darts.space import OPS, DartsSpace
-from recipes.training import supernet
+from recipes.training import normalized, supernet
 from recipes.training.supernet import Packing, Shape
 from zoo.genotype import INPUT_STATES
 
-KERNELS = ("first", "second", "dilated")  # of each size that an edge has: two of its separable convolution, and one
-_SHARED = slice(OPS.index("max_pool_3x3"), OPS.index("skip_connect") + 1)
-_SKIP = OPS.index("skip_connect")
-_SEPARABLE = slice(OPS.index("sep_conv_3x3"), OPS.index("dil_conv_3x3"))
-_DILATED = slice(OPS.index("dil_conv_3x3"), len(OPS))
+# Kernel size, and number of depthwise convolutions
+CONVOLUTIONS = {"sep_conv_3x3": (3, 2), "sep_conv_5x5": (5, 2), "dil_conv_3x3": (3, 1), "dil_conv_5x5": (5, 1)}
+_SEPARABLE, _DILATED = tuple(CONVOLUTIONS)[:2], tuple(CONVOLUTIONS)[2:]
+_SHARED = ("max_pool_3x3", "avg_pool_3x3", "skip_connect")  # by one product for all edges that read a state
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the normal or the reduction cells do: the columns of their strengths, and each operation of each edge."""
+
+    ops: tuple[str, ...]
+    maps: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def make(cls, ops: tuple[str, ...], does: Any) -> "Kind":
+        """Returns the kind of cells of which `does` (edges, ops) says what they do."""
+        return cls(ops, tuple((int(edge), ops[column]) for edge, column in np.argwhere(does)))
+
+    def find(self, edges: Sequence[int], ops: Iterable[str]) -> list[tuple[int, str]]:
+        """Returns what is done on these edges by these operations."""
+        return [(edge, op) for edge, op in self.maps if edge in edges and op in ops]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a cell stands: its width, its strides, and the width and halvings of what it reads."""
+    """Where a cell stands: what it does, its width, its strides, and the width and halvings of what it reads."""
 
+    kind: Kind
     filters: int
     reducing: bool
     after_reduction: bool
@@ -45,13 +62,22 @@ class Supernet:
             classes, channels: of the images.
         """
         self.space, self.classes = space, classes
+        ops = (OPS[0], *space.ops)
+        normal = reduction = Kind.make(ops, np.tile(np.array(ops) != OPS[0], (space.edges, 1)))
+        self._fixed = None  # strengths of a reduction cell that is not searched
+        if space.fixed_reduction:
+            ops = tuple(
+                op for op in OPS if any(op == edge.op for node in space.fixed_cell().nodes for edge in node.edges)
+            )
+            self._fixed = space.mark_edges(space.fixed_cell(), ops)
+            reduction = Kind.make(ops, self._fixed)
         self.places: list[Place] = []
         stem = 3 * filters
         widths, before = (stem, stem), False
         for number in range(cells):
             reducing = number in (cells // 3, 2 * cells // 3)
             filters *= 2 if reducing else 1
-            self.places.append(Place(filters, reducing, before, widths))
+            self.places.append(Place(reduction if reducing else normal, filters, reducing, before, widths))
             widths, before = (widths[1], space.nodes * filters), reducing
         shapes = [Shape("stem", (3, 3, channels, stem), 9 * channels)]
         shapes += [Shape("stem_scale", (stem,), constant=1.0), Shape("stem_shift", (stem,))]
@@ -62,24 +88,27 @@ class Supernet:
 
     def _cell_shapes(self, name: str, place: Place) -> list[Shape]:
         """The kernels of all edges are two weights, for a graph has one operation to cut a stack into its parts."""
-        filters = place.filters
+        filters, kind = place.filters, place.kind
         oldest = (2, place.widths[0], filters // 2) if place.after_reduction else (place.widths[0], filters)
         shapes = [Shape(f"{name}/input0", oldest, place.widths[0])]
         shapes.append(Shape(f"{name}/input1", (place.widths[1], filters), place.widths[1]))
         for size in (3, 5):
-            kernels = (len(KERNELS) * self.space.edges, size, size, filters, 1)
-            shapes.append(Shape(f"{name}/depthwise{size}", kernels, size * size))
-        for node in range(self.space.nodes):
-            edges = INPUT_STATES + node
-            shapes.append(Shape(f"{name}/node{node}/middle", (2 * edges, filters, filters), filters))
-            shapes.append(Shape(f"{name}/node{node}/last", (4 * edges, filters, filters), filters))
-            if place.reducing:
-                shapes.append(Shape(f"{name}/node{node}/skip", (INPUT_STATES, 2, filters, filters // 2), filters))
-        return shapes
+            count = sum(CONVOLUTIONS[op][1] for _, op in kind.maps if op in CONVOLUTIONS and op.endswith(f"x{size}"))
+            shapes.append(Shape(f"{name}/depthwise{size}", (count, size, size, filters, 1), size * size))
+        for node, edges in enumerate(self.space.split_edges(np.arange(self.space.edges))):
+            at, skipping = f"{name}/node{node}", edges[: INPUT_STATES if place.reducing else 0]
+            stack = len(kind.find(edges, _SEPARABLE))
+            shapes.append(Shape(f"{at}/middle", (stack, filters, filters), filters))
+            stack = len(kind.find(edges, CONVOLUTIONS))
+            shapes.append(Shape(f"{at}/last", (stack, filters, filters), filters))
+            stack = len(kind.find(skipping, ["skip_connect"]))
+            shapes.append(Shape(f"{at}/skip", (stack, 2, filters, filters // 2), filters))
+        return [shape for shape in shapes if shape.size]
 
     def logits(self, vector: Any, strengths: Any, images: Any) -> Any:
-        """Returns the logits (batch, classes) for weights (size,), strengths (2, edges, ops) and normalised images."""
+        """Returns the logits (batch, classes) for weights (size,), strengths of the space's shape and images."""
         weights, tables = self.packing.unpack(vector), tf.unstack(strengths)
+        tables += [] if self._fixed is None else [tf.constant(self._fixed)]
         x = tf.nn.conv2d(images, weights["stem"], 1, "SAME")
         x = supernet.normalize(x) * weights["stem_scale"] + weights["stem_shift"]
         oldest, newest = x, x
@@ -92,24 +121,36 @@ class Supernet:
         oldest, weight = tf.nn.relu(oldest), weights[f"{name}/input0"]
         if place.after_reduction:
             oldest, weight = supernet.factorized_input(oldest), supernet.factorized_kernel(weight)
-        states = [_State(supernet.normalize(supernet.pointwise(oldest, weight)), place.reducing)]
+        kind, filters = place.kind, place.filters
+        states = [_State(supernet.normalize(supernet.pointwise(oldest, weight)), kind.ops, place.reducing)]
         newest = supernet.pointwise(tf.nn.relu(newest), weights[f"{name}/input1"])
-        states.append(_State(supernet.normalize(newest), place.reducing))
-        edges = _edges(weights, name, strengths, place.filters)
-        for node in range(self.space.nodes):
-            at, incoming = f"{name}/node{node}", [next(edges) for _ in states]
-            stacks = {kind: weights.get(f"{at}/{kind}") for kind in ("middle", "last", "skip")}
-            states.append(_State(_node(incoming, states, stacks), reducing=False))
+        states.append(_State(supernet.normalize(newest), kind.ops, place.reducing))
+        cut = {size: iter(tf.unstack(weights.get(f"{name}/depthwise{size}", ()))) for size in (3, 5)}
+        kernels = {}
+        for edge, op in kind.find(range(self.space.edges), CONVOLUTIONS):
+            size, count = CONVOLUTIONS[op]
+            kernels[edge, op] = [next(cut[size]) for _ in range(count)]
+        shared: list[Any] = []
+        if columns := [column for column, op in enumerate(kind.ops) if op in _SHARED]:
+            matrices = strengths[:, columns[0] : columns[-1] + 1, None, None] * tf.eye(filters)
+            shared = tf.unstack(tf.reshape(matrices, [-1, len(columns) * filters, filters]))
+        for node, edges in enumerate(self.space.split_edges(np.arange(self.space.edges))):
+            stacks = {part: weights.get(f"{name}/node{node}/{part}") for part in ("middle", "last", "skip")}
+            reads = dict(zip(edges.tolist(), states, strict=True))
+            states.append(_State(_node(kind, reads, strengths, kernels, shared, stacks), kind.ops, reducing=False))
         return tf.concat([state.tensor for state in states[INPUT_STATES:]], -1)
 
 
 class _State:
     """A state, and what all edges that read it share: its ReLU, normalised pools, and itself in other pixel orders."""
 
-    def __init__(self, tensor: Any, reducing: bool):
+    def __init__(self, tensor: Any, ops: Sequence[str], reducing: bool):
         self.tensor, self.strides = tensor, 2 if reducing else 1
+        self.sides = [-(-side // self.strides) for side in tensor.shape[1:3]]  # of what edges make of it
         self.relu = tf.nn.relu(tensor)
-        pools = [tf.nn.max_pool2d(tensor, 3, 1, "SAME"), tf.nn.avg_pool2d(tensor, 3, 1, "SAME")]
+        pools = {"max_pool_3x3": tf.nn.max_pool2d, "avg_pool_3x3": tf.nn.avg_pool2d}
+        pools = [pool(tensor, 3, 1, "SAME") for op, pool in pools.items() if op in ops]
+        self.in_batch = False
         if reducing:  # PyTorch's strided windows lie around the pixels 0, 2, ..
             pools = [supernet.every_second(pool) for pool in pools]
             halved = supernet.factorized_input(self.relu)
@@ -118,52 +159,50 @@ class _State:
         else:
             self.in_batch = not any(side % 2 for side in tensor.shape[1:3])
             self.dilated = supernet.space_to_batch(self.relu) if self.in_batch else self.relu
-        shared = [supernet.normalize(pool) for pool in pools] + ([] if reducing else [tensor])
-        self.shared = supernet.as_rows(tf.concat(shared, -1))
+        shared = [supernet.normalize(pool) for pool in pools]
+        shared += [tensor] if "skip_connect" in ops and not reducing else []
+        self.shared = supernet.as_rows(tf.concat(shared, -1)) if shared else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Edge:
-    """What an edge adds to the states: its strengths (ops,), kernels by size, and pools and identity as a matrix."""
+def _node(
+    kind: Kind, reads: dict[int, _State], strengths: Any, kernels: Any, shared: Any, stacks: dict[str, Any]
+) -> Any:
+    """Returns sum(w * op(x) for w, op in zip(strengths, ops)), over the ops of all edges into one node.
 
-    strengths: Any
-    kernels: dict[int, list[Any]]
-    shared: Any
+    Args:
+        kind: what the cell does.
+        reads: the states that the node's edges read, by edge.
+        strengths: (edges, ops) of the cell.
+        kernels: of depthwise convolutions, by edge and operation.
+        shared: for each edge the matrix that makes pools and identity.
+        stacks: the node's 1x1 convolutions.
+    """
 
+    def strengths_of(maps: Any) -> Any:
+        return tf.gather(tf.reshape(strengths, [-1]), [edge * len(kind.ops) + kind.ops.index(op) for edge, op in maps])
 
-def _edges(weights: Any, name: str, strengths: Any, filters: int) -> Iterator[_Edge]:
-    """Cuts the stacks of a cell into its edges."""
-    stacks = {size: tf.unstack(weights[f"{name}/depthwise{size}"]) for size in (3, 5)}
-    shared = strengths[:, _SHARED, None, None] * tf.eye(filters)
-    shared = tf.unstack(tf.reshape(shared, [-1, 3 * filters, filters]))
-    for edge, (strong, matrix) in enumerate(zip(tf.unstack(strengths), shared, strict=True)):
-        at = slice(len(KERNELS) * edge, len(KERNELS) * (edge + 1))
-        yield _Edge(strong, {size: stack[at] for size, stack in stacks.items()}, matrix)
-
-
-def _node(edges: Sequence[_Edge], states: Sequence[_State], stacks: dict[str, Any]) -> Any:
-    """Returns sum(w * op(x) for w, op in zip(strengths, ops)), over the ops of all edges into one node."""
-    read = list(zip(edges, states, strict=True))
-    first = [supernet.depthwise(s.relu, e.kernels[size][0], s.strides) for e, s in read for size in (3, 5)]
-    middle = normalized.multiply([supernet.as_rows(x) for x in first], stacks["middle"])
-    seconds = [e.kernels[size][1] for e in edges for size in (3, 5)]
+    separable, dilated = (kind.find(list(reads), ops) for ops in (_SEPARABLE, _DILATED))
+    first = [supernet.depthwise(reads[edge].relu, kernels[edge, op][0], reads[edge].strides) for edge, op in separable]
+    middle = normalized.multiply([supernet.as_rows(x) for x in first], stacks["middle"]) if first else []
     plain = [
-        supernet.depthwise(tf.nn.relu(supernet.as_image(x, first[0])), kernel)
-        for x, kernel in zip(middle, seconds, strict=True)
+        supernet.depthwise(tf.nn.relu(supernet.as_image(x, first[0])), kernels[each][1])
+        for x, each in zip(middle, separable, strict=True)
     ]
     in_batch = []  # in the order of `space_to_batch`, on which neither statistics nor sums depend
-    for edge, state in read:
+    for edge, op in dilated:
+        state = reads[edge]
         dilation = 2 if state.strides == 1 and not state.in_batch else 1
-        found = [supernet.depthwise(state.dilated, edge.kernels[size][2], dilation=dilation) for size in (3, 5)]
-        (in_batch if state.strides == 1 and state.in_batch else plain).extend(found)
+        x = supernet.depthwise(state.dilated, kernels[edge, op][0], dilation=dilation)
+        (in_batch if state.in_batch else plain).append(x)
     groups = [[supernet.as_rows(x) for x in group] for group in (plain, in_batch) if group]
-    strengths = tf.stack([edge.strengths for edge in edges])
-    strong = tf.concat([tf.reshape(strengths[:, ops], [-1]) for ops in (_SEPARABLE, _DILATED)], 0)
-    sums = normalized.add_weighted(groups, stacks["last"], strong)
-    parts = [tf.matmul(s.shared, e.shared[: s.shared.shape[1]]) for e, s in read]
-    if stacks["skip"] is not None:
-        skips, kernel = [[s.skip for s in states[:INPUT_STATES]]], supernet.factorized_kernel(stacks["skip"])
-        parts += normalized.add_weighted(skips, kernel, strengths[:INPUT_STATES, _SKIP])
+    parts = normalized.add_weighted(groups, stacks["last"], strengths_of(separable + dilated)) if groups else []
     if in_batch:
-        parts.append(supernet.as_rows(supernet.batch_to_space(supernet.as_image(sums[1], in_batch[0]))))
-    return supernet.as_image(tf.add_n([sums[0], *parts]), plain[0])
+        parts[-1] = supernet.as_rows(supernet.batch_to_space(supernet.as_image(parts[-1], in_batch[0])))
+    for edge, state in reads.items():
+        if state.shared is not None and kind.find([edge], _SHARED):
+            parts.append(tf.matmul(state.shared, shared[edge][: state.shared.shape[1]]))
+    if skips := kind.find([edge for edge, state in reads.items() if state.strides > 1], ["skip_connect"]):
+        kernel = supernet.factorized_kernel(stacks["skip"])
+        parts += normalized.add_weighted([[reads[edge].skip for edge, _ in skips]], kernel, strengths_of(skips))
+    sides = next(iter(reads.values())).sides
+    return tf.reshape(tf.add_n(parts), [-1, *sides, parts[0].shape[-1]])

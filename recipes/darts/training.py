@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from recipes.darts.space import OPS
 from recipes.darts.supernet import Supernet
 from recipes.training import tensorflow_options
 from recipes.training.optimizer import Optimizer
@@ -56,7 +55,7 @@ class SupernetSession:
             wanted: "alphas", "weights" or both, in any order.
             batch: normalised images, and labels.
             weights: the flat vector.
-            alphas: (2, edges, ops), or instead
+            alphas: of the space's shape, or instead
             strengths: what stands for their softmax.
         """
         images, labels = (np.asarray(part) for part in batch)
@@ -71,7 +70,7 @@ class SupernetSession:
 
     def _make(self, shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
         with tf.Graph().as_default() as graph:
-            alphas_shape = (2, self.net.space.edges, len(OPS))
+            alphas_shape = self.net.space.shape
             weights, alphas, images = (
                 tf.compat.v1.placeholder(tf.float32, each) for each in ((self.net.packing.size,), alphas_shape, shape)
             )
@@ -101,7 +100,7 @@ class Bilevel:
         self.metrics: list[list[float]] = []
         rng = np.random.default_rng([seed, 1])
         self.weights: Any = tf.Variable(tf.constant(net.packing.initial(seed)))
-        alphas = 1e-3 * rng.standard_normal((2, net.space.edges, len(OPS)))
+        alphas = 1e-3 * rng.standard_normal(net.space.shape)
         self.alphas: Any = tf.Variable(tf.constant(alphas, tf.float32))
         self.slots = _WEIGHTS.make_slots([self.weights])
         self.alpha_slots = _ALPHAS.make_slots([self.alphas])
@@ -153,7 +152,7 @@ class Bilevel:
         return metrics, gradient - np.float32(rate) * (above - below) / (2 * size)
 
     def strengths(self) -> np.ndarray:
-        """Returns the softmax of the alphas, (2, edges, ops)."""
+        """Returns the softmax of the alphas, of the space's shape."""
         return tf.nn.softmax(self.alphas).numpy()
 
     def cells(self) -> Cells:

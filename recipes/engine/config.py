@@ -22,6 +22,15 @@ def check_at_least(config: Any, least: dict[str, int]) -> None:
             raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
 
 
+def check_ops(ops: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raises ValueError where `ops`, the part of a space's operations that is searched, is no part of the `known`."""
+    for op in ops:
+        if op not in known:
+            raise ValueError(f"ops names {op!r}{near(op, known)}; expected some of {','.join(known)}")
+    if not ops or len(set(ops)) < len(ops):
+        raise ValueError(f"ops is {','.join(ops)!r}; expected each operation once, and at least one of them")
+
+
 @dataclasses.dataclass(frozen=True)
 class PlaceConfig:
     """Options of where trials run; none of them changes what a trial gives."""
@@ -116,7 +125,11 @@ class ChildConfig(PlaceConfig):
         """Returns what must be equal for a search to resume: all but its length, its folder and what is kept of it."""
         free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", *PLACE_FIELDS)
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        as_json = {Path: str, tuple: list}  # as a file gives them back
+        return {
+            name: next((make(value) for kind, make in as_json.items() if isinstance(value, kind)), value)
+            for name, value in values.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""1x1 convolutions with their normalisation as one matrix product each, many at a time.
+"""1x1 convolutions with their normalisation as one matrix product each, many at a time: the kernel of DARTS' supernet.
 
 A normalisation without scale and shift after y = x @ W needs no y: mean and covariance of x give its statistics. The
 gradients are written by hand; docs/darts_supernet.md derives them and uses the same letters.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def add_weighted(inputs: Sequence[Sequence[Any]], weight: Any, strength: Any) ->
         statistics = _Statistics(flat, weight)
         matrices, bias = statistics.matrices(strength)
         parts = [tf.matmul(x, matrix) for x, matrix in zip(flat, tf.unstack(matrices), strict=True)]
-        sums = [tf.add_n(group) for group in _split(parts, counts)]
+        remaining = iter(parts)
+        sums = [tf.add_n(list(itertools.islice(remaining, count))) for count in counts]
         sums[0] = tf.nn.bias_add(sums[0], tf.reduce_sum(bias, 0))
 
         def gradient(*gradients: Any) -> tuple[Any, ...]:
@@ -135,11 +137,3 @@ class _Statistics:
 def _sum_rows(x: Any) -> Any:
     """The sum of the rows (N, K), by the operation that is fastest at it."""
     return tf.raw_ops.BiasAddGrad(out_backprop=x)
-
-
-def _split(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
-    found, start = [], 0
-    for count in counts:
-        found.append(list(items[start : start + count]))
-        start += count
-    return found

@@ -15,6 +15,7 @@ from recipes import _search, darts
 from recipes.cards.read import read_search
 from recipes.darts import seeds
 from recipes.darts import strengths as strengths_picture
+from recipes.darts.selection import select_by_perturbation
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel, largest_eigenvalue
@@ -27,7 +28,7 @@ SMOKE = darts.PRESETS["smoke"]
 class Quadratic:
     """A stand-in for a supernet: loss = sum(weights^2) x alpha / 2 on every batch, with one weight and one alpha."""
 
-    def __call__(self, wanted: Any, batch: Any, weights: Any, alphas: Any) -> list:
+    def __call__(self, wanted: Any, batch: Any, weights: Any, alphas: Any, strengths: Any = None) -> list:
         weights, alphas = np.asarray(weights), np.asarray(alphas)
         gradients = {"alphas": weights**2 / 2, "weights": weights * alphas}
         return [np.array([7.0, 0.25]), *(gradients[name] for name in wanted)]
@@ -80,7 +81,13 @@ def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
     "options",
     [
         {"nodes": 2},
-        {"order": 2, "warm_up_epochs": 0, "ops": ("sep_conv_3x3", "skip_connect"), "fixed_reduction": True},
+        {
+            "order": 2,
+            "warm_up_epochs": 0,
+            "ops": ("sep_conv_3x3", "skip_connect"),
+            "fixed_reduction": True,
+            "selection": "perturbation",
+        },
     ],
     ids=["first-order", "second-order-reduced"],
 )
@@ -177,6 +184,23 @@ def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():
     assert cells.normal.concat == (2, 3)
 
 
+def test_selection_by_perturbation_keeps_what_the_accuracy_falls_most_without():
+    state = Bilevel(Supernet(DartsSpace(2, ("skip_connect", "sep_conv_3x3")), 3, 2, 2, 1), 1, 0.1, seed=0)
+    worth = np.random.default_rng(0).uniform(size=state.net.space.shape)  # of each operation of each edge
+    tuned = []
+
+    def run(wanted: Any, batch: Any, weights: Any, strengths: Any) -> list:
+        return [np.array([1.0, (worth * (strengths > 0)).sum()])]
+
+    state.run = run
+    cells = select_by_perturbation(
+        state, [(0, 0)], lambda strengths: tuned.append(strengths.sum()), np.random.default_rng(1)
+    )
+    assert cells == state.net.space.derive(worth)
+    assert len(tuned) == 2 * (5 + 1)  # after each edge's choice, and after that of the node with three edges
+    assert tuned[-1] == 2 * 4  # two edges a node are left
+
+
 def test_random_cells_read_two_different_states():
     space = DartsSpace(2)
     values = {decision.name: decision.choices[-1] for decision in space.decisions}
@@ -201,14 +225,15 @@ def test_a_reduced_space_has_its_operations_and_the_papers_reduction_cell():
     values = {decision.name: decision.choices[-1] for decision in space.decisions}
     cells = space.body(values)
     assert cells.normal.nodes[1].edges == (("dil_conv_5x5", 1), ("dil_conv_5x5", 2))
-    published = zoo.load("darts").body.reduce
-    assert cells.reduce.nodes == published.nodes[:2]
+    published = zoo.load("darts").body
+    assert isinstance(published, Cells)
+    assert DartsSpace(4, fixed_reduction=True).fixed_cell() == published.reduce
+    assert cells.reduce == space.fixed_cell()
     assert space.values(space.derive(space.strengths(cells))) == values
-    assert DartsSpace(4, fixed_reduction=True).fixed_cell() == published
 
 
 def test_operations_that_the_space_lacks_are_refused_with_a_near_name():
-    with pytest.raises(ValueError, match="ops names 'skip_conect'.*did you mean 'skip_connect'"):
+    with pytest.raises(ValueError, match=r"ops names 'skip_conect'.*did you mean 'skip_connect'"):
         dataclasses.replace(SMOKE, ops=("skip_conect",))
     with pytest.raises(ValueError, match="each operation once"):
         dataclasses.replace(SMOKE, ops=("skip_connect", "skip_connect"))

@@ -12,7 +12,8 @@ runs/darts/ranking.json says how well the supernet ranks them. Killed and starte
 resumes where it was.
 
 Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
-Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); epochs of warm-up by Chen et
+Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); --selection=perturbation is
+Wang et al., ICLR 2021 (recipes/darts/selection.py); epochs of warm-up by Chen et
 al., "Progressive Differentiable Architecture Search", ICCV 2019. Departures: the halves are drawn by the seed, and
 validation batches come in shuffled epochs where quark0/darts draws them with replacement.
 """

@@ -9,6 +9,7 @@ import numpy as np
 
 from recipes.darts import strengths
 from recipes.darts.config import Config
+from recipes.darts.selection import select_by_perturbation
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel
 from recipes.engine import tuner
@@ -76,13 +77,34 @@ def find(children: Children, seed: int, path: Path, report: Callable[[float, str
         if number + 1 == epoch_steps or time.monotonic() - saved > config.save_seconds:
             state.save(path)
             saved = time.monotonic()
+    cells = (
+        _select(config, state, training, validation, report) if config.selection == "perturbation" else state.cells()
+    )
     tuner.forget_models()
     strengths.draw(state.net.space, state.history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
     return {
-        "values": state.net.space.values(state.cells()),
+        "values": state.net.space.values(cells),
         "strengths": np.round(state.strengths(), 6).tolist(),
         "history": state.history,
     }
+
+
+def _select(
+    config: Config, state: Bilevel, training: Batches, validation: Batches, report: Callable[[float, str], None]
+) -> Cells:
+    """Selects by perturbation; a search that was killed here selects anew, to the same result."""
+    step = 0
+
+    def tune(strengths: np.ndarray) -> None:
+        nonlocal step
+        report(1.0, f"selection, tuned for {step} steps")
+        for _ in range(config.tuning_steps):
+            batch = training.batch(config.search_epochs + step // training.steps, step % training.steps)
+            state.learn_weights(batch, SCHEDULE.last, strengths=strengths)
+            step += 1
+
+    batches = [validation.batch(0, number) for number in range(min(config.selection_batches, validation.steps))]
+    return select_by_perturbation(state, batches, tune, np.random.default_rng([state.seed, 2]))
 
 
 def _stops(config: Config, state: Bilevel) -> bool:

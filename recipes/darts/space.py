@@ -17,9 +17,9 @@ _NONE = OPS[0]
 # Of DARTS' reduction cell, second order (Liu et al. 2019, figure 5); further nodes repeat the last
 _FIXED = (
     (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
-    (("max_pool_3x3", 1), ("skip_connect", 2)),
+    (("skip_connect", 2), ("max_pool_3x3", 1)),
     (("max_pool_3x3", 0), ("skip_connect", 2)),
-    (("max_pool_3x3", 1), ("skip_connect", 2)),
+    (("skip_connect", 2), ("max_pool_3x3", 1)),
 )
 
 

@@ -115,10 +115,15 @@ class Bilevel:
         if validation is not None:
             validation_metrics, gradient = self.alpha_gradient(training, validation, rate)
             _ALPHAS.apply([self.alphas], self.alpha_slots, [gradient], self._alpha_rate)
-        metrics, gradient = self.run(["weights"], training, self.weights, self.alphas)
-        _WEIGHTS.apply([self.weights], self.slots, [gradient], rate)
+        metrics = self.learn_weights(training, rate, alphas=self.alphas)
         self.step += 1
         self.metrics.append([float(value) for value in (*metrics, *validation_metrics)])
+
+    def learn_weights(self, batch: tuple[Any, Any], rate: float, alphas: Any = None, strengths: Any = None) -> Any:
+        """Takes one step of the weights with the alphas, or with strengths; returns loss and accuracy before it."""
+        metrics, gradient = self.run(["weights"], batch, self.weights, alphas=alphas, strengths=strengths)
+        _WEIGHTS.apply([self.weights], self.slots, [gradient], rate)
+        return metrics
 
     def epoch_metrics(self, validation: tuple[Any, Any]) -> tuple[float, ...]:
         """Returns loss, accuracy, validation loss and accuracy of this epoch.

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from typing import Any
 
 import keras
 import keras_tuner
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from recipes.enas.controller import MacroController, MicroController
+from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.oracles import ControllerOracle
 from recipes.oracles.controller import controller_network
 from recipes.oracles.networks import lstm_outputs
@@ -152,15 +154,17 @@ def test_the_state_of_another_network_is_refused_in_words(learned):
 
 
 @functools.cache
-def traced(kind, size: int, settings: tuple):
-    return kind(size, **dict(settings))
+def traced(kind, space: Any, settings: tuple):
+    return kind(space, **dict(settings))
 
 
-def enas(kind, size: int, zero: bool = False, **settings):
-    """A controller at its beginning; those with the same settings share a trace."""
+def enas(kind, space: Any, zero: bool = False, **settings):
+    """A controller of a space, or of one of so many nodes or layers, at its beginning; equal ones share a trace."""
+    if isinstance(space, int):
+        space = (MicroSpace if kind is MicroController else ChainSpace)(space)
     defaults = {"hidden": 6, "temperature": 1.0, "tanh_constant": 2.5, "op_reduce": 2.5, "learning_rate": 0.01}
     defaults |= {"entropy": 0.0, "baseline": 0.9, "skip_target": 0.4, "skip_weight": 0.8, "seed": 0}
-    controller = copy.copy(traced(kind, size, tuple((defaults | settings).items())))
+    controller = copy.copy(traced(kind, space, tuple((defaults | settings).items())))
     if zero:
         controller.state = controller.new_state(lambda weight: np.zeros(weight.shape))
     return controller
@@ -207,6 +211,25 @@ def test_probabilities_of_all_paths_add_up_to_one(kind):
     found = np.exp(controller.update(paths, np.zeros(len(paths)))["log_prob"])
     assert found.sum() == pytest.approx(1, rel=1e-4)
     assert found.max() > 3 * found.min()
+
+
+def test_a_controller_of_a_reduced_space_draws_its_operations_and_leaves_the_reduction_cell_alone():
+    space = MicroSpace(2, ("skip_connect", "sep_conv_5x5"), fixed_reduction=True)
+    controller = enas(MicroController, space, zero=True)
+    paths = controller.sample(20, np.random.default_rng(0))
+    assert paths.shape == (20, 2, 2, 2, 2)
+    assert set(paths[:, 0, :, :, 1].ravel()) == {1, 4}  # of MICRO_OPS
+    assert all(space.body(space.values(space.decode(path))) == space.decode(path) for path in paths)
+    reduction = space.decode(paths[0]).reduce
+    assert reduction is not None
+    assert [node.edges for node in reduction.nodes] == [
+        (("max_pool_3x3", 0), ("max_pool_3x3", 1)), (("skip_connect", 2), ("max_pool_3x3", 1))
+    ]  # fmt: skip
+    paths[:, 0] = [[[0, 4], [0, 4]], [[0, 4], [0, 4]]]
+    found = controller.update(paths, np.zeros(20))
+    skip = np.exp(-0.25) / (np.exp(-0.25) + np.exp(0.25))  # by the biases of the normal cell
+    expected = 2 * np.log(1 / 2) + 2 * np.log(1 / 3) + 4 * np.log(skip)
+    np.testing.assert_allclose(found["log_prob"], [expected] * 20, rtol=1e-5)
 
 
 def test_each_reward_moves_the_baseline_for_the_next():

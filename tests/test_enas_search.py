@@ -114,7 +114,9 @@ def test_a_step_changes_the_weights_of_its_path_alone():
         shared.step(DEEP, images, tf.constant([0, 1, 2, 0, 1, 2]), 0.1, [0, 0])
 
 
-@pytest.mark.parametrize("space", [MicroSpace(3), ChainSpace(4)])
+@pytest.mark.parametrize(
+    "space", [MicroSpace(3), MicroSpace(2, ("avg_pool_3x3",), fixed_reduction=True), ChainSpace(4)]
+)
 def test_random_paths_lie_in_the_space_and_come_back_from_their_architecture_and_its_values(space):
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -148,6 +150,10 @@ def test_presets_are_complete_and_refuse_what_cannot_be():
         dataclasses.replace(SMOKE, reward_images=0)
     with pytest.raises(ValueError, match="skip_target is 0"):
         dataclasses.replace(SMOKE, skip_target=0.0)
+    with pytest.raises(ValueError, match=r"ops names 'sep_conv'.*did you mean 'sep_conv_5x5'"):
+        dataclasses.replace(SMOKE, ops=("sep_conv",))
+    with pytest.raises(ValueError, match="are of cells"):
+        dataclasses.replace(SMOKE, space="macro", fixed_reduction=True)
 
 
 def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():

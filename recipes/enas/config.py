@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.enas.space import ChainSpace, MicroSpace
-from recipes.engine.config import SEEDS, ChildConfig, check_at_least
+from recipes.engine.config import SEEDS, ChildConfig, check_at_least, check_ops
+from zoo.formats.enas import MICRO_OPS
 
 _FREE = ("random_networks", "save_seconds")  # what may change when a search is resumed
 
@@ -23,6 +24,8 @@ class Config(ChildConfig):
     search_cells: int = 3  # normal cells of the supernet, two reductions come on top (micro); the paper has 6
     search_filters: int = 8  # of the supernet before the first reduction; the paper has 20 (micro) and 36 (macro)
     nodes: int = 3  # of each cell (micro); the paper has 5
+    ops: tuple[str, ...] = MICRO_OPS  # that an edge chooses from (micro)
+    fixed_reduction: bool = False  # search the normal cell alone (micro); the reduction cell has pools and identities
     layers: int = 6  # of the chain (macro); the paper has 12
     search_rate: float = 0.05  # of the shared weights at the beginning of a cosine period
     least_rate: float = 0.0005  # at its end
@@ -53,6 +56,9 @@ class Config(ChildConfig):
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 1, "nodes": 1, "layers": 1, "cells": 1}
         least |= {"search_filters": 2, "filters": 2, "rate_period": 1, "reward_images": 2, "updates": 1, "samples": 1}
         check_at_least(self, least | {"candidates": 1, "hidden": 1, "random_networks": 0})
+        check_ops(self.ops, MICRO_OPS)
+        if self.space == "macro" and (self.fixed_reduction or self.ops != MICRO_OPS):
+            raise ValueError("ops and fixed_reduction are of cells; leave them out, or take --space=micro")
         if self.search_filters % 2 or self.filters % 2:
             raise ValueError(
                 f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
@@ -72,7 +78,9 @@ class Config(ChildConfig):
 
     def make_space(self) -> MicroSpace | ChainSpace:
         """Returns all architectures that are searched."""
-        return MicroSpace(self.nodes) if self.space == "micro" else ChainSpace(self.layers)
+        if self.space == "macro":
+            return ChainSpace(self.layers)
+        return MicroSpace(self.nodes, self.ops, self.fixed_reduction)
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to resume."""

@@ -1,6 +1,6 @@
 """The controllers of ENAS: an LSTM that draws a path choice by choice, with attention to the places that it may read.
 
-    controller = MicroController(nodes, **settings, seed=0)
+    controller = MicroController(space, **settings, seed=0)
     paths = controller.sample(count, rng)       # int32 (count, ..); all that is random comes from rng
     found = controller.update(paths, rewards)   # one step; entropy and skip_penalty of each path, before the step
     arrays = controller.arrays()                # the whole state, for `restore`
@@ -20,8 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.oracles.networks import Network
-from zoo.formats.enas import MACRO_OPS, MICRO_OPS
+from zoo.formats.enas import MACRO_OPS
 from zoo.genotype import INPUT_STATES
 
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1
@@ -276,50 +277,49 @@ class Controller(Network):
 
 
 class MicroController(Controller):
-    """Draws a normal and a reduction cell: for each node two states, then two operations.
+    """Draws the cells that a space searches: for each node two states, then two operations."""
 
-    A path is int32 (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state and the
-    operation.
-    """
-
-    def __init__(self, nodes: int, **settings: Any):
-        self.nodes, steps = nodes, []
-        for bias in (_CONSTANT_BIAS, 0.0):
+    def __init__(self, space: MicroSpace, **settings: Any):
+        self._space, steps = space, []
+        for bias in (np.array(_CONSTANT_BIAS)[space.numbers].tolist(), 0.0)[: len(space.cells)]:
             steps += [_Step(writes=place, blank=True) for place in range(INPUT_STATES)]
-            for node in range(nodes):
+            for node in range(space.nodes):
                 visible = INPUT_STATES + node
                 steps += [_Step("state", visible, then="places")] * 2 + [_Step("op", then="op", bias=bias)] * 2
                 steps.append(_Step(writes=visible))
-        first = np.array([INPUT_STATES + 5 * node for node in range(nodes)])[:, None, None]
+        first = np.array([INPUT_STATES + 5 * node for node in range(space.nodes)])[:, None, None]
         within = np.array([[0, 2], [1, 3]])  # the step of the state and of the operation of each edge
-        cells = np.array([0, len(steps) // 2])[:, None, None, None]
-        self._step_of = cells + first + within  # (2, nodes, 2, 2)
-        super().__init__(steps, len(MICRO_OPS), **settings)
+        cells = np.arange(len(space.cells))[:, None, None, None] * (len(steps) // len(space.cells))
+        self._step_of = cells + first + within  # (cells, nodes, 2, 2)
+        super().__init__(steps, len(space.ops), **settings)
 
     def draw_weight(self, weight: keras.Variable, rng: np.random.Generator) -> np.ndarray:
         """Draws the first values of a weight."""
-        return np.array(_FIRST_BIAS) if weight is self.op_head.bias else super().draw_weight(weight, rng)
+        if weight is self.op_head.bias:
+            return np.array(_FIRST_BIAS)[self._space.numbers]
+        return super().draw_weight(weight, rng)
 
     def _paths(self, choices: np.ndarray) -> np.ndarray:
-        return np.moveaxis(choices.argmax(axis=-1)[self._step_of], -1, 0).astype(np.int32)
+        paths = np.moveaxis(choices.argmax(axis=-1)[self._step_of], -1, 0).astype(np.int32)
+        paths[..., 1] = self._space.numbers[paths[..., 1]]
+        return self._space.complete(paths)
 
     def _choices(self, paths: np.ndarray) -> np.ndarray:
         choices = np.zeros((len(self._steps), len(paths), self._width), np.float32)
-        choices[self._step_of, np.arange(len(paths))[:, None, None, None, None], paths] = 1
+        chosen = paths[:, : len(self._space.cells)].copy()
+        chosen[..., 1] = np.searchsorted(self._space.numbers, chosen[..., 1])
+        choices[self._step_of, np.arange(len(paths))[:, None, None, None, None], chosen] = 1
         return choices
 
 
 class MacroController(Controller):
-    """Draws layer by layer an operation, then which earlier layers join.
-
-    A path is int32 (layers, 1 + layers): of each layer the operation, then a bit for each layer before it.
-    """
+    """Draws layer by layer an operation, then which earlier layers join."""
 
     reduces_ops = False
 
-    def __init__(self, layers: int, **settings: Any):
-        self.layers, steps = layers, []
-        for layer in range(layers):
+    def __init__(self, space: ChainSpace, **settings: Any):
+        self.layers, steps = space.layers, []
+        for layer in range(space.layers):
             steps.append(_Step("op", then="op"))
             steps.append(_Step("skips", layer, layer, then="places") if layer else _Step(writes=layer))
         super().__init__(steps, len(MACRO_OPS), **settings)

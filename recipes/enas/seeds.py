@@ -31,10 +31,10 @@ def begin(config: Config, images: image_data.Data, seed: int) -> Search:
     space, filters, channels = config.make_space(), config.search_filters, images.input_shape[2]
     if isinstance(space, MicroSpace):
         net: Any = MicroSupernet(space, config.search_cells, filters, images.classes, channels)
-        controller: Any = MicroController(config.nodes, **settings)
+        controller: Any = MicroController(space, **settings)
     else:
         net = MacroSupernet(space, filters, images.classes, channels)
-        controller = MacroController(config.layers, **settings)
+        controller = MacroController(space, **settings)
     shared = SharedWeights(net, images.input_shape, config.search_decay, config.search_dropout, seed)
     return Search(config, shared, controller, SearchImages(config, images, seed), seed)
 

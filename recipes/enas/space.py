@@ -1,7 +1,7 @@
 """What ENAS chooses from: cells or chains, as decisions and as the paths of a supernet."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,38 @@ class MicroSpace(CellSpace):
 
     A path is an int32 array (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state
     and the operation, an index of MICRO_OPS.
+
+    Args:
+        nodes: of each cell.
+        ops: that an edge chooses from.
+        fixed_reduction: the reduction cell is not searched: its nodes pool both inputs, and carry on the node before.
     """
 
-    def __init__(self, nodes: int = 5):
-        super().__init__("enas_micro", MICRO_OPS, nodes)
+    def __init__(self, nodes: int = 5, ops: Sequence[str] = MICRO_OPS, fixed_reduction: bool = False):
+        searched = ("normal",) if fixed_reduction else ("normal", "reduce")
+        super().__init__("enas_micro", tuple(op for op in MICRO_OPS if op in ops), nodes, cells=searched)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The operations' numbers in a path."""
+        return np.array([MICRO_OPS.index(op) for op in self.ops])
 
     def body(self, values: Mapping[str, Any]) -> Cells:
         """Returns the cells that `values` (decision -> choice) stand for."""
-        path = np.zeros((2, self.nodes, 2, 2), np.int32)
+        path = np.zeros((len(self.cells), self.nodes, 2, 2), np.int32)
         for cell, node, edge in np.ndindex(*path.shape[:3]):
             at = f"{self.cells[cell]}/node{node}"
             path[cell, node, edge] = values[f"{at}/state{edge}"], MICRO_OPS.index(values[f"{at}/op{edge}"])
-        return self.decode(path)
+        return self.decode(self.complete(path))
+
+    def complete(self, searched: np.ndarray) -> np.ndarray:
+        """Returns paths (.., 2, nodes, 2, 2) of the cells that were searched, (.., 1 or 2, nodes, 2, 2)."""
+        if len(self.cells) == 2:
+            return searched
+        pool, skip = MICRO_OPS.index("max_pool_3x3"), MICRO_OPS.index("skip_connect")
+        fixed = [[[0, pool] if node == 0 else [1 + node, skip], [1, pool]] for node in range(self.nodes)]
+        fixed = np.broadcast_to(np.array(fixed, np.int32), searched.shape)
+        return np.concatenate([searched, fixed], axis=-4)
 
     def encode(self, body: Cells) -> np.ndarray:
         """Returns the path of cells."""
@@ -42,11 +62,11 @@ class MicroSpace(CellSpace):
 
     def draw_path(self, rng: np.random.Generator) -> np.ndarray:
         """Draws every choice uniformly."""
-        path = np.zeros((2, self.nodes, 2, 2), np.int32)
+        path = np.zeros((len(self.cells), self.nodes, 2, 2), np.int32)
         for node in range(self.nodes):
-            path[:, node, :, 0] = rng.integers(INPUT_STATES + node, size=(2, 2))
-        path[..., 1] = rng.integers(len(MICRO_OPS), size=path.shape[:-1])
-        return path
+            path[:, node, :, 0] = rng.integers(INPUT_STATES + node, size=(len(path), 2))
+        path[..., 1] = self.numbers[rng.integers(len(self.ops), size=path.shape[:-1])]
+        return self.complete(path)
 
 
 @dataclasses.dataclass(frozen=True)

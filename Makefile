@@ -37,12 +37,13 @@ test: .venv/.has-test  ## the fast tests, under five minutes on two cores
 test-all: .venv/.has-dev  ## every test; installs PyTorch too, which may be several GB
 	$(run) -m pytest -n 2 --dist loadfile -q $(PYTEST_FLAGS)
 
+# Old versions of what setup.py names meet new ones of what those need, and warn of it.
 test-oldest:  ## the fast tests with the oldest versions that setup.py allows, in .venv-oldest
 	@$(PYTHON) -m venv --clear .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv-oldest/bin/python -m uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
 	    --editable ".[test]"
-	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" -q $(PYTEST_FLAGS)
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" -q -W default::DeprecationWarning $(PYTEST_FLAGS)
 
 lint: .venv/.has-test .venv/.has-lint  ## ruff, pyright and the import rules
 	$(run) -m ruff check .

@@ -3,8 +3,8 @@
     python -m benchmarks.search_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
     python -m benchmarks.search_gates TABLE --seeds=200 --budgets 24 --evolution 8:3 12:12 --only
 
-Each search selects by validation accuracy. Random search has its exact expectation. Up to half an hour on 2 cores; a
-controller's seed costs as much as ten of evolution.
+Each search selects by validation accuracy. Random search has its exact expectation. Up to half an hour on 2 cores: a
+seed of a controller takes 1 to 3 s of processor time for 1,000 evaluations, one of the progressive search 5 for 200.
 """
 
 import argparse

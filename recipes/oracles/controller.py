@@ -196,21 +196,33 @@ class ControllerNetwork(Network):
         return tf.nn.log_softmax(self.heads(lstm_outputs(self.cell, self.embedding(rows))) + self._masks)
 
     def _sample(self, uniform: Any) -> Any:
-        """Draws a genome for each row of uniform numbers (batch, decisions) from 0 to 1."""
-        batch = tf.shape(uniform)[0]
-        rows = tf.zeros([batch], tf.int32)
-        states = [tf.zeros([batch, self.hidden])] * 2
+        """Draws a genome for each row of uniform numbers (batch, decisions) from 0 to 1.
+
+        Genomes that begin alike are one row of the LSTM: a controller that has learned draws few different ones.
+        """
+        width = self._masks.shape[-1]
+        beginning = tf.zeros_like(uniform[:, 0], tf.int32)  # of each genome, a row of the LSTM
+        rows = tf.zeros([1], tf.int32)
+        states = [tf.zeros([1, self.hidden])] * 2
         drawn = tf.TensorArray(tf.int32, len(self.counts), element_shape=[None])
         with self.with_weights():
             kernels, biases = tf.convert_to_tensor(self.heads.kernel), self.heads.bias + self._masks
             for place in tf.range(len(self.counts)):
+                tf.autograph.experimental.set_loop_options(
+                    shape_invariants=[
+                        (rows, tf.TensorShape([None])),
+                        (states, [tf.TensorShape([None, self.hidden])] * 2),
+                    ]
+                )
                 output, states = self.cell(self.embedding(rows), states)
-                probabilities = tf.nn.softmax(output @ kernels[place] + biases[place])
-                below = tf.cumsum(probabilities, axis=1) < uniform[:, place, None]
+                cumulated = tf.cumsum(tf.nn.softmax(output @ kernels[place] + biases[place]), axis=1)
+                below = tf.gather(cumulated, beginning) < uniform[:, place, None]
                 last = tf.gather(self.counts, place) - 1
                 chosen = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), axis=1), last)
                 drawn = drawn.write(place, chosen)
-                rows = chosen + tf.gather(self._first_rows, place)
+                different, beginning = tf.unique(beginning * width + chosen)
+                states = [tf.gather(state, different // width) for state in states]
+                rows = different % width + tf.gather(self._first_rows, place)
         return tf.transpose(drawn.stack())
 
     def _update(self, genomes: Any, advantages: Any, learning_rate: Any, entropy: Any, clip: Any, passes: Any) -> Any:

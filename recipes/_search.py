@@ -22,7 +22,7 @@ from recipes.cards.compare import LEAST_NETWORKS, compare_rankings
 from recipes.cards.read import read_search, write_about
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 from recipes.engine.config import SEEDS, ChildConfig, PlaceConfig
 from recipes.engine.dry_run import dry_run
 from recipes.engine.workers import Evaluate, LocalWorkers, Report, Workers, describe_failure, is_fatal
@@ -48,7 +48,7 @@ def search_cells(
     space: spaces.CellSpace,
     family: str,
     recipe: str,
-    make_oracle: Callable[[Any, Any, Children], SearchOracle],
+    make_oracle: Callable[[Any, Any, NetworkScorer], SearchOracle],
     observe: Observe | None = None,
 ) -> Genotype:
     """Searches a space of cells, or makes a dry run where `config` asks for one; returns the best cells.
@@ -58,19 +58,19 @@ def search_cells(
         space: of the cells.
         family: the builder of the networks.
         recipe: its name.
-        make_oracle: (config, space, children) -> what proposes the trials.
+        make_oracle: (config, space, scorer) -> what proposes the trials.
         observe: see `run_trials`.
     """
     presets = child_networks.cell_presets(config.repeats, config.filters)
-    children = Children(config, space, family, presets, child_networks.load_images(config))
+    scorer = NetworkScorer(config, space, family, presets, child_networks.load_images(config))
     if config.dry_run:
-        return dry_run(children, spaces.uniform_cells(space))
-    return run_trials(make_oracle(config, space, children), children, recipe, observe)
+        return dry_run(scorer, spaces.uniform_cells(space))
+    return run_trials(make_oracle(config, space, scorer), scorer, recipe, observe)
 
 
 def run_trials(
     oracle: SearchOracle,
-    children: Children,
+    scorer: NetworkScorer,
     recipe: str,
     observe: Observe | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -81,26 +81,26 @@ def run_trials(
 
     Args:
         oracle: what to try; its objective is the score.
-        children: how to score it.
+        scorer: how to score it.
         recipe: its name, for the provenance.
         observe: gets a Status when something has changed; a progress bar on stderr unless given.
         provenance: what else the score depends on; a search resumes only where it is the same.
     """
-    with _watch(observe, recipe, children.objective) as watch:
-        genotype = _run(oracle, children, recipe, watch, provenance or {})
+    with _watch(observe, recipe, scorer.objective) as watch:
+        genotype = _run(oracle, scorer, recipe, watch, provenance or {})
     if observe is None:
-        _print_result(children.config.folder, genotype)
+        _print_result(scorer.config.folder, genotype)
     return genotype
 
 
 def _run(
-    oracle: SearchOracle, children: Children, recipe: str, watch: Observe, provenance: Mapping[str, Any]
+    oracle: SearchOracle, scorer: NetworkScorer, recipe: str, watch: Observe, provenance: Mapping[str, Any]
 ) -> Genotype:
-    config = children.config
+    config = scorer.config
     try:
         logs = config.folder / "tensorboard"
-        evaluate = tensorboard_logs.logged(children.score, logs) if config.tensorboard else children.score
-        _check_place(config, children)
+        evaluate = tensorboard_logs.logged(scorer.score, logs) if config.tensorboard else scorer.score
+        _check_place(config, scorer)
         workers = make_workers(config, evaluate, config.folder / "workers")
         runner = tuner.Tuner(
             oracle,
@@ -112,7 +112,7 @@ def _run(
             workers=workers,
             retries=config.retries,
         )
-        images = children.images
+        images = scorer.images
         write_about(config, recipe, {"training": len(images.train), "validation": len(images.validation)})
         if len(runner.history) > config.trials:
             runner.tell(
@@ -120,11 +120,11 @@ def _run(
             )
         runner.search()
     finally:
-        children.close()
+        scorer.close()
     best, source = runner.best, _describe_source(config, recipe, runner, provenance)
-    genotype = children.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
+    genotype = scorer.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
     zoo.save(genotype, config.folder / "genotype.json")
-    _save_front(runner.history, children, f"{recipe}_seed{config.seed}", source)
+    _save_front(runner.history, scorer, f"{recipe}_seed{config.seed}", source)
     write_card([config.folder])
     return genotype
 
@@ -136,13 +136,13 @@ def _print_result(folder: Path, genotype: Genotype) -> None:
     print(f"reproduction card: {folder / CARD / 'card.md'}")
 
 
-def search_randomly(children: Children, recipe: str, observe: Observe | None = None) -> Genotype:
-    """Trains uniform draws from the children's space and returns the best: the baseline of every search."""
-    return run_trials(RandomSearch(**children.oracle_arguments()), children, recipe, observe)
+def search_randomly(scorer: NetworkScorer, recipe: str, observe: Observe | None = None) -> Genotype:
+    """Trains uniform draws from the scorer's space and returns the best: the baseline of every search."""
+    return run_trials(RandomSearch(**scorer.oracle_arguments()), scorer, recipe, observe)
 
 
 def search_by_seeds(
-    children: Children,
+    scorer: NetworkScorer,
     recipe: str,
     find: Find,
     judge: Judge,
@@ -151,12 +151,12 @@ def search_by_seeds(
 ) -> Genotype:
     """Searches once for each of `trials` seeds, trains what is found, and returns the best of it.
 
-    What a seed finds is a point of the children's space, and its training a trial like any other. Afterwards random
+    What a seed finds is a point of the scorer's space, and its training a trial like any other. Afterwards random
     architectures of the space are trained alike, in folder/baseline; with enough of them folder/ranking.json says how
     well each seed's shared weights rank them. Killed at any moment and started again, it resumes where it was.
 
     Args:
-        children: of the whole space, with the options of the search.
+        scorer: of the whole space, with the options of the search.
         recipe: its name.
         find: what the search with one seed finds, which folder/seeds/seedN.json keeps; it resumes from its state file.
             An exception ends that seed and not the others.
@@ -164,9 +164,9 @@ def search_by_seeds(
         baseline: how many random architectures.
         observe: see `run_trials`.
     """
-    config = children.config
-    arguments: dict[str, Any] = children.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
-    with _watch(observe, recipe, children.objective) as watch:
+    config = scorer.config
+    arguments: dict[str, Any] = scorer.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
+    with _watch(observe, recipe, scorer.objective) as watch:
         last = Status(0, config.trials, None, None, 0.0, "")
 
         def show(status: Status) -> None:
@@ -182,15 +182,15 @@ def search_by_seeds(
 
         searched = len(list((config.folder / "seeds").glob("seed*.json")))  # by a run with more trials, perhaps
         oracle = SeedOracle(find_or_read, SEEDS * config.seed, max(config.trials, searched), **arguments)
-        genotype = _run(oracle, children, recipe, show, {})
+        genotype = _run(oracle, scorer, recipe, show, {})
     if observe is None:
         _print_result(config.folder, genotype)
     if baseline:
         # algorithm is a field of the programs' own configurations
         options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / BASELINE}
-        alike = dataclasses.replace(children, config=dataclasses.replace(config, **options))
+        alike = dataclasses.replace(scorer, config=dataclasses.replace(config, **options))
         search_randomly(alike, recipe, observe)
-        _rank_baseline(config.folder, children.space, judge)
+        _rank_baseline(config.folder, scorer.space, judge)
         write_card([config.folder])
     return genotype
 
@@ -303,11 +303,11 @@ def make_workers(config: PlaceConfig, evaluate: Evaluate, logs: Path | None = No
     )
 
 
-def _check_place(config: ChildConfig, children: Children) -> None:
+def _check_place(config: ChildConfig, scorer: NetworkScorer) -> None:
     """Raises ValueError where the trials of this search cannot run where `config` says."""
     if not config.runs_elsewhere:
         return
-    if not children.portable:
+    if not scorer.portable:
         raise ValueError(
             f"workers is {config.workers}, and the trials of this search need what only this process has: shared "
             "weights, or latencies measured on a machine that does nothing else. Use --workers=0"
@@ -339,9 +339,9 @@ def _describe_source(
     }
 
 
-def _save_front(history: Sequence[tuner.Record], children: Children, name: str, source: Mapping[str, Any]) -> None:
+def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: str, source: Mapping[str, Any]) -> None:
     """Writes a genotype file for each trial of the Pareto front, and the front itself; what was there goes."""
-    objectives, folder = children.config.objectives(), children.config.folder / "pareto"
+    objectives, folder = scorer.config.objectives(), scorer.config.folder / "pareto"
     shutil.rmtree(folder, ignore_errors=True)
     if not objectives:
         return
@@ -349,7 +349,7 @@ def _save_front(history: Sequence[tuner.Record], children: Children, name: str, 
     for record in tuner.pareto_front(history, objectives):
         file = f"trial_{record.number:05d}.json"
         own = {"score": record.score, "metrics": dict(record.metrics), "trial": record.number}
-        genotype = children.genotype(record.values, f"{name}_trial{record.number}", dict(source) | own)
+        genotype = scorer.genotype(record.values, f"{name}_trial{record.number}", dict(source) | own)
         zoo.save(genotype, folder / file)
         front.append({"file": file, "trial": record.number, **{key: record.metrics[key] for key in objectives}})
     atomic.write_atomically(

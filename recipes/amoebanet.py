@@ -23,7 +23,7 @@ from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 if TYPE_CHECKING:
-    from recipes.engine.children import Children
+    from recipes.engine.children import NetworkScorer
     from recipes.oracles import SearchOracle
 
 
@@ -92,11 +92,11 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     return _search.search_cells(config, space, config.space, "amoebanet", oracle, observe)
 
 
-def oracle(config: Config, space: spaces.CellSpace, children: "Children") -> "SearchOracle":
+def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     from recipes.oracles import AgingEvolution, RandomSearch
 
-    arguments = children.oracle_arguments()
+    arguments = scorer.oracle_arguments()
     if config.algorithm == "random":
         return RandomSearch(**arguments)
     return AgingEvolution(

@@ -32,7 +32,7 @@ from recipes.training.progress import Observe
 from zoo.genotype import Block, Blocks, Genotype
 
 if TYPE_CHECKING:
-    from recipes.engine.children import Children
+    from recipes.engine.children import NetworkScorer
     from recipes.oracles import SearchOracle
 
 OBJECTIVE = "reward"
@@ -239,17 +239,17 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         table.require(list_layer_names(space, images.input_shape, images.classes))
     shape: dict[str, Any] = {"input_shape": list(images.input_shape), "classes": images.classes}
     presets = {"search": shape, "double": {"width_multiplier": 2.0, **shape}}
-    children = child_networks.Children(config, space, "mnasnet", presets, images, latencies=table)
+    scorer = child_networks.NetworkScorer(config, space, "mnasnet", presets, images, latencies=table)
     if config.dry_run:
-        return dry_run(children, space.largest())
+        return dry_run(scorer, space.largest())
     try:
-        target = config.target or children.latency(space.mobilenet_v2())
+        target = config.target or scorer.latency(space.mobilenet_v2())
         rewarded = functools.partial(reward, target=target, alpha=config.alpha, beta=config.beta)
-        children = dataclasses.replace(children, reward=rewarded)
+        scorer = dataclasses.replace(scorer, reward=rewarded)
     finally:
-        children.close()
+        scorer.close()
     provenance = {"target_ms": target, "latency_of": name_machine() if table is None else table.machine}
-    return _search.run_trials(oracle(config, space, children), children, "mnasnet", observe, provenance)
+    return _search.run_trials(oracle(config, space, scorer), scorer, "mnasnet", observe, provenance)
 
 
 def space_of(config: Config) -> BlockSpace:
@@ -258,9 +258,9 @@ def space_of(config: Config) -> BlockSpace:
     return BlockSpace(config.width, config.depth, strides, config.divisor)
 
 
-def oracle(config: Config, space: BlockSpace, children: "Children") -> "SearchOracle":
+def oracle(config: Config, space: BlockSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    return config.make_oracle(children.oracle_arguments())
+    return config.make_oracle(scorer.oracle_arguments())
 
 
 def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help

@@ -23,7 +23,7 @@ from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
 
 if TYPE_CHECKING:
-    from recipes.engine.children import Children
+    from recipes.engine.children import NetworkScorer
     from recipes.oracles import SearchOracle
 
 
@@ -83,9 +83,9 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     return _search.search_cells(config, spaces.nasnet(config.nodes), "nasnet", "nasnet", oracle, observe)
 
 
-def oracle(config: Config, space: spaces.CellSpace, children: "Children") -> "SearchOracle":
+def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    return config.make_oracle(children.oracle_arguments())
+    return config.make_oracle(scorer.oracle_arguments())
 
 
 def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help

@@ -25,7 +25,7 @@ from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node
 
 if TYPE_CHECKING:
-    from recipes.engine.children import Children
+    from recipes.engine.children import NetworkScorer
     from recipes.oracles import Fitting, SearchOracle
 
 DEPTH = "nodes"
@@ -204,11 +204,11 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     return _search.search_cells(config, space, "pnasnet", "pnasnet", oracle, observe)
 
 
-def oracle(config: Config, space: GrowingCellSpace, children: "Children") -> "SearchOracle":
+def oracle(config: Config, space: GrowingCellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     from recipes.oracles import ProgressiveOracle, RandomSearch
 
-    arguments = children.oracle_arguments()
+    arguments = scorer.oracle_arguments()
     if config.algorithm == "random":
         return RandomSearch(**arguments)
     return ProgressiveOracle(

@@ -19,7 +19,7 @@ from recipes.darts.selection import select_by_perturbation
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel, largest_eigenvalue
-from recipes.engine.children import Children, load_images
+from recipes.engine.children import NetworkScorer, load_images
 from zoo.genotype import CellGraph, Cells, Edge, Node
 
 SMOKE = darts.PRESETS["smoke"]
@@ -41,8 +41,8 @@ class Quadratic:
         return state
 
 
-def children(config: darts.Config) -> Children:
-    return Children(config, config.make_space(), "darts", {}, load_images(config))
+def scorer(config: darts.Config) -> NetworkScorer:
+    return NetworkScorer(config, config.make_space(), "darts", {}, load_images(config))
 
 
 def test_second_order_gradient_is_that_of_the_unrolled_loss():
@@ -92,7 +92,7 @@ def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():
     ids=["first-order", "second-order-reduced"],
 )
 def test_a_search_that_was_killed_at_any_step_ends_with_the_same_cells_and_strengths(options, tmp_path):
-    networks = children(dataclasses.replace(SMOKE, save_seconds=0.0, **options))
+    networks = scorer(dataclasses.replace(SMOKE, save_seconds=0.0, **options))
     whole = seeds.find(networks, 3, tmp_path / "whole.npz", lambda share, text: None)
     killed = tmp_path / "killed.npz"
     for step in (2, 3):  # of six: within an epoch, and where one has ended
@@ -111,7 +111,7 @@ def kill_at(last: float, share: float, text: str) -> None:
 @pytest.mark.slow
 def test_a_search_ends_early_where_skip_connections_take_over_also_when_it_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "_count_skips", lambda graph: 2)
-    networks = children(dataclasses.replace(SMOKE, stop_at_skips=2))
+    networks = scorer(dataclasses.replace(SMOKE, stop_at_skips=2))
     found = seeds.find(networks, 0, tmp_path / "state.npz", lambda share, text: None)
     assert len(found["history"]) == 1
     assert seeds.find(networks, 0, tmp_path / "state.npz", lambda share, text: None) == found

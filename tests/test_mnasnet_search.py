@@ -244,7 +244,7 @@ def test_the_pareto_front_is_a_folder_of_genotypes(tabled):
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """Children are built and scored, but not trained."""
+    """Networks are built and scored, but not trained."""
 
     def train(build, *parts, seed, **options) -> dict[str, float]:
         return {"val_accuracy": seed % 1000 / 1000, "params": float(build().count_params())}

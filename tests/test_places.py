@@ -9,7 +9,7 @@ import pytest
 from recipes import _search, mnasnet, nasnet
 from recipes.engine import children as child_networks
 from recipes.engine import spaces
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 from recipes.engine.config import PLACE_FIELDS, PlaceConfig
 from recipes.engine.workers import LocalWorkers
 from tests import cheap_trials
@@ -50,21 +50,21 @@ def test_a_search_may_go_on_in_another_place():
 def test_children_travel_without_their_images_and_read_them_there():
     images = child_networks.load_images(SMOKE)
     presets = child_networks.cell_presets(1, 4)
-    children = Children(SMOKE, spaces.nasnet(1), "nasnet", presets, images)
-    assert "images" not in children.__getstate__()
-    twin = copy.copy(children)  # as pickle does it
+    scorer = NetworkScorer(SMOKE, spaces.nasnet(1), "nasnet", presets, images)
+    assert "images" not in scorer.__getstate__()
+    twin = copy.copy(scorer)  # as pickle does it
     assert twin.images is not images
     assert (twin.images.train.images == images.train.images).all()
     assert (twin.images.validation.labels == images.validation.labels).all()
     assert twin.presets == presets
 
 
-class Shared(Children):
+class Shared(NetworkScorer):
     """Scores with weights of its own process."""
 
 
-def Rewarded(*arguments) -> Children:
-    return Children(*arguments, reward=functools.partial(mnasnet.reward, target=1.0, alpha=0.0, beta=-1.0))
+def Rewarded(*arguments) -> NetworkScorer:
+    return NetworkScorer(*arguments, reward=functools.partial(mnasnet.reward, target=1.0, alpha=0.0, beta=-1.0))
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def Rewarded(*arguments) -> Children:
     [
         (Shared, {}, "workers is 2, and the trials of this search need what only this process has"),
         (Rewarded, {}, "latencies measured on a machine that does nothing else"),
-        (Children, {"max_latency": 3.0}, "max_latency is 3.0, measured on this machine, and workers 2"),
+        (NetworkScorer, {"max_latency": 3.0}, "max_latency is 3.0, measured on this machine, and workers 2"),
     ],
 )
 def test_what_must_stay_in_one_process_is_refused_elsewhere(tmp_path, kind, options, message):
     config = dataclasses.replace(SMOKE, workers="2", folder=tmp_path, **options)
-    children = kind(config, spaces.nasnet(1), "nasnet", {}, child_networks.load_images(config))
+    scorer = kind(config, spaces.nasnet(1), "nasnet", {}, child_networks.load_images(config))
     with pytest.raises(ValueError, match=message):
-        _search.run_trials(nasnet.oracle(config, spaces.nasnet(1), children), children, "nasnet", print)
+        _search.run_trials(nasnet.oracle(config, spaces.nasnet(1), scorer), scorer, "nasnet", print)

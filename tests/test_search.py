@@ -12,7 +12,7 @@ from recipes import _search, amoebanet
 from recipes.cards.read import read_search
 from recipes.engine import children as child_networks
 from recipes.engine import spaces
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 
 SPACE = spaces.amoebanet(nodes=1)
 OPS = ("sep_conv_3x3", "max_pool_3x3", "avg_pool_3x3")
@@ -29,10 +29,10 @@ def untrained(monkeypatch):
     monkeypatch.setattr(child_networks.trial, "train", train)
 
 
-def children(folder: Path, trials: int = 3) -> Children:
+def scorer(folder: Path, trials: int = 3) -> NetworkScorer:
     config = dataclasses.replace(amoebanet.PRESETS["smoke"], folder=folder, trials=trials, seed=2)
     presets = child_networks.cell_presets(1, 4)
-    return Children(config, SPACE, "amoebanet", presets, child_networks.load_images(config))
+    return NetworkScorer(config, SPACE, "amoebanet", presets, child_networks.load_images(config))
 
 
 def point(op: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Finder:
 
 
 def search(folder: Path, find: Finder, trials: int = 3, baseline: int = 0, observe: Any = lambda status: None) -> Any:
-    return _search.search_by_seeds(children(folder, trials), "amoebanet", find, judge, baseline, observe)
+    return _search.search_by_seeds(scorer(folder, trials), "amoebanet", find, judge, baseline, observe)
 
 
 def test_what_each_seed_finds_is_trained_and_the_best_is_returned(tmp_path):

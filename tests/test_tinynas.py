@@ -21,7 +21,7 @@ from recipes import tinynas
 from recipes.oracles.evolution import GenerationalEvolution
 from recipes.tinynas import export as tinynas_export
 from recipes.tinynas import widths as tinynas_space
-from recipes.tinynas.children import Scorer
+from recipes.tinynas.children import InheritedAccuracy
 from recipes.tinynas.needs import Budget, needs
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
 from recipes.tinynas.supernet import Supernet
@@ -176,7 +176,9 @@ def test_one_trace_serves_all_sub_networks_and_sorting_channels_changes_no_outpu
     images = rng.normal(size=(5, 16, 16, 1)).astype(np.float32)
     blank = np.zeros((5, 16, 16, 1), np.float32)
     weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
-    scorers = [Scorer(net, w, images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))]
+    scorers = [
+        InheritedAccuracy(net, w, images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))
+    ]
     outputs = [scorer.logits(SMALL.largest(), scorer.statistics(SMALL.largest())) for scorer in scorers]
     np.testing.assert_allclose(*outputs, atol=1e-4)
     small = [scorer.logits(SMALL.smallest(), scorer.statistics(SMALL.smallest())) for scorer in scorers]

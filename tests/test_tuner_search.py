@@ -377,11 +377,11 @@ def test_memory_does_not_grow_over_two_hundred_trained_networks(tmp_path):
         trials=220, image_size=8, training_images=32, validation_images=32, batch_size=32, epochs=1, folder=tmp_path
     )
     space = TwoBlocks()
-    children = child_networks.Children(config, space, "mnasnet", {"search": {}}, child_networks.load_images(config))
+    scorer = child_networks.NetworkScorer(config, space, "mnasnet", {"search": {}}, child_networks.load_images(config))
     sizes = []
 
     def evaluate(task: tuner.Task) -> dict[str, float]:
-        found = children.score(task)
+        found = scorer.score(task)
         sizes.append(resident_memory())
         return found
 

@@ -36,10 +36,10 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     scale = {"cells": config.cells, "stem": "cifar"}
     presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
     images = child_networks.load_images(config)
-    children = child_networks.Children(config, config.make_space(), "darts", presets, images)
+    scorer = child_networks.NetworkScorer(config, config.make_space(), "darts", presets, images)
     if config.dry_run:
-        return seeds.dry_run(children)
+        return seeds.dry_run(scorer)
     if config.algorithm == "random":
-        return _search.search_randomly(children, "darts", observe)
-    find, judge = functools.partial(seeds.find, children), functools.partial(seeds.judge, children)
-    return _search.search_by_seeds(children, "darts", find, judge, config.random_cells, observe)
+        return _search.search_randomly(scorer, "darts", observe)
+    find, judge = functools.partial(seeds.find, scorer), functools.partial(seeds.judge, scorer)
+    return _search.search_by_seeds(scorer, "darts", find, judge, config.random_cells, observe)

@@ -13,7 +13,7 @@ from recipes.darts.selection import select_by_perturbation
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel
 from recipes.engine import tuner
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 from recipes.engine.dry_run import peak_memory, time_steps
 from recipes.images import augment
 from recipes.images import sources as image_data
@@ -46,11 +46,11 @@ def begin(config: Config, images: image_data.Data, seed: int) -> Bilevel:
     return Bilevel(net, config.order, config.alpha_rate, seed)
 
 
-def find(children: Children, seed: int, path: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
+def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
     """Trains a supernet and returns the values of its cells, its strengths and history, as JSON holds them.
 
     Args:
-        children: whose options and images are the search's.
+        scorer: whose options and images are the search's.
         seed: of the search.
         path: of its state, from which it resumes; how the strengths evolved is drawn beside it.
         report: called with the finished share and a few words.
@@ -58,10 +58,10 @@ def find(children: Children, seed: int, path: Path, report: Callable[[float, str
     Raises:
         FloatingPointError: the loss is not a number any more.
     """
-    config = children.config
+    config = scorer.config
     assert isinstance(config, Config)
-    training, validation = split_batches(config, children.images, seed)
-    state = begin(config, children.images, seed)
+    training, validation = split_batches(config, scorer.images, seed)
+    state = begin(config, scorer.images, seed)
     state.restore(path)
     saved, epoch_steps = time.monotonic(), min(training.steps, validation.steps)
     steps = config.search_epochs * epoch_steps
@@ -138,25 +138,27 @@ def _count_skips(graph: CellGraph | None) -> int:
     return sum(edge.op == "skip_connect" for node in graph.nodes for edge in node.edges)
 
 
-def judge(children: Children, states: Mapping[int, Path], cells: Sequence[Cells]) -> Iterator[tuple[int, list[float]]]:
+def judge(
+    scorer: NetworkScorer, states: Mapping[int, Path], cells: Sequence[Cells]
+) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
-    images = children.images
-    assert isinstance(children.config, Config)
+    images = scorer.images
+    assert isinstance(scorer.config, Config)
     normalized = augment.Normalization.of(images.train.images)(images.validation.images)
     for seed, path in states.items():
-        state = begin(children.config, images, seed)
+        state = begin(scorer.config, images, seed)
         state.restore(path)
         if state.step:  # else the file is gone, and with it the weights
             yield seed, [state.accuracy(each, normalized, images.validation.labels) for each in cells]
 
 
-def dry_run(children: Children) -> Genotype:
+def dry_run(scorer: NetworkScorer) -> Genotype:
     """Takes some steps of the supernet, prints what the search would need, and returns the cells of that moment."""
-    config = children.config
+    config = scorer.config
     assert isinstance(config, Config)
-    training, validation = split_batches(config, children.images, config.seed)
+    training, validation = split_batches(config, scorer.images, config.seed)
     epoch_steps = min(training.steps, validation.steps)
-    state = begin(config, children.images, config.seed)
+    state = begin(config, scorer.images, config.seed)
 
     def take_step(number: int) -> None:
         place = number % epoch_steps
@@ -170,4 +172,4 @@ def dry_run(children: Children) -> Genotype:
         f"predicted: {steps:,} steps a search, {config.trials} x {steps * cost.step / 3600:.2f} h on this machine, "
         "and the trainings that compare the results"
     )
-    return Genotype("darts_dry_run", "darts", state.cells(), {}, children.presets)
+    return Genotype("darts_dry_run", "darts", state.cells(), {}, scorer.presets)

@@ -46,12 +46,12 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     scale: dict[str, Any] = {"cells": config.cells} if config.space == "micro" else {"separable": True}
     presets = {"small": scale | {"filters": 2 * config.filters}, "search": scale | {"filters": config.filters}}
     images = child_networks.load_images(config)
-    children = child_networks.Children(config, config.make_space(), "enas", presets, images)
+    scorer = child_networks.NetworkScorer(config, config.make_space(), "enas", presets, images)
     if config.dry_run:
-        return seeds.dry_run(children)
+        return seeds.dry_run(scorer)
     if config.algorithm == "random":
-        return _search.search_randomly(children, "enas", observe)
-    find, judge = functools.partial(seeds.find, children), functools.partial(seeds.judge, children)
-    genotype = _search.search_by_seeds(children, "enas", find, judge, config.random_networks, observe)
+        return _search.search_randomly(scorer, "enas", observe)
+    find, judge = functools.partial(seeds.find, scorer), functools.partial(seeds.judge, scorer)
+    genotype = _search.search_by_seeds(scorer, "enas", find, judge, config.random_networks, observe)
     zoo.draw(genotype, config.folder / "genotype.png")
     return genotype

@@ -14,7 +14,7 @@ from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import MicroSpace
 from recipes.enas.training import Search, SearchImages, SharedWeights, find_path
 from recipes.engine import tuner
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 from recipes.engine.dry_run import peak_memory, time_steps
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization
@@ -39,29 +39,31 @@ def begin(config: Config, images: image_data.Data, seed: int) -> Search:
     return Search(config, shared, controller, SearchImages(config, images, seed), seed)
 
 
-def find(children: Children, seed: int, state: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
+def find(scorer: NetworkScorer, seed: int, state: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
     """Returns the values of what the search with this seed finds, and its history; resumes from the file `state`."""
-    space: Any = children.space
-    assert isinstance(children.config, Config)
+    space: Any = scorer.space
+    assert isinstance(scorer.config, Config)
 
     def refuse(path: np.ndarray) -> str | None:
-        return children.check(space.values(space.decode(path)))
+        return scorer.check(space.values(space.decode(path)))
 
     with tensorflow_options.without_rewrites():
-        found = find_path(begin(children.config, children.images, seed), state, report, refuse)
+        found = find_path(begin(scorer.config, scorer.images, seed), state, report, refuse)
     tuner.forget_models()
     return {**found, "values": space.values(space.decode(np.array(found["path"], np.int32)))}
 
 
-def judge(children: Children, states: Mapping[int, Path], bodies: Sequence[Any]) -> Iterator[tuple[int, list[float]]]:
+def judge(
+    scorer: NetworkScorer, states: Mapping[int, Path], bodies: Sequence[Any]
+) -> Iterator[tuple[int, list[float]]]:
     """Yields each seed whose shared weights are still there, with the accuracies of `bodies` by them."""
-    images = children.images
-    space: Any = children.space
-    assert isinstance(children.config, Config)
+    images = scorer.images
+    space: Any = scorer.space
+    assert isinstance(scorer.config, Config)
     normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
     for seed, state in states.items():
         with tensorflow_options.without_rewrites():
-            search = begin(children.config, images, seed)
+            search = begin(scorer.config, images, seed)
             search.restore(state)
             if not search.done:  # the state is gone, and with it the weights
                 continue
@@ -70,12 +72,12 @@ def judge(children: Children, states: Mapping[int, Path], bodies: Sequence[Any])
         yield seed, accuracies
 
 
-def dry_run(children: Children) -> Genotype:
+def dry_run(scorer: NetworkScorer) -> Genotype:
     """Takes three steps and a reward, prints what the search would need, and returns the path that was rewarded.
 
     The steps are of at most 32 images, for this machine may lack the memory for more.
     """
-    config, images = children.config, children.images
+    config, images = scorer.config, scorer.images
     assert isinstance(config, Config)
     size = min(config.search_batch_size, _DRY_RUN_IMAGES)
     part = images.train.take(np.resize(np.arange(len(images.train)), 4 * size))
@@ -96,4 +98,4 @@ def dry_run(children: Children) -> Genotype:
         f"predicted: {steps:,} steps and {rewards:,} rewards a search, {config.trials} x {total / 3600:.2f} h on this "
         "machine, and the trainings that compare the results"
     )
-    return Genotype("enas_dry_run", "enas", search.shared.net.space.decode(path), {}, children.presets)
+    return Genotype("enas_dry_run", "enas", search.shared.net.space.decode(path), {}, scorer.presets)

@@ -28,14 +28,14 @@ _NORMALIZED_BY = 2000  # images, where they are too many for the memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Children:
+class NetworkScorer:
     """Makes and scores child networks.
 
     Attributes:
         config: the options.
         space: what the values of a trial mean.
         family: the builder of the networks.
-        presets: of the genotypes; "search" is the children's.
+        presets: of the genotypes; "search" is the size that it builds.
         images: the data.
         latencies: of the layers on another device; None measures networks on this machine, where it has to.
         reward: (accuracy, ms of an image) -> the score, where that is not the accuracy alone.
@@ -62,7 +62,7 @@ class Children:
 
         Latencies are measured on a machine that does nothing else.
         """
-        return type(self) is Children and (self.reward is None or self.latencies is not None)
+        return type(self) is NetworkScorer and (self.reward is None or self.latencies is not None)
 
     @property
     def objective(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 import zoo
 from recipes.engine import child_training, tuner
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 from recipes.training.progress import duration
 from zoo.genotype import Genotype
 
@@ -57,16 +57,16 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]]) -> Genotype:
+def dry_run(scorer: NetworkScorer, candidates: Sequence[Mapping[str, Any]]) -> Genotype:
     """Builds the largest of `candidates`, takes one training step, and prints what the whole search would need."""
-    config, images = children.config, children.images
+    config, images = scorer.config, scorer.images
     largest, most = candidates[0], -1
     for values in candidates:
-        macs = zoo.cost.of(children.build(values)).macs
+        macs = zoo.cost.of(scorer.build(values)).macs
         tuner.forget_models()
         if macs > most:
             largest, most = values, macs
-    model = children.build(largest)
+    model = scorer.build(largest)
     params = model.count_params()
     activations = sum(int(np.prod(layer.output.shape[1:])) for layer in model.layers)
     tuner.forget_models()
@@ -75,10 +75,10 @@ def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]]) -> Geno
     batch = limit_batch(config.batch_size, 8 * activations)
     marks = [time.perf_counter()]
     child_training.train(
-        lambda: children.build(largest),
+        lambda: scorer.build(largest),
         images.train.take(np.resize(np.arange(len(images.train)), 2 * batch)),
         images.validation.first(1),
-        dataclasses.replace(children.training(), epochs=1, batch_size=batch),
+        dataclasses.replace(scorer.training(), epochs=1, batch_size=batch),
         seed=config.seed,
         report=lambda share, text: marks.append(time.perf_counter()),
     )
@@ -92,4 +92,4 @@ def dry_run(children: Children, candidates: Sequence[Mapping[str, Any]]) -> Geno
         f"{steps:,} steps a trial, {duration(total)} for {config.trials:,} trials on this machine"
     )
     tuner.forget_models()
-    return children.genotype(largest, name="largest")
+    return scorer.genotype(largest, name="largest")

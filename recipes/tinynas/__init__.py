@@ -44,7 +44,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     from recipes import _search
     from recipes.cards.card import write_card
     from recipes.cards.read import read_search
-    from recipes.engine.children import Children, load_images
+    from recipes.engine.children import NetworkScorer, load_images
     from recipes.tinynas import dry_run as tinynas_dry_run
     from recipes.tinynas import result as tinynas_result
     from recipes.tinynas.children import SubNetworks
@@ -65,13 +65,13 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         of = (sized, net.space, "mcunet", {"search": shape}, images)
         weights = net.initial(config.seed)
         if not config.dry_run:
-            weights = train_supernet(sized, net, images, Children(*of).normalization, report)
-        children = SubNetworks(*of, net, weights)
+            weights = train_supernet(sized, net, images, NetworkScorer(*of).normalization, report)
+        scorer = SubNetworks(*of, net, weights)
         if config.dry_run:
-            return tinynas_dry_run.run(children)
-        proposer = oracle(sized, children)
+            return tinynas_dry_run.run(scorer)
+        proposer = oracle(sized, scorer)
         provenance = {"width": width, "budget": dataclasses.asdict(config.budget())}
-        found = _search.run_trials(proposer, children, "tinynas", watch, provenance)
+        found = _search.run_trials(proposer, scorer, "tinynas", watch, provenance)
         best = next(trial for trial in read_search(config.folder).trials if trial.number == found.source["trial"])
         values = best.values(net.space.decisions)
     with _watched(observe) as watch:
@@ -79,7 +79,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         def finishing(share: float, text: str) -> None:
             watch(Status(config.trials, None, found.source["score"], None, share, text))
 
-        result = tinynas_result.finish(children, found, values, finishing)
+        result = tinynas_result.finish(scorer, found, values, finishing)
     write_card([config.folder])  # once more, with the result
     if observe is None:
         print(tinynas_result.page(result, config.folder))
@@ -114,7 +114,7 @@ def first_stage(config: Config, report: Callable[[float, str], None]) -> "Explor
     return explored
 
 
-def oracle(config: Config, children: "SubNetworks") -> "SearchOracle":
+def oracle(config: Config, scorer: "SubNetworks") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     import keras_tuner
 
@@ -123,8 +123,8 @@ def oracle(config: Config, children: "SubNetworks") -> "SearchOracle":
     from recipes.oracles.evolution import GenerationalEvolution
 
     objective = keras_tuner.Objective(OBJECTIVE, "max")
-    space = children.net.space
-    limits = {"seed": config.seed, "key": space.key, "check": children.check}
+    space = scorer.net.space
+    limits = {"seed": config.seed, "key": space.key, "check": scorer.check}
     if config.algorithm == "random":
         return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
     return GenerationalEvolution(

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.engine import tuner
-from recipes.engine.children import Children
+from recipes.engine.children import NetworkScorer
 from recipes.tinynas.config import Config
 from recipes.tinynas.needs import Needs, needs
 from recipes.tinynas.supernet import Supernet
@@ -19,7 +19,7 @@ from zoo import atomic
 _SCORING_BATCH = 500  # images
 
 
-class Scorer:
+class InheritedAccuracy:
     """Accuracy of sub-networks by the weights that they inherit, normalisation recalibrated for each.
 
     Args:
@@ -65,7 +65,7 @@ class Scorer:
 
 
 @dataclasses.dataclass(frozen=True)
-class SubNetworks(Children):
+class SubNetworks(NetworkScorer):
     """Sub-networks of the once-for-all network `net`, scored by the weights that they inherit.
 
     `weights` is the flat vector of the trained network.
@@ -92,7 +92,7 @@ class SubNetworks(Children):
         return None
 
     @functools.cached_property
-    def scorer(self) -> Scorer:
+    def inherited_accuracy(self) -> InheritedAccuracy:
         """Of the validation images."""
         config, train = self.config, self.images.train
         assert isinstance(config, Config)
@@ -100,7 +100,7 @@ class SubNetworks(Children):
         pixels = train.head(count)[0]
         calibration = np.resize(np.asarray(self.normalization(pixels)), (count, *self.images.input_shape))
         images, labels = self.images.validation.head(len(self.images.validation))
-        return Scorer(
+        return InheritedAccuracy(
             self.net,
             self.weights,
             calibration.reshape(config.calibration_batches, config.batch_size, *self.images.input_shape),
@@ -110,18 +110,18 @@ class SubNetworks(Children):
 
     def score(self, task: tuner.Task) -> dict[str, float]:
         """Returns the accuracy by inherited weights, and what is predicted; the statistics are the checkpoint."""
-        scores, statistics = self.scorer(task.values)
+        scores, statistics = self.inherited_accuracy(task.values)
         with atomic.replacing(task.folder / "statistics.npy") as stream:
             np.save(stream, statistics)
         predicted = {name: float(value) for name, value in dataclasses.asdict(self.needs(task.values)).items()}
         return {"val_accuracy": scores.accuracy, "val_loss": scores.loss} | predicted
 
 
-def candidates(children: SubNetworks) -> Iterator[dict[str, Any]]:
+def candidates(scorer: SubNetworks) -> Iterator[dict[str, Any]]:
     """Yields different random sub-networks that keep all limits, the same ones for the same seed."""
-    rng, space, seen = np.random.default_rng([children.config.seed, 5]), children.net.space, set()
+    rng, space, seen = np.random.default_rng([scorer.config.seed, 5]), scorer.net.space, set()
     while True:
         values = space.random(rng)
-        if (key := space.key(values)) not in seen and children.check(values) is None:
+        if (key := space.key(values)) not in seen and scorer.check(values) is None:
             seen.add(key)
             yield values

@@ -16,14 +16,14 @@ from zoo.genotype import Genotype
 _DRAWN = 30  # networks, of which the largest that fits is measured
 
 
-def run(children: SubNetworks) -> Genotype:
+def run(scorer: SubNetworks) -> Genotype:
     """Takes two steps of the largest sub-network, prints what the search would need, and returns a network that fits.
 
     The steps are of fewer images than real ones where the machine had no memory for that.
     """
-    config, net, images = children.config, children.net, children.images
+    config, net, images = scorer.config, scorer.net, scorer.images
     assert isinstance(config, Config)
-    largest = children.needs(net.space.largest())
+    largest = scorer.needs(net.space.largest())
     values = 8 * largest.peak_memory * len(net.space.places)  # of activations and gradients, bytes an image, about
     batch = max(2, limit_batch(config.batch_size, values))
     steps = images.train.steps(config.batch_size, training=True)
@@ -34,11 +34,11 @@ def run(children: SubNetworks) -> Genotype:
         cost = time_steps(lambda number: training.take_step(number, pixels, labels), batch, count=2)
     seconds = cost.scale(config.batch_size) * steps * (config.largest_epochs + config.networks * config.elastic_epochs)
     total = steps * (config.largest_epochs + config.elastic_epochs)
-    fitting = candidates(children)
-    chosen = max((next(fitting) for _ in range(_DRAWN)), key=lambda one: children.needs(one).macs)
-    genotype = children.genotype(chosen, "tinynas_dry_run")
+    fitting = candidates(scorer)
+    chosen = max((next(fitting) for _ in range(_DRAWN)), key=lambda one: scorer.needs(one).macs)
+    genotype = scorer.genotype(chosen, "tinynas_dry_run")
     file = tflite.convert(zoo.build(genotype), quantize="int8", calibration=pixels[:2])
-    needs, measured = children.needs(chosen), arena(file)
+    needs, measured = scorer.needs(chosen), arena(file)
     print(
         f"dry run: resolution {images.input_shape[0]}, width {net.space.width:g}, {net.space.size:.1e} sub-networks of "
         f"{net.packing.size:,} shared weights; {cost.describe(config.batch_size)}, for one sub-network; "

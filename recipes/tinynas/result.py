@@ -33,28 +33,28 @@ _CALIBRATION = 256  # training images that its ranges are measured on
 Report = Callable[[float, str], None]
 
 
-def finish(children: SubNetworks, found: Genotype, values: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Fine-tunes the found network, writes it as a Keras and as an int8 file, and compares it; returns result.json.
 
     Args:
-        children: the search's.
+        scorer: the search's.
         found: the genotype, which `values` stand for.
         values: decision -> choice.
         report: called with the share that is done, and a few words.
     """
-    config = _config(children)
+    config = _config(scorer)
     test = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1).test
     result: dict[str, Any] = {
         "genotype": found.name,
         "shared_accuracy": found.source["score"],
         "test_images": len(test),
-        **_once(config.folder / "finetuned.json", lambda: _fine_tuned(children, found, values, test, report)),
+        **_once(config.folder / "finetuned.json", lambda: _fine_tuned(scorer, found, values, test, report)),
     }
-    result["predicted"] = dataclasses.asdict(children.needs(values))
-    result["measured"] = _measured(children, test, report)
+    result["predicted"] = dataclasses.asdict(scorer.needs(values))
+    result["measured"] = _measured(scorer, test, report)
     result["budget"] = dataclasses.asdict(config.budget())
     if config.random_networks:
-        result |= _compared(children, values, test, report)
+        result |= _compared(scorer, values, test, report)
     atomic.write_atomically(config.folder / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -78,9 +78,9 @@ def page(result: Mapping[str, Any], folder: Path) -> str:
     return "\n".join([*lines, str(folder / "result.json")])
 
 
-def _config(children: SubNetworks) -> Config:
-    assert isinstance(children.config, Config)
-    return children.config
+def _config(scorer: SubNetworks) -> Config:
+    assert isinstance(scorer.config, Config)
+    return scorer.config
 
 
 def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -93,20 +93,20 @@ def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _fine_tuned(
-    children: SubNetworks, found: Genotype, values: Mapping[str, Any], test: Part, report: Report
+    scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], test: Part, report: Report
 ) -> dict[str, Any]:
     """Trains the network on from the weights that it inherits; writes model.keras."""
-    config = _config(children)
-    statistics = children.scorer.statistics(values)
-    inherited = standalone(children.net, children.weights, statistics, values, found)
-    before = measure_accuracy(inherited, test, children.normalization)
+    config = _config(scorer)
+    statistics = scorer.inherited_accuracy.statistics(values)
+    inherited = standalone(scorer.net, scorer.weights, statistics, values, found)
+    before = measure_accuracy(inherited, test, scorer.normalization)
     tuner.forget_models()
 
     def make() -> keras.Model:
-        return standalone(children.net, children.weights, statistics, values, found)
+        return standalone(scorer.net, scorer.weights, statistics, values, found)
 
     folder = config.folder / "finetuned"
-    accuracy = _trained(children, make, folder, test, lambda share, text: report(share, f"fine-tuning, {text}"))
+    accuracy = _trained(scorer, make, folder, test, lambda share, text: report(share, f"fine-tuning, {text}"))
     final = zoo.build(found)
     final.load_weights(folder / "model.weights.h5")
     temporary = config.folder / "finetuned" / "model.keras"
@@ -118,34 +118,34 @@ def _fine_tuned(
 
 
 def _trained(
-    children: SubNetworks, make: Callable[[], keras.Model], folder: Path, test: Part, report: Report
+    scorer: SubNetworks, make: Callable[[], keras.Model], folder: Path, test: Part, report: Report
 ) -> dict[str, float]:
     """Trains a network as all that are compared, and returns its accuracies."""
-    config, images = _config(children), children.images
+    config, images = _config(scorer), scorer.images
     learnt = trial.train(
-        make, images.train, images.validation, children.training(), seed=config.seed, folder=folder, report=report,
-        normalize=children.normalization,
+        make, images.train, images.validation, scorer.training(), seed=config.seed, folder=folder, report=report,
+        normalize=scorer.normalization,
     )  # fmt: skip
     model = make()
     model.load_weights(folder / "model.weights.h5")
-    accuracy = measure_accuracy(model, test, children.normalization)
+    accuracy = measure_accuracy(model, test, scorer.normalization)
     tuner.forget_models()
     return {"val_accuracy": learnt["val_accuracy"], "test_accuracy": accuracy}
 
 
-def _measured(children: SubNetworks, test: Part, report: Report) -> dict[str, Any]:
+def _measured(scorer: SubNetworks, test: Part, report: Report) -> dict[str, Any]:
     """Converts model.keras to int8, model.tflite, and returns what it takes and how well it does.
 
     Without the package of TFLM, the arena is that of zoo.deploy.planner.
     """
     report(0.9, "int8")
-    config = _config(children)
+    config = _config(scorer)
     model = keras.saving.load_model(config.folder / "model.keras")
-    calibration = np.asarray(children.normalization(children.images.train.head(_CALIBRATION)[0]))
+    calibration = np.asarray(scorer.normalization(scorer.images.train.head(_CALIBRATION)[0]))
     file = tflite.convert(model, quantize="int8", calibration=calibration)
     atomic.write_atomically(config.folder / "model.tflite", file)
     pixels, labels = test.head(_INT8_IMAGES)
-    accuracy = measure.accuracy(file, np.asarray(children.normalization(pixels)), labels)
+    accuracy = measure.accuracy(file, np.asarray(scorer.normalization(pixels)), labels)
     found = arena(file)
     budget = config.budget()
     fits = all(
@@ -164,19 +164,19 @@ def arena(file: bytes) -> dict[str, Any]:
         return {"arena": planner.plan(file).arena, "by": "the planner, for tflite-micro is not installed"}
 
 
-def _compared(children: SubNetworks, values: Mapping[str, Any], test: Part, report: Report) -> dict[str, Any]:
+def _compared(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report: Report) -> dict[str, Any]:
     """Trains the found network and random ones from scratch, alike; ranks the random ones by shared weights too."""
-    config = _config(children)
-    folder, drawn = config.folder / "random", itertools.islice(candidates(children), config.random_networks)
+    config = _config(scorer)
+    folder, drawn = config.folder / "random", itertools.islice(candidates(scorer), config.random_networks)
 
     def scratch(name: str, chosen: Mapping[str, Any]) -> dict[str, float]:
         def make() -> dict[str, float]:
             def told(share: float, text: str) -> None:
                 report(share, f"from scratch, {name}: {text}")
 
-            shared, _ = children.scorer(chosen)
-            alone = _trained(children, lambda: children.build(chosen), folder / name, test, told)
-            return {"shared_accuracy": shared.accuracy, **alone, "macs": children.needs(chosen).macs}
+            shared, _ = scorer.inherited_accuracy(chosen)
+            alone = _trained(scorer, lambda: scorer.build(chosen), folder / name, test, told)
+            return {"shared_accuracy": shared.accuracy, **alone, "macs": scorer.needs(chosen).macs}
 
         return _once(folder / f"{name}.json", make)
 

@@ -166,7 +166,7 @@ def trials_of(head: int) -> list[int]:
 
 def test_without_ray_the_text_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"keras-searched-zoo\[ray\]"):
+    with pytest.raises(ImportError, match=r"ray\[default\]"):
         RayWorkers(cheap_trials.score)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def point(op: str) -> dict[str, Any]:
     return {decision.name: op if decision.kind == "op" else 0 for decision in SPACE.decisions}
 
 
-def judge(states: Mapping[int, Path], bodies: list) -> Any:
+def judge(states: Mapping[int, Path], bodies: Sequence[Any]) -> Any:
     for seed in states:
         yield seed, [float(place) for place in range(len(bodies))]
 

@@ -80,6 +80,15 @@ def test_any_padding_size_and_stride_can_be_turned(size, strides, padding):
     np.testing.assert_allclose(back, outputs(model, images), atol=1e-5)
 
 
+def test_separable_convolution_turns_as_its_two_parts_do():
+    image = keras.Input((9, 10, 2))
+    x = layers.SeparableConv2D(4, 3, strides=2, padding="valid", depth_multiplier=2)(layers.ZeroPadding2D(1)(image))
+    model = keras.Model(image, layers.SeparableConv2D(3, (1, 3), padding="same", activation="relu")(x))
+    images = np.random.default_rng(0).normal(size=(1, 9, 10, 2)).astype(np.float32)
+    back = outputs(turn.turn(model), turn.images(images))[:, ::-1, ::-1]
+    np.testing.assert_allclose(back, outputs(model, images), atol=1e-5)
+
+
 def test_pools_turn_where_their_windows_do():
     image = keras.Input((9, 9, 2))
     model = keras.Model(image, layers.AveragePooling2D(3, 2, padding="same")(layers.MaxPooling2D(2, 1)(image)[:, ::-1]))

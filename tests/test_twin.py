@@ -21,6 +21,7 @@ LAYERS = {
     "conv": lambda: layers.Conv2D(6, 3, 2, padding="same", activation="relu6", kernel_regularizer="l2"),
     "conv_dilated": lambda: layers.Conv2D(6, (1, 3), dilation_rate=(1, 2), use_bias=False),
     "conv_grouped": lambda: layers.Conv2D(6, 3, groups=2, kernel_constraint="non_neg"),
+    "conv_transposed": lambda: layers.Conv2DTranspose(6, 3, 2, padding="same", activation="relu"),
     "cropping": lambda: layers.Cropping2D(((1, 0), (0, 2))),
     "dense": lambda: layers.Dense(5, activation="softmax"),
     "depthwise": lambda: layers.DepthwiseConv2D(5, 2, padding="same", depth_multiplier=2),

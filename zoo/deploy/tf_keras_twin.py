@@ -34,6 +34,7 @@ TWINS: dict[str, tuple[str, ...]] = {
     "BatchNormalization": ("axis", "momentum", "epsilon", "center", "scale", "synchronized"),
     "Concatenate": ("axis",),
     "Conv2D": ("filters", "kernel_size", "groups", *_CONVOLUTION, *_KERNEL),
+    "Conv2DTranspose": ("filters", "kernel_size", "output_padding", *_CONVOLUTION, *_KERNEL),
     "Cropping2D": ("cropping", "data_format"),
     "Dense": ("units", "activation", "use_bias", "bias_regularizer", "bias_constraint", *_KERNEL),
     "DepthwiseConv2D": ("kernel_size", *_DEPTHWISE, *_CONVOLUTION),

@@ -16,7 +16,7 @@ from zoo import graph
 METADATA = "ImageOrientation"  # the entry of a .tflite file's metadata, with the text below
 TURNED = b"turned by 180 degrees"
 
-_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D")
+_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D")
 _POOLS = ("AveragePooling2D", "MaxPooling2D")
 _ANYWHERE = frozenset(  # compute the same whatever is where
     ["Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU",
@@ -160,7 +160,8 @@ def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -
     output = copy(x)
     graph.copy_state(layer, copy)
     if graph.kind_of(layer) in _CONVOLUTIONS:
-        copy.kernel.assign(keras.ops.flip(layer.kernel, (0, 1)))
+        kernel = "depthwise_kernel" if graph.kind_of(layer) == "SeparableConv2D" else "kernel"
+        getattr(copy, kernel).assign(keras.ops.flip(getattr(layer, kernel), (0, 1)))
     copy.trainable = layer.trainable
     copies[layer.name] = copy
     return output

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoo import graph
-from zoo.deploy import c_array, measure, tflite, tflite_file, tflm
+from zoo.deploy import c_array, measure, planner, tflite, tflite_file, tflm
 
 layers = keras.layers
 
@@ -323,6 +323,33 @@ def test_c_array_compiles_and_holds_the_bytes_of_the_file(int8_file, tmp_path):
     command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", main, source, "-o", program]
     subprocess.run(command, check=True, timeout=60)
     assert subprocess.run([program], check=True, capture_output=True, timeout=60).stdout == int8_file
+
+
+def test_c_header_says_what_a_program_needs_and_compiles_as_c_and_cpp(int8_file, tmp_path):
+    names = [f"class {number}" for number in range(9)] + ['the "last" one, é']
+    header, source = c_array.write(int8_file, tmp_path, "net", class_names=names)
+    details = measure.interpret(int8_file, threads=1).get_input_details()[0]
+    scale, zero = details["quantization"]
+    text = header.read_text()
+    assert f"#define NET_ARENA_SIZE {planner.plan(int8_file).arena} " in text
+    assert "#define NET_INPUT_SHAPE {1, 16, 16, 3}  /* int8 */" in text
+    assert f"#define NET_INPUT_ZERO_POINT ({zero})" in text
+    assert "ADD, CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, MEAN, SOFTMAX" in text
+    calls = re.findall(r"\(resolver\)\.(\w+)\(\);", text)
+    assert calls == ["AddAdd", "AddConv2D", "AddDepthwiseConv2D", "AddFullyConnected", "AddMean", "AddSoftmax"]
+    main = tmp_path / "main.c"
+    main.write_text(
+        f'#include <stdio.h>\n#include "{header.name}"\n'
+        "static const int shape[] = NET_OUTPUT_SHAPE;\n"
+        'int main(void) { printf("%d %d %.9g %s", shape[1], NET_OPERATORS, (double)NET_INPUT_SCALE, '
+        "net_class_names[9]); return 0; }\n"
+    )
+    program = tmp_path / "program"
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", main, source, "-o", program]
+    subprocess.run(command, check=True, timeout=60)
+    printed = subprocess.run([program], check=True, capture_output=True, timeout=60).stdout.decode()
+    assert printed == f"10 6 {np.float32(scale):.9g} {names[-1]}"
+    subprocess.run(["g++", "-fsyntax-only", "-Wall", "-Werror", "-x", "c++", header], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(("name", "suggestion"), [("my-net", "my_net"), ("3net", "model_3net"), ("int", "model_int")])

@@ -41,7 +41,7 @@ def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | 
     axes.axhline(plan.head / 1000, color="black", linewidth=1)
     axes.axhline(plan.bound / 1000, color="black", linewidth=1, linestyle=":")
     axes.set_xlim(-0.5, len(plan.operators) + 0.5)
-    axes.set_ylim(0, _draw_ram(axes, plan, board))
+    axes.set_ylim(0, max(plan.head / 1000 * 1.12, 0.1))
     axes.set_xlabel("operator, in running order (0: the input is filled)")
     axes.set_ylabel("place in the arena, kB")
     axes.set_title(
@@ -49,27 +49,27 @@ def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | 
         f"{plan.peak or 'the input'})",
         fontsize=10,
     )
-    patches = [Patch(color=_COLOURS[kind], label=label) for kind, label in _MEANINGS.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=4)
+    handles: list[Any] = [Patch(color=_COLOURS[kind], label=label) for kind, label in _MEANINGS.items()]
+    if board is not None:
+        handles.append(_draw_ram(axes, plan, board))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
     _save(figure, path)
 
 
-def _draw_ram(axes: Any, plan: Plan, board: Board | None) -> float:
-    """Draws what RAM the board leaves for the buffers; returns where the axis ends, in kB."""
-    top = max(plan.head / 1000 * 1.12, 0.1)
-    if board is None:
-        return top
+def _draw_ram(axes: Any, plan: Plan, board: Board) -> Any:
+    """Draws what RAM the board leaves for the buffers, unless it is far above them; returns the legend's handle."""
     left = (board.ram - plan.tail) / 1000
-    text = f"{board.chip}: {board.ram / 1000:,.1f} kB of RAM less {plan.tail / 1000:,.1f} kB that TFLM keeps for good"
-    if left > _FAR * plan.head / 1000:
-        axes.text(0.01, 0.985, f"{text}: far above, at {left:,.1f} kB", transform=axes.transAxes, va="top", fontsize=8,
-                  color=_COLOURS["ram"])  # fmt: skip
-        return top
-    top = max(top, left * 1.08)
-    axes.axhline(left, color=_COLOURS["ram"], linewidth=1.5, linestyle="--")
-    axes.annotate(text, (0.01, left), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                  va="bottom", fontsize=8, color=_COLOURS["ram"])  # fmt: skip
-    return top
+    drawn = left <= _FAR * plan.head / 1000
+    if drawn:
+        axes.set_ylim(0, max(axes.get_ylim()[1], left * 1.08))
+    return axes.axhline(
+        left if drawn else -1,
+        color=_COLOURS["ram"],
+        linewidth=1.5,
+        linestyle="--",
+        label=f"{board.chip}: {board.ram / 1000:,.1f} kB of RAM less {plan.tail / 1000:,.1f} kB that TFLM keeps"
+        + ("" if drawn else f", far above: {left:,.1f} kB"),
+    )
 
 
 def _kind(buffer: memory_plan.Buffer) -> str:

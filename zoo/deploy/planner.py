@@ -27,6 +27,9 @@ from zoo.deploy.tflite_file import (
 )
 from zoo.markdown import join_blocks
 
+_INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")  # of one layer, in a converter's names
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
 
 class PlannerError(ValueError):
     """The file has something that the planner does not follow."""
@@ -352,7 +355,3 @@ def short_name(name: str) -> str:
     while len(parts) > 2 and parts[-2] in _INNER_SCOPES:
         del parts[-2]
     return parts[-2] if len(parts) > 1 else parts[0]
-
-
-_INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")

@@ -15,6 +15,7 @@ The images are trained on as they are, without augmentation: the network knows t
 import dataclasses
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,9 @@ def train(config: Config) -> "report.Report":
     from zoo.deploy import quantize, report, tflite
 
     subject = deployable.load(config)
+    if len(subject.model.outputs) > 1:
+        subject = dataclasses.replace(subject, model=_with_one_output(config, subject.model))
+        config = dataclasses.replace(config, output=None)
     with show_steps("quantize") as tell:
         tell("float32 and int8 after training")
         files = {
@@ -102,6 +106,17 @@ def train(config: Config) -> "report.Report":
     shutil.rmtree(_state(config, subject.model))
     print(page)
     return result
+
+
+def _with_one_output(config: Config, model: "keras.Model") -> "keras.Model":
+    """Returns the model of the output that is judged: the labels are for no other."""
+    import keras
+
+    from zoo.deploy import measure
+
+    number = measure.choose_keras_output(model, config.output_key)
+    print(f"{model.name} has {len(model.outputs)} outputs; the files get number {number} alone", file=sys.stderr)
+    return keras.Model(model.inputs, model.outputs[number], name=model.name)
 
 
 def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import pytest
 
 from recipes import quantize
 from recipes.images import sources as data
-from zoo.deploy import report
+from zoo.deploy import report, tflite_file
 
 layers = keras.layers
 
@@ -94,3 +94,17 @@ def test_state_of_other_options_is_not_taken(config):
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         quantize.Config(**options)
+
+
+def test_model_of_two_outputs_is_trained_and_judged_by_one(tmp_path, capsys):
+    image = keras.Input((28, 28, 1))
+    x = layers.Conv2D(4, 5, strides=3, activation="relu")(image)
+    first, second = (layers.Dense(10, "softmax", name=name)(layers.Flatten()(x)) for name in ("main", "auxiliary"))
+    keras.Model(image, [first, second]).save(tmp_path / "two.keras")
+    options = {"images": 20, "calibration": 8, "training_images": 32, "epochs": 1}
+    config = quantize.Config(model=str(tmp_path / "two.keras"), folder=tmp_path / "out", output="auxiliary", **options)
+    result = quantize.train(config)
+    assert "has 2 outputs; the files get number 1 alone" in capsys.readouterr().err
+    file = tflite_file.parse((tmp_path / "out" / result.row("int8 QAT").file).read_bytes())
+    assert len(tflite_file.outputs_of(file)) == 1
+    assert 0 <= result.row("int8 QAT").accuracy <= 1

@@ -264,7 +264,7 @@ def latency(
         )
     interpreter = interpret(tflite, threads=threads, kernels=kernels)
     for source, noise in zip(interpreter.get_input_details(), make_noise(interpreter, 1), strict=True):
-        interpreter.set_tensor(source["index"], noise)
+        interpreter.set_tensor(source["index"], noise[0])
     times = []
     for run in range(warmup + runs):
         start = time.perf_counter()
@@ -314,10 +314,10 @@ def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kerne
 
 
 def make_noise(interpreter: Any, n: int, seed: int = 0) -> list[np.ndarray]:
-    """Returns for each input of an interpreter n random values of its type, as stored: floats from -1 to 1."""
+    """Returns for each input of an interpreter n random tensors of its shape and type: floats from -1 to 1."""
     draw, found = np.random.default_rng(seed), []
     for source in interpreter.get_input_details():
-        shape, dtype = (n, *source["shape"][1:]), source["dtype"]
+        shape, dtype = (n, *source["shape"]), source["dtype"]
         if np.issubdtype(dtype, np.floating):
             found.append(draw.uniform(-1, 1, shape).astype(dtype))
         elif source["quantization"][0]:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from zoo import manifest
+
 PROJECT = Path(__file__).resolve().parent.parent
-MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "embedded_images"}  # programs that fill documents
+# Programs that fill documents
+MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "weights_table", "embedded_images"}
 LIBRARY = {"machine", "table_search"}
 SCRIPTS = sorted({path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - MAINTAINERS - LIBRARY)
 QUICK = ["input_pipeline", "search_gates"]  # in a process that has TensorFlow already
@@ -67,3 +70,8 @@ def test_the_table_of_foreign_models_has_a_row_for_each(tmp_path: Path):
     text = run_script("foreign_models", "--preset=smoke", f"--folder={tmp_path}")
     assert [line.split()[1] for line in text.splitlines() if line.startswith("|")][2:] == ["MobileNetV2"]
     assert (tmp_path / "table.md").read_text() in text
+
+
+def test_the_table_of_weights_has_a_row_for_each_entry():
+    text = run_script("weights_table")
+    assert all(f"| {entry.name} |" in text for entry in manifest.entries())

@@ -1,0 +1,72 @@
+"""All published weights that the zoo loads, as a table: where, in which form, by which digest, checked against what.
+
+python -m benchmarks.weights_table --readme=docs/weights.md
+"""
+
+import dataclasses
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from recipes import _main
+from zoo import manifest
+from zoo.markdown import make_table
+
+HEAD = ("weights", "network", "preset", "top-1, %", "forms", "hosts, in the order of trying", "digest", "checked")
+# What the tests compare; each builds the network, fills it under the names of the code, and compares the logits or, for
+# checkpoints, every variable.
+_CHECKED = {
+    "keras": "keras.applications' network with the same weights",
+    "timm": "logits of timm's network (parity fixtures)",
+    "torchvision": "logits of torchvision's network (parity fixtures)",
+    "quark0": "logits of quark0/darts' network (parity fixtures)",
+    "mit": "logits of mcunet's network; mcunet_in3 with its published weights",
+    "slim": "logits of TF-slim's network; checkpoints written under its names",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the table."""
+
+    readme: Path | None = None  # document whose part between the weights-table markers is replaced; none prints it
+
+
+PRESETS = {"default": Config(), "smoke": Config()}
+
+
+def tabulate(config: Config) -> None:
+    """Prints the table, or puts it into the document."""
+    from benchmarks.zoo_table import replace_between
+    from zoo.atomic import write_atomically
+
+    text = make_table(HEAD, [_row(entry) for entry in manifest.entries()])
+    text += (
+        "\n\n`python -m benchmarks.weights_table`. A digest is the publisher's own; 'first' stands for none: that of "
+    )
+    text += "the first download is kept, and later ones must equal it.\n"
+    if config.readme is None:
+        print(text)
+    else:
+        old = config.readme.read_text(encoding="utf-8")
+        write_atomically(config.readme, replace_between(old, "weights-table", text))
+
+
+def _row(entry: manifest.Entry) -> tuple[str, ...]:
+    def digest(source: manifest.Source) -> str:
+        kinds = {"SHA-256": source.sha256, "start of SHA-256": source.sha256_prefix, "MD5": source.md5}
+        return next((name for name, value in kinds.items() if value), "first")
+
+    return (
+        entry.name,
+        entry.model,
+        entry.preset,
+        f"{entry.top1:g}",
+        ", ".join(dict.fromkeys(source.format for source in entry.sources)),
+        ", ".join(urlsplit(source.url).netloc for source in entry.sources),
+        ", ".join(dict.fromkeys(map(digest, entry.sources))),
+        _CHECKED[entry.origin],
+    )
+
+
+if __name__ == "__main__":
+    _main.run(tabulate, PRESETS)

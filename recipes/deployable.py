@@ -13,7 +13,7 @@ import numpy as np
 
 import zoo
 from recipes.images import EMBEDDED
-from recipes.training.results import CLASS_NAMES, Origin, find_origin
+from recipes.training.results import CLASS_NAMES, Origin, describe_images, find_origin
 from zoo.atomic import write_atomically
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -107,7 +107,7 @@ def load(config: ModelAndData) -> Deployable:
     else:
         model = graph.flatten(given, source.input_shape)
     check_classes(f"model {model.name!r}", _output_shape(model, config.output_key), source)
-    normalize = find_normalization(config, origin, given)
+    normalize = find_normalization(config.preprocess, origin, given, config.model)
     threshold = config.threshold if given is None or config.threshold is not None else _find_threshold(config, path)
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
     images, labels = held_out(config, source, normalize)
@@ -198,8 +198,16 @@ def _find_threshold(config: ModelAndData, path: Path) -> float | None:
     return None
 
 
-def find_normalization(config: ModelAndData, origin: Origin, model: "keras.Model | None") -> "Normalization":
+def find_normalization(
+    preprocess: str | None, origin: Origin, model: "keras.Model | None", name: str
+) -> "Normalization":
     """Returns what turns pixels of 0..255 into what the network reads, and says what was found.
+
+    Args:
+        preprocess: the option.
+        origin: of the network.
+        model: it, where its own first layers may say.
+        name: of it.
 
     Raises:
         ValueError: the option asks for another than the network was trained with.
@@ -214,14 +222,12 @@ def find_normalization(config: ModelAndData, origin: Origin, model: "keras.Model
         known = choices[origin.preprocess]
     elif model is not None and reads_pixels(model):
         known, where = choices["pixels"], "its first layers, which rescale or normalise"
-    wanted = None if config.preprocess is None else choices[config.preprocess]
+    wanted = None if preprocess is None else choices[preprocess]
     if known is not None and wanted is not None and known != wanted:
-        name = next((name for name, one in choices.items() if one == known), str(known))
-        raise ValueError(
-            f"preprocess is {config.preprocess}, but the model reads {name} by {where}; leave preprocess= out"
-        )
+        reads = next((choice for choice, one in choices.items() if one == known), str(known))
+        raise ValueError(f"preprocess is {preprocess}, but {name} reads {reads} by {where}; leave preprocess= out")
     if known == choices["pixels"] and wanted is None:
-        print(f"{config.model} reads pixels of 0..255, by {where}", file=sys.stderr)
+        print(f"{name} reads pixels of 0..255, by {where}", file=sys.stderr)
     return wanted or known or choices["unit"]
 
 
@@ -258,15 +264,7 @@ def _near_chance(classes: int) -> float:
 def describe(config: ModelAndData, source: "Data", normalize: "Normalization") -> dict[str, Any]:
     """Returns what SOURCE holds, under the names of a training's results.json."""
     name = next((name for name, one in normalizations().items() if one == normalize), None)
-    return {
-        "model": config.model,
-        "data": str(config.data or source.name),
-        "image_size": list(source.input_shape[:2]),
-        "channels": source.input_shape[2],
-        "preprocess": name,
-        "normalization": {"mean": list(normalize.mean), "std": list(normalize.std)},
-        "class_names": list(source.class_names),
-    }
+    return {"model": config.model, **describe_images(str(config.data or source.name), source, name, normalize)}
 
 
 def write_labels(folder: Path, found: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from recipes.training.results import Origin, describe_images, find_finished, fin
 if TYPE_CHECKING:
     import keras
 
-    from recipes.images.augment import Normalization
     from recipes.images.sources import Data
     from recipes.training.loop import Outcome
 
@@ -105,6 +104,7 @@ class _Weights(NamedTuple):
 def _finetune(config: Config) -> Finetuned:
     import keras
 
+    from recipes.deployable import find_normalization
     from recipes.images import augment
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
@@ -114,7 +114,7 @@ def _finetune(config: Config) -> Finetuned:
     from zoo.graph import copy_model
 
     weights = _load_weights(config)
-    preprocess = _normalization(config, weights.origin)
+    preprocess = find_normalization(config.preprocess, weights.origin, weights.network, config.weights or config.model)
     name, images = _load_images(config, weights)
     keras.utils.set_random_seed(config.seed)
     network, notes = _network(config, weights.network, images)
@@ -191,28 +191,6 @@ def _load_weights(config: Config) -> _Weights:
     normalization = {key: entry.preprocessing[key] for key in ("mean", "std")}
     height, width = model.input_shape[1:3]
     return _Weights(model, Origin(None, (height, width), None, normalization, f"the weights {entry.name}"))
-
-
-def _normalization(config: Config, origin: Origin) -> "Normalization":
-    """Returns what the network reads.
-
-    Raises:
-        ValueError: the options ask for another normalisation than that of the weights.
-    """
-    from recipes.images.augment import PREPROCESSING, Normalization
-
-    known = None
-    if origin.normalization is not None:
-        known = Normalization(tuple(origin.normalization["mean"]), tuple(origin.normalization["std"]))
-    elif origin.preprocess is not None:
-        known = PREPROCESSING[origin.preprocess]
-    wanted = None if config.preprocess is None else PREPROCESSING[config.preprocess]
-    if known is not None and wanted is not None and known != wanted:
-        raise ValueError(
-            f"preprocess is {config.preprocess}, but the weights were trained with {origin.preprocess or known} "
-            f"({origin.place}); leave preprocess= out"
-        )
-    return wanted or known or PREPROCESSING["unit"]
 
 
 def _load_images(config: Config, weights: _Weights) -> tuple[str, "Data"]:

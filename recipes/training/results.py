@@ -1,8 +1,8 @@
 """What a training leaves in its folder, and what later programs learn from there: data, image size, normalisation.
 
-results.json beside a model.keras holds, whatever program wrote it: `data`, `image_size` [height, width], `preprocess`
-(a name, or none), `normalization` {"mean", "std"} (what the network reads is (pixel / 255 - mean) / std), `class_names`
-(a label is the place in them), `test_accuracy`, `test_images`, and `config`, the options of the program.
+results.json beside a model.keras holds, whatever program wrote it: `data`, `image_size` [height, width], `channels`,
+`preprocess` (a name, or none), `normalization` {"mean", "std"} (what the network reads is (pixel / 255 - mean) / std),
+`class_names` (a label is the place in them), `test_accuracy`, `test_images`, and `config`, the options of the program.
 """
 
 import dataclasses
@@ -103,6 +103,7 @@ def describe_images(name: str, images: Any, preprocess: str | None, normalizatio
         "data": name,
         "images": str(images),
         "image_size": list(images.input_shape[:2]),
+        "channels": images.input_shape[2],
         "preprocess": preprocess,
         "normalization": dataclasses.asdict(normalization),
         "class_names": list(images.class_names),

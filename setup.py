@@ -9,7 +9,7 @@ DEPLOY = [
     "tensorflow-model-optimization>=0.8.1,<0.9",  # 0.8.1's layer registry shaped zoo/deploy
     "tf-keras>=2.20,<3",  # must be TensorFlow's minor version, which it asks for itself
     "ai-edge-litert>=2.1,<3",
-    "tflite-micro>=0.dev20250101000000",  # has development releases only
+    "tflite-micro>=0.dev20260811000000",  # development releases only; those before need pkg_resources
 ]
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
 TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs
@@ -72,6 +72,8 @@ setup(
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -54,7 +54,9 @@ def test_quick_scripts_print_measurements(name: str, arguments, monkeypatch, cap
 def run_script(name: str, *arguments: str) -> str:
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     variables = os.environ | {"PYTHONPATH": str(PROJECT)}  # not another copy that may be installed
-    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=1800, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

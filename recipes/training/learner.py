@@ -126,7 +126,8 @@ def _in_training(call: graph.Call, arguments: tuple[Any, ...], options: dict[str
 
 
 def _can_be_fused(layer: Any, x: Any) -> bool:
-    if type(layer) is not keras.layers.BatchNormalization or not layer.trainable or layer.renorm:
+    renormalized = getattr(layer, "renorm", False)  # Keras 3.12 cannot do it yet
+    if type(layer) is not keras.layers.BatchNormalization or not layer.trainable or renormalized:
         return False
     plain = layer.center and layer.scale and layer.axis in (-1, 3) and not layer.synchronized
     return plain and layer.compute_dtype == "float32" and len(x.shape) == 4

@@ -59,7 +59,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
     )
     lap()
     if side == SIDES[1]:
-        Settings().learner(model).step(images, labels, 0.01)  # a softmax more than training has costs nothing
+        Settings().make_learner(model).step(images, labels, 0.01)  # a softmax more than training has costs nothing
     else:
         model.compile(keras.optimizers.SGD(0.01, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
         model.train_on_batch(images, labels)

@@ -74,7 +74,7 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
         fixed = []
         for rewritten in (False, True):
             optimizer = Optimizer(nesterov=True, weight_decay=2e-4, clip=5.0)
-            learner = Settings(optimizer=optimizer).learner(fixed_network(net, path))
+            learner = Settings(optimizer=optimizer).make_learner(fixed_network(net, path))
 
             def step(learner: Any = learner) -> float:
                 return float(learner.step(images, labels, 0.05)[0])

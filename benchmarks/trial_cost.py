@@ -49,7 +49,7 @@ def ours(build, images, labels) -> None:
     from recipes.training.tensorflow_options import without_rewrites
 
     with without_rewrites():
-        learner = child_training.child_settings(len(images), 1, BATCH, 0.05, 1e-4).learner(build())
+        learner = child_training.child_settings(len(images), 1, BATCH, 0.05, 1e-4).make_learner(build())
         float(learner.step(images, labels, 0.05)[0])
 
 

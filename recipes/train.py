@@ -112,7 +112,7 @@ def _train(config: Config) -> Trained | None:
     import keras
 
     from recipes.images.augment import PREPROCESSING
-    from recipes.training.drop_path import scheduled
+    from recipes.training.drop_path import schedule_drop_path
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.learner import shorten_moving_averages
     from recipes.training.loop import STATE_FILE, fit
@@ -142,7 +142,7 @@ def _train(config: Config) -> Trained | None:
     )
     if small:
         shorten_moving_averages(network)
-    twin, settings = scheduled(network), _settings(config, paper.settings)
+    twin, settings = schedule_drop_path(network), _settings(config, paper.settings)
     augment = _augment(config, paper, images.input_shape[0])
     if config.dry_run:
         one, two = dataclasses.replace(settings, epochs=1, batch_size=2), images.train.first(2)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from recipes.training.drop_path import Progress, ScheduledDropPath, is_drop_path, scheduled
+from recipes.training.drop_path import Progress, ScheduledDropPath, is_drop_path, schedule_drop_path
 
 
 def kept_share(layer: ScheduledDropPath, examples: int = 20_000) -> tuple[float, float]:
@@ -74,7 +74,7 @@ def small(name):
 
 
 def test_twin_has_the_rates_of_the_plain_model_scaled_by_depth_in_nasnet(nasnet):
-    twin = scheduled(nasnet).model
+    twin = schedule_drop_path(nasnet).model
     rates = {layer.name: layer.rate for layer in nasnet.layers if is_drop_path(layer)}
     assert rates
     assert {layer.name: layer.rate for layer in twin.layers if isinstance(layer, ScheduledDropPath)} == rates
@@ -84,7 +84,7 @@ def test_twin_has_the_rates_of_the_plain_model_scaled_by_depth_in_nasnet(nasnet)
 
 
 def test_twin_computes_the_same_has_the_same_weights_and_no_dropout_left(nasnet):
-    twin = scheduled(nasnet).model
+    twin = schedule_drop_path(nasnet).model
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
     np.testing.assert_array_equal(twin(images, training=False), nasnet(images, training=False))
     assert [weight.path for weight in twin.weights] == [weight.path for weight in nasnet.weights]

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import zoo
-from recipes.training.drop_path import scheduled
+from recipes.training.drop_path import schedule_drop_path
 from recipes.training.learner import TrainingPass
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
@@ -77,7 +77,7 @@ def test_frozen_normalisation_and_models_without_a_graph_go_keras_way():
 
 
 def test_drop_path_drops():
-    twin = scheduled(network(drop_path_rate=0.9))
+    twin = schedule_drop_path(network(drop_path_rate=0.9))
     twin.progress.assign(1.0)
     first, second = (TrainingPass(twin.model)(IMAGES) for _ in range(2))
     assert not np.allclose(first, second)

@@ -51,7 +51,7 @@ PROGRAM = """
     except Killed:
         print("killed")
     print(json.dumps({
-        "visible": mirrored.visible(), "one": train([]), "two": train(two), "whole": train(two, True),
+        "visible": mirrored.list_gpus(), "one": train([]), "two": train(two), "whole": train(two, True),
         "resumed": train(two, True, folder=folder),
     }))
 """

@@ -18,7 +18,7 @@ import zoo
 from recipes.images import augment
 from recipes.images.parts import Arrays, Batches
 from recipes.training import progress
-from recipes.training.drop_path import scheduled
+from recipes.training.drop_path import schedule_drop_path
 from recipes.training.evaluation import Evaluator, measure_accuracy
 from recipes.training.loop import STATE_FILE, DivergedError, Settings, fit, run_epochs
 from recipes.training.optimizer import Optimizer
@@ -107,7 +107,7 @@ GRADIENT = np.array([[-0.5, 0.5], [-1.0, 1.0]])
 
 def kernel_after(optimizer, steps=1, rate=0.1, **settings):
     model = dense()
-    learner = Settings(optimizer=optimizer, **settings).learner(model)
+    learner = Settings(optimizer=optimizer, **settings).make_learner(model)
     for _ in range(steps):
         learner.step(IMAGE, np.array([0]), rate)
     return model.layers[1].get_weights()[0]
@@ -143,7 +143,7 @@ def test_biases_and_normalisation_decay_only_where_they_are_asked_to(options, ga
     norm, head = keras.layers.BatchNormalization(), keras.layers.Dense(2, kernel_initializer="zeros")
     model = keras.Model(inputs, head(norm(inputs)))
     head.bias.assign(np.ones(2))
-    learner = Settings(optimizer=Optimizer(momentum=0.0, weight_decay=0.2, **options)).learner(model)
+    learner = Settings(optimizer=Optimizer(momentum=0.0, weight_decay=0.2, **options)).make_learner(model)
     learner.step(np.zeros((2, 2), np.float32), np.array([0, 1]), 0.1)  # the gradients of the two images cancel out
     np.testing.assert_allclose(norm.gamma, [gamma, gamma], rtol=1e-6)
     np.testing.assert_allclose(head.bias, [bias, bias], rtol=1e-6)
@@ -165,7 +165,7 @@ def test_auxiliary_loss_counts_four_tenths():
     image = keras.Input((2,))
     heads = [keras.layers.Dense(2, kernel_initializer="zeros", name=name)(image) for name in ("main", "auxiliary")]
     model = keras.Model(image, heads)
-    loss, right = Settings(optimizer=Optimizer(momentum=0.0)).learner(model).step(IMAGE, np.array([0]), 0.1)
+    loss, right = Settings(optimizer=Optimizer(momentum=0.0)).make_learner(model).step(IMAGE, np.array([0]), 0.1)
     np.testing.assert_allclose(model.get_layer("main").get_weights()[0], -0.1 * GRADIENT, rtol=1e-6)
     np.testing.assert_allclose(model.get_layer("auxiliary").get_weights()[0], -0.04 * GRADIENT, rtol=1e-6)
     assert float(loss) == pytest.approx(math.log(2))
@@ -260,7 +260,7 @@ def test_average_follows_the_weights_by_hand():
 
 
 def test_searched_cell_with_drop_path_learns_and_traces_once():
-    twin = scheduled(small_network(drop_path_rate=0.2))
+    twin = schedule_drop_path(small_network(drop_path_rate=0.2))
     outcome = fit(
         twin.model, part(), part(32, seed=1), Settings(epochs=2, batch_size=16), seed=0, drop_path=twin.progress
     )

@@ -74,7 +74,7 @@ def train(
     Raises:
         DivergedError: the loss is not a number any more.
     """
-    devices = mirrored.visible() if devices is None else devices
+    devices = mirrored.list_gpus() if devices is None else devices
     mirror = mirrored.Mirror(devices) if devices else None
     batches = Batches(training_part, settings.batch_size, seed, normalize=normalize, augment=augment, keep_last=True)
 
@@ -88,7 +88,7 @@ def train(
         with contextlib.nullcontext() if mirror is None else mirror.scope():
             model = make_model()
             shorten_moving_averages(model)
-            learner = settings.learner(model, mirror)
+            learner = settings.make_learner(model, mirror)
 
         def take_step(epoch: int, number: int) -> tuple[Any]:
             rate = settings.schedule.at_step(epoch * batches.steps + number, batches.steps, settings.epochs)

@@ -1,9 +1,9 @@
 """Scheduled drop path (Zoph et al., 2018): the chance to lose an edge grows while a network is trained.
 
 `zoo.build(..., drop_path_rate=r)` gives standard Dropout layers whose rates are those of the end of training (each
-family's code has already scaled them by depth where its paper does). `scheduled` makes a twin of such a model for
-training, in which one variable, shared by all of these layers, scales the rates from 0 to 1: nothing is traced again
-when it changes. The twin is for training only: what is exported is a model built without drop path.
+family's code has already scaled them by depth where its paper does). `schedule_drop_path` makes a twin of such a model
+for training, in which one variable, shared by all of these layers, scales the rates from 0 to 1: nothing is traced
+again when it changes. The twin is for training only: what is exported is a model built without drop path.
 """
 
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ class Scheduled(NamedTuple):
     progress: Progress
 
 
-def scheduled(model: keras.Model) -> Scheduled:
+def schedule_drop_path(model: keras.Model) -> Scheduled:
     """Returns a twin of a flat functional model, with layers and weights of its own, and the progress, at 0.
 
     The twin's weights are the model's, in the same order: copy back by `model.set_weights(twin.get_weights())`.

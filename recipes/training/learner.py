@@ -29,7 +29,7 @@ def shorten_moving_averages(model: keras.Model) -> None:
 class Learner:
     """The training step of a model with logits as outputs, [main] or [main, auxiliary], and the optimiser's variables.
 
-    `recipes.training.loop.Settings.learner` makes it.
+    `recipes.training.loop.Settings.make_learner` makes it.
 
     Args:
         model: what learns; its frozen layers stay as they are.
@@ -63,7 +63,7 @@ class Learner:
             tf.TensorSpec([], tf.float32),
         ]
         whole = tf.function(self._step, signature, autograph=False)
-        self._traced = whole if mirror is None else mirror.over(self._step)
+        self._traced = whole if mirror is None else mirror.run_on_all(self._step)
 
     def step(self, images: Any, labels: Any, rate: float) -> tuple[Any, Any]:
         """Trains on a batch; returns its mean loss without decay, and how many of it were classified right before."""
@@ -83,7 +83,7 @@ class Learner:
         ]
         right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs[0], -1, tf.int32), labels), tf.float32))
         if self._mirror is not None:
-            *gradients, loss, right = self._mirror.summed([*gradients, loss, right])
+            *gradients, loss, right = self._mirror.add_up([*gradients, loss, right])
         self._optimizer.apply(self.weights, self.slots, gradients, rate, self._decayed)
         return loss, tf.cast(right, tf.int32)
 

@@ -175,7 +175,7 @@ class Settings:
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"average is {self.average}; expected a number between 0 and 1, such as 0.9999, or none")
 
-    def learner(self, model: Any, mirror: Mirror | None = None) -> Learner:
+    def make_learner(self, model: Any, mirror: Mirror | None = None) -> Learner:
         """Returns the training step of a model with logits as outputs, [main] or [main, auxiliary]."""
         return Learner(
             model,
@@ -235,7 +235,7 @@ def fit(
         seed: of the order of the images and the augmentation; the model's own seeds are set where it is built.
         augment: of training batches.
         preprocess: 0..255 to what the model reads.
-        drop_path: of the model, from `recipes.training.drop_path.scheduled`.
+        drop_path: of the model, from `recipes.training.drop_path.schedule_drop_path`.
         folder: for the state to resume from, history.json and history.csv; nothing is written unless given.
         identity: JSON values that tell this training from others, beside `settings` and `seed`.
         tensorboard: writes the history into folder/tensorboard, too.
@@ -249,7 +249,7 @@ def fit(
     if not len(validation):
         raise ValueError("there is no validation image to choose the best epoch by; raise validation_fraction")
     steps = train.steps(settings.batch_size, training=True)
-    learner, kept = settings.learner(model), _KeptWeights(model, settings.average)
+    learner, kept = settings.make_learner(model), _KeptWeights(model, settings.average)
     facts = {"seed": seed, **dataclasses.asdict(settings), **(identity or {})}
     state = None if folder is None else TrainingState(folder / STATE_FILE, facts)
     writer = tf.summary.create_file_writer(str(folder / "tensorboard")) if folder and tensorboard else None

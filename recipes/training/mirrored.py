@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 
-def visible() -> list[str]:
-    """Returns the GPUs that this process may use if they are several; none otherwise."""
+def list_gpus() -> list[str]:
+    """Returns the GPUs that this process may use, if there are several; none otherwise."""
     names = [device.name for device in tf.config.list_logical_devices("GPU")]
     return names if len(names) > 1 else []
 
@@ -38,12 +38,12 @@ class Mirror:
         """Returns a context in which variables are made on every device."""
         return self._strategy.scope()
 
-    def summed(self, tensors: Any) -> Any:
+    def add_up(self, tensors: Any) -> Any:
         """Returns the sums over all devices; for use within a step."""
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-    def over(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def run_on_all(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of a batch that runs `step` on every device with its share.
 
         `step` takes images, labels, the learning rate, and the factor that makes the sum of its losses its part of the
@@ -71,7 +71,7 @@ class Mirror:
 
         return whole
 
-    def _each(self, of: Callable[[int], tf.Tensor]) -> Any:
+    def _each(self, share: Callable[[int], tf.Tensor]) -> Any:
         return self._strategy.experimental_distribute_values_from_function(
-            lambda context: of(context.replica_id_in_sync_group)
+            lambda context: share(context.replica_id_in_sync_group)
         )

@@ -116,16 +116,16 @@ def _stops(config: Config, state: Bilevel) -> bool:
 
 def _make_record(config: Config, state: Bilevel, validation: tuple[Any, Any]) -> dict[str, Any]:
     """Returns what is known after an epoch."""
-    loss, accuracy, validation_loss, validation_accuracy = state.epoch_metrics(validation)
-    if not np.isfinite(loss) or not np.isfinite(validation_loss):
-        raise FloatingPointError(f"the loss of the supernet is {loss}: the search diverged; lower its learning rate")
+    names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+    found = dict(zip(names, state.epoch_metrics(validation), strict=True))
+    if not np.isfinite(list(found.values())).all():
+        raise FloatingPointError(
+            f"the loss of the supernet is {found['loss']}: the search diverged; lower its learning rate"
+        )
     cells = state.cells()
     return {
         "step": state.step,
-        "loss": round(float(loss), 5),
-        "accuracy": round(float(accuracy), 5),
-        "validation_loss": round(float(validation_loss), 5),
-        "validation_accuracy": round(float(validation_accuracy), 5),
+        **{name: round(value, 5) for name, value in found.items()},
         "normal_skips": _count_skips(cells.normal),
         "reduce_skips": _count_skips(cells.reduce),
         "eigenvalue": round(state.eigenvalue(validation), 6) if config.eigenvalue else None,

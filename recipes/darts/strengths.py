@@ -65,7 +65,7 @@ def _draw_edges(figure: Any, space: DartsSpace, tables: np.ndarray, title: str) 
         _draw_panels(part, graph, table)
     axes = parts[0].axes[0]
     for place, op in enumerate((OPS[0], *space.ops)):
-        axes.plot([], [], color=_colour(place), linestyle=_style(place), linewidth=2.5, label=op)
+        axes.plot([], [], **_look(place), linewidth=2.5, label=op)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncol=4 * len(parts), frameon=False, fontsize=9)
 
@@ -85,7 +85,7 @@ def _draw_panels(part: Any, graph: Any, table: np.ndarray) -> None:
                 axes.set_axis_off()
                 continue
             for place in range(table.shape[2]):
-                axes.plot(epochs, table[:, edge, place], color=_colour(place), linestyle=_style(place), linewidth=1.5,
+                axes.plot(epochs, table[:, edge, place], **_look(place), linewidth=1.5,
                           marker="." if len(epochs) == 1 else None)  # fmt: skip
             if node == max(0, source - INPUT_STATES + 1):  # the topmost panel of its column
                 axes.set_title(f"from {names[source]}", fontsize=9)
@@ -110,9 +110,8 @@ def _mark(axes: Any, op: str | None) -> None:
         axes.text(0.5, 0.96, op.replace("_", " "), transform=axes.transAxes, ha="center", va="top", fontsize=8)
 
 
-def _colour(place: int) -> str:
-    return _NONE if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
-
-
-def _style(place: int) -> str:
-    return ":" if place == 0 else "-"
+def _look(place: int) -> dict[str, Any]:
+    """Returns the colour and the style of the line of an operation."""
+    if not place:
+        return {"color": _NONE, "linestyle": ":"}
+    return {"color": COLOURS[(place - 1) % len(COLOURS)], "linestyle": "-"}

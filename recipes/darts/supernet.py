@@ -28,11 +28,6 @@ class Kind:
     ops: tuple[str, ...]
     maps: tuple[tuple[int, str], ...]
 
-    @classmethod
-    def make(cls, ops: tuple[str, ...], does: Any) -> "Kind":
-        """Returns the kind of cells of which `does` (edges, ops) says what they do."""
-        return cls(ops, tuple((int(edge), ops[column]) for edge, column in np.argwhere(does)))
-
     def find(self, edges: Sequence[int], ops: Iterable[str]) -> list[tuple[int, str]]:
         """Returns what is done on these edges by these operations."""
         return [(edge, op) for edge, op in self.maps if edge in edges and op in ops]
@@ -63,14 +58,14 @@ class Supernet:
         """
         self.space, self.classes = space, classes
         ops = (OPS[0], *space.ops)
-        normal = reduction = Kind.make(ops, np.tile(np.array(ops) != OPS[0], (space.edges, 1)))
+        normal = reduction = Kind(ops, tuple((edge, op) for edge in range(space.edges) for op in space.ops))
         self._fixed = None  # strengths of a reduction cell that is not searched
         if space.fixed_reduction:
             ops = tuple(
                 op for op in OPS if any(op == edge.op for node in space.fixed_cell().nodes for edge in node.edges)
             )
             self._fixed = space.mark_edges(space.fixed_cell(), ops)
-            reduction = Kind.make(ops, self._fixed)
+            reduction = Kind(ops, tuple((int(edge), ops[column]) for edge, column in np.argwhere(self._fixed)))
         self.places: list[Place] = []
         stem = 3 * filters
         widths, before = (stem, stem), False

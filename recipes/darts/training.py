@@ -42,12 +42,7 @@ class SupernetSession:
         self._graphs: dict[tuple[int, ...], tuple[Any, dict[str, Any]]] = {}  # by the shape of the images
 
     def __call__(
-        self,
-        wanted: Sequence[str],
-        batch: tuple[Any, Any],
-        weights: Any,
-        alphas: Any = None,
-        strengths: Any = None,
+        self, wanted: Sequence[str], batch: tuple[Any, Any], weights: Any, alphas: Any = None, strengths: Any = None
     ) -> list[np.ndarray]:
         """Returns loss and accuracy (2,) on a batch (images, labels), then the gradients in what is `wanted`.
 
@@ -70,19 +65,15 @@ class SupernetSession:
 
     def _make(self, shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
         with tf.Graph().as_default() as graph:
-            alphas_shape = self.net.space.shape
-            weights, alphas, images = (
-                tf.compat.v1.placeholder(tf.float32, each) for each in ((self.net.packing.size,), alphas_shape, shape)
-            )
+            shapes = {"weights": (self.net.packing.size,), "alphas": self.net.space.shape, "images": shape}
+            tensors = {name: tf.compat.v1.placeholder(tf.float32, each) for name, each in shapes.items()}
             labels = tf.compat.v1.placeholder(tf.int32, shape[:1])
-            strengths = tf.nn.softmax(alphas)
-            logits = self.net.logits(weights, strengths, images)
+            strengths = tf.nn.softmax(tensors["alphas"])
+            logits = self.net.logits(tensors["weights"], strengths, tensors["images"])
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32))
-            metrics = tf.stack([loss, right])
-        session = tf.compat.v1.Session(graph=graph, config=tensorflow_options.only_fusions())
-        tensors = {"weights": weights, "alphas": alphas, "strengths": strengths, "images": images, "labels": labels}
-        self._graphs[shape] = session, tensors | {"loss": loss, "metrics": metrics}
+            tensors |= {"strengths": strengths, "labels": labels, "loss": loss, "metrics": tf.stack([loss, right])}
+        self._graphs[shape] = tf.compat.v1.Session(graph=graph, config=tensorflow_options.only_fusions()), tensors
         return self._graphs[shape]
 
 
@@ -100,8 +91,7 @@ class Bilevel:
         self.metrics: list[list[float]] = []
         rng = np.random.default_rng([seed, 1])
         self.weights: Any = tf.Variable(tf.constant(net.packing.initial(seed)))
-        alphas = 1e-3 * rng.standard_normal(net.space.shape)
-        self.alphas: Any = tf.Variable(tf.constant(alphas, tf.float32))
+        self.alphas: Any = tf.Variable(tf.constant(1e-3 * rng.standard_normal(net.space.shape), tf.float32))
         self.slots = _WEIGHTS.make_slots([self.weights])
         self.alpha_slots = _ALPHAS.make_slots([self.alphas])
         self.run: Callable[..., list[Any]] = SupernetSession(net)

@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.enas.config import Config
-from recipes.enas.controller import Controller
 from recipes.enas.supernet import PathSupernet, draw_weights
 from recipes.images import augment
 from recipes.images import sources as image_data
 from recipes.images.parts import Batches
+from recipes.oracles.attention import AttentionController
 from recipes.training.evaluation import evaluate
 from recipes.training.optimizer import Optimizer
 from recipes.training.schedules import Schedule
@@ -129,7 +129,9 @@ class SearchImages:
 class Search:
     """A search in progress: shared weights, controller, and how many steps of all are done."""
 
-    def __init__(self, config: Config, shared: SharedWeights, controller: Controller, images: SearchImages, seed: int):
+    def __init__(
+        self, config: Config, shared: SharedWeights, controller: AttentionController, images: SearchImages, seed: int
+    ):
         self.config, self.shared, self.controller, self.images, self.seed = config, shared, controller, images, seed
         self._schedule = Schedule("restarts", config.search_rate, config.least_rate, period=config.rate_period)
         self._uniform = config.algorithm == "uniform"

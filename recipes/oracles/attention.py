@@ -1,0 +1,271 @@
+"""An LSTM that draws choice by choice, some by attention to what it put out before; recipes.enas.controller has two.
+
+    controller = MicroController(space, **settings, seed=0)
+    paths = controller.sample(count, rng)       # int32 (count, ..); all that is random comes from rng
+    found = controller.update(paths, rewards)   # one step; entropy and skip_penalty of each path, before the step
+    arrays = controller.arrays()                # the whole state, for `restore`
+
+Source: Pham et al., ICML 2018, section 2, and melodyguan/enas (micro_controller.py, general_controller.py). Departures:
+a skip's entropy is that of its whole distribution, and its divergence from the target is that of the probability it is
+drawn with (the code takes other expressions for both); the baseline begins at the mean of the first rewards, where the
+code has 0.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from recipes.oracles.networks import Network
+
+_INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1
+_MASKED = -1e9  # logit of what cannot be chosen
+_LEAST = 1e-6  # of a probability in a divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the LSTM.
+
+    Attributes:
+        chooses: an operation, one of the places written before ("state"), any number of them ("skips"), or nothing.
+        visible: places from 0 that may be chosen.
+        writes: the place that its output becomes, for later attention.
+        blank: attention finds that place, but reading it gives zeros.
+        then: what the next step reads: the start vector, the embedding of the operation, or the chosen places' outputs.
+        bias: of the operations, never learned.
+    """
+
+    chooses: Literal["op", "state", "skips"] | None = None
+    visible: int = 0
+    writes: int | None = None
+    blank: bool = False
+    then: Literal["start", "op", "places"] = "start"
+    bias: Sequence[float] | float = 0.0
+
+
+class AttentionController(Network):
+    """Draws paths by its steps and learns from their rewards; a subclass says what the choices mean in a path.
+
+    Args:
+        steps: of one drawing.
+        ops: operations to choose from.
+        hidden: units of the LSTM.
+        temperature: logits are divided by it.
+        tanh_constant: logits are this much of their tanh, so that no choice becomes certain.
+        op_reduce: by which the constant is smaller for operations (micro).
+        learning_rate: Adam's, whose first moment has no memory and whose epsilon is 0.001.
+        entropy: weight of the choices' entropy in the reward.
+        baseline: what stays of the moving average of rewards at each reward.
+        skip_target, skip_weight: the share of skips that is wanted, and the weight of the divergence from it (macro).
+        seed: of the weights.
+    """
+
+    reduces_ops = True  # see op_reduce
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        ops: int,
+        *,
+        hidden: int,
+        temperature: float,
+        tanh_constant: float,
+        op_reduce: float,
+        learning_rate: float,
+        entropy: float,
+        baseline: float,
+        skip_target: float,
+        skip_weight: float,
+        seed: int,
+    ):
+        self._hidden, self._ops, self._temperature, self._tanh_constant = hidden, ops, temperature, tanh_constant
+        self._op_constant = tanh_constant / op_reduce if self.reduces_ops else tanh_constant
+        self._entropy, self._baseline = entropy, baseline
+        self._skip_target, self._skip_weight = skip_target, skip_weight
+        self._lay_out(steps)
+        with tf.device("CPU:0"):
+            dense = {"use_bias": False, "dtype": "float32"}
+            self.embedding = keras.layers.Embedding(1 + ops, hidden, dtype="float32")  # row 0 is the start vector
+            self.cell = keras.layers.LSTMCell(hidden, dtype="float32")
+            self.op_head = keras.layers.Dense(ops, dtype="float32")
+            self.key, self.query = keras.layers.Dense(hidden, **dense), keras.layers.Dense(hidden, **dense)
+            self.attention = keras.layers.Dense(1, **dense)
+            layers = (self.embedding, self.cell, self.op_head, self.key, self.query, self.attention)
+            for layer in layers:
+                layer.build(() if layer is self.embedding else (None, hidden))
+        weights = [weight for layer in layers for weight in layer.trainable_variables]
+        super().__init__(weights, keras.optimizers.Adam(learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-3))
+        rng = np.random.default_rng(seed)
+        self.state = self.new_state(lambda weight: self.draw_weight(weight, rng))
+        self.average: float | None = None  # of the rewards
+        choices = tf.TensorSpec([len(steps), None, self._width])
+        self._sample = self.on_state(self._sampled, choices)
+        self._update = self.on_state(self._updated, choices, tf.TensorSpec([None]), tf.TensorSpec([]))
+
+    def _lay_out(self, steps: Sequence[Step]) -> None:
+        """Makes the steps tables, so that one loop in the graph takes all of them."""
+        self._steps = steps
+        self._places = max([1, *(step.visible for step in steps)])
+        self._width = max(self._ops, self._places)
+
+        def rows(value: Any) -> np.ndarray:
+            return np.array([value(step) for step in steps], np.float32)
+
+        visible = np.arange(self._width) < rows(lambda step: step.visible)[:, None]
+        writes = rows(lambda step: np.arange(self._places) == step.writes)
+        is_op, skips = rows(lambda step: step.chooses == "op"), rows(lambda step: step.chooses == "skips")
+        choosable = np.where(is_op[:, None] > 0, np.arange(self._width) < self._ops, visible)
+        self._skipping = int(skips.sum())  # layers with skips
+        tables = {
+            "is_op": is_op,
+            "one_of": is_op + rows(lambda step: step.chooses == "state"),
+            "last": choosable.sum(axis=1) - 1,
+            "masks": np.where(choosable, 0, _MASKED),
+            "bias": rows(lambda step: np.broadcast_to(step.bias, self._ops)),
+            "open": skips[:, None] * visible,
+            "writes": writes,
+            "shows": writes * rows(lambda step: not step.blank)[:, None],
+            **{kind: rows(lambda step, kind=kind: step.then == kind) for kind in ("start", "op", "places")},
+        }
+        parts = [table.reshape(len(steps), -1).astype(np.float32) for table in tables.values()]
+        self._table, self._columns = np.concatenate(parts, axis=1), [part.shape[1] for part in parts]
+        self._row = collections.namedtuple("_Row", tables)
+
+    def draw_weight(self, weight: keras.Variable, rng: np.random.Generator) -> np.ndarray:
+        """Draws the first values of a weight; biases are 0."""
+        if weight is self.cell.bias or weight is self.op_head.bias:
+            return np.zeros(weight.shape)
+        return rng.uniform(-_INITIAL, _INITIAL, weight.shape)
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns (count, ..) paths, drawn at once."""
+        choices, _ = self._sample(self.state, rng.random((len(self._steps), count, self._width), np.float32))
+        return self._paths(choices.numpy())
+
+    def update(self, paths: np.ndarray, rewards: Sequence[float]) -> dict[str, np.ndarray]:
+        """Takes one step of REINFORCE, and for skips one towards their target.
+
+        Returns:
+            What is true before the step, of each path: "log_prob", the logarithm of its probability; "entropy" of all
+            its choices; and "skip_penalty", the mean over layers of the skips' divergence from their target.
+        """
+        average = np.nan if self.average is None else self.average
+        given = self._choices(np.asarray(paths)), np.asarray(rewards, np.float32), np.float32(average)
+        (average, log_prob, entropy, penalty), self.state = self._update(self.state, *given)
+        self.average = float(average)
+        return {"log_prob": log_prob.numpy(), "entropy": entropy.numpy(), "skip_penalty": penalty.numpy()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the state."""
+        weights, steps, *moments = map(np.asarray, self.state)
+        average = np.nan if self.average is None else self.average
+        return {
+            "controller_weights": weights,
+            "controller_moments": np.stack(moments),
+            "controller_numbers": np.array([average, steps]),
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes back what `arrays` returned."""
+        average, steps = arrays["controller_numbers"]
+        self.average = None if np.isnan(average) else float(average)
+        self.state = [np.asarray(arrays["controller_weights"]), np.int64(steps), *arrays["controller_moments"]]
+
+    def _paths(self, choices: np.ndarray) -> np.ndarray:
+        """Returns the paths (count, ..) of choices (steps, count, width): ones where something was chosen."""
+        raise NotImplementedError
+
+    def _choices(self, paths: np.ndarray) -> np.ndarray:
+        """Returns the choices that make paths."""
+        raise NotImplementedError
+
+    def _sampled(self, uniform: Any) -> Any:
+        with self.with_weights():
+            return self._unrolled(uniform, False)[0]
+
+    def _updated(self, choices: Any, rewards: Any, average: Any) -> Any:
+        _, *found = self.descend(self.loss, choices, rewards, average)
+        return found
+
+    def loss(self, choices: Any, rewards: Any, average: Any) -> Any:
+        """Returns the mean over paths of -advantage x log probability + skip_weight x penalty.
+
+        After it come the moving average of the rewards, and log probability, entropy and penalty of each path.
+        """
+        _, log_prob, entropy, penalty = self._unrolled(choices, True)
+        rewards += self._entropy * tf.stop_gradient(entropy)
+        average = tf.where(tf.math.is_nan(average), tf.reduce_mean(rewards), average)
+        advantages = tf.TensorArray(tf.float32, 0, dynamic_size=True, element_shape=[])
+        for place in tf.range(len(rewards)):
+            advantage = rewards[place] - average
+            advantages = advantages.write(place, advantage)
+            average += (1 - self._baseline) * advantage
+        loss = tf.reduce_mean(-advantages.stack() * log_prob + self._skip_weight * penalty)
+        return loss, average, log_prob, entropy, penalty
+
+    def _unrolled(self, source: Any, given: bool) -> tuple[Any, Any, Any, Any]:
+        """Takes all steps.
+
+        Args:
+            source: the choices (steps, count, width) if they are `given`, else uniform numbers to draw them with.
+
+        Returns:
+            The choices, and of each path the logarithm of its probability, its entropy and its penalty.
+        """
+        count = tf.shape(source)[1]
+        start = self.embedding(tf.zeros([count], tf.int32))
+        x, states = start, [tf.zeros([count, self._hidden])] * 2
+        places = keys = tf.zeros([count, self._places, self._hidden])
+        log_prob = entropy = penalty = tf.zeros([count])
+        choices = tf.TensorArray(tf.float32, len(self._steps), element_shape=[None, self._width])
+        for step in tf.range(len(self._steps)):
+            row = self._row(*tf.split(tf.gather(tf.constant(self._table), step), self._columns))
+            output, states = self.cell(x, states)
+            ops = self._op_constant * tf.tanh(self.op_head(output) / self._temperature) + row.bias
+            attention = self.attention(tf.tanh(keys + self.query(output)[:, None]))[..., 0]
+            attention = self._tanh_constant * tf.tanh(attention / self._temperature)
+            chosen, found = self._choose(row, self._wide(ops), self._wide(attention), source[step], given)
+            log_prob, entropy, penalty = log_prob + found[0], entropy + found[1], penalty + found[2]
+            choices = choices.write(step, chosen)
+            embedded = tf.matmul(chosen[:, : self._ops], self.embedding.embeddings[1:])
+            weights = chosen[:, : self._places]
+            if self._skipping:  # the mean of the chosen places and of zeros
+                weights /= 1 + tf.reduce_sum(weights, axis=1, keepdims=True)
+            read = tf.linalg.matvec(places, weights, transpose_a=True)
+            x = row.start * start + row.op * embedded + row.places * read
+            stays, writes, shows = (part[:, None] for part in (1 - row.writes, row.writes, row.shows))
+            places, keys = places * stays + shows * output[:, None], keys * stays + writes * self.key(output)[:, None]
+        return choices.stack(), log_prob, entropy, penalty
+
+    def _choose(self, row: Any, ops: Any, attention: Any, source: Any, given: bool) -> tuple[Any, Any]:
+        """Returns a step's choice (count, width), and its log probability, entropy and penalty, (count,) each."""
+        log_probs = tf.nn.log_softmax(row.is_op * ops + (1 - row.is_op) * attention + row.masks)
+        probabilities, chosen = tf.exp(log_probs), source
+        if not given:
+            below = tf.cumsum(probabilities, axis=1) < source[:, :1]
+            place = tf.minimum(tf.reduce_sum(tf.cast(below, tf.float32), axis=1), row.last)
+            chosen = row.one_of * tf.one_hot(tf.cast(place, tf.int32), self._width)
+        log_prob = row.one_of * tf.reduce_sum(chosen * log_probs, axis=1)
+        entropy = -row.one_of * tf.reduce_sum(probabilities * log_probs, axis=1)
+        if not self._skipping:
+            return chosen, (log_prob, entropy, tf.zeros_like(entropy))
+        # A skip is drawn with the softmax of (-attention, attention).
+        probability = tf.sigmoid(2 * attention)
+        log_on, log_off = tf.math.log_sigmoid(2 * attention), tf.math.log_sigmoid(-2 * attention)
+        if not given:
+            chosen += row.open * tf.cast(source < probability, tf.float32)
+        log_prob += tf.reduce_sum(row.open * (chosen * log_on + (1 - chosen) * log_off), axis=1)
+        entropy -= tf.reduce_sum(row.open * (probability * log_on + (1 - probability) * log_off), axis=1)
+        inside, target = tf.clip_by_value(probability, _LEAST, 1 - _LEAST), self._skip_target
+        divergence = inside * tf.math.log(inside / target) + (1 - inside) * tf.math.log((1 - inside) / (1 - target))
+        return chosen, (log_prob, entropy, tf.reduce_sum(row.open * divergence, axis=1) / self._skipping)
+
+    def _wide(self, logits: Any) -> Any:
+        """Fills up with zeros to the width of a choice."""
+        missing = self._width - logits.shape[1]
+        return tf.pad(logits, [[0, 0], [0, missing]]) if missing else logits

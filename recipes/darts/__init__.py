@@ -3,6 +3,7 @@
     python -m recipes.darts                              # embedded images, on 2 cores
     python -m recipes.darts --algorithm=random           # random cells of the space alone, trained alike
     python -m recipes.darts --order=2                    # second order
+    python -m recipes.darts --selection=perturbation     # operations by what the supernet loses without them
     python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
 
 The result is runs/darts/genotype.json; runs/darts/card shows how the strengths of the operations and the cells evolved,
@@ -12,10 +13,10 @@ runs/darts/ranking.json says how well the supernet ranks them. Killed and starte
 resumes where it was.
 
 Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
-Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); --selection=perturbation is
-Wang et al., ICLR 2021 (recipes/darts/selection.py); epochs of warm-up by Chen et
-al., "Progressive Differentiable Architecture Search", ICCV 2019. Departures: the halves are drawn by the seed, and
-validation batches come in shuffled epochs where quark0/darts draws them with replacement.
+Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); epochs of warm-up by Chen et
+al., "Progressive Differentiable Architecture Search", ICCV 2019; --selection=perturbation by Wang et al., "Rethinking
+Architecture Selection in Differentiable NAS", ICLR 2021. Departures: the halves are drawn by the seed, and validation
+batches come in shuffled epochs where quark0/darts draws them with replacement.
 """
 
 from recipes.darts.config import PRESETS, Config

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 import zoo
-from recipes.images import EMBEDDED
+from recipes.images import EMBEDDED, FolderOptions
 from recipes.training.results import CLASS_NAMES, Origin, describe_images, find_origin
 from zoo.atomic import write_atomically
 
@@ -30,7 +30,7 @@ _PIXEL_SCALE = 0.1  # of a Rescaling: below it reads pixels; and 1 / 0.1 the spr
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelAndData:
+class ModelAndData(FolderOptions):
     """The options that name a model and images."""
 
     # a .keras or .h5 file, a genotype file, or a name of zoo.list_models()
@@ -293,12 +293,13 @@ def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None, or
     if config.data is None and origin.data is not None:
         print(f"data={name}, as in {origin.place}", file=sys.stderr)
     if input_shape is None:
-        return sources.load(name, size=config.image_size or origin.image_size)
+        return sources.load(name, size=config.image_size or origin.image_size, **config.folder_options)
     *_, height, width, channels = input_shape
     fixed = (height, width) if height is not None and width is not None else None
     if fixed is not None and config.image_size is not None and fixed != (config.image_size, config.image_size):
         raise ValueError(f"image_size={config.image_size}, but {config.model} takes {height} x {width}; leave it out")
-    return sources.load(name, size=fixed or config.image_size or origin.image_size, channels=channels)
+    size = fixed or config.image_size or origin.image_size
+    return sources.load(name, size=size, channels=channels, **config.folder_options)
 
 
 def _array(images: Any) -> np.ndarray:

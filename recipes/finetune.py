@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
-from recipes.images import EMBEDDED
+from recipes.images import EMBEDDED, FolderOptions
 from recipes.training.results import Origin, describe_images, find_finished, find_origin, write_results
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _SIDE = 96  # pixels, where neither weights nor genotype nor options say
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(FolderOptions):
     """Options of the fine-tuning."""
 
     # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the genotype was
@@ -51,7 +51,6 @@ class Config:
     head_learning_rate: float = 0.05  # of the first phase, at its start
     learning_rate: float = 0.01  # of the second phase, at its start
     batch_size: int = 32  # images a step
-    on_unreadable: Literal["error", "skip"] = "error"  # about a file that cannot be read
     seed: int = 0  # of head, order and augmentation
     folder: Path = Path("runs/finetune")  # results, and the state to resume from
 
@@ -222,7 +221,7 @@ def _load_images(config: Config, weights: _Weights) -> tuple[str, "Data"]:
         chosen.append(f"preprocess={known}")
     if chosen:
         print(f"taken unless given: {'; '.join(chosen)}")
-    images = sources.load(name, size=size, channels=channels, seed=config.seed, on_unreadable=config.on_unreadable)
+    images = sources.load(name, size=size, channels=channels, seed=config.seed, **config.folder_options)
     counts = [int((images.train.labels == label).sum()) for label in range(images.classes)]
     few = {name: count for name, count in zip(images.class_names, counts, strict=True) if count < _FEWEST}
     if few or not len(images.validation) or not len(images.test):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
-from recipes.images import EMBEDDED
+from recipes.images import EMBEDDED, FolderOptions
 from recipes.training.results import Origin, describe_images, find_finished, find_origin, write_results
 from zoo.genotype import Blocks, Chain, Genotype
 
@@ -36,7 +36,7 @@ _SMALL_SIDE, _CIFAR_SIDE = 14, 32  # pixels of cells of a size of their own: of 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(FolderOptions):
     """Options of the training."""
 
     model: str = "amoebanet_a"  # a name of zoo.list_models(), or a genotype file
@@ -54,7 +54,6 @@ class Config:
     validation_images: int | None = None  # none takes all
     # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
     preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"
-    on_unreadable: Literal["error", "skip"] = "error"  # about a file of a folder that cannot be read
     settings: Literal["small", "paper"] = "small"  # small: a short cosine; paper: those of the family's paper
     epochs: int | None = 6  # none takes the settings'
     batch_size: int | None = None  # none takes the settings'; the learning rate scales along unless given
@@ -232,7 +231,7 @@ def _load_images(
             chosen.append(f"image_size={size} as in the model's preset")
     if chosen:
         print(f"taken unless given: {'; '.join(chosen)}")
-    found = sources.load(name, size=size, seed=config.seed, on_unreadable=config.on_unreadable)
+    found = sources.load(name, size=size, seed=config.seed, **config.folder_options)
     train, validation = found.train, found.validation
     return name, dataclasses.replace(
         found,

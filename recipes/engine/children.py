@@ -193,7 +193,9 @@ def load_images(config: ChildConfig) -> image_data.Data:
     A dry run needs no images: where the set is not there, noise of its shape stands in.
     """
     try:
-        found = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1)
+        found = image_data.load(
+            config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **config.folder_options
+        )
     except ValueError:
         stand = image_data.make_stand_in(config.data, config.image_size, config.validation_images or 1)
         if stand is None or not config.dry_run:

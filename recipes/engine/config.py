@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from recipes.images import FolderOptions
 from zoo.genotype import near
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ PLACE_FIELDS = tuple(field.name for field in dataclasses.fields(PlaceConfig))
 
 
 @dataclasses.dataclass(frozen=True)
-class ChildConfig(PlaceConfig):
+class ChildConfig(PlaceConfig, FolderOptions):
     """Options that every trial-based search has."""
 
     trials: int = 24  # networks to train
@@ -124,6 +125,8 @@ class ChildConfig(PlaceConfig):
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to resume: all but its length, its folder and what is kept of it."""
         free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", *PLACE_FIELDS)
+        # Of the version before, whose folders were read as these defaults say
+        free += tuple(name for name, value in self.folder_options.items() if value == getattr(FolderOptions, name))
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
         as_json = {Path: str, tuple: list}  # as a file gives them back
         return {

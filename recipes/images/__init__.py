@@ -1,3 +1,20 @@
 """From files and data sets to batches of pixels: reading, resizing, augmentation; start at recipes.images.sources."""
 
+import dataclasses
+from typing import Any, Literal
+
 EMBEDDED = "fashion_mnist_small"  # the name of the images that come with the package
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderOptions:
+    """How the programs read a folder of images; see recipes.images.sources.load."""
+
+    on_unreadable: Literal["error", "skip"] = "error"  # about a file of a folder that cannot be read
+    # that the values in a folder's 16-bit files use, such as 12 of an X-ray detector; none goes by the largest of all
+    pixel_bits: int | None = None
+
+    @property
+    def folder_options(self) -> dict[str, Any]:
+        """Returns them by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(FolderOptions)}

@@ -43,7 +43,9 @@ def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], repo
         report: called with the share that is done, and a few words.
     """
     config = _config(scorer)
-    test = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1).test
+    test = image_data.load(
+        config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **config.folder_options
+    ).test
     result: dict[str, Any] = {
         "genotype": found.name,
         "shared_accuracy": found.source["score"],

@@ -183,15 +183,16 @@ def search_by_seeds(
         searched = len(list((config.folder / "seeds").glob("seed*.json")))  # by a run with more trials, perhaps
         oracle = SeedOracle(find_or_read, SEEDS * config.seed, max(config.trials, searched), **arguments)
         genotype = _run(oracle, scorer, recipe, show, {})
-    if observe is None:
-        _print_result(config.folder, genotype)
     if baseline:
         # algorithm is a field of the programs' own configurations
         options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / BASELINE}
         alike = dataclasses.replace(scorer, config=dataclasses.replace(config, **options))
-        search_randomly(alike, recipe, observe)
+        with _watch(observe, f"{recipe}, baseline", scorer.objective) as watch:
+            _run(RandomSearch(**alike.oracle_arguments()), alike, recipe, watch, {})
         _rank_baseline(config.folder, scorer.space, judge)
         write_card([config.folder])
+    if observe is None:
+        _print_result(config.folder, genotype)
     return genotype
 
 

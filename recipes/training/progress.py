@@ -113,7 +113,7 @@ def _describe(status: Status, unit: str, score_name: str, left: float | None, ro
     """Returns the status in words; in at most `room` columns, by leaving out what matters least."""
     total = "" if status.total is None else f" of {status.total:,}"
     if status.total is not None and status.done >= status.total:
-        place, left, text = f"{status.done:,} {unit}s done", None, ""
+        place, left, text = f"{status.done:,} {unit}{'s' if status.done != 1 else ''} done", None, ""
     else:
         place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count: trials have numbers from 0
     best = "" if status.best is None else f"best {score_name} {status.best:.4g}"

@@ -127,7 +127,8 @@ def check_copy(model: Any, copy: Any, *, turned: bool = False, tolerance: float 
     """
     probes = [_probe(tensor, other) for tensor, other in zip(model.inputs, copy.inputs, strict=True)]
     given = [_turned(probe) if turned else probe for probe in probes]
-    kept = [[np.asarray(state) for layer in one.layers for state in _beside_weights(layer)] for one in (model, copy)]
+    states = [state for one in (model, copy) for layer in one._flatten_layers() for state in _beside_weights(layer)]
+    kept = [np.asarray(state) for state in states]
     try:
         expected = _outputs(model, probes)
     except ValueError as error:
@@ -139,10 +140,8 @@ def check_copy(model: Any, copy: Any, *, turned: bool = False, tolerance: float 
     pairs = list(zip(expected, map(_turned, found) if turned else found, strict=True))
     wrong = [number for number, pair in enumerate(pairs) if not _agree(*pair, tolerance)]
     place = _first_difference(model, copy, probes, given, turned, tolerance) if wrong else ""
-    for one, states in zip((model, copy), kept, strict=True):  # comparing must not move a stateful layer
-        variables = [state for layer in one.layers for state in _beside_weights(layer)]
-        for variable, value in zip(variables, states, strict=True):
-            variable.assign(value)
+    for state, value in zip(states, kept, strict=True):  # comparing must not move a stateful layer
+        state.assign(value)
     if wrong:
         ours, theirs = (np.asarray(one, np.float64) for one in pairs[wrong[0]])
         difference = f"by up to {np.abs(ours - theirs).max():.3g}" if ours.shape == theirs.shape else "in shape"

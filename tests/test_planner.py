@@ -256,6 +256,17 @@ def test_matmul_keeps_the_copy_that_it_transposes():
     assert before - planner.plan(tflite_file.pack(model)).tail == 4 * 2 * 24 * 8 + 16 + 32
 
 
+@pytest.mark.parametrize(("left", "right"), [("INT16", "INT16"), ("INT8", "INT8"), ("FLOAT32", "INT8")])
+def test_matmul_takes_two_operands_of_the_same_type(left, right):
+    model, types = tflite_file.parse(transposing_matmul()), tflite_file.load_schema().TensorType
+    graph = model.subgraphs[0]
+    for number in (graph.operators[0].inputs[0], *graph.operators[0].outputs):
+        graph.tensors[number].type = getattr(types, left)
+    graph.tensors[graph.operators[0].inputs[1]].type = getattr(types, right)
+    refused = () if left == right else ("BATCH_MATMUL of float32 with int8 weights",)
+    assert planner.plan(tflite_file.pack(model)).unsupported == refused
+
+
 @pytest.mark.parametrize(
     ("outputs", "scheme", "refusal"),
     [

@@ -70,8 +70,9 @@ _KINDS_BY_TYPES = {
     "float32 int8 int16 int32 int64 bool": "CONCATENATION",
     "float32 int8 int16 int32 uint8": "QUANTIZE",
     "int8 int16 uint8": "DEQUANTIZE",
-    "float32 int8 int16 int32 int64 uint8 bool": "ASSIGN_VARIABLE BROADCAST_TO CALL_ONCE IF READ_VARIABLE RESHAPE "
-    "REVERSE_V2 SHAPE SQUEEZE VAR_HANDLE WHILE",
+    "float32 int8 int16 int32 int64 uint8 bool": "ASSIGN_VARIABLE CALL_ONCE IF READ_VARIABLE REVERSE_V2 VAR_HANDLE "
+    "WHILE",
+    "float32 float16 int8 int16 int32 int64 uint8 bool": "BROADCAST_TO RESHAPE SHAPE SQUEEZE",
 }
 # What TFLM runs and whose memory is not known here
 UNKNOWN = frozenset(
@@ -145,7 +146,7 @@ def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
         return f"{kind} of {rank} dimensions"
     if kind in _WEIGHTS_INPUT:
         weights = graph.tensors[operator.inputs[_WEIGHTS_INPUT[kind]]]
-        if type_of(weights) not in _WEIGHTS[type_]:
+        if type_of(weights) not in ({type_} if kind == "BATCH_MATMUL" else _WEIGHTS[type_]):
             return f"{kind} of {type_} with {type_of(weights)} weights"
         if kind == "FULLY_CONNECTED" and type_of(weights) == "int4" and _scales(weights) > 1:
             return f"{kind} with int4 weights of one scale an output"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
 from recipes.engine import spaces
-from recipes.engine.config import ChildConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, ChildConfig, check_at_least
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
@@ -52,16 +52,10 @@ class Config(ChildConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
+        **PAPER_CIFAR10,
         trials=20_000,
-        data="tfds:cifar10",
-        image_size=None,
-        training_images=None,
-        validation_images=5000,
         epochs=25,
-        batch_size=32,
         learning_rate=0.025,
-        weight_decay=5e-4,
-        augment=True,
         nodes=5,
         population=100,
         sample=25,
@@ -70,11 +64,8 @@ PRESETS = {
         folder=Path("runs/amoebanet-paper"),
     ),
     "smoke": Config(
+        **(SMOKE | {"epochs": 2}),
         trials=4,
-        image_size=8,
-        training_images=60,
-        validation_images=100,
-        epochs=2,
         nodes=1,
         population=2,
         sample=2,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes import _main
-from recipes.engine.config import ControllerConfig
+from recipes.engine.config import SMOKE, ControllerConfig
 from recipes.engine.spaces import Decision, Space, check_values
 from recipes.training.progress import Observe
 from zoo.genotype import Block, Blocks, Genotype
@@ -103,11 +103,8 @@ PRESETS = {
         folder=Path("runs/mnasnet-paper"),
     ),
     "smoke": Config(
+        **SMOKE,
         trials=3,
-        image_size=8,
-        training_images=60,
-        validation_images=100,
-        epochs=1,
         width=0.125,
         depth=0.1,
         hidden=10,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes import _main
 from recipes.engine import spaces
-from recipes.engine.config import ControllerConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, ControllerConfig, check_at_least
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
@@ -44,16 +44,10 @@ class Config(ControllerConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
+        **PAPER_CIFAR10,
         trials=20_000,
-        data="tfds:cifar10",
-        image_size=None,
-        training_images=None,
-        validation_images=5000,
         epochs=20,
-        batch_size=32,
         learning_rate=0.025,
-        weight_decay=5e-4,
-        augment=True,
         nodes=5,
         controller_rate=0.00035,
         controller_batch=20,
@@ -62,11 +56,8 @@ PRESETS = {
         folder=Path("runs/nasnet-paper"),
     ),
     "smoke": Config(
+        **SMOKE,
         trials=3,
-        image_size=8,
-        training_images=60,
-        validation_images=100,
-        epochs=1,
         nodes=1,
         hidden=10,
         controller_batch=2,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
-from recipes.engine.config import ChildConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, ChildConfig, check_at_least
 from recipes.engine.spaces import PNASNET_OPS, CellSpace, Decision, check_values
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
@@ -83,16 +83,10 @@ class Config(ChildConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
+        **PAPER_CIFAR10,
         trials=136 + 4 * 256,
-        data="tfds:cifar10",
-        image_size=None,
-        training_images=None,
-        validation_images=5000,
         epochs=20,
-        batch_size=32,
         learning_rate=0.01,
-        weight_decay=5e-4,
-        augment=True,
         nodes=5,
         beam=256,
         first=None,
@@ -104,11 +98,8 @@ PRESETS = {
         folder=Path("runs/pnasnet-paper"),
     ),
     "smoke": Config(
+        **SMOKE,
         trials=5,
-        image_size=8,
-        training_images=60,
-        validation_images=100,
-        epochs=1,
         nodes=2,
         beam=2,
         first=2,

@@ -165,3 +165,11 @@ class ControllerConfig(ChildConfig):
             entropy=self.entropy,
             baseline=self.baseline,
         )
+
+
+# What presets have in common: the images and steps of NASNet's, PNASNet's and AmoebaNet's papers, and of quick tests
+PAPER_CIFAR10: dict[str, Any] = {
+    "data": "tfds:cifar10", "image_size": None, "training_images": None, "validation_images": 5000,
+    "batch_size": 32, "weight_decay": 5e-4, "augment": True,
+}  # fmt: skip
+SMOKE: dict[str, Any] = {"image_size": 8, "training_images": 60, "validation_images": 100, "epochs": 1}

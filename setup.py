@@ -9,7 +9,7 @@ DEPLOY = [
     "tensorflow-model-optimization>=0.8.1,<0.9",  # 0.8.1's layer registry shaped zoo/deploy
     "tf-keras>=2.20,<3",  # must be TensorFlow's minor version, which it asks for itself
     "ai-edge-litert>=2.1,<3",
-    "tflite-micro>=0.dev20260811000000",  # development releases only; those before need pkg_resources
+    "tflite-micro>=0.dev20261002000000",  # earlier wheels do not load on Python 3.11, or need pkg_resources
 ]
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
 TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs

@@ -43,7 +43,8 @@ test-oldest:  ## the fast tests with the oldest versions that setup.py allows, i
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.venv-oldest/bin/python -m uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
 	    --editable ".[test]"
-	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" -q -W default::DeprecationWarning $(PYTEST_FLAGS)
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" -q -W default::DeprecationWarning \
+	    -W default::FutureWarning $(PYTEST_FLAGS)
 
 lint: .venv/.has-test .venv/.has-lint  ## ruff, pyright and the import rules
 	$(run) -m ruff check .

@@ -191,7 +191,12 @@ def test_an_open_size_computes_what_the_known_one_computes(family, side):
 def call_of(graph: CellGraph, inputs, filters: int, **options):
     tensors = [None if array is None else keras.Input(array.shape[1:]) for array in inputs]
     output = expand(graph, tensors, filters, name="cell", **{"style": Style(), **options})
-    return keras.Model([tensor for tensor in tensors if tensor is not None], output)
+    try:
+        return keras.Model([tensor for tensor in tensors if tensor is not None], output)
+    except ValueError as error:
+        if "not connected" not in str(error) or tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 14):
+            raise
+        pytest.skip("Keras before 3.14 makes no model with an input that nothing reads")
 
 
 def test_identities_of_fitting_inputs_are_added_without_a_layer_between():

@@ -326,7 +326,6 @@ def foreign_network() -> keras.Model:
     return keras.Model(image, layers.Dense(CLASSES, activation="hard_sigmoid", name="scores")(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*hard_sigmoid")
 def test_foreign_network_trains_for_int8_and_its_weights_come_back():
     images = np.random.default_rng(1).normal(100, 40, (32, 16, 16, 3)).astype(np.float32)
     model = foreign_network()

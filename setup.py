@@ -38,7 +38,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["zoo*", "recipes*", "searched_genotypes"]),
     package_data={
-        "zoo": ["py.typed"],
+        "zoo": ["py.typed", "imagenet_classes.txt"],
         "recipes": ["py.typed"],
         "searched_genotypes": ["*.json"],
         "recipes.images": ["embedded/*"],

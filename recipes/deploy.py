@@ -28,7 +28,6 @@ from zoo.deploy import boards, planner, tflite_file
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
-    from recipes.images.augment import Normalization
     from recipes.images.sources import Data
     from zoo.deploy.report import Report
     from zoo.deploy.strips import Region
@@ -183,7 +182,7 @@ def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None
     if not unjudged or (rounds and _takes_images(given)):
         source = deployable.load_data(config, planner.input_shape(given))
         unjudged = unjudged or _find_mismatch(given, config, source)
-        normalize = _find_normalization(config, given)
+        normalize = deployable.find_file_normalization(config.preprocess, given, config.model)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
         images, labels = deployable.held_out(wanted, source, normalize)
         found = deployable.describe(config, source, normalize)
@@ -255,24 +254,6 @@ def _find_mismatch(file: bytes, config: Config, source: "Data") -> str:
     except ValueError as error:
         return str(error).removesuffix(".")
     return ""
-
-
-def _find_normalization(config: Config, file: bytes) -> "Normalization":
-    """Returns what the file reads: by the option, else what fits the numbers that its input can store, else unit."""
-    choices = deployable.normalizations()
-    if config.preprocess is not None:
-        return choices[config.preprocess]
-    graph = tflite_file.parse(file).subgraphs[0]
-    source = graph.tensors[graph.inputs[0]]
-    if tflite_file.type_of(source) == "uint8":
-        quantization = source.quantization
-        scale = float(quantization.scale[0]) if tflite_file.is_quantized(source) else 1.0
-        zero = int(quantization.zeroPoint[0]) if tflite_file.is_quantized(source) else 0
-        found = "pixels" if scale > 0.5 else "centered" if zero > 64 else "unit"
-        print(f"{config.model} stores {-zero * scale:.3g} to {(255 - zero) * scale:.3g}: preprocess={found}",
-              file=sys.stderr)  # fmt: skip
-        return choices[found]
-    return choices["unit"]
 
 
 def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.ndarray | None) -> str:

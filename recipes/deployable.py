@@ -13,7 +13,8 @@ import numpy as np
 
 import zoo
 from recipes.images import EMBEDDED, FolderOptions
-from recipes.training.results import CLASS_NAMES, Origin, describe_images, find_origin
+from recipes.training.results import CLASS_NAMES, SOURCE, Origin, Weights, describe_images, find_origin, find_weights
+from zoo import manifest
 from zoo.atomic import write_atomically
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -23,24 +24,22 @@ if TYPE_CHECKING:
     from recipes.images.augment import Normalization
     from recipes.images.sources import Data
 
-SOURCE = "source.json"  # beside the files: what they were made of, and what they read
-_KERAS_FILES = (".keras", ".h5", ".hdf5")
+KERAS_FILES = (".keras", ".h5", ".hdf5")
 _FEW = 5  # images, below which an accuracy near chance says nothing
 _PIXEL_SCALE = 0.1  # of a Rescaling: below it reads pixels; and 1 / 0.1 the spread of a Normalization that does
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelAndData(FolderOptions):
-    """The options that name a model and images."""
+class ModelOptions:
+    """The options that name a model and say what it reads and answers."""
 
     # a .keras or .h5 file, a genotype file, or a name of zoo.list_models()
     model: str = "runs/train/model.keras"
     # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("size",)})
-    weights: Path | None = None  # of a name or genotype: a .weights.h5 or .keras file; none leaves it untrained
-    # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images; none takes what
-    # the model was trained on, by the results.json beside it, else fashion_mnist_small
-    data: str | None = None
+    # of a name or genotype: a file, or published ones by a data set (imagenet), an origin or their name; none leaves it
+    # untrained
+    weights: str | None = None
     image_size: int | None = None  # pixels; none takes what the model expects, else what the images have
     # pixels to 0..1, to -1..1, by the channels' means and deviations of a data set, or as they are (0..255); none
     # takes what the model was trained with, pixels where its first layers rescale or normalise them, else unit
@@ -48,20 +47,37 @@ class ModelAndData(FolderOptions):
     output: str | None = None  # of several outputs the one that is judged, by its name or number; none takes the first
     # of one unit, or of several labels an image: above it the answer is yes; none takes 0.5 after a sigmoid
     threshold: float | None = None
-    images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
-    calibration: int = 256  # training images that int8 ranges are measured on
     threads: int = 1  # of LiteRT
 
     def __post_init__(self):
-        for name in ("images", "calibration", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected a whole number from 1")
+        _check_counts(self, "threads", "image_size")
 
     @property
     def output_key(self) -> str | int | None:
         """The `output` as zoo.deploy.measure takes it."""
         return int(self.output) if self.output is not None and self.output.isdecimal() else self.output
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAndData(ModelOptions, FolderOptions):
+    """The options that name a model and images, too."""
+
+    # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images; none takes what
+    # the model was trained on, by the results.json beside it, else fashion_mnist_small
+    data: str | None = None
+    images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
+    calibration: int = 256  # training images that int8 ranges are measured on
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_counts(self, "images", "calibration")
+
+
+def _check_counts(options: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected a whole number from 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +106,18 @@ def load(config: ModelAndData) -> Deployable:
     from zoo import graph
 
     path = Path(config.model).expanduser()
-    given = load_file(path) if path.suffix in _KERAS_FILES or path.is_dir() else None
+    given = load_file(path) if path.suffix in KERAS_FILES or path.is_dir() else None
     if given is not None and (config.model_preset is not None or config.weights is not None):
         raise ValueError(f"model={config.model} is a network with its weights; leave model_preset= and weights= out")
-    origin = find_origin(path.with_suffix(".keras") if given is not None else config.model)  # by the file beside it
-    source = load_data(config, None if given is None else _image_shape(given), origin)
+    weights = Weights(None, None, find_origin(path.with_suffix(".keras")), None)  # by the file beside it
     if given is None:
-        weights = None if config.weights is None else config.weights.expanduser()
-        shape = {"classes": source.classes, "input_shape": source.input_shape}
-        model = zoo.build(config.model, config.model_preset, **shape, weights=weights)
-        if weights is None:
+        weights = find_weights(config.model, config.model_preset, config.weights)
+    origin, entry = weights.origin, weights.entry
+    source = load_data(config, None if given is None else find_image_shape(given), origin, entry)
+    if given is None:
+        shape = {"classes": source.classes if entry is None else entry.classes, "input_shape": source.input_shape}
+        model = zoo.build(config.model, weights.preset, **shape, weights=weights.source)
+        if weights.source is None:
             print(
                 f"{config.model} is untrained: its accuracy says nothing. Give weights=, or a .keras file",
                 file=sys.stderr,
@@ -108,7 +126,7 @@ def load(config: ModelAndData) -> Deployable:
         model = graph.flatten(given, source.input_shape)
     check_classes(f"model {model.name!r}", _output_shape(model, config.output_key), source)
     normalize = find_normalization(config.preprocess, origin, given, config.model)
-    threshold = config.threshold if given is None or config.threshold is not None else _find_threshold(config, path)
+    threshold = config.threshold if given is None or config.threshold is not None else find_threshold(config, path)
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
     images, labels = held_out(config, source, normalize)
     return Deployable(model, _array(normalize(calibration)), images, labels, source, normalize, threshold)
@@ -160,7 +178,12 @@ def load_file(path: Path, compile: bool = False) -> "keras.Model":
     return model
 
 
-def _image_shape(model: Any) -> tuple[int | None, ...]:
+def find_image_shape(model: Any) -> tuple[int | None, ...]:
+    """Returns what a Keras model takes, (batch, height, width, channels).
+
+    Raises:
+        ValueError: it takes no images.
+    """
     shape = tuple(model.inputs[0].shape)
     if len(shape) != 4:
         raise ValueError(
@@ -189,7 +212,7 @@ def check_classes(subject: str, shape: Sequence[int | None], source: "Data") -> 
         )
 
 
-def _find_threshold(config: ModelAndData, path: Path) -> float | None:
+def find_threshold(config: ModelOptions, path: Path) -> float | None:
     """Returns what the loss says that a file's model was trained with, where the activation does not."""
     from zoo.deploy import measure
 
@@ -217,7 +240,9 @@ def find_normalization(
     choices = normalizations()
     known, where = None, origin.place
     if origin.normalization is not None:
-        known = Normalization(tuple(origin.normalization["mean"]), tuple(origin.normalization["std"]))
+        mean, std = (tuple(origin.normalization[name]) for name in ("mean", "std"))
+        alike = len(set(mean)) == len(set(std)) == 1  # one value stands for every channel, as in `choices`
+        known = Normalization(mean[:1], std[:1]) if alike else Normalization(mean, std)
     elif origin.preprocess is not None:
         known = choices[origin.preprocess]
     elif model is not None and reads_pixels(model):
@@ -244,6 +269,28 @@ def reads_pixels(model: "keras.Model") -> bool:
         if getattr(call.layer, "weights", None):
             return False
     return False
+
+
+def find_file_normalization(preprocess: str | None, file: bytes, name: str) -> "Normalization":
+    """Returns what a .tflite file reads: by the option, else what fits the numbers that its input can store, else unit.
+
+    What was found is said on stderr.
+    """
+    from zoo.deploy import tflite_file
+
+    choices = normalizations()
+    if preprocess is not None:
+        return choices[preprocess]
+    graph = tflite_file.parse(file).subgraphs[0]
+    source = graph.tensors[graph.inputs[0]]
+    if tflite_file.type_of(source) != "uint8":
+        return choices["unit"]
+    quantization = source.quantization
+    scale = float(quantization.scale[0]) if tflite_file.is_quantized(source) else 1.0
+    zero = int(quantization.zeroPoint[0]) if tflite_file.is_quantized(source) else 0
+    found = "pixels" if scale > 0.5 else "centered" if zero > 64 else "unit"
+    print(f"{name} stores {-zero * scale:.3g} to {(255 - zero) * scale:.3g}: preprocess={found}", file=sys.stderr)
+    return choices[found]
 
 
 def warn_near_chance(accuracy: float | None, classes: int, n: int, subject: str) -> None:
@@ -280,8 +327,26 @@ def held_out(config: ModelAndData, source: "Data", normalize: "Normalization") -
     return _array(normalize(images)), labels
 
 
-def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None, origin: Origin | None = None) -> "Data":
+def number_imagenet_folders() -> dict[str, int]:
+    """Returns the label of ImageNet's class folders, which have synset ids or names; a name of two classes has none."""
+    from zoo import imagenet
+
+    classes = imagenet.read_classes()
+    names = [one.name for one in classes]
+    labels = {name if names.count(name) == 1 else f"{name}_{synset}": label
+              for label, (synset, name) in enumerate(classes)}  # fmt: skip
+    return labels | {synset: label for label, (synset, _) in enumerate(classes)}
+
+
+def load_data(
+    config: ModelAndData,
+    input_shape: Sequence[int | None] | None,
+    origin: Origin | None = None,
+    entry: manifest.Entry | None = None,
+) -> "Data":
     """Loads the images at the size that a model takes, (..., height, width, channels); None keeps their own.
+
+    With published weights of ImageNet the class folders of an image folder are some of its classes.
 
     Raises:
         ValueError: the options ask for another size, or the data cannot be had.
@@ -292,8 +357,11 @@ def load_data(config: ModelAndData, input_shape: Sequence[int | None] | None, or
     name = config.data or origin.data or EMBEDDED
     if config.data is None and origin.data is not None:
         print(f"data={name}, as in {origin.place}", file=sys.stderr)
+    folder = name not in (EMBEDDED, "embedded") and not name.startswith("tfds:")
+    labels = number_imagenet_folders() if folder and entry is not None and entry.dataset == "imagenet" else None
     if input_shape is None:
-        return sources.load(name, size=config.image_size or origin.image_size, **config.folder_options)
+        size = config.image_size or origin.image_size
+        return sources.load(name, size=size, labels=labels, **config.folder_options)
     *_, height, width, channels = input_shape
     fixed = (height, width) if height is not None and width is not None else None
     if fixed is not None and config.image_size is not None and fixed != (config.image_size, config.image_size):

@@ -10,14 +10,13 @@ last whole epoch; a training that is done is not done again. The test part of th
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
 from recipes.images import EMBEDDED, FolderOptions
-from recipes.training.results import Origin, describe_images, find_finished, find_origin, write_results
+from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
 if TYPE_CHECKING:
     import keras
@@ -172,24 +171,13 @@ def _load_weights(config: Config) -> _Weights:
     """Returns the network of a .keras file or of published weights; else none, to be built for the images."""
     import keras
 
-    weights = config.weights
-    if weights is None:
-        return _Weights(None, find_origin(config.model))
-    path = Path(weights).expanduser()
-    if path.suffix in (".keras", ".h5") or os.sep in weights:
-        if not path.is_file():
-            raise FileNotFoundError(f"weights: there is no file {path}")
-        if path.suffix != ".keras":
-            return _Weights(None, find_origin(config.model))
-        model: Any = keras.saving.load_model(path, compile=False)
-        return _Weights(model, find_origin(path))
-    name = zoo.load(config.model).name
-    model = zoo.build(config.model, config.model_preset, weights=weights)
-    presets = None if config.model_preset is None else (config.model_preset,)
-    entry = zoo.manifest.find(name, weights, presets)
-    normalization = {key: entry.preprocessing[key] for key in ("mean", "std")}
-    height, width = model.input_shape[1:3]
-    return _Weights(model, Origin(None, (height, width), None, normalization, f"the weights {entry.name}"))
+    source, preset, origin, entry = find_weights(config.model, config.model_preset, config.weights)
+    if entry is not None:
+        return _Weights(zoo.build(config.model, preset, weights=source), origin)
+    if source is None or Path(source).suffix != ".keras":
+        return _Weights(None, origin)
+    model: Any = keras.saving.load_model(source, compile=False)
+    return _Weights(model, origin)
 
 
 def _load_images(config: Config, weights: _Weights) -> tuple[str, "Data"]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.builder import build
     from zoo.cell import Cell
     from zoo.drawing import draw
+    from zoo.imagenet import decode_predictions
     from zoo.weights.preprocessing import preprocess
 
 __version__ = "0.1.0"  # setup.py reads it here
@@ -32,6 +33,7 @@ __all__ = [
     "GenotypeError",
     "build",
     "cost",
+    "decode_predictions",
     "draw",
     "formats",
     "info",
@@ -45,6 +47,7 @@ __all__ = [
 _LAZY = {
     "build": "zoo.builder",
     "Cell": "zoo.cell",
+    "decode_predictions": "zoo.imagenet",
     "draw": "zoo.drawing",
     "cost": None,
     "formats": None,
@@ -54,7 +57,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what needs Keras when it is asked for."""
+    """Loads what needs Keras or NumPy when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     owner = _LAZY[name]

@@ -20,8 +20,6 @@ from zoo.skeleton import Options
 # What one family alone takes, beside the arguments of `build`.
 FAMILY_OPTIONS = {"mnasnet": ("width_multiplier",)}
 
-_WEIGHTS_FILES = (".h5", ".keras", ".safetensors", ".pth", ".pt", ".ckpt", ".index", ".tar.gz")
-
 
 @blocks.layer_defaults()
 def build(
@@ -94,7 +92,7 @@ def build(
         raise GenotypeError(f"{genotype.name}, preset {preset_name!r}: {error}") from error
     if weights is None:
         return network
-    if isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith(_WEIGHTS_FILES):
+    if manifest.is_file(weights):
         from zoo.weights.published import load_file
 
         load_file(network, weights)

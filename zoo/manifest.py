@@ -6,11 +6,14 @@ The data is weights/manifest.json. Nothing here downloads anything; it needs the
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.genotype import GenotypeError, near
+
+_FILES = (".h5", ".keras", ".safetensors", ".pth", ".pt", ".ckpt", ".index", ".tar.gz")
 
 
 class NoWeightsError(GenotypeError):
@@ -67,6 +70,11 @@ class Entry:
     source: str
     include_top: bool = True
     auxiliary: bool = False
+
+
+def is_file(weights: str | os.PathLike) -> bool:
+    """Whether `weights`, as `zoo.build` takes them, are a path rather than the name of published ones."""
+    return isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith(_FILES)
 
 
 @functools.cache

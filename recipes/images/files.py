@@ -47,7 +47,7 @@ class Files(NamedTuple):
         return Files([self.paths[index] for index in indices], self.labels[indices])
 
 
-def scan(folder: Path) -> tuple[tuple[str, ...], dict[str, Files], dict[Path, str]]:
+def scan(folder: Path, least: int = 2) -> tuple[tuple[str, ...], dict[str, Files], dict[Path, str]]:
     """Sorts all files of a folder.
 
     Returns class names in alphabetical order; the files of each part, "train" and, where there are such folders,
@@ -58,7 +58,7 @@ def scan(folder: Path) -> tuple[tuple[str, ...], dict[str, Files], dict[Path, st
     folders belong to their class. Links are refused: they could lead out of the folder, or one image into two parts.
 
     Raises:
-        ValueError: fewer than two classes, a class without images, a class that training does not have, a link, or
+        ValueError: fewer than `least` classes, a class without images, a class that training does not have, a link, or
             folders that may be parts or classes.
     """
     inside = _folders_in(folder)
@@ -73,10 +73,11 @@ def scan(folder: Path) -> tuple[tuple[str, ...], dict[str, Files], dict[Path, st
     else:
         class_folders = {"train": inside}
     class_names = tuple(child.name for child in class_folders["train"])
-    if len(class_names) < 2:
+    if len(class_names) < least:
         raise ValueError(
-            f"{folder} holds {len(class_names)} class folders {list(class_names)}: expected at least two, one a class, "
-            "or train/ and test/ folders with the classes in them" + _deeper_hint(inside)
+            f"{folder} holds {len(class_names)} class folders {list(class_names)}: expected at least "
+            f"{'one' if least == 1 else 'two'}, one a class, or train/ and test/ folders with the classes in them"
+            + _deeper_hint(inside)
         )
     found = {part: _files(folder, part, children, class_names) for part, children in class_folders.items()}
     used = {path for files in found.values() for path in files.paths}

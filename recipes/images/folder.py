@@ -92,13 +92,25 @@ class FolderPart(Stream):
 
 
 def parts(
-    folder: Path, size: Size, channels: int, pixel_bits: int | None
+    folder: Path, size: Size, channels: int, pixel_bits: int | None, labels: Mapping[str, int] | None = None
 ) -> tuple[tuple[str, ...], dict[str, Part], dict[Path, str]]:
     """Returns class names, parts and what is left out, before all but 16-bit files are read.
 
-    See `scan` and `read_image`; None for `pixel_bits` finds them, one number for the whole folder.
+    See `scan` and `read_image`; None for `pixel_bits` finds them, one number for the whole folder. With `labels`, of a
+    model's classes, the folders are some of these; several names may stand for one label, the first is the class name.
     """
-    class_names, found, left_out = scan(folder)
+    class_names, found, left_out = scan(folder, 2 if labels is None else 1)
+    if labels is not None:
+        unknown = [name for name in class_names if name not in labels]
+        names = {label: name for name, label in list(labels.items())[::-1]}
+        if unknown:
+            raise ValueError(
+                f"{folder}: {len(unknown)} of its class folders are none of the model's {len(names):,} classes: "
+                f"{', '.join(unknown[:5])}; expected names such as {', '.join(list(labels)[:5])}"
+            )
+        numbers = np.array([labels[name] for name in class_names], np.int32)
+        found = {part: Files(files.paths, numbers[files.labels]) for part, files in found.items()}
+        class_names = tuple(names[label] for label in range(len(names)))
     if pixel_bits is None:
         pixel_bits = find_pixel_bits([path for files in found.values() for path in files.paths])
         if pixel_bits not in (None, 16):

@@ -86,6 +86,7 @@ def load(
     memory_limit: int = 2**30,
     download: bool = False,
     data_dir: Path | None = None,
+    labels: Mapping[str, int] | None = None,
 ) -> Data:
     """Loads a data set.
 
@@ -106,6 +107,8 @@ def load(
         pixel_bits: that the values of a folder's 16-bit files use, 8 to 16; None goes by the largest of all images.
         memory_limit: bytes of pixels; a larger set streams from the disk, shuffled through a buffer of 16,384 images.
         download, data_dir: for TFDS: whether to fetch a set that is not prepared, and where it is.
+        labels: class folder -> label, of a model's classes, of which a folder may have a part; None numbers the class
+            folders in the order of their names.
 
     Raises:
         ValueError: the text says which argument, folder or file, and what to do.
@@ -128,12 +131,13 @@ def load(
             data_dir=data_dir,
         )
     else:
-        class_names, parts, skipped = image_folder.parts(_folder(name), size, channels or 3, pixel_bits)
+        class_names, parts, skipped = image_folder.parts(_folder(name), size, channels or 3, pixel_bits, labels)
     parts = _apart(parts, validation_fraction, test_fraction, seed, limit)
     if isinstance(parts["train"], image_folder.FolderPart):
         parts, skipped = image_folder.readable(parts, skipped, on_unreadable, memory_limit)
     data = Data(name, class_names, parts["train"], parts["validation"], parts["test"], skipped)
-    _check_classes(data)
+    if labels is None:
+        _check_classes(data)
     return data
 
 

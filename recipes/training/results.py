@@ -10,13 +10,14 @@ import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zoo
 from recipes.training.state import StateError
-from zoo import atomic, markdown
+from zoo import atomic, manifest, markdown
 
 MODEL, RESULTS, CLASS_NAMES = "model.keras", "results.json", "class_names.json"
+SOURCE = "source.json"  # what recipes.deploy and recipes.quantize write beside their files in the place of RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +32,17 @@ class Origin:
 
 
 def find_origin(model: str | Path) -> Origin:
-    """Returns what is known about a .keras file by the results.json beside it, about a genotype file by its source.
+    """Returns what is known about a .keras or .tflite file by the results.json or source.json beside it.
+
+    And about a genotype file or a name of zoo.list_models() by its source.
 
     Raises:
-        ValueError: results.json cannot be read.
+        ValueError: the file beside it cannot be read.
     """
     path = Path(model).expanduser()
-    if path.suffix == ".keras":
-        file = path.with_name(RESULTS)
-        return Origin() if not file.is_file() else _origin_of_results(_read(file), file)
+    if path.suffix in (".keras", ".tflite"):
+        file = next((file for file in map(path.with_name, (RESULTS, SOURCE)) if file.is_file()), None)
+        return Origin() if file is None else _origin_of_results(_read(file), file)
     source = zoo.load(model).source
     config = source.get("config") if "recipe" in source else None
     if not isinstance(config, Mapping):
@@ -49,6 +52,60 @@ def find_origin(model: str | Path) -> Origin:
         data if isinstance(data, str) else None,
         (side, side) if isinstance(side, int) else None,
         place=f"the search that found {model}",
+    )
+
+
+class Weights(NamedTuple):
+    """What an option --weights names."""
+
+    source: str | Path | None  # as zoo.build takes it
+    preset: str | None  # of the network, as zoo.build takes it
+    origin: Origin
+    entry: manifest.Entry | None  # of published weights
+
+
+def find_weights(model: str, preset: str | None, weights: str | Path | None) -> Weights:
+    """Returns what is known of weights for a network of the zoo.
+
+    A file that has the name of a published one, as the place says that it comes from, is taken for that.
+
+    Args:
+        model: a name of zoo.list_models(), or a genotype file; not used with a .keras file of weights.
+        preset: of the model; None takes that of published weights.
+        weights: a file, or published ones by a data set ("imagenet"), an origin ("timm") or a name; None for none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        GenotypeError: there is no such model, or no such weights of it.
+    """
+    if weights is None:
+        return Weights(None, preset, find_origin(model), None)
+    if not manifest.is_file(weights):
+        entry = manifest.find(zoo.load(model).name, str(weights), None if preset is None else (preset,))
+        return Weights(entry.name, preset or entry.preset, _origin_of_entry(entry), entry)
+    path = Path(weights).expanduser()
+    if not path.exists() and not path.with_name(f"{path.name}.index").exists():
+        raise FileNotFoundError(f"weights: there is no file {path}")
+    if path.suffix == ".keras":
+        return Weights(path, preset, find_origin(path), None)
+    published = [
+        entry
+        for entry in manifest.of_model(zoo.load(model).name)
+        if path.name in [source.url.rpartition("/")[2] for source in entry.sources] and preset in (None, entry.preset)
+    ]
+    if not published:
+        return Weights(path, preset, find_origin(model), None)
+    return Weights(path, preset or published[0].preset, _origin_of_entry(published[0]), published[0])
+
+
+def _origin_of_entry(entry: manifest.Entry) -> Origin:
+    shape = zoo.load(entry.model).presets[entry.preset].get("input_shape")
+    return Origin(
+        None,
+        None if shape is None else (shape[0], shape[1]),
+        None,
+        {name: entry.preprocessing[name] for name in ("mean", "std")},
+        f"the weights {entry.name}",
     )
 
 

@@ -1,0 +1,213 @@
+"""Judges a classifier on pictures: accuracy, top-5, precision and recall of each class, confusion matrix.
+
+    python -m recipes.evaluate --model=runs/finetune/model.keras --data=path/to/flowers
+    python -m recipes.evaluate --model=mnasnet --weights=imagenet --data=path/to/imagenet/val    # downloads them once
+    python -m recipes.evaluate --model=runs/deploy/int8.tflite --data=path/to/flowers
+
+Size, normalisation and class names come from what stands beside the model, or from the published weights, whose
+evaluation is followed: images are resized to more than the network reads, and their middle is taken. The folders of a
+data set with ImageNet's classes have synset ids (n01440764) or names, and may be some of them. Judged is the test part
+where the data have one or the model was trained on them; else all images. Writes evaluation.json, evaluation.md and
+confusion.png.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from recipes import _main
+from recipes.deployable import ModelOptions
+from recipes.images import FolderOptions
+
+# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+if TYPE_CHECKING:
+    from recipes.classifiers import Classifier
+    from recipes.images.parts import Part
+
+_TOP = 5
+_LABELLED = 40  # classes, up to which the picture names each
+_NUMBERED = 16  # classes, up to which the picture has the count in each cell
+_OTHER = "other"  # the column of predictions that are no class of the data
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ModelOptions, FolderOptions):
+    """Options of the evaluation."""
+
+    # a .keras or .h5 file, a .tflite file, or with weights a genotype file or a name of zoo.list_models()
+    model: str = "runs/train/model.keras"
+    # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the model was
+    # trained on
+    data: str | None = None
+    part: Literal["test", "all"] | None = None  # none takes test where it is apart or the model saw the rest, else all
+    images: int | None = None  # how many, classes in proportion; none takes all
+    batch_size: int = 64  # images at once
+    folder: Path = Path("runs/evaluate")  # of the files
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("images", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected a whole number from 1")
+
+
+PRESETS = {"laptop": Config()}
+
+
+class _Judged(NamedTuple):
+    """The images and what they are."""
+
+    part: "Part"
+    name: str
+    which: str  # "test" or "all"
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Returns what evaluation.json holds; writes the files and prints accuracy and top-5.
+
+    Raises:
+        ValueError: the data's classes are not the model's, or an image cannot be read.
+    """
+    from recipes import classifiers, deployable
+    from recipes.training.evaluation import EvaluationBatches
+    from recipes.training.progress import show_steps
+
+    with show_steps("evaluate") as tell:
+        classifier = classifiers.load(config)
+        judged = _load_images(config, classifier)
+        classes, n = len(classifier.class_names), len(judged.part)
+        confusions, top = np.zeros((classes, classes), np.int64), 0
+        batches = EvaluationBatches(judged.part, lambda images: images, config.batch_size)
+        for number, (images, labels) in enumerate(batches):
+            tell(f"batch {number + 1} of {len(batches)}")
+            scores = classifier.score(np.asarray(images))
+            top += int((classifiers.rank_labels(scores, labels) < _TOP).sum())
+            confusions += classifiers.count_confusions(labels, scores.argmax(axis=1), classes)
+    accuracy = float(np.trace(confusions) / n)
+    results = {
+        "model": classifier.name,
+        "data": judged.name,
+        "part": judged.which,
+        "n": n,
+        "accuracy": accuracy,
+        **({f"top{_TOP}": top / n} if classes > _TOP else {}),
+        "preprocessing": classifier.describe(),
+        "classes": [
+            {"class": name, **measured}
+            for name, measured in zip(classifier.class_names, classifiers.measure_classes(confusions), strict=True)
+            if measured["n"] or measured["precision"] is not None
+        ],
+        "confusions": [
+            {"class": classifier.class_names[row], "predicted": classifier.class_names[column],
+             "count": int(confusions[row, column])}
+            for row, column in zip(*np.nonzero(confusions), strict=True)
+        ],
+    }  # fmt: skip
+    _write(config.folder, classifier, results, confusions)
+    deployable.warn_near_chance(accuracy, int((confusions.sum(axis=1) > 0).sum()), n, classifier.name)
+    return results
+
+
+def _load_images(config: Config, classifier: "Classifier") -> _Judged:
+    from recipes.images import sources
+
+    name = config.data or classifier.origin.data
+    if name is None:
+        raise ValueError(
+            f"data is not given, and nothing beside {config.model} says what it was trained on; give a folder of "
+            "images, one sub-folder a class"
+        )
+    seen = classifier.origin.data is not None and _same(name, classifier.origin.data)
+    folder = Path(name).expanduser().is_dir()
+    options: dict[str, Any] = {
+        "size": classifier.read_size,
+        "channels": classifier.input_shape[2],
+        "labels": classifier.labels if folder else None,
+        **config.folder_options,
+    }
+    # test images are cut off a folder for a model that was trained on the others
+    apart = {} if config.part == "test" or (seen and config.part is None) else {"test_fraction": 0.0}
+    data = sources.load(name, validation_fraction=0.0, **apart, **options)
+    which = "test" if len(data.test) and config.part != "all" else "all"
+    if which == "all" and len(data.test):
+        raise ValueError(f"part is all, and {name} has a part for training and one for tests; leave part= out")
+    if data.classes != len(classifier.class_names):
+        raise ValueError(
+            f"{classifier.name} tells {len(classifier.class_names)} classes apart, and {name} has {data.classes}. "
+            "Give the data that it was trained on"
+        )
+    part = (data.test if which == "test" else data.train).first(config.images)
+    return _Judged(part, name, which)
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _write(folder: Path, classifier: "Classifier", results: dict[str, Any], confusions: np.ndarray) -> None:
+    from zoo.atomic import write_atomically
+    from zoo.markdown import join_blocks, make_table
+
+    write_atomically(folder / "evaluation.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    draw_confusions(confusions, classifier.class_names, folder / "confusion.png")
+    used = results["preprocessing"]
+    summary = [
+        ("data", f"{results['data']}, {results['part']}"),
+        ("images", f"{results['n']:,}"),
+        ("accuracy", f"{results['accuracy']:.4f}"),
+        *([(f"top-{_TOP}", f"{results[f'top{_TOP}']:.4f}")] if f"top{_TOP}" in results else []),
+        ("preprocessing", f"{used['preprocess'] or used['normalization']}, by {used['by']}"),
+        ("image size", f"{' x '.join(map(str, used['image_size']))}, of {' x '.join(map(str, used['resize']))}"),
+    ]
+    rows = [(one["class"], one["n"], _show(one["precision"]), _show(one["recall"])) for one in results["classes"]]
+    page = join_blocks(
+        f"# {results['model']}",
+        make_table(("what", "value"), summary),
+        make_table(("class", "n", "precision", "recall"), rows, numbers_from=1),
+        "![How often each class was taken for which](confusion.png)",
+    )
+    write_atomically(folder / "evaluation.md", page)
+    print(make_table(("what", "value"), summary))
+    if len(rows) <= _LABELLED:
+        print("\n" + make_table(("class", "n", "precision", "recall"), rows, numbers_from=1))
+    print(f"\n{folder / 'evaluation.md'}")
+
+
+def _show(share: float | None) -> str | None:
+    return None if share is None else f"{share:.4f}"
+
+
+def draw_confusions(confusions: np.ndarray, class_names: tuple[str, ...], path: Path) -> None:
+    """Draws the share of each class's images that each prediction has, as PNG; classes without images are joined."""
+    from recipes.cards.pictures import new_figure, save_figure
+
+    there = np.flatnonzero(confusions.sum(axis=1))
+    counts, names = confusions[np.ix_(there, there)], [class_names[label] for label in there]
+    others = confusions[there].sum(axis=1) - counts.sum(axis=1)
+    columns = list(names)
+    if others.any():
+        counts, columns = np.column_stack([counts, others]), [*names, _OTHER]
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    side = min(16.0, 3.5 + 0.32 * len(names))
+    figure = new_figure(side + 1, side)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("class")
+    if len(names) <= _LABELLED:
+        axes.set_xticks(range(len(columns)), columns, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= _NUMBERED:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    _main.run(evaluate, PRESETS)

@@ -1,0 +1,86 @@
+"""Classifies pictures: the best classes of each, with their names.
+
+    python -m recipes.predict --model=runs/finetune/model.keras photos/*.jpg
+    python -m recipes.predict --model=mcunet_in3 --weights=imagenet goldfish.jpg      # downloads them once
+    python -m recipes.predict --model=runs/deploy/int8.tflite photo.jpg --json
+
+Names of the classes come from the class_names.json beside the model, or are ImageNet's for 1,000 classes; size and
+normalisation come from the results.json or source.json beside it, or from the published weights. A picture is cropped
+to the shape of the input, and resized.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes import _main
+from recipes.deployable import ModelOptions
+
+_BATCH = 64  # pictures at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ModelOptions):
+    """Options of the prediction."""
+
+    # a .keras or .h5 file, a .tflite file, or with weights a genotype file or a name of zoo.list_models()
+    model: str = "runs/train/model.keras"
+    images: tuple[Path, ...] = dataclasses.field(default=(), metadata={"positional": True})  # files of pictures
+    top: int = 5  # how many classes of each picture
+    json: bool = False  # prints JSON in the place of a table
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}; expected a whole number from 1")
+
+
+PRESETS = {"laptop": Config()}
+
+
+def predict(config: Config) -> list[dict[str, Any]]:
+    """Returns for each picture {"image", "classes": [{"class", "label", "score"}, ...]}, and prints them.
+
+    Raises:
+        ValueError: no pictures are given, or one cannot be read.
+    """
+    from recipes import classifiers
+    from recipes.images.files import read_image
+
+    if not config.images:
+        raise ValueError("no images are given; expected files of pictures, such as photo.jpg")
+    for path in config.images:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no picture {path}")
+    classifier = classifiers.load(config)
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(config.images), _BATCH):
+        paths = config.images[start : start + _BATCH]
+        pixels = [read_image(path.resolve(), classifier.read_size, classifier.input_shape[2]) for path in paths]
+        for path, scores in zip(paths, classifier.score(np.stack(pixels)), strict=True):
+            best = np.argsort(-scores, kind="stable")[: config.top]
+            classes = [
+                {"class": classifier.class_names[label], "label": int(label), "score": round(float(scores[label]), 6)}
+                for label in best
+            ]
+            found.append({"image": str(path), "classes": classes})
+    if config.json:
+        print(json.dumps({"model": classifier.name, "preprocessing": classifier.describe(), "images": found}, indent=1))
+    else:
+        _print_table(found)
+    return found
+
+
+def _print_table(found: list[dict[str, Any]]) -> None:
+    width = max(len(one["class"]) for picture in found for one in picture["classes"])
+    for picture in found:
+        print(picture["image"])
+        for one in picture["classes"]:
+            print(f"  {one['score']:8.4f}  {one['class']:{width}}  {one['label']:5}")
+
+
+if __name__ == "__main__":
+    _main.run(predict, PRESETS)

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,12 +16,14 @@ import zoo
 from recipes import deployable
 from recipes.deployable import ModelOptions
 from recipes.training.results import CLASS_NAMES, Origin, Weights, find_origin, find_weights
+from zoo.manifest import Entry
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
     import keras
 
     from recipes.images.augment import Normalization
+    from recipes.images.files import Interpolation
 
 _IMAGENET_CLASSES = 1000
 
@@ -34,6 +36,7 @@ class Classifier:
     name: str
     input_shape: tuple[int, int, int]  # height, width, channels
     read_size: tuple[int, int]  # that images are resized to; their middle, as large as `input_shape`, is what it reads
+    interpolation: "Interpolation"  # of the resizing
     normalize: "Normalization"
     class_names: tuple[str, ...]
     knows_names: bool  # whether the names are more than numbers
@@ -66,12 +69,12 @@ class Classifier:
 
     def describe(self) -> dict:
         """Returns what an image goes through before the model, as results.json has it."""
-        names = [name for name, one in deployable.normalizations().items() if one == self.normalize]
         return {
             "resize": list(self.read_size),
+            "interpolation": self.interpolation,
             "image_size": list(self.input_shape[:2]),
             "channels": self.input_shape[2],
-            "preprocess": names[0] if names else None,
+            "preprocess": deployable.name_normalization(self.normalize),
             "normalization": {"mean": list(self.normalize.mean), "std": list(self.normalize.std)},
             "by": self.preprocess_by,
         }
@@ -107,10 +110,11 @@ def _load_keras(options: ModelOptions, path: Path) -> Classifier:
     from zoo import graph
     from zoo.deploy import measure
 
-    given = deployable.load_file(path)
+    given: Any = deployable.load_file(path)
     origin = find_origin(path.with_suffix(".keras"))
     _, height, width, channels = deployable.find_image_shape(given)
     fixed = None if height is None or width is None else (height, width)
+    channels = channels or 3
     size = _choose_size(options, fixed, origin, path)
     model = graph.flatten(given, (*size, channels))
     units = model.outputs[measure.choose_keras_output(model, options.output_key)].shape
@@ -118,7 +122,7 @@ def _load_keras(options: ModelOptions, path: Path) -> Classifier:
     threshold = options.threshold
     if threshold is None and classes != units[-1]:
         threshold = deployable.find_threshold(options, path)
-    return _make(options, model, str(path), (*size, channels or 3), size, origin, path, classes, threshold, given)
+    return _make(options, model, str(path), (*size, channels), origin, path, classes, threshold, given=given)
 
 
 def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
@@ -133,12 +137,12 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
     _, height, width, channels = shape
     origin = find_origin(path)
     size = _choose_size(options, (height, width), origin, path)
-    parsed = tflite_file.parse(file)
+    parsed: Any = tflite_file.parse(file)
     units = tflite_file.shape_of(parsed.subgraphs[0].tensors[measure.choose_output(parsed, options.output_key)])
     classes, threshold = _count_classes(path, units), options.threshold
     if threshold is None and classes != units[-1]:
         threshold = measure.find_threshold(file, options.output_key)
-    return _make(options, file, str(path), (*size, channels), size, origin, path, classes, threshold)
+    return _make(options, file, str(path), (*size, channels), origin, path, classes, threshold)
 
 
 def _build(options: ModelOptions, weights: Weights) -> Classifier:
@@ -146,21 +150,20 @@ def _build(options: ModelOptions, weights: Weights) -> Classifier:
     place = Path(weights.source) if isinstance(weights.source, Path) else None
     names = None if place is None else read_class_names(place)
     preset = genotype.presets.get(weights.preset or next(iter(genotype.presets), ""), {})
-    shape = preset.get("input_shape") or (None, None, 3)
-    size = (options.image_size,) * 2 if options.image_size else weights.origin.image_size or tuple(shape[:2])
-    if None in size:
+    shape: Any = preset.get("input_shape") or (None, None, 3)
+    own = weights.origin.image_size or (None if None in shape[:2] else (shape[0], shape[1]))
+    wanted = own if options.image_size is None else (options.image_size, options.image_size)
+    if wanted is None:
         raise ValueError(f"{options.model} has images of no size of its own; give image_size=")
+    size: tuple[int, int] = (wanted[0], wanted[1])
     classes = entry.classes if entry is not None else None if names is None else len(names)
     model = zoo.build(
-        options.model, weights.preset, classes=classes, input_shape=(*size, shape[2]), weights=weights.source
+        options.model, weights.preset, classes=classes, input_shape=(size[0], size[1], shape[2]), weights=weights.source
     )
-    read = size
-    if entry is not None:
-        crop = entry.preprocessing.get("crop", 1)
-        read = (round(size[0] / crop), round(size[1] / crop))
     name = f"{options.model} ({weights.preset or 'its first preset'}), weights {weights.source}"
     count = _count_classes(options.model, model.outputs[0].shape)
-    return _make(options, model, name, (*size, shape[2]), read, weights.origin, place, count, options.threshold)
+    shape = (size[0], size[1], shape[2])
+    return _make(options, model, name, shape, weights.origin, place, count, options.threshold, entry=entry)
 
 
 def _make(
@@ -168,12 +171,13 @@ def _make(
     model: "keras.Model | bytes",
     name: str,
     input_shape: tuple[int, int, int],
-    read_size: tuple[int, int],
     origin: Origin,
     place: Path | None,
     classes: int,
     threshold: float | None,
+    *,
     given: "keras.Model | None" = None,
+    entry: Entry | None = None,
 ) -> Classifier:
     names = None if place is None else read_class_names(place)
     if names is not None and len(names) != classes:
@@ -195,15 +199,18 @@ def _make(
         known_by = "the network's first layers"
     else:
         known_by = "nothing beside the model says; --preprocess does"
+    evaluation: Any = {} if entry is None else entry.preprocessing
+    height, width = (round(side / evaluation.get("crop", 1)) for side in input_shape[:2])
     return Classifier(
-        model, name, input_shape, read_size, normalize, names or tuple(f"class {label}" for label in range(classes)),
+        model, name, input_shape, (height, width), evaluation.get("interpolation", "bilinear"), normalize,
+        names or tuple(f"class {label}" for label in range(classes)),
         names is not None, origin, known_by, options.output_key, threshold, options.threads,
     )  # fmt: skip
 
 
 def _choose_size(options: ModelOptions, fixed: tuple[int, int] | None, origin: Origin, path: Path) -> tuple[int, int]:
     wanted = None if options.image_size is None else (options.image_size, options.image_size)
-    if fixed is not None and wanted not in (None, fixed):
+    if fixed is not None and wanted is not None and wanted != fixed:
         raise ValueError(f"image_size={wanted[0]}, but {path} takes {fixed[0]} x {fixed[1]}; leave it out")
     size = fixed or wanted or origin.image_size
     if size is None:

@@ -139,6 +139,11 @@ def normalizations() -> dict[str, "Normalization"]:
     return augment.PREPROCESSING | {"pixels": augment.Normalization((0.0,), (1 / 255,))}
 
 
+def name_normalization(normalize: "Normalization") -> str | None:
+    """Returns the value of --preprocess that stands for it; None where there is none."""
+    return next((name for name, one in normalizations().items() if one == normalize), None)
+
+
 def load_file(path: Path, compile: bool = False) -> "keras.Model":
     """Loads a functional Keras model of a .keras or .h5 file.
 
@@ -310,8 +315,8 @@ def _near_chance(classes: int) -> float:
 
 def describe(config: ModelAndData, source: "Data", normalize: "Normalization") -> dict[str, Any]:
     """Returns what SOURCE holds, under the names of a training's results.json."""
-    name = next((name for name, one in normalizations().items() if one == normalize), None)
-    return {"model": config.model, **describe_images(str(config.data or source.name), source, name, normalize)}
+    preprocess = name_normalization(normalize)
+    return {"model": config.model, **describe_images(str(config.data or source.name), source, preprocess, normalize)}
 
 
 def write_labels(folder: Path, found: dict[str, Any]) -> None:

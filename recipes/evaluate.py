@@ -127,6 +127,7 @@ def _load_images(config: Config, classifier: "Classifier") -> _Judged:
         "size": classifier.read_size,
         "channels": classifier.input_shape[2],
         "labels": classifier.labels if folder else None,
+        "interpolation": classifier.interpolation,
         **config.folder_options,
     }
     # test images are cut off a folder for a model that was trained on the others
@@ -161,7 +162,7 @@ def _write(folder: Path, classifier: "Classifier", results: dict[str, Any], conf
         ("accuracy", f"{results['accuracy']:.4f}"),
         *([(f"top-{_TOP}", f"{results[f'top{_TOP}']:.4f}")] if f"top{_TOP}" in results else []),
         ("preprocessing", f"{used['preprocess'] or used['normalization']}, by {used['by']}"),
-        ("image size", f"{' x '.join(map(str, used['image_size']))}, of {' x '.join(map(str, used['resize']))}"),
+        ("image size", f"{_size(used['image_size'])}, of {_size(used['resize'])}, {used['interpolation']}"),
     ]
     rows = [(one["class"], one["n"], _show(one["precision"]), _show(one["recall"])) for one in results["classes"]]
     page = join_blocks(
@@ -175,6 +176,10 @@ def _write(folder: Path, classifier: "Classifier", results: dict[str, Any], conf
     if len(rows) <= _LABELLED:
         print("\n" + make_table(("class", "n", "precision", "recall"), rows, numbers_from=1))
     print(f"\n{folder / 'evaluation.md'}")
+
+
+def _size(sides: list[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 def _show(share: float | None) -> str | None:

@@ -59,7 +59,8 @@ def predict(config: Config) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for start in range(0, len(config.images), _BATCH):
         paths = config.images[start : start + _BATCH]
-        pixels = [read_image(path.resolve(), classifier.read_size, classifier.input_shape[2]) for path in paths]
+        channels, how = classifier.input_shape[2], classifier.interpolation
+        pixels = [read_image(path.resolve(), classifier.read_size, channels, interpolation=how) for path in paths]
         for path, scores in zip(paths, classifier.score(np.stack(pixels)), strict=True):
             best = np.argsort(-scores, kind="stable")[: config.top]
             classes = [

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import zoo
 from recipes import _main
 from recipes.images import EMBEDDED, FolderOptions
-from recipes.training.results import Origin, describe_images, find_finished, find_origin, write_results
+from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 from zoo.genotype import Blocks, Chain, Genotype
 
 if TYPE_CHECKING:
@@ -46,14 +46,18 @@ class Config(FolderOptions):
     cells: int | None = None
     # of a size of your own: of each node before the first reduction; none takes 16
     filters: int | None = None
+    # to start from: a file of the same network, or published ones by a data set (imagenet), an origin or their name,
+    # whose head stays fresh for other classes; none starts fresh
+    weights: str | None = None
     # fashion_mnist_small, tfds:NAME or a folder of images; none takes what the genotype was searched on, else the first
     data: str | None = None
     # pixels; none takes what the genotype was searched at, else what suits the model
     image_size: int | None = None
     training_images: int | None = None  # none takes all
     validation_images: int | None = None  # none takes all
-    # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] = "unit"
+    # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set; none takes that of the weights,
+    # else unit
+    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] | None = None
     settings: Literal["small", "paper"] = "small"  # small: a short cosine; paper: those of the family's paper
     epochs: int | None = 6  # none takes the settings'
     batch_size: int | None = None  # none takes the settings'; the learning rate scales along unless given
@@ -68,6 +72,8 @@ class Config(FolderOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a whole number from 1, or none")
+        if self.weights is not None and (self.cells is not None or self.filters is not None):
+            raise ValueError(f"weights={self.weights} are of a preset of the model; leave cells and filters out")
         if self.model_preset is not None and (self.cells is not None or self.filters is not None):
             raise ValueError(
                 f"model_preset is {self.model_preset}, cells {self.cells} and filters {self.filters}; give the preset, "
@@ -100,6 +106,8 @@ def train(config: Config) -> Trained | None:
     """Trains, writes the files, prints the accuracy; returns None from a dry run."""
     from recipes.training.state import locked
 
+    if config.weights is None and config.preprocess is None:
+        config = dataclasses.replace(config, preprocess="unit")
     if config.dry_run:
         return _train(config)
     with locked(config.folder):
@@ -110,7 +118,7 @@ def train(config: Config) -> Trained | None:
 def _train(config: Config) -> Trained | None:
     import keras
 
-    from recipes.images.augment import PREPROCESSING
+    from recipes.deployable import find_normalization, name_normalization
     from recipes.training.drop_path import schedule_drop_path
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.learner import shorten_moving_averages
@@ -119,13 +127,18 @@ def _train(config: Config) -> Trained | None:
     from recipes.training.progress import show_progress
     from zoo.weights.published import transfer
 
-    genotype, preset, small = zoo.load(config.model), config.model_preset, config.settings == "small"
-    own_size = preset is None and (
-        config.cells is not None or config.filters is not None or (small and not isinstance(genotype.body, Blocks))
+    start = find_weights(config.model, config.model_preset, config.weights)
+    genotype, preset, small = zoo.load(config.model), start.preset, config.settings == "small"
+    own_size = (
+        preset is None
+        and config.weights is None
+        and (
+            config.cells is not None or config.filters is not None or (small and not isinstance(genotype.body, Blocks))
+        )
     )
     if own_size:
         genotype, preset = _with_own_size(genotype, config.cells, config.filters), "own"
-    data, images = _load_images(config, find_origin(config.model), genotype, preset, own_size)
+    data, images = _load_images(config, start.origin, genotype, preset, own_size)
     scale = "macro" if isinstance(genotype.body, Chain) else preset or ""
     paper = _small_paper() if small else paper_of(genotype.family, scale, images.input_shape[0])
     keras.utils.set_random_seed(config.seed)
@@ -138,6 +151,7 @@ def _train(config: Config) -> Trained | None:
         drop_path_rate=paper.drop_path,
         dropout_rate=paper.dropout,
         auxiliary=paper.auxiliary,
+        weights=start.source,
     )
     if small:
         shorten_moving_averages(network)
@@ -148,7 +162,7 @@ def _train(config: Config) -> Trained | None:
         fit(twin.model, two, two, one, augment=augment, drop_path=twin.progress)
         print(f"dry run: {images}\n{network.name}: {network.count_params():,} parameters\n{settings}\n{paper.source}")
         return None
-    preprocess = PREPROCESSING[config.preprocess]
+    preprocess = find_normalization(config.preprocess, start.origin, None, config.weights or config.model)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*_FREE, "seed")}
     with show_progress("train", unit="epoch") as observe:
         outcome = fit(
@@ -170,7 +184,7 @@ def _train(config: Config) -> Trained | None:
     accuracy = measure_accuracy(plain, images.test, preprocess)
     results = {
         "model": plain.name,
-        **describe_images(data, images, config.preprocess, preprocess),
+        **describe_images(data, images, name_normalization(preprocess), preprocess),
         "params": plain.count_params(),
         "best_epoch": outcome.epoch,
         "validation_accuracy": outcome.accuracy,
@@ -218,7 +232,7 @@ def _load_images(
     name, size, chosen = config.data or origin.data or EMBEDDED, config.image_size, []
     if config.data is None and origin.data is not None:
         chosen.append(f"data={name} as in {origin.place}")
-    if size is None and origin.image_size is not None and name == origin.data:
+    if size is None and origin.image_size is not None and (name == origin.data or config.weights is not None):
         size = origin.image_size[0]
         chosen.append(f"image_size={size} as in {origin.place}")
     elif size is None and own_size:

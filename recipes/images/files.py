@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -30,6 +30,7 @@ _NO_CLASS = "in no class folder"
 _NO_LABEL = "of a part without class folders, and so without labels"
 
 Size = int | tuple[int, int] | None  # an integer means a square; a pair is (height, width)
+Interpolation = Literal["bilinear", "bicubic"]  # both antialiased
 
 
 class UnreadableImageError(ValueError):
@@ -229,11 +230,17 @@ def find_pixel_bits(paths: Iterable[Path]) -> int | None:
     return None if largest < 0 else next((bits for bits in _PIXEL_BITS if largest < 2**bits), _PIXEL_BITS[-1])
 
 
-def read_image(path: str | os.PathLike, size: Size, channels: int, pixel_bits: int | None = None) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike,
+    size: Size,
+    channels: int,
+    pixel_bits: int | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> np.ndarray:
     """Decodes a file to uint8 (height, width, channels), upright as its EXIF data says.
 
     Grayscale, palette, CMYK and 16-bit images are converted; what is transparent becomes white. With a size, the
-    longer side's ends are cut off, then it is resized (bilinear, antialiased); an integer means a square.
+    longer side's ends are cut off, then it is resized; an integer means a square.
 
     Args:
         path: of the file.
@@ -241,6 +248,7 @@ def read_image(path: str | os.PathLike, size: Size, channels: int, pixel_bits: i
         channels: 1 or 3.
         pixel_bits: of the values in a 16-bit file: 2**pixel_bits - 1 becomes 255. None goes by the largest value of
             this one file; give the same number for all images of a set (`find_pixel_bits`).
+        interpolation: of the resizing.
 
     Raises:
         UnreadableImageError: no such file, not an image, cut short, or of a kind that has no meaning here.
@@ -248,7 +256,7 @@ def read_image(path: str | os.PathLike, size: Size, channels: int, pixel_bits: i
     try:
         with _open_image(path) as stored:
             upright = ImageOps.exif_transpose(stored)
-            return fit(_converted(upright, channels, pixel_bits), size)
+            return fit(_converted(upright, channels, pixel_bits), size, interpolation)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"cannot read the image {os.fspath(path)}: not an image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow raises
@@ -281,7 +289,7 @@ def _converted(image: Image.Image, channels: int, pixel_bits: int | None) -> Ima
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def fit(image: Image.Image, size: Size) -> np.ndarray:
+def fit(image: Image.Image, size: Size, interpolation: Interpolation = "bilinear") -> np.ndarray:
     """Crops and resizes an L or RGB image as `read_image` says; returns uint8 (height, width, channels)."""
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
@@ -291,6 +299,6 @@ def fit(image: Image.Image, size: Size) -> np.ndarray:
             left, top = (image.width - window_width) // 2, (image.height - window_height) // 2
             # Cropped first: resizing with a box would let the pixels around it shine in.
             image = image.crop((left, top, left + window_width, top + window_height))
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

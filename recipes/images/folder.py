@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from recipes.images.files import Files, Size, UnreadableImageError, find_pixel_bits, read_image, scan
+from recipes.images.files import Files, Interpolation, Size, UnreadableImageError, find_pixel_bits, read_image, scan
 from recipes.images.parts import Arrays, Part, Stream
 
 OnUnreadable = Literal["error", "skip"]
@@ -23,13 +23,21 @@ _log = logging.getLogger(__name__)
 class FolderPart(Stream):
     """Files and their labels, read when they are needed."""
 
-    def __init__(self, files: Files, size: Size, image_shape: tuple[int, int, int], pixel_bits: int | None = None):
+    def __init__(
+        self,
+        files: Files,
+        size: Size,
+        image_shape: tuple[int, int, int],
+        pixel_bits: int | None = None,
+        interpolation: Interpolation = "bilinear",
+    ):
         names = tf.constant([os.fsencode(path) for path in files.paths], tf.string)
         stored = tf.data.Dataset.from_tensor_slices((names, tf.constant(files.labels)))
         super().__init__(stored, len(files.paths), image_shape, buffer=len(files.paths))
         self._files = files
         self._size = size
         self._pixel_bits = pixel_bits
+        self._interpolation: Interpolation = interpolation
 
     @property
     def labels(self) -> np.ndarray:
@@ -38,7 +46,8 @@ class FolderPart(Stream):
 
     def take(self, indices: np.ndarray) -> "FolderPart":
         """A part of these files, in this order."""
-        return FolderPart(self._files.take(indices), self._size, self.image_shape, self._pixel_bits)
+        files = self._files.take(indices)
+        return FolderPart(files, self._size, self.image_shape, self._pixel_bits, self._interpolation)
 
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
         def read(path: bytes) -> np.ndarray:
@@ -48,7 +57,7 @@ class FolderPart(Stream):
         return tf.ensure_shape(image, self.image_shape)
 
     def _read(self, path: str | os.PathLike) -> np.ndarray:
-        image = read_image(path, self._size, self.image_shape[-1], self._pixel_bits)
+        image = read_image(path, self._size, self.image_shape[-1], self._pixel_bits, self._interpolation)
         if image.shape != self.image_shape:
             height, width, _ = self.image_shape
             raise ValueError(
@@ -92,7 +101,12 @@ class FolderPart(Stream):
 
 
 def parts(
-    folder: Path, size: Size, channels: int, pixel_bits: int | None, labels: Mapping[str, int] | None = None
+    folder: Path,
+    size: Size,
+    channels: int,
+    pixel_bits: int | None,
+    labels: Mapping[str, int] | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> tuple[tuple[str, ...], dict[str, Part], dict[Path, str]]:
     """Returns class names, parts and what is left out, before all but 16-bit files are read.
 
@@ -119,7 +133,9 @@ def parts(
                 "as they are", folder, f"{2**pixel_bits:,}", pixel_bits,
             )  # fmt: skip
     image_shape = _first_shape(found["train"], size, channels)
-    made: dict[str, Part] = {part: FolderPart(files, size, image_shape, pixel_bits) for part, files in found.items()}
+    made: dict[str, Part] = {
+        part: FolderPart(files, size, image_shape, pixel_bits, interpolation) for part, files in found.items()
+    }
     return class_names, made, left_out
 
 

@@ -87,6 +87,7 @@ def load(
     download: bool = False,
     data_dir: Path | None = None,
     labels: Mapping[str, int] | None = None,
+    interpolation: images.Interpolation = "bilinear",
 ) -> Data:
     """Loads a data set.
 
@@ -109,6 +110,7 @@ def load(
         download, data_dir: for TFDS: whether to fetch a set that is not prepared, and where it is.
         labels: class folder -> label, of a model's classes, of which a folder may have a part; None numbers the class
             folders in the order of their names.
+        interpolation: of a folder's images that are resized; the others' is bilinear.
 
     Raises:
         ValueError: the text says which argument, folder or file, and what to do.
@@ -131,7 +133,9 @@ def load(
             data_dir=data_dir,
         )
     else:
-        class_names, parts, skipped = image_folder.parts(_folder(name), size, channels or 3, pixel_bits, labels)
+        class_names, parts, skipped = image_folder.parts(
+            _folder(name), size, channels or 3, pixel_bits, labels, interpolation
+        )
     parts = _apart(parts, validation_fraction, test_fraction, seed, limit)
     if isinstance(parts["train"], image_folder.FolderPart):
         parts, skipped = image_folder.readable(parts, skipped, on_unreadable, memory_limit)

@@ -64,7 +64,8 @@ PRESETS = {
         folder=Path("runs/amoebanet-paper"),
     ),
     "smoke": Config(
-        **(SMOKE | {"epochs": 2}),
+        **SMOKE,
+        epochs=2,
         trials=4,
         nodes=1,
         population=2,

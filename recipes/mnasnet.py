@@ -104,6 +104,7 @@ PRESETS = {
     ),
     "smoke": Config(
         **SMOKE,
+        epochs=1,
         trials=3,
         width=0.125,
         depth=0.1,

@@ -57,6 +57,7 @@ PRESETS = {
     ),
     "smoke": Config(
         **SMOKE,
+        epochs=1,
         trials=3,
         nodes=1,
         hidden=10,

@@ -99,6 +99,7 @@ PRESETS = {
     ),
     "smoke": Config(
         **SMOKE,
+        epochs=1,
         trials=5,
         nodes=2,
         beam=2,

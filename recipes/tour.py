@@ -120,7 +120,7 @@ def to_markdown(result: Tour, folder: Path, seconds: float) -> str:
         f"{'none' if row.arena is None else f'{row.arena / 1000:,.0f} kB'} |"
         for row in report.rows
     )
-    accuracy, drop = report.row("float32").accuracy, report.drop("int8")
+    accuracy, drop = report.row("float32").accuracy or 0.0, report.drop("int8")
     source, files = genotype.source, ", ".join(str(folder / "deploy" / row.file) for row in report.rows)
     found, model = folder / "search" / "genotype.json", folder / "train" / "model.keras"
     return f"""\

@@ -172,4 +172,4 @@ PAPER_CIFAR10: dict[str, Any] = {
     "data": "tfds:cifar10", "image_size": None, "training_images": None, "validation_images": 5000,
     "batch_size": 32, "weight_decay": 5e-4, "augment": True,
 }  # fmt: skip
-SMOKE: dict[str, Any] = {"image_size": 8, "training_images": 60, "validation_images": 100, "epochs": 1}
+SMOKE: dict[str, Any] = {"image_size": 8, "training_images": 60, "validation_images": 100}

@@ -34,8 +34,8 @@ class _Storage(NamedTuple):
 
     key: str
     kind: str
-    count: int
     first: int
+    end: int
 
 
 class _Tensor(NamedTuple):
@@ -145,8 +145,7 @@ def _materialize(state: Any, read: Callable[[str, int], bytes]) -> Any:
     """Returns `state` with arrays; the bytes of each storage, `read(key, size)`, are read once."""
     sizes: dict[str, int] = collections.defaultdict(int)
     for storage in _storages(state):
-        end = (storage.first + storage.count) * _itemsize(storage.kind)
-        sizes[storage.key] = max(sizes[storage.key], end)
+        sizes[storage.key] = max(sizes[storage.key], storage.end * _itemsize(storage.kind))
     loaded: dict[str, bytes] = {}
     made: dict[int, Any] = {}
 
@@ -174,7 +173,7 @@ def _materialize(state: Any, read: Callable[[str, int], bytes]) -> Any:
 def _array(tensor: _Tensor, values: bytes) -> np.ndarray:
     storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
     flat = np.frombuffer(values, "<u2" if _TYPES[storage.kind] == "bf16" else _TYPES[storage.kind])
-    flat = flat[storage.first : storage.first + storage.count]
+    flat = flat[storage.first : storage.end]
     numbers = [tensor.offset, *shape, *strides]
     if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(f"a tensor has the shape {shape} and the strides {strides}")
@@ -209,6 +208,7 @@ def _run(program: BinaryIO) -> Any:
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(program):
         name = opcode.name
         if name == "STOP":
@@ -298,7 +298,7 @@ def _storage(identity: Any) -> _Storage:
         _, first, count = view[0]
     if type(key) is not str or "/" in key or any(type(number) is not int or number < 0 for number in (first, count)):
         raise ValueError(f"its storage {key!r} has {count!r} values")
-    return _Storage(key, kind.name, count, first)
+    return _Storage(key, kind.name, first, first + count)
 
 
 def _call(function: Any, arguments: Any) -> Any:

@@ -119,9 +119,7 @@ def _load_keras(options: ModelOptions, path: Path) -> Classifier:
     model = graph.flatten(given, (*size, channels))
     units = model.outputs[measure.choose_keras_output(model, options.output_key)].shape
     classes = _count_classes(path, units)
-    threshold = options.threshold
-    if threshold is None and classes != units[-1]:
-        threshold = deployable.find_threshold(options, path)
+    threshold = deployable.find_threshold(options, path, model)
     return _make(options, model, str(path), (*size, channels), origin, path, classes, threshold, given=given)
 
 

@@ -126,7 +126,7 @@ def load(config: ModelAndData) -> Deployable:
         model = graph.flatten(given, source.input_shape)
     check_classes(f"model {model.name!r}", _output_shape(model, config.output_key), source)
     normalize = find_normalization(config.preprocess, origin, given, config.model)
-    threshold = config.threshold if given is None or config.threshold is not None else find_threshold(config, path)
+    threshold = config.threshold if given is None else find_threshold(config, path, model)
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
     images, labels = held_out(config, source, normalize)
     return Deployable(model, _array(normalize(calibration)), images, labels, source, normalize, threshold)
@@ -168,9 +168,9 @@ def load_file(path: Path, compile: bool = False) -> "keras.Model":
             warnings.simplefilter("ignore")  # about optimizers, which nobody needs here
             model: Any = keras.saving.load_model(path, compile=compile)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
         raise ValueError(
-            f"model: Keras cannot load {path}: {reason} ... A model of classes or functions of your own loads only "
+            f"model: Keras cannot load {path}: {reason}. A model of classes or functions of your own loads only "
             "where they are defined. Save it as a functional model of Keras' own layers, or convert it in your program "
             "(zoo.deploy.tflite.convert) and give the .tflite file"
         ) from error
@@ -217,12 +217,16 @@ def check_classes(subject: str, shape: Sequence[int | None], source: "Data") -> 
         )
 
 
-def find_threshold(config: ModelOptions, path: Path) -> float | None:
-    """Returns what the loss says that a file's model was trained with, where the activation does not."""
+def find_threshold(config: ModelOptions, path: Path, model: "keras.Model") -> float | None:
+    """Returns the option's, or what the loss in the file says where one unit has no sigmoid."""
     from zoo.deploy import measure
 
-    with contextlib.suppress(ValueError):  # not compiled, a loss of one's own, or one that says nothing
-        return measure.find_threshold(load_file(path, compile=True), config.output_key)
+    if config.threshold is not None or _output_shape(model, config.output_key)[-1] != 1:
+        return config.threshold
+    for load_again in (False, True):
+        with contextlib.suppress(ValueError):  # not compiled, a loss of one's own, or one that says nothing
+            subject = load_file(path, compile=True) if load_again else model
+            return measure.find_threshold(subject, config.output_key)
     return None
 
 

@@ -125,9 +125,9 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
 
     if config.sparsity is None and config.clusters is None:
         return {}
-    images, labels = _training_images(config, subject)
+    images, labels, loss = _training_images(config, subject)
     options: dict[str, Any] = {
-        "epochs": config.epochs, "learning_rate": config.learning_rate, "batch_size": config.batch_size,
+        "epochs": config.epochs, "learning_rate": config.learning_rate, "batch_size": config.batch_size, "loss": loss,
     }  # fmt: skip
     models: dict[str, keras.Model] = {}
     if config.sparsity is not None:
@@ -151,11 +151,12 @@ def _deflated(files: dict[str, bytes]) -> str:
 def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell: Callable[[str], None]) -> bytes:
     from zoo.deploy import quantize
 
-    images, labels = _training_images(config, subject)
+    images, labels, loss = _training_images(config, subject)
     quantize.fine_tune(
         aware,
         images,
         labels,
+        loss=loss,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
@@ -168,10 +169,24 @@ def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell:
     return quantize.convert(aware)
 
 
-def _training_images(config: Config, subject: Deployable) -> tuple[np.ndarray, np.ndarray]:
+def _training_images(config: Config, subject: Deployable) -> "tuple[np.ndarray, np.ndarray, quantize.Loss | None]":
+    """Returns images, and labels and loss as the output's activation asks for them."""
+    from zoo import graph
+
     part = subject.data.train.first(config.training_images)
     pixels, labels = part.head(len(part))
-    return np.asarray(subject.normalize(pixels), np.float32), labels
+    units, activation = subject.model.outputs[0].shape[-1], graph.head_activations(subject.model)[0]
+    loss = None
+    if units == 1 and activation == "linear":
+        if subject.threshold is None:
+            raise ValueError(
+                f"{subject.model.name} ends in one unit without a sigmoid. If it is a logit give --threshold=0; a "
+                "regression cannot be trained on classes of images: use zoo.deploy.quantize from Python"
+            )
+        loss = "binary"
+    elif units > 1 and activation == "sigmoid":  # yes or no for each class
+        labels, loss = np.eye(units, dtype=np.float32)[labels], "binary"
+    return np.asarray(subject.normalize(pixels), np.float32), labels, loss
 
 
 def _state(config: Config, model: "keras.Model") -> Path:

@@ -6,7 +6,7 @@ import re
 import keras
 import pytest
 
-from recipes import quantize
+from recipes import deployable, quantize
 from recipes.images import sources as data
 from zoo.deploy import report, tflite_file
 
@@ -108,3 +108,22 @@ def test_model_of_two_outputs_is_trained_and_judged_by_one(tmp_path, capsys):
     file = tflite_file.parse((tmp_path / "out" / result.row("int8 QAT").file).read_bytes())
     assert len(tflite_file.outputs_of(file)) == 1
     assert 0 <= result.row("int8 QAT").accuracy <= 1
+
+
+@pytest.mark.parametrize(("units", "activation", "threshold"), [(10, "sigmoid", None), (1, None, None), (1, None, 0.0)])
+def test_labels_and_loss_follow_from_the_activation(units, activation, threshold):
+    image = keras.Input((28, 28, 1))
+    model = keras.Model(image, layers.Dense(units, activation)(layers.Flatten()(image)))
+    parts = data.load(limit=40)
+    subject = deployable.Deployable(
+        model, None, None, None, parts, deployable.normalizations()["unit"], threshold
+    )  # fmt: skip
+    config = quantize.Config(training_images=20)
+    if units == 1 and threshold is None:
+        with pytest.raises(ValueError, match=r"one unit without a sigmoid\. If it is a logit give --threshold=0"):
+            quantize._training_images(config, subject)
+        return
+    images, labels, loss = quantize._training_images(config, subject)
+    assert (len(images), loss) == (20, "binary")
+    assert labels.shape == ((20, 10) if units == 10 else (20,))
+    assert units == 1 or (labels.sum(axis=1) == 1).all()

@@ -109,7 +109,10 @@ def _read_old_form(file: BinaryIO, size: int) -> Any:
     kinds = {storage.key: storage.kind for storage in _storages(state)}
     places: dict[str, tuple[int, int]] = {}  # key -> first byte, and the one after the last
     for key in _run(file):
-        count = int.from_bytes(file.read(8), "little")
+        size_field = file.read(8)
+        if len(size_field) < 8:
+            raise ValueError("it was cut short")
+        count = int.from_bytes(size_field, "little")
         end = file.tell() + count * _itemsize(kinds[key])
         if end > size:
             raise ValueError("it was cut short")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from recipes import train
+from recipes import evaluate, train
 from recipes.images import EMBEDDED
 from recipes.training.paper_settings import PAPER, paper_of
 from recipes.training.results import find_origin
@@ -146,3 +146,27 @@ def test_options_that_cannot_be_are_refused(options, message):
 def test_cells_are_not_for_networks_of_blocks():
     with pytest.raises(ValueError, match="not for the family 'mcunet'"):
         train.train(dataclasses.replace(SMOKE, model="mcunet_in0", dry_run=True))
+
+
+def test_evaluate_finds_the_accuracy_that_the_training_reports(trained, tmp_path):
+    result, folder = trained
+    judged = evaluate.evaluate(evaluate.Config(model=str(folder / "model.keras"), folder=tmp_path))
+    assert (judged["part"], judged["n"], judged["accuracy"]) == ("test", 2000, pytest.approx(result.accuracy))
+    assert [one["class"] for one in judged["classes"]][:2] == ["T-shirt/top", "Trouser"]
+
+
+def test_a_training_starts_from_weights(tmp_path):
+    preset = {"cells": 2, "filters": 4, "stem": "cifar", "stem_multiplier": 1}
+    genotype = dataclasses.replace(zoo.load("darts"), presets={"tiny": preset})
+    zoo.save(genotype, tmp_path / "tiny.json")
+    first = zoo.build(genotype, "tiny", classes=10, input_shape=(8, 8, 1))
+    first.save_weights(tmp_path / "first.weights.h5")
+    config = train.Config(
+        model=str(tmp_path / "tiny.json"), weights=str(tmp_path / "first.weights.h5"), image_size=8, training_images=64,
+        validation_images=50, epochs=1, learning_rate=1e-9, folder=tmp_path / "out",
+    )  # fmt: skip
+    second = train.train(config).model
+    for before, after in zip(first.trainable_weights, second.trainable_weights, strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)
+    with pytest.raises(ValueError, match="are of a preset of the model; leave cells and filters out"):
+        dataclasses.replace(config, cells=3)

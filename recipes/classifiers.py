@@ -128,6 +128,8 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
 
     if options.model_preset is not None or options.weights is not None:
         raise ValueError(f"model={options.model} is a file with its weights; leave model_preset= and weights= out")
+    if not path.is_file():
+        raise FileNotFoundError(f"model: there is no file {path}. Write one (python -m recipes.deploy)")
     file = tflite_file.read(path)
     shape = planner.input_shape(file)
     if len(shape) != 4 or shape[3] not in (1, 3):

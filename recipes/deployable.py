@@ -35,7 +35,8 @@ class ModelOptions:
 
     # a .keras or .h5 file, a genotype file, or a name of zoo.list_models()
     model: str = "runs/train/model.keras"
-    # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes the first
+    # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes that of the weights, or the
+    # first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("size",)})
     # of a name or genotype: a file, or published ones by a data set (imagenet), an origin or their name; none leaves it
     # untrained
@@ -109,9 +110,10 @@ def load(config: ModelAndData) -> Deployable:
     given = load_file(path) if path.suffix in KERAS_FILES or path.is_dir() else None
     if given is not None and (config.model_preset is not None or config.weights is not None):
         raise ValueError(f"model={config.model} is a network with its weights; leave model_preset= and weights= out")
-    weights = Weights(None, None, find_origin(path.with_suffix(".keras")), None)  # by the file beside it
     if given is None:
         weights = find_weights(config.model, config.model_preset, config.weights)
+    else:
+        weights = Weights(None, None, find_origin(path.with_suffix(".keras")), None)
     origin, entry = weights.origin, weights.entry
     source = load_data(config, None if given is None else find_image_shape(given), origin, entry)
     if given is None:

@@ -1,8 +1,8 @@
 """Judges a classifier on pictures: accuracy, top-5, precision and recall of each class, confusion matrix.
 
     python -m recipes.evaluate --model=runs/finetune/model.keras --data=path/to/flowers
-    python -m recipes.evaluate --model=mnasnet --weights=imagenet --data=path/to/imagenet/val    # downloads them once
-    python -m recipes.evaluate --model=runs/deploy/int8.tflite --data=path/to/flowers
+    python -m recipes.evaluate --model=mnasnet_b1 --weights=imagenet --data=path/to/imagenet  # downloads once
+    python -m recipes.evaluate --model=runs/deploy/NAME_int8.tflite --data=path/to/flowers
 
 Size, normalisation and class names come from what stands beside the model, or from the published weights, whose
 evaluation is followed: images are resized to more than the network reads, and their middle is taken. The folders of a
@@ -108,7 +108,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         ],
     }  # fmt: skip
     _write(config.folder, classifier, results, confusions)
-    deployable.warn_near_chance(accuracy, int((confusions.sum(axis=1) > 0).sum()), n, classifier.name)
+    deployable.warn_near_chance(accuracy, classes, n, classifier.name)
     return results
 
 

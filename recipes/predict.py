@@ -2,7 +2,7 @@
 
     python -m recipes.predict --model=runs/finetune/model.keras photos/*.jpg
     python -m recipes.predict --model=mcunet_in3 --weights=imagenet goldfish.jpg      # downloads them once
-    python -m recipes.predict --model=runs/deploy/int8.tflite photo.jpg --json
+    python -m recipes.predict --model=runs/deploy/NAME_int8.tflite photo.jpg --json
 
 Names of the classes come from the class_names.json beside the model, or are ImageNet's for 1,000 classes; size and
 normalisation come from the results.json or source.json beside it, or from the published weights. A picture is cropped

@@ -139,6 +139,16 @@ def test_predict_takes_a_tflite_file_with_what_stands_beside_it(model: Path, tmp
     assert by_tflite[0]["score"] == pytest.approx(by_keras[0]["score"], abs=1e-5)
 
 
+def test_published_weights_see_the_middle_of_a_larger_image(model: Path):
+    classifier = classifiers.load(predict.Config(model=str(model)))
+    whole = np.zeros((1, 12, 10, 3), np.uint8)
+    whole[..., 0] = 250  # a red border of two rows and one column
+    whole[:, 2:10, 1:9] = COLOURS["green"]
+    middle = dataclasses.replace(classifier, read_size=(12, 10))
+    np.testing.assert_array_equal(middle.score(whole), classifier.score(whole[:, 2:10, 1:9]))
+    assert middle.score(whole).argmax() == 1
+
+
 def test_a_network_that_rescales_by_itself_reads_pixels(tmp_path: Path, capsys):
     image = keras.Input((8, 8, 3))
     inner = make_model()
@@ -163,6 +173,7 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
     config = predict.Config(model=str(model), images=(paint(tmp_path / "a.png", "red"),))
     for options, error, message in [
         ({"model": str(tmp_path / "none.keras")}, FileNotFoundError, r"there is no file .*none\.keras"),
+        ({"model": str(tmp_path / "none.tflite")}, FileNotFoundError, r"there is no file .*none\.tflite"),
         ({"model": "mcunet_in0"}, ValueError, "a network without weights; give weights="),
         ({"weights": "imagenet"}, ValueError, "leave model_preset= and weights= out"),
         ({"image_size": 9}, ValueError, "image_size=9, but .* takes 8 x 8"),

@@ -17,9 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.machine import describe_machine
-from recipes.tinynas.children import Scorer
-from recipes.tinynas.export import standalone
-from recipes.tinynas.needs import Budget, needs
+from recipes.tinynas.children import InheritedAccuracy, build_standalone
+from recipes.tinynas.needs import Budget, predict_needs
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
 from recipes.tinynas.supernet import Supernet
 from zoo.genotype import Genotype
@@ -39,25 +38,23 @@ def measure(scorer, values, images, repeats):
     """Returns seconds of scoring, of its recalibration, of the stand-alone network, and of making that."""
     net, space = scorer.net, scorer.net.space
     preset = {"search": {"input_shape": list(SHAPE), "classes": CLASSES}}
-    statistics_here = scorer.statistics(values)
+    moments = scorer.statistics(values)
     start = time.perf_counter()
     genotype = Genotype("found", "mcunet", space.body(values), {}, preset)
-    model = standalone(net, scorer.weights.numpy(), statistics_here, values, genotype)
+    model = build_standalone(net, scorer.weights.numpy(), moments, values, genotype)
     predict = tf.function(lambda image: model(image, training=False), [tf.TensorSpec([None, *SHAPE])], autograph=False)
     batches = [tf.constant(images[first : first + BATCH]) for first in range(0, len(images), BATCH)]
 
-    def alone():
+    shared = scorer.predictor(values, moments)
+
+    def score(predict):
         return np.concatenate([predict(batch).numpy() for batch in batches])
 
-    expected = alone()
+    expected = score(predict)
     making = time.perf_counter() - start
-    difference = np.abs(scorer.logits(values, statistics_here) - expected).max()
+    difference = np.abs(score(shared) - expected).max()
     rounds = [
-        (
-            timed(lambda: scorer.logits(values, statistics_here)),
-            timed(lambda: scorer.statistics(values)),
-            timed(alone),
-        )
+        (timed(lambda: score(shared)), timed(lambda: scorer.statistics(values)), timed(lambda: score(predict)))
         for _ in range(repeats)
     ]
     ratios = [ours / theirs for ours, _, theirs in rounds]
@@ -75,11 +72,11 @@ def main():
     space, rng = TinySpace(0.3, SMALL_STRIDES, depths=(1, 2)), np.random.default_rng(0)
     net = Supernet(space, CLASSES, SHAPE[2])
     images = rng.normal(size=(IMAGES, *SHAPE)).astype(np.float32)
-    scorer = Scorer(net, net.initial(0), images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES))
-    first = timed(lambda: scorer.logits(space.largest(), scorer.statistics(space.largest())))
+    scorer = InheritedAccuracy(net, net.initial(0), images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES))
+    first = timed(lambda: scorer(space.largest()))
     print(f"tracing for all sub-networks, once: {first:.1f} s")
     networks = {"largest": space.largest(), "smallest": space.smallest()}
-    networks |= {f"random {number}": space.random(rng) for number in range(count - len(networks))}
+    networks |= {f"random {number}": space.sample(rng) for number in range(count - len(networks))}
     for name, values in networks.items():
         scoring, recalibrating, alone, making, ratio, least, most, difference = measure(scorer, values, images, repeats)
         print(
@@ -88,10 +85,12 @@ def main():
             f"trace the stand-alone network {making:.1f} s; outputs differ by {difference:.1e}",
             flush=True,
         )
-    budget, large = Budget.of("stm32f746", None, None), TinySpace(0.4)
-    drawn = [large.random(rng) for _ in range(drawn_networks)]
+    budget, large = Budget.from_board("stm32f746"), TinySpace(0.4)
+    drawn = [large.sample(rng) for _ in range(drawn_networks)]
     begin, cpu = time.perf_counter(), time.process_time()
-    fitting = sum(budget.exceeded(needs(large.body(values), (128, 128, 3), 1000)) is None for values in drawn)
+    fitting = sum(
+        budget.find_excess(predict_needs(large.body(values), (128, 128, 3), 1000)) is None for values in drawn
+    )
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     print(f"{drawn_networks:,} checks of RAM and flash: {seconds:.2f} s, {cpu:.2f} s of a core; {fitting} networks fit")
 

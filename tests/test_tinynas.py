@@ -19,11 +19,16 @@ import tensorflow as tf
 import zoo
 from recipes import tinynas
 from recipes.oracles.evolution import GenerationalEvolution
-from recipes.tinynas import export as tinynas_export
-from recipes.tinynas import widths as tinynas_space
-from recipes.tinynas.children import InheritedAccuracy
-from recipes.tinynas.needs import Budget, needs
-from recipes.tinynas.space import SMALL_STRIDES, TinySpace
+from recipes.tinynas.children import InheritedAccuracy, build_standalone
+from recipes.tinynas.needs import Budget, predict_needs
+from recipes.tinynas.space import (
+    SMALL_STRIDES,
+    Configuration,
+    TinySpace,
+    explore,
+    rank_configurations,
+    save_configurations,
+)
 from recipes.tinynas.supernet import Supernet
 from recipes.tinynas.training import ElasticTraining, sort_channels
 from recipes.training import tensorflow_options
@@ -47,43 +52,43 @@ def randomized(model: keras.Model, rng: np.random.Generator) -> keras.Model:
 
 def test_needs_of_one_block_on_paper():
     body = Blocks((Block("sep_conv", 3, 4), Block("mb_conv", 3, 4, expansion=2)), stem_filters=8)
-    found = needs(body, (8, 8, 1), 5)
+    found = predict_needs(body, (8, 8, 1), 5)
     # stem 9x8, depthwise 9x8, project 8x4, expand 4x8, depthwise 9x8, project 8x4, all on 4 x 4 pixels; dense 4x5
     assert found.macs == 16 * (72 + 72 + 32 + 32 + 72 + 32) + 20
     assert found.flash == 72 + 72 + 32 + 32 + 72 + 32 + 20 + 4 * (8 + 8 + 4 + 8 + 8 + 4 + 5)
-    # expand or project beside the shortcut: 16 x (4 + 8 + 8) bytes
+    # expand or project while the shortcut is kept: 16 x (4 + 8 + 8) bytes
     assert found.peak_memory == 320
 
 
 @pytest.mark.parametrize(("space", "shape"), [(SMALL, (28, 28, 1)), (TinySpace(0.2), (75, 48, 3))])
 def test_needs_equal_the_cost_of_the_built_network(space, shape):
-    body = space.body(space.random(np.random.default_rng(1)))
-    found, cost = needs(body, shape, 7), zoo.cost.of(zoo.build(genotype(body, shape, 7)))
+    body = space.body(space.sample(np.random.default_rng(1)))
+    found, cost = predict_needs(body, shape, 7), zoo.cost.of(zoo.build(genotype(body, shape, 7)))
     for name in ("params", "macs", "peak_memory", "flash"):
         assert getattr(found, name) == getattr(cost, name), name
 
 
 def test_a_thousand_constraint_checks_take_less_than_a_second_of_a_core():
-    space, budget, rng = TinySpace(0.5), Budget.of("stm32f746", None, None), np.random.default_rng(0)
-    drawn = [space.random(rng) for _ in range(1000)]
+    space, budget, rng = TinySpace(0.5), Budget.from_board("stm32f746"), np.random.default_rng(0)
+    drawn = [space.sample(rng) for _ in range(1000)]
     start = time.process_time()
-    reasons = [budget.exceeded(needs(space.body(values), (160, 160, 3), 1000)) for values in drawn]
+    reasons = [budget.find_excess(predict_needs(space.body(values), (160, 160, 3), 1000)) for values in drawn]
     assert time.process_time() - start < 1
     assert any(reasons)
 
 
-def test_a_row_whose_needs_nobody_knows_is_refused():
+def test_a_row_whose_needs_are_unknown_is_refused():
     body = Blocks((Block("mb_conv", 3, 8, expansion=3, se_ratio=0.25),), stem_filters=8)
     with pytest.raises(ValueError, match="without se"):
-        needs(body, (32, 32, 3), 10)
+        predict_needs(body, (32, 32, 3), 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("space", "shape"), [(SMALL, (28, 28, 1)), (TinySpace(0.5), (160, 160, 3))])
 def test_predicted_arena_and_file_are_hardly_larger_than_measured_ones(space, shape):
     rng = np.random.default_rng(2)
-    body = space.body(space.random(rng))
-    found, model = needs(body, shape, 10), randomized(zoo.build(genotype(body, shape, 10)), rng)
+    body = space.body(space.sample(rng))
+    found, model = predict_needs(body, shape, 10), randomized(zoo.build(genotype(body, shape, 10)), rng)
     file = tflite.convert(model, quantize="int8", calibration=rng.uniform(0, 1, (2, *shape)).astype(np.float32))
     assert 1 <= found.arena / measure.arena(file).total <= 1.01
     assert 0 < found.arena - planner.plan(file).arena < 500
@@ -92,10 +97,10 @@ def test_predicted_arena_and_file_are_hardly_larger_than_measured_ones(space, sh
 
 @pytest.mark.slow
 def test_largest_random_network_that_fits_a_board_of_320_kb_really_fits():
-    space, rng, budget = TinySpace(0.5), np.random.default_rng(3), Budget.of("stm32f746", None, None)
-    bodies = [space.body(space.random(rng)) for _ in range(300)]
-    fitting = [body for body in bodies if budget.exceeded(needs(body, (128, 128, 3), 1000)) is None]
-    body = max(fitting, key=lambda one: needs(one, (128, 128, 3), 1000).arena)
+    space, rng, budget = TinySpace(0.5), np.random.default_rng(3), Budget.from_board("stm32f746")
+    bodies = [space.body(space.sample(rng)) for _ in range(300)]
+    fitting = [body for body in bodies if budget.find_excess(predict_needs(body, (128, 128, 3), 1000)) is None]
+    body = max(fitting, key=lambda one: predict_needs(one, (128, 128, 3), 1000).arena)
     model = randomized(zoo.build(genotype(body, (128, 128, 3), 1000)), rng)
     file = tflite.convert(model, quantize="int8", calibration=rng.uniform(0, 1, (2, 128, 128, 3)).astype(np.float32))
     assert 0.9 * 320 * 1024 < measure.arena(file).total <= 320 * 1024
@@ -106,19 +111,19 @@ def test_published_widths_follow_from_half_the_width():
     space = TinySpace(0.5)
     published = zoo.load("mcunet_in3").body
     assert isinstance(published, Blocks)
-    assert (space.stem, space.first) == (published.stem_filters, published.rows[0].filters)
+    assert (space.stem_filters, space.first_filters) == (published.stem_filters, published.rows[0].filters)
     filters = {row.filters for row in published.rows[1:]}
     assert {space.filters(stage, 1.0) for stage in range(6)} == filters
 
 
-def test_what_a_block_beyond_the_depth_says_does_not_count():
+def test_decisions_of_a_block_beyond_the_depth_do_not_count():
     values = SMALL.smallest()
     other = {**values, "stage0/block1/kernel": 7}
     assert SMALL.key(values) == SMALL.key(other)
     assert SMALL.key(values) != SMALL.key({**values, "stage0/block0/kernel": 7})
 
 
-def test_size_of_the_space_counts_networks_not_writings():
+def test_size_of_the_space_counts_networks_not_values():
     space = TinySpace(kernels=(3, 5), expansions=(3,), depths=(1, 2))
     assert space.size == (2 + 4) ** 5 * 2
 
@@ -131,25 +136,30 @@ def test_bad_choices_are_refused_with_the_remedy():
 
 
 def test_first_stage_takes_the_largest_mean_among_networks_that_fit(tmp_path):
-    explored = tinynas_space.explore(
-        (16, 28), (0.15, 0.3), Budget(48 * 1024, 192 * 1024), channels=1, classes=10, space=SMALL, networks=40
-    )
-    assert all(c.share >= 0.01 for c in explored.configurations)
-    means = [c.score("mean") for c in explored.configurations]
+    budget = Budget(48 * 1024, 192 * 1024)
+    explored = explore(SMALL, (16, 28), (0.15, 0.3), budget, channels=1, classes=10, networks=40)
+    ranked = rank_configurations(explored, "mean", 0.01)
+    assert all(each.share >= 0.01 for each in ranked)
+    means = [each.score("mean") for each in ranked]
     assert means == sorted(means, reverse=True)
-    assert explored.chosen.resolution == 28
-    explored.save(tmp_path)
+    assert ranked[0].resolution == 28
+    save_configurations(ranked, "mean", 0.01, tmp_path)
     assert (tmp_path / "space.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "space.json").read_text())["configurations"]
     assert [row["mean_macs"] for row in rows] == [round(mean) for mean in means]
 
 
 def test_a_few_lucky_draws_do_not_win_the_first_stage():
-    lucky = tinynas_space.Configuration(224, 1.0, (900,), 1000)
-    solid = tinynas_space.Configuration(160, 0.5, (300, 400, 500) * 10, 1000)
-    assert tinynas_space.Explored((lucky, solid), "mean", 0.01).chosen is solid
+    lucky = Configuration(224, 1.0, (900,), 1000)
+    solid = Configuration(160, 0.5, (300, 400, 500) * 10, 1000)
+    assert rank_configurations([lucky, solid], "mean", 0.01)[0] is solid
     with pytest.raises(ValueError, match="Allow more memory"):
-        tinynas_space.Explored((lucky,), "mean", 0.01)
+        rank_configurations([lucky], "mean", 0.01)
+
+
+def test_a_budget_that_no_network_fits_is_refused_even_where_any_share_would_do():
+    with pytest.raises(ValueError, match="Allow more memory"):
+        rank_configurations([Configuration(16, 0.2, (), 20)], "mean", 0.0)
 
 
 @pytest.mark.slow
@@ -161,13 +171,13 @@ def test_a_sub_network_computes_what_its_own_network_with_inherited_weights_comp
     weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
     images = rng.normal(size=(6, side, side, 2)).astype(np.float32)
     vector = tf.constant(weights)
-    for values in (SMALL.largest(), SMALL.smallest(), SMALL.random(rng), SMALL.random(rng)):
-        choice = SMALL.choice(values)
-        statistics = net.moments(vector, choice, images)
+    for values in (SMALL.largest(), SMALL.smallest(), SMALL.sample(rng), SMALL.sample(rng)):
+        encoded = SMALL.encode(values)
+        statistics = net.moments(vector, encoded, images)
         own = genotype(SMALL.body(values), (side, side, 2), 4)
-        model = tinynas_export.standalone(net, weights, statistics.numpy(), values, own)
-        np.testing.assert_allclose(model(images), net.infer(vector, statistics, choice, images), atol=1e-4)
-        np.testing.assert_allclose(model(images, training=True), net.logits(vector, choice, images), atol=1e-4)
+        model = build_standalone(net, weights, statistics.numpy(), values, own)
+        np.testing.assert_allclose(model(images), net.infer(vector, statistics, encoded, images), atol=1e-4)
+        np.testing.assert_allclose(model(images, training=True), net.logits(vector, encoded, images), atol=1e-4)
 
 
 @pytest.mark.slow
@@ -179,20 +189,22 @@ def test_one_trace_serves_all_sub_networks_and_sorting_channels_changes_no_outpu
     scorers = [
         InheritedAccuracy(net, w, images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))
     ]
-    outputs = [scorer.logits(SMALL.largest(), scorer.statistics(SMALL.largest())) for scorer in scorers]
-    np.testing.assert_allclose(*outputs, atol=1e-4)
-    small = [scorer.logits(SMALL.smallest(), scorer.statistics(SMALL.smallest())) for scorer in scorers]
+    large, small = (
+        [scorer.predictor(values, scorer.statistics(values))(images).numpy() for scorer in scorers]
+        for values in (SMALL.largest(), SMALL.smallest())
+    )
+    np.testing.assert_allclose(*large, atol=1e-4)
     assert np.abs(small[0] - small[1]).max() > 1e-3
     assert scorers[0]._infer.experimental_get_tracing_count() == 1
     assert not np.allclose(
-        net.infer(weights, scorers[0].statistics(SMALL.largest()), SMALL.choice(SMALL.largest()), blank), 0
+        net.infer(weights, scorers[0].statistics(SMALL.largest()), SMALL.encode(SMALL.largest()), blank), 0
     )
 
 
 def test_smaller_kernels_are_the_centre_of_the_largest():
     net = Supernet(SMALL, 4, 1)
     whole: Any = tf.reshape(tf.range(49.0 * 2), [7, 7, 2, 1])
-    window = net.window({"block0/depthwise": whole}, "block0", 3, 1)
+    window = net.cut_window({"block0/depthwise": whole}, "block0", 3, 1)
     np.testing.assert_array_equal(window[..., 0, 0], whole[2:5, 2:5, 0, 0])
 
 
@@ -202,7 +214,7 @@ def test_learned_kernel_transforms_begin_as_the_centre():
     for kernel in (3, 5, 7):
         edge = (7 - kernel) // 2
         expected = named["block0/depthwise"][edge : edge + kernel, edge : edge + kernel, :3]
-        np.testing.assert_allclose(net.window(named, "block0", tf.constant(kernel), 3), expected)
+        np.testing.assert_allclose(net.cut_window(named, "block0", tf.constant(kernel), 3), expected)
 
 
 def elastic(steps: int, **options: Any) -> ElasticTraining:
@@ -219,15 +231,15 @@ def test_learning_rate_of_each_phase_warms_up_and_falls_to_zero():
 
 def test_steps_draw_by_their_number_alone_and_a_sandwich_has_the_largest_and_the_smallest():
     training = elastic(5, largest_epochs=1, elastic_epochs=1, networks=4, sampling="sandwich", seed=3)
-    np.testing.assert_array_equal(training.choices(4), [SMALL.choice(SMALL.largest())])
-    drawn = training.choices(7)
-    np.testing.assert_array_equal(drawn[0], SMALL.choice(SMALL.largest()))
-    np.testing.assert_array_equal(drawn[1], SMALL.choice(SMALL.smallest()))
-    np.testing.assert_array_equal(drawn, training.choices(7))
-    assert not np.array_equal(drawn, training.choices(8))
+    np.testing.assert_array_equal(training.choose(4), [SMALL.encode(SMALL.largest())])
+    drawn = training.choose(7)
+    np.testing.assert_array_equal(drawn[0], SMALL.encode(SMALL.largest()))
+    np.testing.assert_array_equal(drawn[1], SMALL.encode(SMALL.smallest()))
+    np.testing.assert_array_equal(drawn, training.choose(7))
+    assert not np.array_equal(drawn, training.choose(8))
 
 
-def test_a_loss_that_is_no_number_stops_the_training_with_the_remedy():
+def test_a_loss_that_is_not_a_number_stops_the_training_with_the_remedy():
     training = elastic(5, largest_epochs=1)
     training._gradient = lambda *arguments: (tf.constant(float("nan")), None, tf.zeros_like(training.weights))
     before = training.weights.numpy()
@@ -269,11 +281,16 @@ def test_generations_become_better():
     assert [fitness for _, fitness in oracle.best] == sorted(sums, reverse=True)[:4]
 
 
-def test_a_restored_evolution_goes_on_as_the_one_that_was_saved():
+def test_a_restored_evolution_resumes_as_the_one_that_was_saved():
     whole, _ = counted(25)
     again = counted(1)[0]
     again.restore_snapshot(json.loads(json.dumps(whole.snapshot())))
     assert [again.propose() for _ in range(5)] == [whole.propose() for _ in range(5)]
+
+
+def test_an_unknown_board_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'stm23' is unknown; expected one of tiny, stm32f412"):
+        dataclasses.replace(SMOKE, board="stm23")
 
 
 def test_a_config_that_learns_nothing_is_refused():
@@ -303,7 +320,7 @@ def test_the_result_is_a_genotype_file_that_builds_and_an_int8_file_that_fits(tm
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_at_the_saved_step_and_ends_as_one_that_was_not(tmp_path):
+def test_a_killed_search_resumes_at_the_saved_step_and_ends_as_one_that_was_not(tmp_path):
     options = {"save_seconds": 0.0, "random_networks": 0, "elastic_epochs": 6}
     whole = tinynas.search(dataclasses.replace(SMOKE, folder=tmp_path / "whole", **options), observe=quiet)
     folder = tmp_path / "killed"
@@ -342,7 +359,7 @@ def test_distillation_and_random_sampling_learn_too():
         training = elastic(1, largest_epochs=1, elastic_epochs=9, networks=2, sampling="random", distillation=0.5)
 
         def loss_of_the_largest() -> float:
-            logits = training.net.logits(training.weights, training.choices(0)[0], tf.constant(batch[0], tf.float32))
+            logits = training.net.logits(training.weights, training.choose(0)[0], tf.constant(batch[0], tf.float32))
             return float(tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch[1], logits)))
 
         before = loss_of_the_largest()

@@ -7,18 +7,24 @@
     python -m recipes.tinynas --preset=paper --dry_run           # what the search would need on this machine
 
 What is found is in runs/tinynas: genotype.json, model.keras, model.tflite and result.json; space.png shows why this
-resolution and width. Killed and started again with the same command, the search goes on at the step that was saved.
+resolution and width. Killed and started again with the same command, the search resumes at the step that was saved.
 
 Result: procedure only. Laptop preset, 2 cores, 2026-11-25, seeds 0 to 2: 28 pixels at a width of 0.3; test accuracies
 of 0.827, 0.829 and 0.842 after three epochs of fine-tuning with inherited weights. From scratch the found networks
-come to 0.797, 0.802 and 0.796, 12 random ones that fit to 0.800, 0.798 and 0.796 on average, so that evolution does
-not show at this scale; 40,996, 36,292 and 40,600 bytes of RAM predicted, 68 to 72 fewer measured.
+come to 0.797, 0.802 and 0.796, 12 random ones that fit to 0.800, 0.798 and 0.796 on average, so that evolution
+shows no gain at this scale; 40,996, 36,292 and 40,600 bytes of RAM predicted, 68 to 72 fewer measured.
 
-Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Stages:
-the space (widths); the once-for-all network (supernet) and its training; evolution of
-sub-networks by the weights that they inherit, normalisation recalibrated for each; fine-tuning, int8, and a look at
-what it takes. Departures: what limits is the arena and the file of TensorFlow Lite for Microcontrollers, tables
-included (`--engine=bare` counts as the paper does); children that are known are drawn again.
+The stages, in order, and where each is:
+1. a resolution and width: `space.explore`, with what a network needs from `needs`;
+2. the once-for-all network of that space: `supernet`, trained in `training`;
+3. evolution of sub-networks by the weights that they inherit, normalisation recalibrated for each: `children`, and
+   recipes.oracles.evolution;
+4. fine-tuning, int8, and a comparison with random networks: `result`, where the dry run is too.
+The options are in `config`.
+
+Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Departures: what limits
+is the arena and the file of TensorFlow Lite for Microcontrollers, tables included (`--engine=bare` counts as the paper
+does); children that are known are drawn again.
 """
 
 import contextlib
@@ -34,7 +40,7 @@ from zoo.genotype import Genotype
 if TYPE_CHECKING:
     from recipes.oracles import SearchOracle
     from recipes.tinynas.children import SubNetworks
-    from recipes.tinynas.widths import Explored
+    from recipes.tinynas.space import Configuration
 
 __all__ = ["PRESETS", "Config", "search"]
 
@@ -45,94 +51,78 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     from recipes.cards.card import write_card
     from recipes.cards.read import read_search
     from recipes.engine.children import NetworkScorer, load_images
-    from recipes.tinynas import dry_run as tinynas_dry_run
     from recipes.tinynas import result as tinynas_result
     from recipes.tinynas.children import SubNetworks
     from recipes.tinynas.supernet import Supernet
     from recipes.tinynas.training import train_supernet
 
-    with _watched(observe) as watch:
+    with _watch(observe) as watch:
 
         def report(share: float, text: str) -> None:
             watch(Status(0, config.trials, None, None, share, text))
 
-        explored = first_stage(config, report)
-        sized = dataclasses.replace(config, image_size=explored.chosen.resolution)
+        chosen = choose_configuration(config, report)
+        sized = dataclasses.replace(config, image_size=chosen.resolution)
         images = load_images(sized)
-        width = explored.chosen.width
-        net = Supernet(config.space(width), images.classes, images.input_shape[2], config.kernel_transform)
-        shape = {"input_shape": list(images.input_shape), "classes": images.classes}
-        of = (sized, net.space, "mcunet", {"search": shape}, images)
+        net = Supernet(config.make_space(chosen.width), images.classes, images.input_shape[2], config.kernel_transform)
+        presets = {"search": {"input_shape": list(images.input_shape), "classes": images.classes}}
+        arguments = (sized, net.space, "mcunet", presets, images)
         weights = net.initial(config.seed)
-        if not config.dry_run:
-            weights = train_supernet(sized, net, images, NetworkScorer(*of).normalization, report)
-        scorer = SubNetworks(*of, net, weights)
         if config.dry_run:
-            return tinynas_dry_run.run(scorer)
-        proposer = oracle(sized, scorer)
-        provenance = {"width": width, "budget": dataclasses.asdict(config.budget())}
-        found = _search.run_trials(proposer, scorer, "tinynas", watch, provenance)
+            return tinynas_result.dry_run(SubNetworks(*arguments, net, weights))
+        weights = train_supernet(sized, net, images, NetworkScorer(*arguments).normalization, report)
+        scorer = SubNetworks(*arguments, net, weights)
+        provenance = {"width": chosen.width, "budget": config.budget._asdict()}
+        found = _search.run_trials(make_oracle(sized, scorer), scorer, "tinynas", watch, provenance)
         best = next(trial for trial in read_search(config.folder).trials if trial.number == found.source["trial"])
-        values = best.values(net.space.decisions)
-    with _watched(observe) as watch:
-
-        def finishing(share: float, text: str) -> None:
-            watch(Status(config.trials, None, found.source["score"], None, share, text))
-
-        result = tinynas_result.finish(scorer, found, values, finishing)
+    with _watch(observe) as watch:
+        result = tinynas_result.finish(
+            scorer,
+            found,
+            best.values(net.space.decisions),
+            lambda share, text: watch(Status(config.trials, None, found.source["score"], None, share, text)),
+        )
     write_card([config.folder])  # once more, with the result
     if observe is None:
-        print(tinynas_result.page(result, config.folder))
+        print(tinynas_result.describe_result(result, config.folder))
     return found
 
 
-def _watched(observe: Observe | None) -> Any:
+def _watch(observe: Observe | None) -> Any:
     return show_progress("tinynas") if observe is None else contextlib.nullcontext(observe)
 
 
-def first_stage(config: Config, report: Callable[[float, str], None]) -> "Explored":
-    """Returns resolutions and widths with the one to search at in front; writes space.json and space.png."""
+def choose_configuration(config: Config, report: Callable[[float, str], None]) -> "Configuration":
+    """Returns the resolution and width to search at, by the first stage; writes space.json and space.png."""
     from recipes.engine.children import load_images
-    from recipes.tinynas.widths import explore
+    from recipes.tinynas.space import explore, rank_configurations, save_configurations
 
     resolutions = config.resolutions if config.image_size is None else (config.image_size,)
     images = load_images(dataclasses.replace(config, image_size=resolutions[0]))
     explored = explore(
+        config.make_space(config.widths[0]),
         resolutions,
         config.widths,
-        config.budget(),
+        config.budget,
         channels=images.input_shape[2],
         classes=images.classes,
-        space=config.space(config.widths[0]),
         networks=config.space_networks,
-        by=config.rank_by,
-        least_share=config.least_share,
         seed=config.seed,
         report=report,
     )
-    explored.save(config.folder)
-    return explored
+    ranked = rank_configurations(explored, config.rank_by, config.least_share)
+    save_configurations(ranked, config.rank_by, config.least_share, config.folder)
+    return ranked[0]
 
 
-def oracle(config: Config, scorer: "SubNetworks") -> "SearchOracle":
+def make_oracle(config: Config, scorer: "SubNetworks") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    import keras_tuner
-
-    from recipes.engine.children import OBJECTIVE
     from recipes.oracles import RandomSearch
     from recipes.oracles.evolution import GenerationalEvolution
 
-    objective = keras_tuner.Objective(OBJECTIVE, "max")
-    space = scorer.net.space
-    limits = {"seed": config.seed, "key": space.key, "check": scorer.check}
+    arguments = scorer.oracle_arguments()
     if config.algorithm == "random":
-        return RandomSearch(objective, config.trials, space.hyperparameters(), **limits)
+        return RandomSearch(**arguments)
     return GenerationalEvolution(
-        objective,
-        config.trials,
-        space.hyperparameters(),
-        **limits,
-        population=config.population,
-        parents=config.parents,
-        mutation=config.mutation,
+        **arguments, population=config.population, parents=config.parents, mutation=config.mutation
     )

@@ -1,10 +1,10 @@
-"""TinyNAS, a search for microcontrollers: first the resolution and width, then the network; here its options."""
+"""The options of recipes.tinynas, and their presets."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from recipes.engine.config import ChildConfig
+from recipes.engine.config import ChildConfig, check_at_least
 from recipes.tinynas.needs import Budget
 from recipes.tinynas.space import RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
 
@@ -41,7 +41,7 @@ class Config(ChildConfig):
     supernet_rate: float = 0.05  # learning rate of the shared weights
     population: int = 20  # networks of a generation
     parents: int = 5  # of the next generation, the best until then
-    mutation: float = 0.1  # chance of each choice to be drawn anew
+    mutation: float = 0.1  # probability that a choice is drawn anew
     calibration_batches: int = 8  # of batch_size images, for the normalisation of each sub-network
     # file of the shared weights, where several searches are to have the same; none: supernet.npz in the folder
     supernet: Path | None = None
@@ -59,10 +59,7 @@ class Config(ChildConfig):
     def __post_init__(self):
         super().__post_init__()
         least = {"largest_epochs": 0, "elastic_epochs": 0, "networks": 1, "population": 2, "parents": 1}
-        least |= {"calibration_batches": 1, "random_networks": 0, "space_networks": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from {smallest}")
+        check_at_least(self, least | {"calibration_batches": 1, "random_networks": 0, "space_networks": 1})
         if not self.resolutions or min(self.resolutions) < 8 or not self.widths:
             raise ValueError(
                 f"resolutions is {self.resolutions} and widths {self.widths}; expected pixels from 8, and numbers "
@@ -76,23 +73,23 @@ class Config(ChildConfig):
             )
         if self.elastic_epochs + self.largest_epochs == 0:
             raise ValueError("largest_epochs and elastic_epochs are both 0; nothing would be learnt. Give one of them")
-        self.space(self.widths[0])
-        self.budget()
+        Budget.from_board(self.board)
+        self.make_space(self.widths[0])
 
     def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to go on, with lists for tuples, as a file gives them back."""
+        """Returns what must be equal for a search to resume."""
         free = ("random_networks", "save_seconds", "supernet")
-        values = {name: value for name, value in super().settings().items() if name not in free}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: value for name, value in super().settings().items() if name not in free}
 
-    def space(self, width: float) -> TinySpace:
+    def make_space(self, width: float) -> TinySpace:
         """Returns the space of this width."""
         strides = SMALL_STRIDES if self.strides == "small" else STRIDES
         return TinySpace(width, strides, self.kernels, self.expansions, self.depths, self.shares)
 
+    @property
     def budget(self) -> Budget:
-        """Returns the memory that a network may take."""
-        return Budget.of(self.board, self.max_sram, self.max_flash, bare=self.engine == "bare")
+        """The memory that a network may take."""
+        return Budget.from_board(self.board, self.max_sram, self.max_flash, bare=self.engine == "bare")
 
 
 PRESETS = {

@@ -1,9 +1,8 @@
 """What becomes of the sub-network that a TinyNAS search has found: fine-tuned, in int8, measured, beside random ones.
 
-Each step leaves a file, so that a killed process repeats none of them.
+Each step leaves a file, so that a killed process repeats none of them. The dry run is here too.
 """
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -15,20 +14,22 @@ import numpy as np
 
 import zoo
 from recipes.cards.compare import kendall_tau
-from recipes.engine import child_training as trial
-from recipes.engine import tuner
+from recipes.engine import child_training, tuner
+from recipes.engine.dry_run import limit_batch, peak_memory, time_steps
 from recipes.images import sources as image_data
 from recipes.images.parts import Part
-from recipes.tinynas.children import SubNetworks, candidates
-from recipes.tinynas.config import Config
-from recipes.tinynas.export import standalone
+from recipes.tinynas.children import SubNetworks, build_standalone
+from recipes.tinynas.training import ElasticTraining
+from recipes.training import tensorflow_options
 from recipes.training.evaluation import measure_accuracy
+from recipes.training.progress import duration
 from zoo import atomic
-from zoo.deploy import measure, tflite, tflite_file
+from zoo.deploy import measure, planner, tflite, tflite_file
 from zoo.genotype import Genotype
 
 _INT8_IMAGES = 500  # test images that the int8 file is judged on
 _CALIBRATION = 256  # training images that its ranges are measured on
+_DRY_RUN_NETWORKS = 30  # of which the largest that fits is measured
 
 Report = Callable[[float, str], None]
 
@@ -42,7 +43,7 @@ def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], repo
         values: decision -> choice.
         report: called with the share that is done, and a few words.
     """
-    config = _config(scorer)
+    config = scorer.config
     test = image_data.load(
         config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **config.folder_options
     ).test
@@ -50,18 +51,18 @@ def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], repo
         "genotype": found.name,
         "shared_accuracy": found.source["score"],
         "test_images": len(test),
-        **_once(config.folder / "finetuned.json", lambda: _fine_tuned(scorer, found, values, test, report)),
+        **_make_once(config.folder / "finetuned.json", lambda: _fine_tune(scorer, found, values, test, report)),
     }
-    result["predicted"] = dataclasses.asdict(scorer.needs(values))
-    result["measured"] = _measured(scorer, test, report)
-    result["budget"] = dataclasses.asdict(config.budget())
+    result["predicted"] = scorer.predict_needs(values)._asdict()
+    result["measured"] = _convert(scorer, test, report)
+    result["budget"] = config.budget._asdict()
     if config.random_networks:
-        result |= _compared(scorer, values, test, report)
+        result |= _compare(scorer, values, test, report)
     atomic.write_atomically(config.folder / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def page(result: Mapping[str, Any], folder: Path) -> str:
+def describe_result(result: Mapping[str, Any], folder: Path) -> str:
     """Returns the result in a few lines."""
     predicted, measured, budget = (result[name] for name in ("predicted", "measured", "budget"))
     lines = [
@@ -80,122 +81,141 @@ def page(result: Mapping[str, Any], folder: Path) -> str:
     return "\n".join([*lines, str(folder / "result.json")])
 
 
-def _config(scorer: SubNetworks) -> Config:
-    assert isinstance(scorer.config, Config)
-    return scorer.config
-
-
-def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _make_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Returns what the file holds, or makes and writes it."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    found = make()
-    atomic.write_atomically(path, json.dumps(found, indent=1) + "\n")
-    return found
+    made = make()
+    atomic.write_atomically(path, json.dumps(made, indent=1) + "\n")
+    return made
 
 
-def _fine_tuned(
+def _fine_tune(
     scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], test: Part, report: Report
 ) -> dict[str, Any]:
-    """Trains the network on from the weights that it inherits; writes model.keras."""
-    config = _config(scorer)
-    statistics = scorer.inherited_accuracy.statistics(values)
-    inherited = standalone(scorer.net, scorer.weights, statistics, values, found)
-    before = measure_accuracy(inherited, test, scorer.normalization)
+    """Trains the network from the weights that it inherits; writes model.keras."""
+    folder, statistics = scorer.config.folder / "finetuned", scorer.inherited_accuracy.statistics(values)
+
+    def build() -> keras.Model:
+        return build_standalone(scorer.net, scorer.weights, statistics, values, found)
+
+    before = measure_accuracy(build(), test, scorer.normalization)
     tuner.forget_models()
-
-    def make() -> keras.Model:
-        return standalone(scorer.net, scorer.weights, statistics, values, found)
-
-    folder = config.folder / "finetuned"
-    accuracy = _trained(scorer, make, folder, test, lambda share, text: report(share, f"fine-tuning, {text}"))
+    accuracies = _train(scorer, build, folder, test, lambda share, text: report(share, f"fine-tuning, {text}"))
     final = zoo.build(found)
     final.load_weights(folder / "model.weights.h5")
-    temporary = config.folder / "finetuned" / "model.keras"
+    temporary = folder / "model.keras"
     final.save(temporary)
-    atomic.write_atomically(config.folder / "model.keras", temporary.read_bytes())
+    atomic.write_atomically(scorer.config.folder / "model.keras", temporary.read_bytes())
     temporary.unlink()
     tuner.forget_models()
-    return {"inherited_test_accuracy": before, **accuracy}
+    return {"inherited_test_accuracy": before, **accuracies}
 
 
-def _trained(
-    scorer: SubNetworks, make: Callable[[], keras.Model], folder: Path, test: Part, report: Report
+def _train(
+    scorer: SubNetworks, build: Callable[[], keras.Model], folder: Path, test: Part, report: Report
 ) -> dict[str, float]:
-    """Trains a network as all that are compared, and returns its accuracies."""
-    config, images = _config(scorer), scorer.images
-    learnt = trial.train(
-        make, images.train, images.validation, scorer.training(), seed=config.seed, folder=folder, report=report,
-        normalize=scorer.normalization,
+    """Trains a network, each that is compared in the same way, and returns its accuracies."""
+    images = scorer.images
+    trained = child_training.train(
+        build, images.train, images.validation, scorer.training(), seed=scorer.config.seed, folder=folder,
+        report=report, normalize=scorer.normalization,
     )  # fmt: skip
-    model = make()
+    model = build()
     model.load_weights(folder / "model.weights.h5")
     accuracy = measure_accuracy(model, test, scorer.normalization)
     tuner.forget_models()
-    return {"val_accuracy": learnt["val_accuracy"], "test_accuracy": accuracy}
+    return {"val_accuracy": trained["val_accuracy"], "test_accuracy": accuracy}
 
 
-def _measured(scorer: SubNetworks, test: Part, report: Report) -> dict[str, Any]:
-    """Converts model.keras to int8, model.tflite, and returns what it takes and how well it does.
-
-    Without the package of TFLM, the arena is that of zoo.deploy.planner.
-    """
+def _convert(scorer: SubNetworks, test: Part, report: Report) -> dict[str, Any]:
+    """Converts model.keras to int8, model.tflite, and returns what it takes and how accurate it is."""
     report(0.9, "int8")
-    config = _config(scorer)
-    model = keras.saving.load_model(config.folder / "model.keras")
+    folder, budget = scorer.config.folder, scorer.config.budget
+    model = keras.saving.load_model(folder / "model.keras")
     calibration = np.asarray(scorer.normalization(scorer.images.train.head(_CALIBRATION)[0]))
     file = tflite.convert(model, quantize="int8", calibration=calibration)
-    atomic.write_atomically(config.folder / "model.tflite", file)
+    atomic.write_atomically(folder / "model.tflite", file)
     pixels, labels = test.head(_INT8_IMAGES)
     accuracy = measure.accuracy(file, np.asarray(scorer.normalization(pixels)), labels)
-    found = arena(file)
-    budget = config.budget()
-    fits = all(
-        most is None or value <= most for value, most in ((found["arena"], budget.ram), (len(file), budget.flash))
-    )
+    found = measure_arena(file)
+    compared = ((found["arena"], budget.ram), (len(file), budget.flash))
+    fits = all(most is None or value <= most for value, most in compared)
     return found | {"file": len(file), "fits": fits, "int8_accuracy": accuracy, "int8_images": len(labels)}
 
 
-def arena(file: bytes) -> dict[str, Any]:
-    """Returns the bytes of arena as TFLM records them, or as the planner tells them where TFLM is not installed."""
-    from zoo.deploy import planner
-
+def measure_arena(file: bytes) -> dict[str, Any]:
+    """Returns the bytes of arena as TFLM records them, or as the planner predicts where TFLM is not installed."""
     try:
         return {"arena": measure.arena(file).total, "by": "TFLM"}
     except tflite_file.MissingPackageError:
         return {"arena": planner.plan(file).arena, "by": "the planner, for tflite-micro is not installed"}
 
 
-def _compared(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report: Report) -> dict[str, Any]:
+def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report: Report) -> dict[str, Any]:
     """Trains the found network and random ones from scratch, alike; ranks the random ones by shared weights too."""
-    config = _config(scorer)
-    folder, drawn = config.folder / "random", itertools.islice(candidates(scorer), config.random_networks)
+    folder = scorer.config.folder / "random"
 
-    def scratch(name: str, chosen: Mapping[str, Any]) -> dict[str, float]:
+    def train_from_scratch(name: str, values: Mapping[str, Any]) -> dict[str, float]:
         def make() -> dict[str, float]:
-            def told(share: float, text: str) -> None:
-                report(share, f"from scratch, {name}: {text}")
+            shared, _ = scorer.inherited_accuracy(values)
+            alone = _train(
+                scorer,
+                lambda: scorer.build(values),
+                folder / name,
+                test,
+                lambda share, text: report(share, f"from scratch, {name}: {text}"),
+            )
+            return {"shared_accuracy": shared.accuracy, **alone, "macs": scorer.predict_needs(values).macs}
 
-            shared, _ = scorer.inherited_accuracy(chosen)
-            alone = _trained(scorer, lambda: scorer.build(chosen), folder / name, test, told)
-            return {"shared_accuracy": shared.accuracy, **alone, "macs": scorer.needs(chosen).macs}
+        return _make_once(folder / f"{name}.json", make)
 
-        return _once(folder / f"{name}.json", make)
-
-    found = scratch("found", values)
-    others = [scratch(f"network{number:02d}", chosen) for number, chosen in enumerate(drawn)]
-    accuracies = [other["test_accuracy"] for other in others]
-    tau = None
-    if len(others) > 1:
-        tau = kendall_tau(*([o[name] for o in others] for name in ("shared_accuracy", "val_accuracy")))
+    found = train_from_scratch("found", values)
+    drawn = enumerate(itertools.islice(scorer.sample_fitting(), scorer.config.random_networks))
+    others = [train_from_scratch(f"network{number:02d}", each) for number, each in drawn]
+    columns = {name: [other[f"{name}_accuracy"] for other in others] for name in ("test", "shared", "val")}
+    tau = kendall_tau(columns["shared"], columns["val"]) if len(others) > 1 else np.nan
     return {
         "scratch_test_accuracy": found["test_accuracy"],
         "random": {
-            "mean": float(np.mean(accuracies)),
-            "deviation": float(np.std(accuracies, ddof=1)) if len(others) > 1 else 0.0,
-            "test_accuracies": accuracies,
-            "shared_accuracies": [other["shared_accuracy"] for other in others],
-            "val_accuracies": [other["val_accuracy"] for other in others],
+            "mean": float(np.mean(columns["test"])),
+            "deviation": float(np.std(columns["test"], ddof=1)) if len(others) > 1 else 0.0,
+            **{f"{name}_accuracies": column for name, column in columns.items()},
         },
-        "kendall_tau": None if tau is None or np.isnan(tau) else tau,
+        "kendall_tau": None if np.isnan(tau) else tau,
     }
+
+
+def dry_run(scorer: SubNetworks) -> Genotype:
+    """Takes two steps of the largest sub-network, prints what the search would need, and returns a network that fits.
+
+    The steps are of fewer images than real ones where the machine has no memory for that. The network is the largest of
+    some random ones, and is measured in int8.
+    """
+    config, net, images = scorer.config, scorer.net, scorer.images
+    largest = scorer.predict_needs(net.space.largest())
+    image_bytes = 8 * largest.peak_memory * len(net.space.blocks)  # of activations and gradients, about
+    batch = max(2, limit_batch(config.batch_size, image_bytes))
+    steps = images.train.steps(config.batch_size, training=True)
+    training = ElasticTraining(net, config, steps, images.input_shape)
+    part = images.train.take(np.resize(np.arange(len(images.train)), batch))
+    pixels, labels = part.images / np.float32(255), part.labels
+    with tensorflow_options.without_rewrites():
+        cost = time_steps(lambda number: training.take_step(number, pixels, labels), batch, count=2)
+    seconds = cost.scale(config.batch_size) * steps * (config.largest_epochs + config.networks * config.elastic_epochs)
+    total = steps * (config.largest_epochs + config.elastic_epochs)
+    drawn = itertools.islice(scorer.sample_fitting(), _DRY_RUN_NETWORKS)
+    chosen = max(drawn, key=lambda values: scorer.predict_needs(values).macs)
+    genotype = scorer.genotype(chosen, "tinynas_dry_run")
+    file = tflite.convert(zoo.build(genotype), quantize="int8", calibration=pixels[:2])
+    needs, measured = scorer.predict_needs(chosen), measure_arena(file)
+    print(
+        f"dry run: resolution {images.input_shape[0]}, width {net.space.width:g}, {net.space.size:.1e} sub-networks of "
+        f"{net.packing.size:,} shared weights; {cost.describe(config.batch_size)}, for one sub-network; "
+        f"{peak_memory():.2f} GiB at most\n"
+        f"predicted: {total:,} steps, at most {duration(seconds)} on this machine for the shared weights\n"
+        f"the largest of {_DRY_RUN_NETWORKS} networks that fit: {needs.macs:,} multiply-adds; RAM {needs.arena:,} "
+        f"bytes predicted, {measured['arena']:,} by {measured['by']}; int8 file {needs.file:,} predicted, "
+        f"{len(file):,} measured"
+    )
+    return genotype

@@ -1,22 +1,32 @@
-"""The search space of TinyNAS: MobileNetV2's stages, a kernel size and an expansion for each block.
+"""The search space of TinyNAS, and the first stage of the search, which chooses its resolution and width.
 
-Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319, section 3.1 and
-appendix D; the widths are those of ProxylessNAS in once-for-all's code, from which MCUNet's published networks follow
-at a width of 0.5. There is no 1x1 convolution before the classifier, as in those.
+The space is MobileNetV2's stages, with a kernel size and an expansion for each block. A resolution and width are judged
+by the multiply-adds of random networks that fit into the memory: more of them means a larger capacity, and that a
+higher accuracy. Nothing is trained; a draw takes 0.3 ms on one core of a laptop.
+
+Source: Lin et al., arXiv:2007.10319, section 3.1, figures 3 and 4, and appendix D: 12 resolutions x 9 widths, 1,000
+networks each, the largest mean wins. Widths multiply those of ProxylessNAS in once-for-all's code, of which MCUNet's
+published networks have half; like those, ours have no 1x1 convolution before the classifier. Departure: a resolution
+and width at which fewer than `least_share` of the networks fit are not chosen: their mean is that of a few lucky draws,
+and their space hard to search.
 """
 
 import dataclasses
+import functools
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from recipes.engine.spaces import Decision, Space
-from zoo.canonical import canonical_hash
+from recipes.tinynas.needs import Budget, predict_needs
+from zoo import atomic
 from zoo.genotype import Block, Blocks
 
-STEM, FIRST = 32, 16  # filters of the stem, and of the separable convolution behind it
+STEM, FIRST = 32, 16  # filters of the stem, and of the separable convolution after it
 FILTERS = (24, 40, 80, 96, 192, 320)  # of each stage
 STRIDES = (2, 2, 2, 1, 2, 1)
 SMALL_STRIDES = (1, 2, 1, 1, 2, 1)  # for images of 16 to 64 pixels, which the stem has halved already
@@ -26,11 +36,11 @@ WIDTHS = tuple(number / 10 for number in range(2, 11))
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SupernetBlock:
     """A block of the largest network: its stage, its number there, and the most channels that it can have."""
 
     stage: int
-    block: int
+    number: int
     strides: int
     inputs: int
     filters: int
@@ -38,24 +48,15 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class TinySpace(Space):
-    """All sub-networks of one once-for-all network.
+    """All sub-networks of one once-for-all network."""
 
-    Attributes:
-        width: of ProxylessNAS' filters, stem included.
-        strides: of the first block of each stage.
-        kernels, expansions: of each block.
-        depths: blocks of each stage; the last stage has one always.
-        shares: of a stage's filters that a sub-network may keep; (1.0,) as in the paper leaves widths to `width`.
-        divisor: filters are multiples of it.
-    """
-
-    width: float = 0.5
-    strides: tuple[int, ...] = STRIDES
-    kernels: tuple[int, ...] = KERNELS
-    expansions: tuple[int, ...] = EXPANSIONS
-    depths: tuple[int, ...] = DEPTHS
-    shares: tuple[float, ...] = (1.0,)
-    divisor: int = 8
+    width: float = 0.5  # of ProxylessNAS' filters, stem included
+    strides: tuple[int, ...] = STRIDES  # of the first block of each stage
+    kernels: tuple[int, ...] = KERNELS  # of each block
+    expansions: tuple[int, ...] = EXPANSIONS  # of each block
+    depths: tuple[int, ...] = DEPTHS  # blocks of each stage; the last stage has one always
+    shares: tuple[float, ...] = (1.0,)  # of a stage's filters that may be kept; (1.0,), the paper's, keeps all
+    divisor: int = 8  # filters are multiples of it
 
     def __post_init__(self):
         if not 0 < self.width <= 4:
@@ -64,20 +65,19 @@ class TinySpace(Space):
             raise ValueError(f"strides is {self.strides}; expected {len(FILTERS)} numbers, each 1 or 2")
         if not self.kernels or any(kernel % 2 == 0 or kernel < 1 for kernel in self.kernels):
             raise ValueError(f"kernels is {self.kernels}; expected odd numbers, such as {KERNELS}")
-        for name in ("expansions", "depths"):
-            values = getattr(self, name)
-            if not values or min(values) < (2 if name == "expansions" else 1):
-                raise ValueError(
-                    f"{name} is {values}; expected whole numbers from {2 if name == 'expansions' else 1}, "
-                    f"such as {EXPANSIONS if name == 'expansions' else DEPTHS}"
-                )
+        for name, values, least, usual in (
+            ("expansions", self.expansions, 2, EXPANSIONS),
+            ("depths", self.depths, 1, DEPTHS),
+        ):
+            if not values or min(values) < least:
+                raise ValueError(f"{name} is {values}; expected whole numbers from {least}, such as {usual}")
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares is {self.shares}; expected numbers above 0, at most 1, such as 0.75,1")
         if self.divisor < 1:
             raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
 
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
+    @functools.cached_property
+    def decisions(self) -> tuple[Decision, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stage by stage: depth and share of the filters where there is a choice, each block's kernel and expansion."""
         found = []
         for stage in range(len(FILTERS)):
@@ -98,69 +98,62 @@ class TinySpace(Space):
         return math.prod(stages) * len(self.shares) ** len(FILTERS)
 
     @property
-    def stem(self) -> int:
+    def stem_filters(self) -> int:
         """Filters of the stem."""
-        return self._rounded(STEM)
+        return self._round_filters(STEM)
 
     @property
-    def first(self) -> int:
-        """Filters of the separable convolution behind the stem."""
-        return self._rounded(FIRST)
+    def first_filters(self) -> int:
+        """Filters of the separable convolution after the stem."""
+        return self._round_filters(FIRST)
 
-    @property
-    def places(self) -> tuple[Place, ...]:
+    @functools.cached_property
+    def blocks(self) -> tuple[SupernetBlock, ...]:
         """The blocks of the largest network."""
-        found, inputs = [], self.first
+        found, inputs = [], self.first_filters
         for stage, strides in enumerate(self.strides):
             filters = self.filters(stage, max(self.shares))
             for block in range(max(self._depths(stage))):
-                found.append(Place(stage, block, strides if block == 0 else 1, inputs, filters))
+                found.append(SupernetBlock(stage, block, strides if block == 0 else 1, inputs, filters))
                 inputs = filters
         return tuple(found)
 
     def filters(self, stage: int, share: float) -> int:
         """Returns the filters of a stage that keeps this share of them."""
-        return self._rounded(FILTERS[stage] * share)
+        return self._round_filters(FILTERS[stage] * share)
 
     def body(self, values: Mapping[str, Any]) -> Blocks:
         """Returns the blocks that `values` (decision -> choice) stand for, a row each."""
-        rows = [Block("sep_conv", 3, self.first)]
-        for stage, strides in enumerate(self.strides):
-            filters = self.filters(stage, self._share(values, stage))
-            for block in range(self._depth(values, stage)):
-                at = f"stage{stage}/block{block}"
-                rows.append(
-                    Block(
-                        "mb_conv",
-                        kernel_size=values[f"{at}/kernel"],
-                        filters=filters,
-                        strides=strides if block == 0 else 1,
-                        expansion=values[f"{at}/expansion"],
-                    )
-                )
-        return Blocks(tuple(rows), self.stem)
+        rows = [Block("sep_conv", 3, self.first_filters)]
+        for block, present, kernel, _, expansion, filters in self._read(values):
+            if present:
+                rows.append(Block("mb_conv", kernel, filters, strides=block.strides, expansion=expansion))
+        return Blocks(tuple(rows), self.stem_filters)
 
-    def key(self, values: Mapping[str, Any]) -> str:
-        """Returns a hash that equal networks share: what a block beyond its stage's depth says does not count."""
-        return canonical_hash(self.body(values))
-
-    def choice(self, values: Mapping[str, Any]) -> np.ndarray:
+    def encode(self, values: Mapping[str, Any]) -> np.ndarray:
         """Returns the sub-network as the supernet reads it: int32 (blocks, 5).
 
-        For each of `places`: whether it is there, kernel size, inputs, expanded channels, filters.
+        For each of `blocks`: whether it is present, kernel size, inputs, expanded channels, filters.
         """
-        rows, inputs = [], self.first
-        for place in self.places:
-            at = f"stage{place.stage}/block{place.block}"
-            filters = self.filters(place.stage, self._share(values, place.stage))
-            there = place.block < self._depth(values, place.stage)
-            rows.append((there, values[f"{at}/kernel"], inputs, values[f"{at}/expansion"] * inputs, filters))
-            inputs = filters
+        rows = [(row[1], row[2], row[3], row[4] * row[3], row[5]) for row in self._read(values)]
         return np.asarray(rows, np.int32)
 
-    def random(self, rng: np.random.Generator) -> dict[str, Any]:
+    def _read(self, values: Mapping[str, Any]) -> Iterator[tuple[SupernetBlock, bool, int, int, int, int]]:
+        """Yields each of `blocks`: whether it is present, kernel size, inputs, expansion, filters."""
+        inputs, filters, depth = self.first_filters, 0, 0
+        for block in self.blocks:
+            if block.number == 0:
+                filters = self.filters(block.stage, self._share(values, block.stage))
+                depth = self._depth(values, block.stage)
+            name = f"stage{block.stage}/block{block.number}"
+            yield block, block.number < depth, values[f"{name}/kernel"], inputs, values[f"{name}/expansion"], filters
+            inputs = filters
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draws every decision uniformly."""
-        return {d.name: d.choices[number] for d, number in zip(self.decisions, self._draws(rng), strict=True)}
+        decisions = self.decisions
+        numbers = rng.integers([len(decision.choices) for decision in decisions]).tolist()
+        return {each.name: each.choices[number] for each, number in zip(decisions, numbers, strict=True)}
 
     def largest(self) -> dict[str, Any]:
         """Returns the values of the largest sub-network, which holds the weights of all."""
@@ -169,9 +162,6 @@ class TinySpace(Space):
     def smallest(self) -> dict[str, Any]:
         """Returns the values of the smallest sub-network."""
         return {decision.name: min(decision.choices) for decision in self.decisions}
-
-    def _draws(self, rng: np.random.Generator) -> Sequence[int]:
-        return rng.integers([len(decision.choices) for decision in self.decisions]).tolist()
 
     def _depths(self, stage: int) -> tuple[int, ...]:
         return self.depths if stage < len(FILTERS) - 1 else (1,)
@@ -183,8 +173,120 @@ class TinySpace(Space):
     def _share(self, values: Mapping[str, Any], stage: int) -> float:
         return values[f"stage{stage}/share"] if len(self.shares) > 1 else max(self.shares)
 
-    def _rounded(self, filters: float) -> int:
+    def _round_filters(self, filters: float) -> int:
         """Returns a multiple of the divisor near `width` x filters, no more than a tenth below (make_divisible)."""
         wanted = self.width * filters
         found = max(self.divisor, math.floor(wanted + self.divisor / 2) // self.divisor * self.divisor)
         return found + self.divisor if found < 0.9 * wanted else found
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One resolution and width, and the multiply-adds of the random networks that fit, ascending."""
+
+    resolution: int
+    width: float
+    macs: tuple[int, ...]
+    drawn: int
+
+    @property
+    def share(self) -> float:
+        """Share of the random networks that fit."""
+        return len(self.macs) / self.drawn
+
+    def score(self, rank_by: str) -> float:
+        """Returns the mean of the multiply-adds, or what a fifth of the networks exceeds; 0 where none fits."""
+        if not self.macs:
+            return 0.0
+        return float(np.mean(self.macs) if rank_by == "mean" else np.percentile(self.macs, 80))
+
+    def __str__(self) -> str:
+        return f"resolution {self.resolution}, width {self.width:g}"
+
+
+def explore(
+    space: TinySpace,
+    resolutions: Sequence[int],
+    widths: Sequence[float],
+    budget: Budget,
+    *,
+    channels: int,
+    classes: int,
+    networks: int,
+    seed: int = 0,
+    report: Callable[[float, str], None] = lambda share, text: None,
+) -> list[Configuration]:
+    """Draws `networks` from `space` at each resolution and width, and counts the multiply-adds of those that fit.
+
+    Each resolution and width draws with a seed of its own. `channels` and `classes` are the images'.
+    """
+    found = []
+    pairs = [(resolution, width) for resolution in resolutions for width in widths]
+    for number, (resolution, width) in enumerate(pairs):
+        report(number / len(pairs), f"space, resolution {resolution}, width {width:g}")
+        rng = np.random.default_rng([seed, resolution, round(1000 * width)])
+        scaled, shape = dataclasses.replace(space, width=width), (resolution, resolution, channels)
+        drawn = [predict_needs(scaled.body(scaled.sample(rng)), shape, classes) for _ in range(networks)]
+        macs = sorted(needs.macs for needs in drawn if budget.find_excess(needs) is None)
+        found.append(Configuration(resolution, width, tuple(macs), networks))
+    return found
+
+
+def rank_configurations(
+    configurations: Sequence[Configuration], rank_by: Literal["mean", "percentile"], least_share: float
+) -> list[Configuration]:
+    """Returns the configurations, the one to search first; those of which too few networks fit come last.
+
+    Raises:
+        ValueError: no configuration fits often enough.
+    """
+    ranked = sorted(configurations, key=lambda one: (one.share >= least_share, one.score(rank_by)), reverse=True)
+    if ranked[0].share < least_share or not ranked[0].macs:
+        nearest = max(ranked, key=lambda one: one.share)
+        raise ValueError(
+            f"of the random networks too few fit: at best a share of {nearest.share:.3f} at {nearest}, and "
+            f"{least_share} was expected. Allow more memory, or lower resolutions or widths"
+        )
+    return ranked
+
+
+def save_configurations(ranked: Sequence[Configuration], rank_by: str, least_share: float, folder: Path) -> None:
+    """Writes space.json and the picture space.png."""
+    rows = [
+        {"resolution": c.resolution, "width": c.width, "fit": len(c.macs), "drawn": c.drawn,
+         "mean_macs": round(c.score("mean")), "macs_80_percent": round(c.score("percentile"))}
+        for c in ranked
+    ]  # fmt: skip
+    text = json.dumps({"ranked_by": rank_by, "least_share": least_share, "configurations": rows}, indent=1)
+    atomic.write_atomically(folder / "space.json", text + "\n")
+    draw_configurations(ranked, folder / "space.png")
+
+
+def draw_configurations(ranked: Sequence[Configuration], path: Path, curves: int = 8) -> None:
+    """Draws the cumulative distributions of the multiply-adds into a PNG file, as the paper's figure 3 has them.
+
+    The first, which is to be searched, is the thick line; the others are the best ones and, spread evenly over the
+    rest, some worse ones.
+    """
+    from recipes.cards.pictures import new_figure, save_figure
+
+    shown = [each for each in ranked if each.macs]
+    if len(shown) > curves:
+        rest = np.linspace(curves // 2, len(shown) - 1, curves - curves // 2).round().astype(int)
+        shown = shown[: curves // 2] + [shown[number] for number in rest]
+    figure = new_figure(7.2, 5)
+    axes: Any = figure.add_subplot()
+    unit, name = (1e6, "million ") if max(each.macs[-1] for each in shown) > 1e5 else (1e3, "thousand ")
+    for number, each in enumerate(shown):
+        share = np.arange(1, len(each.macs) + 1) / len(each.macs)
+        label = f"{each}: mean {each.score('mean') / unit:.3g}, {each.share:.0%} fit"
+        color, width, layer = ("black", 2.8, 3) if each is ranked[0] else (f"C{number}", 1.2, 2)
+        macs = np.asarray(each.macs) / unit
+        axes.step(macs, share, where="post", label=label, color=color, linewidth=width, zorder=layer)
+    axes.axhline(0.8, color="0.7", linewidth=0.8, linestyle="--")
+    axes.set(xlabel=f"{name}multiply-adds", ylabel="share of the networks that fit", ylim=(0, 1.02))
+    axes.set_xlim(left=0)
+    axes.set_title("Search spaces by what their fitting networks compute (the chosen one in black)", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=7.5, frameon=False, loc="outside lower center", ncols=2)
+    save_figure(figure, path)

@@ -28,12 +28,14 @@ from recipes.training.state import TrainingState
 from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
-_MOMENTUM, _CLIP = 0.9, 5.0  # the latter is the largest norm of the gradient, before weight decay
+_MOMENTUM = 0.9
+_CLIP = 5.0  # the largest norm of the gradient, before weight decay
 _WARMUP_STEPS = 10  # of each phase, at most
-# What the shared weights depend on besides the training's own options: searches that agree in these may share them.
+# The options that the shared weights depend on: searches that agree in these may share them.
 _OPTIONS = (
-    "data", "image_size", "training_images", "batch_size", "augment", "strides", "kernels", "expansions", "depths",
-    "shares", "kernel_transform",
+    "seed", "data", "image_size", "training_images", "batch_size", "augment", "strides", "kernels", "expansions",
+    "depths", "shares", "kernel_transform", "largest_epochs", "elastic_epochs", "networks", "sampling",
+    "distillation", "weight_decay",
 )  # fmt: skip
 
 
@@ -50,8 +52,10 @@ def train_supernet(
         DivergedError: the training diverged.
         StateError: the state is that of other options.
     """
-    change = augment.cifar(padding=images.input_shape[0] // 8, cutout_length=0) if config.augment else None
-    batches = Batches(images.train, config.batch_size, config.seed, stream=[0], normalize=normalize, augment=change)
+    crop_and_flip = augment.cifar(padding=images.input_shape[0] // 8, cutout_length=0) if config.augment else None
+    batches = Batches(
+        images.train, config.batch_size, config.seed, stream=[0], normalize=normalize, augment=crop_and_flip
+    )
     training = ElasticTraining(net, config, batches.steps, images.input_shape)
     epochs, loss = config.largest_epochs + config.elastic_epochs, ""
 
@@ -93,7 +97,7 @@ class ElasticTraining:
         self.weights: Any = tf.Variable(tf.constant(net.initial(config.seed)))
         (self.velocity,) = self._optimizer.make_slots([self.weights])
         self._decayed = tf.constant(net.decayed())
-        self._largest = net.space.choice(net.space.largest())
+        self._largest = net.space.encode(net.space.largest())
         signature = [
             *net.input_specs(image_shape),
             tf.TensorSpec([None], tf.int32),
@@ -106,23 +110,9 @@ class ElasticTraining:
     def identity(self) -> dict[str, Any]:
         """What tells this training from others whose state it must not take over."""
         config = self._config
-        options = {name: value for name, value in config.settings().items() if name in _OPTIONS}
-        return {
-            "size": self.net.packing.size,
-            "seed": config.seed,
-            "steps": self._steps,
-            "largest_epochs": config.largest_epochs,
-            "elastic_epochs": config.elastic_epochs,
-            "networks": config.networks,
-            "sampling": config.sampling,
-            "distillation": config.distillation,
-            "learning_rate": config.supernet_rate,
-            "momentum": _MOMENTUM,
-            "weight_decay": config.weight_decay,
-            "clip": _CLIP,
-            **options,
-            "width": self.net.space.width,
-        }
+        facts = {"size": self.net.packing.size, "width": self.net.space.width, "steps": self._steps}
+        facts |= {"learning_rate": config.supernet_rate, "momentum": _MOMENTUM, "clip": _CLIP}
+        return facts | {name: value for name, value in config.settings().items() if name in _OPTIONS}
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step: a cosine period, with a short warm-up, in each phase."""
@@ -130,14 +120,14 @@ class ElasticTraining:
             return self._schedule.at_step(step, self._steps, self._config.largest_epochs)
         return self._schedule.at_step(step - self.first_phase, self._steps, self._config.elastic_epochs)
 
-    def choices(self, step: int) -> list[np.ndarray]:
-        """Returns the sub-networks of a step."""
+    def choose(self, step: int) -> list[np.ndarray]:
+        """Returns the sub-networks of a step, encoded."""
         if step < self.first_phase:
             return [self._largest]
         space, count = self.net.space, self._config.networks
         rng = np.random.default_rng([self._config.seed, 2, step])
         fixed = [space.largest(), space.smallest()][:count] if self._config.sampling == "sandwich" else []
-        return [space.choice(values) for values in [*fixed, *(space.random(rng) for _ in range(count - len(fixed)))]]
+        return [space.encode(values) for values in [*fixed, *(space.sample(rng) for _ in range(count - len(fixed)))]]
 
     def take_step(self, step: int, images: Any, labels: Any) -> tuple[float, float]:
         """Takes a step on a batch; returns the loss of its first sub-network and the mean of all.
@@ -148,19 +138,19 @@ class ElasticTraining:
         if step == self.first_phase and self.first_phase:
             self.weights.assign(sort_channels(self.net, self.weights.numpy()))
             self.velocity.assign(tf.zeros_like(self.velocity))
-        config, sandwich = self._config, self._config.sampling == "sandwich"
+        sandwich = self._config.sampling == "sandwich"
+        distillation = self._config.distillation if step >= self.first_phase else 0.0
         images, labels = tf.constant(images, tf.float32), tf.constant(labels, tf.int32)
-        share = config.distillation if step >= self.first_phase else 0.0
         # Logits of the largest sub-network, which teaches the others: in a sandwich it is the first one.
-        taught = tf.zeros([len(labels), self.net.classes])
-        if share and not sandwich:
-            taught = self._gradient(self.weights, self._largest, images, labels, taught, 0.0)[1]
+        teacher = tf.zeros([len(labels), self.net.classes])
+        if distillation and not sandwich:
+            teacher = self._gradient(self.weights, self._largest, images, labels, teacher, 0.0)[1]
         losses, gradients = [], []
-        for number, choice in enumerate(self.choices(step)):
-            first = sandwich and number == 0
-            weight = 0.0 if first else share
-            loss, logits, gradient = self._gradient(self.weights, choice, images, labels, taught, weight)
-            taught = logits if first else taught
+        for number, encoded in enumerate(self.choose(step)):
+            teaches = sandwich and number == 0
+            weight = 0.0 if teaches else distillation
+            loss, logits, gradient = self._gradient(self.weights, encoded, images, labels, teacher, weight)
+            teacher = logits if teaches else teacher
             losses.append(float(loss))
             gradients.append(gradient)
         if not np.isfinite(losses).all():
@@ -172,13 +162,13 @@ class ElasticTraining:
         self._optimizer.apply([self.weights], [self.velocity], [gradient], self.rate(step), [self._decayed])
         return losses[0], float(np.mean(losses))
 
-    def _loss_and_gradient(self, weights, choice, images, labels, taught, share) -> tuple[Any, Any, Any]:
+    def _loss_and_gradient(self, weights, encoded, images, labels, teacher, distillation) -> tuple[Any, Any, Any]:
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            logits = self.net.logits(weights, choice, images)
+            logits = self.net.logits(weights, encoded, images)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            soft = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(taught), logits)
-            total = loss + share * tf.reduce_mean(soft)
+            soft = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
+            total = loss + distillation * tf.reduce_mean(soft)
         return loss, logits, tape.gradient(total, weights)
 
 
@@ -189,13 +179,10 @@ def sort_channels(net: Supernet, weights: np.ndarray) -> np.ndarray:
     Narrow sub-networks take the first channels, which are then the best ones.
     """
     named = {name: value.copy() for name, value in net.packing.unpack(weights).items()}
-    for number in range(len(net.space.places)):
-        name = f"block{number}"
+    for name in (f"block{number}" for number in range(len(net.space.blocks))):
         order = np.argsort(-np.abs(named[f"{name}/project"]).sum(axis=(0, 1, 3)), kind="stable")
         named[f"{name}/project"] = named[f"{name}/project"][:, :, order]
         named[f"{name}/depthwise"] = named[f"{name}/depthwise"][:, :, order]
-        named[f"{name}/expand"] = named[f"{name}/expand"][..., order]
-        for layer in ("expand", "depthwise"):
-            for vector in ("scale", "shift"):
-                named[f"{name}/{layer}_{vector}"] = named[f"{name}/{layer}_{vector}"][order]
+        for last in ("expand", "expand_scale", "expand_shift", "depthwise_scale", "depthwise_shift"):
+            named[f"{name}/{last}"] = named[f"{name}/{last}"][..., order]
     return np.concatenate([named[shape.name].ravel() for shape in net.packing.shapes]).astype(np.float32)

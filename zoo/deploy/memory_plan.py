@@ -1,5 +1,6 @@
 """Where buffers with known lifetimes go in one block of memory: as TFLM's greedy planner puts them, and better."""
 
+import bisect
 import dataclasses
 import random
 from collections.abc import Sequence
@@ -21,10 +22,6 @@ class Buffer:
     last: int
     tensor: int | None = None
     offset: int | None = None
-
-    def overlaps(self, other: "Buffer") -> bool:
-        """Whether there is a step at which both are alive."""
-        return self.first <= other.last and other.first <= self.last
 
 
 def aligned(size: int) -> int:
@@ -59,23 +56,31 @@ def greedy(buffers: Sequence[Buffer]) -> list[int]:
 
 def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
     """Returns the offsets that come of putting the buffers, in this order, each into the lowest gap."""
-    offsets = [0] * len(buffers)
-    placed: list[int] = []
+    sizes = [aligned(buffer.size) for buffer in buffers]
+    neighbours = _list_neighbours(buffers)
+    offsets = [-1] * len(buffers)
     for number in order:
-        buffer = buffers[number]
-        if buffer.offset is not None:
-            offsets[number] = buffer.offset
-        else:
-            size, candidate = aligned(buffer.size), 0
-            for other in sorted(
-                (other for other in placed if buffer.overlaps(buffers[other])), key=offsets.__getitem__
-            ):
-                if offsets[other] - candidate >= size:
+        offset = buffers[number].offset
+        if offset is None:
+            offset = 0
+            for other in sorted((o for o in neighbours[number] if offsets[o] >= 0), key=offsets.__getitem__):
+                if offsets[other] - offset >= sizes[number]:
                     break
-                candidate = max(candidate, offsets[other] + aligned(buffers[other].size))
-            offsets[number] = candidate
-        placed.append(number)
+                offset = max(offset, offsets[other] + sizes[other])
+        offsets[number] = offset
     return offsets
+
+
+def _list_neighbours(buffers: Sequence[Buffer]) -> list[list[int]]:
+    """Returns for each buffer the numbers of the others that are alive at one of its steps."""
+    found: list[list[int]] = [[] for _ in buffers]
+    order = sorted(range(len(buffers)), key=lambda number: buffers[number].first)
+    firsts = [buffers[number].first for number in order]
+    for place, number in enumerate(order):
+        for other in order[place + 1 : bisect.bisect_right(firsts, buffers[number].last)]:
+            found[number].append(other)
+            found[other].append(number)
+    return found
 
 
 def best(buffers: Sequence[Buffer], tries: int = 2000, seed: int = 0) -> list[int]:

@@ -17,9 +17,9 @@ shows no gain at this scale; 40,996, 36,292 and 40,600 bytes of RAM predicted, 6
 The stages, in order, and where each is:
 1. a resolution and width: `space.explore`, with what a network needs from `needs`;
 2. the once-for-all network of that space: `supernet`, trained in `training`;
-3. evolution of sub-networks by the weights that they inherit, normalisation recalibrated for each: `children`, and
-   recipes.oracles.evolution;
-4. fine-tuning, int8, and a comparison with random networks: `result`, where the dry run is too.
+3. evolution (recipes.oracles.evolution) of sub-networks by the weights that they inherit, normalisation recalibrated
+   for each: `children`;
+4. fine-tuning, int8, and a comparison with random networks, from `finish` in `children`; the dry run is there too.
 The options are in `config`.
 
 Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319. Departures: what limits
@@ -50,9 +50,8 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     from recipes import _search
     from recipes.cards.card import write_card
     from recipes.cards.read import read_search
-    from recipes.engine.children import NetworkScorer, load_images
-    from recipes.tinynas import result as tinynas_result
-    from recipes.tinynas.children import SubNetworks
+    from recipes.engine.children import load_images
+    from recipes.tinynas.children import SubNetworks, describe_result, dry_run, finish
     from recipes.tinynas.supernet import Supernet
     from recipes.tinynas.training import train_supernet
 
@@ -66,25 +65,23 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         images = load_images(sized)
         net = Supernet(config.make_space(chosen.width), images.classes, images.input_shape[2], config.kernel_transform)
         presets = {"search": {"input_shape": list(images.input_shape), "classes": images.classes}}
-        arguments = (sized, net.space, "mcunet", presets, images)
-        weights = net.initial(config.seed)
+        untrained = SubNetworks(sized, net.space, "mcunet", presets, images, net, net.initial(config.seed))
         if config.dry_run:
-            return tinynas_result.dry_run(SubNetworks(*arguments, net, weights))
-        weights = train_supernet(sized, net, images, NetworkScorer(*arguments).normalization, report)
-        scorer = SubNetworks(*arguments, net, weights)
+            return dry_run(untrained)
+        weights = train_supernet(sized, net, images, untrained.normalization, report)
+        scorer = dataclasses.replace(untrained, weights=weights)
         provenance = {"width": chosen.width, "budget": config.budget._asdict()}
         found = _search.run_trials(make_oracle(sized, scorer), scorer, "tinynas", watch, provenance)
         best = next(trial for trial in read_search(config.folder).trials if trial.number == found.source["trial"])
     with _watch(observe) as watch:
-        result = tinynas_result.finish(
-            scorer,
-            found,
-            best.values(net.space.decisions),
-            lambda share, text: watch(Status(config.trials, None, found.source["score"], None, share, text)),
-        )
+
+        def report_finish(share: float, text: str) -> None:
+            watch(Status(config.trials, None, found.source["score"], None, share, text))
+
+        result = finish(scorer, found, best.values(net.space.decisions), report_finish)
     write_card([config.folder])  # once more, with the result
     if observe is None:
-        print(tinynas_result.describe_result(result, config.folder))
+        print(describe_result(result, config.folder))
     return found
 
 

@@ -1,8 +1,15 @@
-"""Sub-networks of TinyNAS' once-for-all network as what a search tries: limits, scores, and networks of their own."""
+"""Sub-networks of TinyNAS' once-for-all network: limits and scores for the search, then what becomes of the found one.
+
+That is fine-tuned, converted to int8, measured, and compared with random ones; each step leaves a file, so that a
+killed process repeats none of them. The dry run is here too.
+"""
 
 import dataclasses
 import functools
+import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,16 +17,29 @@ import numpy as np
 import tensorflow as tf
 
 import zoo
-from recipes.engine import tuner
+from recipes.cards.compare import kendall_tau
+from recipes.engine import child_training, tuner
 from recipes.engine.children import NetworkScorer
+from recipes.engine.dry_run import limit_batch, peak_memory, time_steps
+from recipes.images import sources as image_data
+from recipes.images.parts import Part
 from recipes.tinynas.config import Config
 from recipes.tinynas.needs import Needs, predict_needs
 from recipes.tinynas.supernet import MOMENTS, Supernet
-from recipes.training.evaluation import Scores, evaluate
+from recipes.tinynas.training import ElasticTraining
+from recipes.training.evaluation import Scores, evaluate, measure_accuracy
+from recipes.training.progress import duration
+from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
+from zoo.deploy import measure, planner, tflite, tflite_file
 from zoo.genotype import Genotype
 
 _SCORING_BATCH = 500  # images
+_INT8_IMAGES = 500  # test images that the int8 file is judged on
+_CALIBRATION = 256  # training images that its ranges are measured on
+_DRY_RUN_NETWORKS = 30  # of which the largest that fits is measured
+
+Report = Callable[[float, str], None]  # called with the share that is done, and a few words
 
 
 class InheritedAccuracy:
@@ -128,24 +148,14 @@ def build_standalone(
         genotype: of the same network, with a preset of the images' shape.
     """
     model = zoo.build(genotype, classes=net.classes, classifier_activation=None)
-    for layer, arrays in _list_layers(net, np.asarray(weights), statistics, values).items():
-        model.get_layer(layer).set_weights(arrays)
-    return model
+    named, moments = net.packing.unpack(np.asarray(weights)), net.statistics.unpack(statistics)
 
-
-def _list_layers(
-    net: Supernet, weights: np.ndarray, statistics: np.ndarray, values: Mapping[str, Any]
-) -> dict[str, list[np.ndarray]]:
-    """Returns name of a layer, as zoo.build names it -> its weights."""
-    named, moments = net.packing.unpack(weights), net.statistics.unpack(statistics)
-    found = {}
-
-    def put(prefix: str, name: str, kernel: np.ndarray) -> None:
+    def put(layer: str, name: str, kernel: np.ndarray) -> None:
         depthwise = name.endswith("depthwise")
         filters = kernel.shape[2 if depthwise else 3]
-        found[prefix if depthwise else f"{prefix}_conv"] = [kernel]
+        model.get_layer(layer if depthwise else f"{layer}_conv").set_weights([kernel])
         vectors = (named[f"{name}_scale"], named[f"{name}_shift"], *(moments[f"{name}/{what}"] for what in MOMENTS))
-        found[f"{prefix}_bn"] = [vector[:filters] for vector in vectors]
+        model.get_layer(f"{layer}_bn").set_weights([vector[:filters] for vector in vectors])
 
     put("stem", "stem", named["stem"])
     for name in ("depthwise", "project"):
@@ -154,11 +164,188 @@ def _list_layers(
     for number, (present, kernel, inputs, middle, filters) in enumerate(net.space.encode(values).tolist()):
         if not present:
             continue
-        prefix, name = f"block{row:02d}_0", f"block{number}"
+        layer, name = f"block{row:02d}_0", f"block{number}"
         own = {key: tf.constant(value) for key, value in named.items() if key.startswith(f"{name}/")}
-        put(f"{prefix}_expand", f"{name}/expand", named[f"{name}/expand"][:, :, :inputs, :middle])
-        put(f"{prefix}_depthwise", f"{name}/depthwise", net.cut_window(own, name, kernel, middle).numpy())
-        put(f"{prefix}_project", f"{name}/project", named[f"{name}/project"][:, :, :middle, :filters])
+        put(f"{layer}_expand", f"{name}/expand", named[f"{name}/expand"][:, :, :inputs, :middle])
+        put(f"{layer}_depthwise", f"{name}/depthwise", net.cut_window(own, name, kernel, middle).numpy())
+        put(f"{layer}_project", f"{name}/project", named[f"{name}/project"][:, :, :middle, :filters])
         row, last = row + 1, filters
-    found["predictions"] = [named["classifier"][:last], named["classifier_bias"]]
-    return found
+    model.get_layer("predictions").set_weights([named["classifier"][:last], named["classifier_bias"]])
+    return model
+
+
+def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Fine-tunes the found network, writes it as a Keras and as an int8 file, and compares it; returns result.json.
+
+    `values` (decision -> choice) are those of the genotype `found`.
+    """
+    config = scorer.config
+    options = config.folder_options
+    test = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **options).test
+    result: dict[str, Any] = {
+        "genotype": found.name,
+        "shared_accuracy": found.source["score"],
+        "test_images": len(test),
+        **_make_once(config.folder / "finetuned.json", lambda: _fine_tune(scorer, found, values, test, report)),
+    }
+    result["predicted"] = scorer.predict_needs(values)._asdict()
+    result["measured"] = _convert(scorer, test, report)
+    result["budget"] = config.budget._asdict()
+    if config.random_networks:
+        result |= _compare(scorer, values, test, report)
+    atomic.write_atomically(config.folder / "result.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def describe_result(result: Mapping[str, Any], folder: Path) -> str:
+    """Returns the result in a few lines."""
+    predicted, measured, budget = (result[name] for name in ("predicted", "measured", "budget"))
+    lines = [
+        f"test accuracy {result['test_accuracy']:.4f} on {result['test_images']:,} images, fine-tuned; in int8 "
+        f"{measured['int8_accuracy']:.4f} on {measured['int8_images']:,}",
+        f"RAM {predicted['arena']:,} bytes predicted, {measured['arena']:,} measured by {measured['by']}, "
+        f"{budget['ram']:,} allowed; flash {predicted['file']:,}, {measured['file']:,} and {budget['flash']:,}",
+    ]
+    if "random" in result:
+        others, tau = result["random"], result["kendall_tau"]
+        rank = "" if tau is None else f"; Kendall's tau of shared-weight and stand-alone accuracy {tau:.2f}"
+        lines.append(
+            f"trained from scratch {result['scratch_test_accuracy']:.4f}, mean of {len(others['test_accuracies'])} "
+            f"random networks {others['mean']:.4f} ± {others['deviation']:.4f}{rank}"
+        )
+    return "\n".join([*lines, str(folder / "result.json")])
+
+
+def _make_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the file holds, or makes and writes it."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    made = make()
+    atomic.write_atomically(path, json.dumps(made, indent=1) + "\n")
+    return made
+
+
+def _fine_tune(
+    scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], test: Part, report: Report
+) -> dict[str, Any]:
+    """Trains the network from the weights that it inherits; writes model.keras."""
+    folder, statistics = scorer.config.folder / "finetuned", scorer.inherited_accuracy.statistics(values)
+
+    def build() -> keras.Model:
+        return build_standalone(scorer.net, scorer.weights, statistics, values, found)
+
+    before = measure_accuracy(build(), test, scorer.normalization)
+    tuner.forget_models()
+    accuracies = _train(scorer, build, folder, test, report, "fine-tuning, ")
+    final = zoo.build(found)
+    final.load_weights(folder / "model.weights.h5")
+    temporary = folder / "model.keras"
+    final.save(temporary)
+    atomic.write_atomically(scorer.config.folder / "model.keras", temporary.read_bytes())
+    temporary.unlink()
+    tuner.forget_models()
+    return {"inherited_test_accuracy": before, **accuracies}
+
+
+def _train(
+    scorer: SubNetworks, build: Callable[[], keras.Model], folder: Path, test: Part, report: Report, label: str
+) -> dict[str, float]:
+    """Trains a network as all that are compared, and returns its accuracies; its reports begin with `label`."""
+    images, seed = scorer.images, scorer.config.seed
+    trained = child_training.train(
+        build, images.train, images.validation, scorer.training(), seed=seed, normalize=scorer.normalization,
+        folder=folder, report=lambda share, text: report(share, label + text),
+    )  # fmt: skip
+    model = build()
+    model.load_weights(folder / "model.weights.h5")
+    accuracy = measure_accuracy(model, test, scorer.normalization)
+    tuner.forget_models()
+    return {"val_accuracy": trained["val_accuracy"], "test_accuracy": accuracy}
+
+
+def _convert(scorer: SubNetworks, test: Part, report: Report) -> dict[str, Any]:
+    """Converts model.keras to int8, model.tflite, and returns what it takes and how accurate it is."""
+    report(0.9, "int8")
+    folder, budget = scorer.config.folder, scorer.config.budget
+    model = keras.saving.load_model(folder / "model.keras")
+    calibration = np.asarray(scorer.normalization(scorer.images.train.head(_CALIBRATION)[0]))
+    file = tflite.convert(model, quantize="int8", calibration=calibration)
+    atomic.write_atomically(folder / "model.tflite", file)
+    pixels, labels = test.head(_INT8_IMAGES)
+    accuracy = measure.accuracy(file, np.asarray(scorer.normalization(pixels)), labels)
+    found = measure_arena(file)
+    compared = ((found["arena"], budget.ram), (len(file), budget.flash))
+    fits = all(most is None or value <= most for value, most in compared)
+    return found | {"file": len(file), "fits": fits, "int8_accuracy": accuracy, "int8_images": len(labels)}
+
+
+def measure_arena(file: bytes) -> dict[str, Any]:
+    """Returns the bytes of arena as TFLM records them, or as the planner predicts where TFLM is not installed."""
+    try:
+        return {"arena": measure.arena(file).total, "by": "TFLM"}
+    except tflite_file.MissingPackageError:
+        return {"arena": planner.plan(file).arena, "by": "the planner, for tflite-micro is not installed"}
+
+
+def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report: Report) -> dict[str, Any]:
+    """Trains the found network and random ones from scratch, alike; ranks the random ones by shared weights too."""
+    folder = scorer.config.folder / "random"
+
+    def train_from_scratch(name: str, values: Mapping[str, Any]) -> dict[str, float]:
+        def make() -> dict[str, float]:
+            shared, _ = scorer.inherited_accuracy(values)
+            label = f"from scratch, {name}: "
+            alone = _train(scorer, lambda: scorer.build(values), folder / name, test, report, label)
+            return {"shared_accuracy": shared.accuracy, **alone, "macs": scorer.predict_needs(values).macs}
+
+        return _make_once(folder / f"{name}.json", make)
+
+    found = train_from_scratch("found", values)
+    drawn = enumerate(itertools.islice(scorer.sample_fitting(), scorer.config.random_networks))
+    others = [train_from_scratch(f"network{number:02d}", each) for number, each in drawn]
+    columns = {name: [other[f"{name}_accuracy"] for other in others] for name in ("test", "shared", "val")}
+    tau = kendall_tau(columns["shared"], columns["val"]) if len(others) > 1 else np.nan
+    return {
+        "scratch_test_accuracy": found["test_accuracy"],
+        "random": {
+            "mean": float(np.mean(columns["test"])),
+            "deviation": float(np.std(columns["test"], ddof=1)) if len(others) > 1 else 0.0,
+            **{f"{name}_accuracies": column for name, column in columns.items()},
+        },
+        "kendall_tau": None if np.isnan(tau) else tau,
+    }
+
+
+def dry_run(scorer: SubNetworks) -> Genotype:
+    """Takes two steps of the largest sub-network, prints what the search would need, and returns a network that fits.
+
+    The steps are of fewer images than real ones where the machine has no memory for that. The network is the largest of
+    some random ones, and is measured in int8.
+    """
+    config, net, images = scorer.config, scorer.net, scorer.images
+    largest = scorer.predict_needs(net.space.largest())
+    image_bytes = 8 * largest.peak_memory * len(net.space.blocks)  # of activations and gradients, about
+    batch = max(2, limit_batch(config.batch_size, image_bytes))
+    steps = images.train.steps(config.batch_size, training=True)
+    training = ElasticTraining(net, config, steps, images.input_shape)
+    part = images.train.take(np.resize(np.arange(len(images.train)), batch))
+    pixels, labels = part.images / np.float32(255), part.labels
+    with without_rewrites():
+        cost = time_steps(lambda number: training.take_step(number, pixels, labels), batch, count=2)
+    seconds = cost.scale(config.batch_size) * steps * (config.largest_epochs + config.networks * config.elastic_epochs)
+    total = steps * (config.largest_epochs + config.elastic_epochs)
+    drawn = itertools.islice(scorer.sample_fitting(), _DRY_RUN_NETWORKS)
+    chosen = max(drawn, key=lambda values: scorer.predict_needs(values).macs)
+    genotype = scorer.genotype(chosen, "tinynas_dry_run")
+    file = tflite.convert(zoo.build(genotype), quantize="int8", calibration=pixels[:2])
+    needs, measured = scorer.predict_needs(chosen), measure_arena(file)
+    print(
+        f"dry run: resolution {images.input_shape[0]}, width {net.space.width:g}, {net.space.size:.1e} sub-networks of "
+        f"{net.packing.size:,} shared weights; {cost.describe(config.batch_size)}, for one sub-network; "
+        f"{peak_memory():.2f} GiB at most\n"
+        f"predicted: {total:,} steps, at most {duration(seconds)} on this machine for the shared weights\n"
+        f"the largest of {_DRY_RUN_NETWORKS} networks that fit: {needs.macs:,} multiply-adds; RAM {needs.arena:,} "
+        f"bytes predicted, {measured['arena']:,} by {measured['by']}; int8 file {needs.file:,} predicted, "
+        f"{len(file):,} measured"
+    )
+    return genotype

@@ -65,11 +65,8 @@ class TinySpace(Space):
             raise ValueError(f"strides is {self.strides}; expected {len(FILTERS)} numbers, each 1 or 2")
         if not self.kernels or any(kernel % 2 == 0 or kernel < 1 for kernel in self.kernels):
             raise ValueError(f"kernels is {self.kernels}; expected odd numbers, such as {KERNELS}")
-        for name, values, least, usual in (
-            ("expansions", self.expansions, 2, EXPANSIONS),
-            ("depths", self.depths, 1, DEPTHS),
-        ):
-            if not values or min(values) < least:
+        for name, least, usual in (("expansions", 2, EXPANSIONS), ("depths", 1, DEPTHS)):
+            if not (values := getattr(self, name)) or min(values) < least:
                 raise ValueError(f"{name} is {values}; expected whole numbers from {least}, such as {usual}")
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares is {self.shares}; expected numbers above 0, at most 1, such as 0.75,1")
@@ -284,8 +281,7 @@ def draw_configurations(ranked: Sequence[Configuration], path: Path, curves: int
         macs = np.asarray(each.macs) / unit
         axes.step(macs, share, where="post", label=label, color=color, linewidth=width, zorder=layer)
     axes.axhline(0.8, color="0.7", linewidth=0.8, linestyle="--")
-    axes.set(xlabel=f"{name}multiply-adds", ylabel="share of the networks that fit", ylim=(0, 1.02))
-    axes.set_xlim(left=0)
+    axes.set(xlabel=f"{name}multiply-adds", ylabel="share of the networks that fit", xlim=(0, None), ylim=(0, 1.02))
     axes.set_title("Search spaces by what their fitting networks compute (the chosen one in black)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=7.5, frameon=False, loc="outside lower center", ncols=2)

@@ -22,17 +22,11 @@ MOMENTS = ("mean", "variance")
 
 
 class Supernet:
-    """The largest network of `space`; `logits` runs any sub-network of it.
-
-    Attributes:
-        packing: where each weight lies in the flat vector.
-        statistics: where mean and variance of each normalisation lie in another.
-        kernels: sizes of depthwise kernels, largest first.
-    """
+    """The largest network of `space`; `logits` runs any sub-network of it."""
 
     def __init__(self, space: TinySpace, classes: int, channels: int, kernel_transform: bool = False):
         self.space, self.classes, self.channels = space, classes, channels
-        self.kernels = sorted(space.kernels, reverse=True)
+        self.kernels = sorted(space.kernels, reverse=True)  # sizes of depthwise kernels
         self.transform = kernel_transform and len(self.kernels) > 1
         self._norms: list[tuple[str, int]] = []
         stem, first = space.stem_filters, space.first_filters
@@ -43,7 +37,8 @@ class Supernet:
             shapes += self._block(f"block{number}", block)
         last = space.blocks[-1].filters
         shapes += [Shape("classifier", (last, classes), last), Shape("classifier_bias", (classes,))]
-        self.packing = Packing(shapes)
+        self.packing = Packing(shapes)  # where each weight is in the flat vector
+        # Where mean and variance of each normalisation are in another one.
         self.statistics = Packing([Shape(f"{name}/{what}", (size,)) for name, size in self._norms for what in MOMENTS])
 
     def _convolution(self, name: str, shape: tuple[int, ...], fan_in: int, filters: int) -> list[Shape]:

@@ -98,12 +98,8 @@ class ElasticTraining:
         (self.velocity,) = self._optimizer.make_slots([self.weights])
         self._decayed = tf.constant(net.decayed())
         self._largest = net.space.encode(net.space.largest())
-        signature = [
-            *net.input_specs(image_shape),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None, net.classes]),
-            tf.TensorSpec([]),
-        ]
+        targets = (tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, net.classes]), tf.TensorSpec([]))
+        signature = [*net.input_specs(image_shape), *targets]
         self._gradient = tf.function(self._loss_and_gradient, signature, autograph=False)
 
     @property

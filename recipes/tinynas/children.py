@@ -179,8 +179,7 @@ def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], repo
 
     `values` (decision -> choice) are those of the genotype `found`.
     """
-    config = scorer.config
-    options = config.folder_options
+    config, options = scorer.config, scorer.config.folder_options
     test = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **options).test
     result: dict[str, Any] = {
         "genotype": found.name,

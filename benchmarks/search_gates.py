@@ -28,12 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", type=Path, help="files of recipes.tables")
     parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--smoke", action="store_true", help="two seeds and two evaluations, as the tests run it")
     parser.add_argument("--only", choices=list(table_search.ORACLES), nargs="*", help="searches to run; all by default")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="numbers of evaluations")
     parser.add_argument(
         "--evolution", nargs="*", default=[], metavar="POPULATION:SAMPLE", help="more rows of evolution"
     )
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.seeds, arguments.budgets, arguments.only = 2, [2], arguments.only or ["evolution"]
     if not arguments.tables:  # `make bench` has none
         parser.print_help()
         return

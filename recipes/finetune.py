@@ -102,7 +102,7 @@ class _Weights(NamedTuple):
 def _finetune(config: Config) -> Finetuned:
     import keras
 
-    from recipes.deployable import find_normalization
+    from recipes.deployable import find_normalization, name_normalization
     from recipes.images import augment
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
@@ -144,7 +144,7 @@ def _finetune(config: Config) -> Finetuned:
     final = copy_model(network, lambda layer: {"activation": "softmax"} if layer.name == _HEAD else {})
     accuracy = measure_accuracy(final, images.test, preprocess)
     results = {
-        **describe_images(name, images, config.preprocess or weights.origin.preprocess, preprocess),
+        **describe_images(name, images, name_normalization(preprocess), preprocess),
         "skipped": [str(path) for path in images.skipped],
         "notes": notes,
         "validation_accuracy": {phase: outcome.accuracy for phase, outcome in phases.items()},

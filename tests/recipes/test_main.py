@@ -16,7 +16,7 @@ import pytest
 from recipes import _main
 from recipes.__main__ import list_programs
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 PROGRAMS = list_programs()
 
 

@@ -26,7 +26,7 @@ from recipes.training import tensorflow_options
 
 pytestmark = pytest.mark.usefixtures("fast_start")
 SMOKE = enas.PRESETS["smoke"]
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 SHAPE = (8, 8, 1)
 # Two nodes. Normal: node 2 reads h[c-2] twice, node 3 reads node 2 and h[c-1], so node 3 alone is the output.
 # Reduction: h[c-1] is read by none, so it is output beside node 3.

@@ -13,7 +13,7 @@ import pytest
 
 from zoo import manifest
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 # Programs that fill documents
 MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "weights_table", "embedded_images"}
 LIBRARY = {"machine", "table_search"}

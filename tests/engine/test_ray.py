@@ -14,8 +14,9 @@ import pytest
 
 from recipes.engine import tuner
 from recipes.engine.ray import _VARIABLES, RayWorkers
-from tests import cheap_trials, test_workers
-from tests.test_workers import evolution, outcome, wait_until
+from tests import cheap_trials
+from tests.engine import test_workers
+from tests.engine.test_workers import evolution, outcome, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ PROGRAM = """
     from recipes.engine import tuner
     from recipes.engine.ray import RayWorkers
     from tests import cheap_trials
-    from tests.test_workers import evolution
+    from tests.engine.test_workers import evolution
 
     if __name__ == "__main__":
         workers = RayWorkers(cheap_trials.slow, cores=2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 MODELS = ["nasnet_a", "pnasnet_5", "amoebanet_b", "mnasnet_a1", "enas_micro", "enas_macro", "darts", "mcunet_in0"]
 PROGRAM = """
 import dataclasses, json, sys, zlib

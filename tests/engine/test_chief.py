@@ -19,7 +19,7 @@ from keras_tuner.engine import trial as trial_module
 
 from recipes.oracles import RandomSearch
 from tests import cheap_trials
-from tests.test_workers import SPACE
+from tests.engine.test_workers import SPACE
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 TRIALS = 8
@@ -95,7 +95,7 @@ PROGRAM = """
     import keras_tuner
     from recipes.oracles import RandomSearch
     from tests import cheap_trials
-    from tests.test_chief import OBJECTIVE, SPACE, TRIALS
+    from tests.engine.test_chief import OBJECTIVE, SPACE, TRIALS
 
     class Cheap(keras_tuner.Tuner):
         def run_trial(self, trial, *args, **kwargs):

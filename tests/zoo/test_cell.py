@@ -19,7 +19,7 @@ from zoo.cell import expand
 from zoo.families import amoebanet, darts, enas, nasnet, pnasnet
 from zoo.genotype import CellGraph, Cells, GenotypeError, Node
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 STYLES = {
     "nasnet": nasnet.STYLE,
     "amoebanet": amoebanet.STYLE,

@@ -337,7 +337,8 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_costs_one_trial(tmp_path,
 PROGRAM = """
     import sys
     from pathlib import Path
-    from tests import cheap_trials, test_workers
+    from tests import cheap_trials
+    from tests.engine import test_workers
 
     if __name__ == "__main__":
         print("ready", flush=True)
@@ -431,7 +432,7 @@ def test_a_journal_cut_in_its_last_line_loses_that_line_only(tmp_path):
 FULL = """
     import sys
     from pathlib import Path
-    from tests import test_workers
+    from tests.engine import test_workers
 
     if __name__ == "__main__":
         try:

@@ -326,7 +326,7 @@ def test_a_killed_search_resumes_at_the_saved_step_and_ends_as_one_that_was_not(
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "recipes.tinynas", "--preset=smoke", f"--folder={folder}", "--save_seconds=0"]
     command += ["--random_networks=0", "--elastic_epochs=6"]
-    project = Path(__file__).resolve().parent.parent
+    project = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while step_of(folder) < 7 and time.monotonic() < deadline:

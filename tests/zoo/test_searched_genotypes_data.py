@@ -10,7 +10,7 @@ from zoo import genotype_json
 from zoo.canonical import canonical_hash
 from zoo.genotype import Block, Blocks, CellGraph, Cells, Chain, Edge, Layer, Node
 
-FOLDER = Path(__file__).resolve().parent.parent / "searched_genotypes"
+FOLDER = Path(__file__).resolve().parents[2] / "searched_genotypes"
 FILES = sorted(path for path in FOLDER.glob("*.json") if path.name != "schema.json")
 NAMES = [path.stem for path in FILES]
 

@@ -98,7 +98,7 @@ def build(
         load_file(network, weights)
         return network
     presets = [other for other, scale in genotype.presets.items() if _scale(scale) == _scale({**values, **extra})]
-    entry = manifest.find(genotype.name, weights, presets, include_top=include_top)
+    entry = manifest.find(genotype.name, str(weights), presets, include_top=include_top)
     from zoo.weights.published import load_published  # what downloads and converts is loaded where it is asked for
 
     def trained() -> keras.Model:

@@ -61,7 +61,8 @@ def published(trained, tmp_path, monkeypatch):
     text = json.dumps(header).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(values))
-    entry = dataclasses.replace(manifest.find(MODEL, "vww"), url=path.as_uri(), format="safetensors")
+    sources = (manifest.Source(path.as_uri(), "safetensors"),)
+    entry = dataclasses.replace(manifest.find(MODEL, "vww"), sources=sources)
     monkeypatch.setattr(manifest, "entries", lambda: (entry,))
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return entry
@@ -137,7 +138,7 @@ def test_a_file_of_keras_applications_fills_a_nasnet(tmp_path, monkeypatch):
         warnings.simplefilter("ignore")  # that h5 is the old format is the point
         reference.save(tmp_path / "nasnet.h5")
     entry = manifest.find("nasnet_a", "imagenet", ["mobile"])
-    entry = dataclasses.replace(entry, url=(tmp_path / "nasnet.h5").as_uri(), md5=None)
+    entry = dataclasses.replace(entry, sources=(manifest.Source((tmp_path / "nasnet.h5").as_uri(), "h5"),))
     monkeypatch.setattr(manifest, "entries", lambda: (entry,))
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     network = zoo.build("nasnet_a", weights="imagenet")

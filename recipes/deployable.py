@@ -7,12 +7,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import zoo
-from recipes.images import EMBEDDED, FolderOptions
+from recipes.images import EMBEDDED, FolderOptions, Preprocess
 from recipes.training.results import CLASS_NAMES, SOURCE, Origin, Weights, describe_images, find_origin, find_weights
 from zoo import manifest
 from zoo.atomic import write_atomically
@@ -44,7 +44,7 @@ class ModelOptions:
     image_size: int | None = None  # pixels; none takes what the model expects, else what the images have
     # pixels to 0..1, to -1..1, by the channels' means and deviations of a data set, or as they are (0..255); none
     # takes what the model was trained with, pixels where its first layers rescale or normalise them, else unit
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet", "pixels"] | None = None
+    preprocess: Preprocess | None = None
     output: str | None = None  # of several outputs the one that is judged, by its name or number; none takes the first
     # of one unit, or of several labels an image: above it the answer is yes; none takes 0.5 after a sigmoid
     threshold: float | None = None
@@ -138,7 +138,7 @@ def normalizations() -> dict[str, "Normalization"]:
     """Returns what the values of --preprocess stand for; "pixels" leaves them at 0..255."""
     from recipes.images import augment
 
-    return augment.PREPROCESSING | {"pixels": augment.Normalization((0.0,), (1 / 255,))}
+    return augment.PREPROCESSING
 
 
 def name_normalization(normalize: "Normalization") -> str | None:

@@ -11,11 +11,13 @@ last whole epoch; a training that is done is not done again. The test part of th
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 import zoo
 from recipes import _main
-from recipes.images import EMBEDDED, FolderOptions
+from recipes.images import EMBEDDED, FolderOptions, Preprocess
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Config(FolderOptions):
     weights: str | None = None
     image_size: int | None = None  # pixels; none takes those of the weights or of the genotype's search, else 96
     # none takes that of the weights, else unit
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] | None = None
+    preprocess: Preprocess | None = None
     head_epochs: int = 3  # in which only the new head learns; 0 leaves the phase out
     epochs: int = 10  # in which everything learns
     head_learning_rate: float = 0.05  # of the first phase, at its start
@@ -102,9 +104,10 @@ class _Weights(NamedTuple):
 def _finetune(config: Config) -> Finetuned:
     import keras
 
+    from recipes.classifiers import count_confusions, measure_classes
     from recipes.deployable import find_normalization, name_normalization
     from recipes.images import augment
-    from recipes.training.evaluation import measure_accuracy
+    from recipes.training.evaluation import EvaluationBatches
     from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
     from recipes.training.optimizer import Optimizer
     from recipes.training.progress import show_progress
@@ -142,7 +145,11 @@ def _finetune(config: Config) -> Finetuned:
                 observe=observe,
             )
     final = copy_model(network, lambda layer: {"activation": "softmax"} if layer.name == _HEAD else {})
-    accuracy = measure_accuracy(final, images.test, preprocess)
+    confusions = np.zeros((images.classes, images.classes), np.int64)
+    for batch, labels in EvaluationBatches(images.test, preprocess):
+        predicted = np.argmax(final(batch, training=False), axis=-1)
+        confusions += count_confusions(labels, predicted, images.classes)
+    accuracy = float(np.trace(confusions) / confusions.sum())
     results = {
         **describe_images(name, images, name_normalization(preprocess), preprocess),
         "skipped": [str(path) for path in images.skipped],
@@ -150,6 +157,7 @@ def _finetune(config: Config) -> Finetuned:
         "validation_accuracy": {phase: outcome.accuracy for phase, outcome in phases.items()},
         "test_accuracy": accuracy,
         "test_images": len(images.test),
+        "test_classes": dict(zip(images.class_names, measure_classes(confusions), strict=True)),
     }
     write_results(config.folder, final, results, config)
     for phase in phases:

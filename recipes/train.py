@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
-from recipes.images import EMBEDDED, FolderOptions
+from recipes.images import EMBEDDED, FolderOptions, Preprocess
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 from zoo.genotype import Blocks, Chain, Genotype
 
@@ -57,7 +57,7 @@ class Config(FolderOptions):
     validation_images: int | None = None  # none takes all
     # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set; none takes that of the weights,
     # else unit
-    preprocess: Literal["unit", "centered", "cifar10", "imagenet"] | None = None
+    preprocess: Preprocess | None = None
     settings: Literal["small", "paper"] = "small"  # small: a short cosine; paper: those of the family's paper
     epochs: int | None = 6  # none takes the settings'
     batch_size: int | None = None  # none takes the settings'; the learning rate scales along unless given

@@ -6,6 +6,11 @@ from typing import Any, Literal
 EMBEDDED = "fashion_mnist_small"  # the name of the images that come with the package
 
 
+# What a network reads: values of 0..1 (unit), of -1..1 (centered), by the means and deviations of the channels of
+# CIFAR-10 or ImageNet (torchvision's), or pixels of 0..255 as they are
+Preprocess = Literal["unit", "0..1", "centered", "-1..1", "cifar10", "imagenet", "torch", "pixels"]
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderOptions:
     """How the programs read a folder of images; see recipes.images.sources.load."""

@@ -72,7 +72,11 @@ UNIT = Normalization()  # 0..1
 CENTERED = Normalization((0.5,), (0.5,))  # -1..1: NASNet and MnasNet as published for TensorFlow
 CIFAR10 = Normalization((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))  # quark0/darts
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision, DARTS, MCUNet
-PREPROCESSING = {"unit": UNIT, "centered": CENTERED, "cifar10": CIFAR10, "imagenet": IMAGENET}  # by the flag's value
+PIXELS = Normalization((0.0,), (1 / 255,))  # 0..255, for networks that rescale or normalise themselves
+PREPROCESSING = {  # by the flag's value; see recipes.images.Preprocess
+    "unit": UNIT, "0..1": UNIT, "centered": CENTERED, "-1..1": CENTERED, "cifar10": CIFAR10, "imagenet": IMAGENET,
+    "torch": IMAGENET, "pixels": PIXELS,
+}  # fmt: skip
 
 
 def chain(*steps: Step) -> Step:

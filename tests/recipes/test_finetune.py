@@ -45,7 +45,12 @@ def test_weights_of_other_classes_learn_the_folder_and_name_its_classes(tmp_path
     assert model.output_shape == (None, 2)
     assert model(np.zeros((1, 8, 8, 3)))[0].numpy().sum() == pytest.approx(1)  # probabilities
     assert json.loads((tmp_path / "out" / "class_names.json").read_text()) == ["dark", "light"]
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["test_accuracy"] == result.accuracy
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["test_accuracy"] == result.accuracy
+    dark, light = (results["test_classes"][name] for name in ("dark", "light"))
+    assert dark["n"] + light["n"] == results["test_images"]
+    right = dark["n"] * dark["recall"] + light["n"] * light["recall"]
+    assert right / results["test_images"] == pytest.approx(result.accuracy)
     again = finetune.finetune(config)  # done: nothing is trained
     assert (again.phases, again.accuracy, again.notes) == (result.phases, result.accuracy, result.notes)
     with pytest.raises(ValueError, match=r"learning_rate 0\.01 there and 0\.1 here"):

@@ -13,7 +13,7 @@ DEPLOY = [
 ]
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
 TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs
-CONVERT = ["torch>=2.6", "safetensors>=0.4"]
+CONVERT = ["torch>=2.6", "safetensors>=0.4"]  # what the tests compare the readers of weights with
 TEST = [
     *DEPLOY,
     *TENSORBOARD,
@@ -58,7 +58,6 @@ setup(
     ],
     extras_require={
         "deploy": DEPLOY,
-        "convert": CONVERT,
         "ray": RAY,
         "tensorboard": TENSORBOARD,
         "test": TEST,

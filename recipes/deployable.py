@@ -134,16 +134,11 @@ def load(config: ModelAndData) -> Deployable:
     return Deployable(model, _array(normalize(calibration)), images, labels, source, normalize, threshold)
 
 
-def normalizations() -> dict[str, "Normalization"]:
-    """Returns what the values of --preprocess stand for; "pixels" leaves them at 0..255."""
-    from recipes.images import augment
-
-    return augment.PREPROCESSING
-
-
 def name_normalization(normalize: "Normalization") -> str | None:
     """Returns the value of --preprocess that stands for it; None where there is none."""
-    return next((name for name, one in normalizations().items() if one == normalize), None)
+    from recipes.images.augment import PREPROCESSING
+
+    return next((name for name, one in PREPROCESSING.items() if one == normalize), None)
 
 
 def load_file(path: Path, compile: bool = False) -> "keras.Model":
@@ -246,25 +241,24 @@ def find_normalization(
     Raises:
         ValueError: the option asks for another than the network was trained with.
     """
-    from recipes.images.augment import Normalization
+    from recipes.images.augment import PREPROCESSING, Normalization
 
-    choices = normalizations()
     known, where = None, origin.place
     if origin.normalization is not None:
         mean, std = (tuple(origin.normalization[name]) for name in ("mean", "std"))
-        alike = len(set(mean)) == len(set(std)) == 1  # one value stands for every channel, as in `choices`
+        alike = len(set(mean)) == len(set(std)) == 1  # one value stands for every channel, as in PREPROCESSING
         known = Normalization(mean[:1], std[:1]) if alike else Normalization(mean, std)
     elif origin.preprocess is not None:
-        known = choices[origin.preprocess]
+        known = PREPROCESSING[origin.preprocess]
     elif model is not None and reads_pixels(model):
-        known, where = choices["pixels"], "its first layers, which rescale or normalise"
-    wanted = None if preprocess is None else choices[preprocess]
+        known, where = PREPROCESSING["pixels"], "its first layers, which rescale or normalise"
+    wanted = None if preprocess is None else PREPROCESSING[preprocess]
     if known is not None and wanted is not None and known != wanted:
-        reads = next((choice for choice, one in choices.items() if one == known), str(known))
+        reads = next((choice for choice, one in PREPROCESSING.items() if one == known), str(known))
         raise ValueError(f"preprocess is {preprocess}, but {name} reads {reads} by {where}; leave preprocess= out")
-    if known == choices["pixels"] and wanted is None:
+    if known == PREPROCESSING["pixels"] and wanted is None:
         print(f"{name} reads pixels of 0..255, by {where}", file=sys.stderr)
-    return wanted or known or choices["unit"]
+    return wanted or known or PREPROCESSING["unit"]
 
 
 def reads_pixels(model: "keras.Model") -> bool:
@@ -287,29 +281,31 @@ def find_file_normalization(preprocess: str | None, file: bytes, name: str) -> "
 
     What was found is said on stderr.
     """
+    from recipes.images.augment import PREPROCESSING
     from zoo.deploy import tflite_file
 
-    choices = normalizations()
     if preprocess is not None:
-        return choices[preprocess]
+        return PREPROCESSING[preprocess]
     graph = tflite_file.parse(file).subgraphs[0]
     source = graph.tensors[graph.inputs[0]]
     if tflite_file.type_of(source) != "uint8":
-        return choices["unit"]
+        return PREPROCESSING["unit"]
     quantization = source.quantization
     scale = float(quantization.scale[0]) if tflite_file.is_quantized(source) else 1.0
     zero = int(quantization.zeroPoint[0]) if tflite_file.is_quantized(source) else 0
     found = "pixels" if scale > 0.5 else "centered" if zero > 64 else "unit"
     print(f"{name} stores {-zero * scale:.3g} to {(255 - zero) * scale:.3g}: preprocess={found}", file=sys.stderr)
-    return choices[found]
+    return PREPROCESSING[found]
 
 
 def warn_near_chance(accuracy: float | None, classes: int, n: int, subject: str) -> None:
     """Says on stderr where a model does hardly better than guessing: mostly its images are not what it reads."""
+    from recipes.images.augment import PREPROCESSING
+
     if accuracy is not None and n >= _FEW and accuracy < _near_chance(classes):
         print(
             f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {classes} classes. "
-            f"Is --preprocess what it was trained with (one of {', '.join(normalizations())}), and --data its data?",
+            f"Is --preprocess what it was trained with (one of {', '.join(PREPROCESSING)}), and --data its data?",
             file=sys.stderr,
         )
 

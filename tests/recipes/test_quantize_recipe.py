@@ -8,6 +8,7 @@ import pytest
 
 from recipes import deployable, quantize
 from recipes.images import sources as data
+from recipes.images.augment import UNIT
 from zoo.deploy import report, tflite_file
 
 layers = keras.layers
@@ -116,7 +117,7 @@ def test_labels_and_loss_follow_from_the_activation(units, activation, threshold
     model = keras.Model(image, layers.Dense(units, activation)(layers.Flatten()(image)))
     parts = data.load(limit=40)
     subject = deployable.Deployable(
-        model, None, None, None, parts, deployable.normalizations()["unit"], threshold
+        model, None, None, None, parts, UNIT, threshold
     )  # fmt: skip
     config = quantize.Config(training_images=20)
     if units == 1 and threshold is None:

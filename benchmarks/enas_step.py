@@ -23,7 +23,6 @@ import tensorflow as tf
 
 import zoo
 from benchmarks.machine import describe_machine
-from recipes.enas.export import make_genotype
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
@@ -31,6 +30,7 @@ from recipes.enas.training import SharedWeights
 from recipes.training import tensorflow_options
 from recipes.training.loop import Settings
 from recipes.training.optimizer import Optimizer
+from zoo.genotype import Genotype
 
 STEPS = 5
 SIDE = 32
@@ -103,9 +103,10 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
 
 def fixed_network(net: Any, path: np.ndarray) -> keras.Model:
     """Returns the network of a path as anyone would train it."""
-    return zoo.build(
-        make_genotype(net, path), classes=10, input_shape=(SIDE, SIDE, 3), classifier_activation=None, dropout_rate=0.1
-    )
+    micro = isinstance(net, MicroSupernet)
+    scale = {"cells": net.cells, "filters": net.filters} if micro else {"filters": net.widths[0], "separable": True}
+    genotype = Genotype("path", "enas", net.space.decode(path), {}, {"search": scale})
+    return zoo.build(genotype, classes=10, input_shape=(SIDE, SIDE, 3), classifier_activation=None, dropout_rate=0.1)
 
 
 if __name__ == "__main__":

@@ -109,9 +109,8 @@ def _finetune(config: Config) -> Finetuned:
     from recipes.images import augment
     from recipes.training.evaluation import EvaluationBatches
     from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
-    from recipes.training.optimizer import Optimizer
+    from recipes.training.optimizer import Optimizer, Schedule
     from recipes.training.progress import show_progress
-    from recipes.training.schedules import Schedule
     from zoo.graph import copy_model
 
     weights = _load_weights(config)

@@ -257,9 +257,8 @@ def _load_images(
 def _small_paper() -> "Paper":
     """Returns a row beside the papers': how a short training is best, measured on the embedded images."""
     from recipes.training.loop import Settings
-    from recipes.training.optimizer import Optimizer
+    from recipes.training.optimizer import Optimizer, Schedule
     from recipes.training.paper_settings import Paper
-    from recipes.training.schedules import Schedule
 
     optimizer = Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)
     settings = Settings(6, 64, Schedule("cosine", 0.1, warmup=0.5), optimizer)

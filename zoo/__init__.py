@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.cell import Cell
     from zoo.drawing import draw
     from zoo.imagenet import decode_predictions
-    from zoo.weights.preprocessing import preprocess
+    from zoo.weights.published import preprocess
 
 __version__ = "0.1.0"  # setup.py reads it here
 
@@ -51,7 +51,7 @@ _LAZY = {
     "draw": "zoo.drawing",
     "cost": None,
     "formats": None,
-    "preprocess": "zoo.weights.preprocessing",
+    "preprocess": "zoo.weights.published",
     "weights": None,
 }
 

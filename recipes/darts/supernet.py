@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.darts.space import OPS, DartsSpace
-from recipes.training import normalized, supernet
+from recipes.training import supernet
 from recipes.training.supernet import Packing, Shape
 from zoo.genotype import INPUT_STATES
 
@@ -178,7 +178,7 @@ def _node(
 
     separable, dilated = (kind.find(list(reads), ops) for ops in (_SEPARABLE, _DILATED))
     first = [supernet.depthwise(reads[edge].relu, kernels[edge, op][0], reads[edge].strides) for edge, op in separable]
-    middle = normalized.multiply([supernet.as_rows(x) for x in first], stacks["middle"]) if first else []
+    middle = supernet.multiply_normalized([supernet.as_rows(x) for x in first], stacks["middle"]) if first else []
     plain = [
         supernet.depthwise(tf.nn.relu(supernet.as_image(x, first[0])), kernels[each][1])
         for x, each in zip(middle, separable, strict=True)
@@ -190,7 +190,7 @@ def _node(
         x = supernet.depthwise(state.dilated, kernels[edge, op][0], dilation=dilation)
         (in_batch if state.in_batch else plain).append(x)
     groups = [[supernet.as_rows(x) for x in group] for group in (plain, in_batch) if group]
-    parts = normalized.add_weighted(groups, stacks["last"], strengths_of(separable + dilated)) if groups else []
+    parts = supernet.add_weighted(groups, stacks["last"], strengths_of(separable + dilated)) if groups else []
     if in_batch:
         parts[-1] = supernet.as_rows(supernet.batch_to_space(supernet.as_image(parts[-1], in_batch[0])))
     for edge, state in reads.items():
@@ -198,6 +198,6 @@ def _node(
             parts.append(tf.matmul(state.shared, shared[edge][: state.shared.shape[1]]))
     if skips := kind.find([edge for edge, state in reads.items() if state.strides > 1], ["skip_connect"]):
         kernel = supernet.factorized_kernel(stacks["skip"])
-        parts += normalized.add_weighted([[reads[edge].skip for edge, _ in skips]], kernel, strengths_of(skips))
+        parts += supernet.add_weighted([[reads[edge].skip for edge, _ in skips]], kernel, strengths_of(skips))
     sides = next(iter(reads.values())).sides
     return tf.reshape(tf.add_n(parts), [-1, *sides, parts[0].shape[-1]])

@@ -14,8 +14,7 @@ import tensorflow as tf
 
 from recipes.darts.supernet import Supernet
 from recipes.training import tensorflow_options
-from recipes.training.optimizer import Optimizer
-from recipes.training.schedules import Schedule
+from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.state import TrainingState
 from zoo.genotype import Cells
 

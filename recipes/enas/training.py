@@ -21,8 +21,7 @@ from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.oracles.attention import AttentionController
 from recipes.training.evaluation import evaluate
-from recipes.training.optimizer import Optimizer
-from recipes.training.schedules import Schedule
+from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.state import TrainingState
 
 _WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # what is drawn, each from a stream of its own

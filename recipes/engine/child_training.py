@@ -21,9 +21,8 @@ from recipes.training import mirrored
 from recipes.training.evaluation import Evaluator
 from recipes.training.learner import shorten_moving_averages
 from recipes.training.loop import Settings, run_epochs
-from recipes.training.optimizer import Optimizer
+from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Status
-from recipes.training.schedules import Schedule
 from recipes.training.state import TrainingState
 from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic

@@ -14,17 +14,69 @@ from recipes.engine import child_training as trial
 from recipes.engine import tuner
 from recipes.engine.config import ChildConfig
 from recipes.engine.latency import LatencyTable, MeasuredLatencies
-from recipes.engine.limits import Limits
 from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
 from recipes.training.loop import Settings
+from zoo.deploy import planner, tflite
 from zoo.genotype import Genotype
 
 OBJECTIVE = "val_accuracy"
 REWARD = "reward"  # the objective of a search by accuracy and latency
 _NORMALIZED_BY = 2000  # images, where they are too many for the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The most that a network may have or need, checked before anything is trained; None does not limit.
+
+    Attributes:
+        params: values of all variables.
+        macs: multiply-accumulates an image.
+        sram: bytes of arena that the int8 file takes under TFLM.
+        flash: bytes of the int8 file.
+        latency: ms of one image.
+    """
+
+    params: int | None = None
+    macs: int | None = None
+    sram: int | None = None
+    flash: int | None = None
+    latency: float | None = None
+
+    def any(self) -> bool:
+        """Returns whether there is one at all."""
+        return any(value is not None for value in dataclasses.astuple(self))
+
+    def exceeded(self, model: keras.Model, latency: Callable[[], float]) -> str | None:
+        """Returns which limit `model` exceeds and by what, or None; `latency` is asked last, and only if need be.
+
+        Memory is predicted from the graph first. That leaves out what TFLM keeps for good and the file its names, so a
+        network that is too large by it is too large; one that is not is converted, and planned as TFLM places it.
+        """
+        cost = zoo.cost.of(model)
+        reason = (
+            _over("params", cost.params, self.params)
+            or _over("macs", cost.macs, self.macs)
+            or _over("bytes of SRAM, predicted", cost.peak_memory, self.sram)
+            or _over("bytes of flash, predicted", cost.flash, self.flash)
+        )
+        if reason:
+            return reason
+        if self.sram is not None or self.flash is not None:
+            noise = np.random.default_rng(0).uniform(0, 1, (1, *model.input_shape[1:])).astype(np.float32)
+            plan = planner.plan(tflite.convert(model, quantize="int8", calibration=noise))
+            reason = _over("bytes of SRAM", plan.arena, self.sram) or _over("bytes of flash", plan.flash, self.flash)
+            if reason:
+                return reason
+        if self.latency is not None and (milliseconds := latency()) > self.latency:
+            return f"{milliseconds:.4g} ms, more than {self.latency:.4g}"
+        return None
+
+
+def _over(name: str, value: int, most: int | None) -> str | None:
+    return f"{value:,} {name}, more than {most:,}" if most is not None and value > most else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,8 @@ from recipes.images.parts import Batches
 from recipes.tinynas.config import Config
 from recipes.tinynas.supernet import Supernet
 from recipes.training.loop import DivergedError, Record, run_epochs
-from recipes.training.optimizer import Optimizer
+from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Status
-from recipes.training.schedules import Schedule
 from recipes.training.state import TrainingState
 from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic

@@ -29,9 +29,8 @@ from recipes.training.drop_path import Progress
 from recipes.training.evaluation import Evaluator
 from recipes.training.learner import Learner
 from recipes.training.mirrored import Mirror
-from recipes.training.optimizer import Optimizer
+from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Status
-from recipes.training.schedules import Schedule
 from recipes.training.state import TrainingState, write_history
 
 STATE_FILE = "state.npz"

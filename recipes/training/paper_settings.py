@@ -9,8 +9,7 @@ import dataclasses
 from typing import Literal
 
 from recipes.training.loop import Settings
-from recipes.training.optimizer import Optimizer
-from recipes.training.schedules import Schedule
+from recipes.training.optimizer import Optimizer, Schedule
 
 
 @dataclasses.dataclass(frozen=True)

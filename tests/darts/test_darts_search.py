@@ -15,7 +15,6 @@ from recipes import _search, darts
 from recipes.cards.read import read_search
 from recipes.darts import seeds
 from recipes.darts import strengths as strengths_picture
-from recipes.darts.selection import select_by_perturbation
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel, largest_eigenvalue
@@ -193,7 +192,7 @@ def test_selection_by_perturbation_keeps_what_the_accuracy_falls_most_without():
         return [np.array([1.0, (worth * (strengths > 0)).sum()])]
 
     state.run = run
-    cells = select_by_perturbation(
+    cells = seeds.select_by_perturbation(
         state, [(0, 0)], lambda strengths: tuned.append(strengths.sum()), np.random.default_rng(1)
     )
     assert cells == state.net.space.derive(worth)

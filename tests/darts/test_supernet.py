@@ -9,14 +9,14 @@ import tensorflow as tf
 from benchmarks import darts_step
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
-from recipes.training import normalized, supernet, tensorflow_options
+from recipes.training import supernet, tensorflow_options
 
 
 def test_a_weighted_sum_is_that_of_normalised_products_whatever_the_order_of_the_rows():
     rng = np.random.default_rng(0)
     x, other = (rng.normal(1, 2, (50, 3)).astype(np.float32) for _ in range(2))
     weight = rng.normal(size=(2, 3, 2)).astype(np.float32)
-    first, second = normalized.add_weighted([[tf.constant(x)], [tf.constant(other)]], weight, tf.constant([0.5, 3.0]))
+    first, second = supernet.add_weighted([[tf.constant(x)], [tf.constant(other)]], weight, tf.constant([0.5, 3.0]))
 
     def normal(y: np.ndarray) -> np.ndarray:
         return (y - y.mean(0)) / np.sqrt(y.var(0) + supernet.EPSILON)

@@ -15,7 +15,6 @@ import tensorflow as tf
 import zoo
 from recipes import enas
 from recipes.enas import seeds, training
-from recipes.enas.export import export
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
@@ -23,6 +22,7 @@ from recipes.enas.supernet import draw_weights
 from recipes.enas.training import SharedWeights, find_path
 from recipes.engine import children as child_networks
 from recipes.training import tensorflow_options
+from tests.enas.exported import export
 
 pytestmark = pytest.mark.usefixtures("fast_start")
 SMOKE = enas.PRESETS["smoke"]

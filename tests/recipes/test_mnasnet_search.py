@@ -16,7 +16,7 @@ import zoo
 from recipes import measure_latencies, mnasnet
 from recipes.engine import children as child_networks
 from recipes.engine import latency
-from recipes.engine.limits import Limits
+from recipes.engine.children import Limits
 from recipes.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from recipes.training.progress import Status
 from zoo.genotype import Block

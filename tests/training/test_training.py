@@ -21,9 +21,8 @@ from recipes.training import progress
 from recipes.training.drop_path import schedule_drop_path
 from recipes.training.evaluation import Evaluator, measure_accuracy
 from recipes.training.loop import STATE_FILE, DivergedError, Settings, fit, run_epochs
-from recipes.training.optimizer import Optimizer
+from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Status, show_progress
-from recipes.training.schedules import Schedule
 from recipes.training.state import TrainingState, locked
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import zoo
 from tests import parity
-from zoo.weights import mcunet_names
+from zoo.weights import mobile_names
 from zoo.weights.tensor_files import read_tensors
 
 slow = pytest.mark.slow
@@ -81,7 +81,7 @@ def test_the_auxiliary_head_that_it_has_not_is_an_error():
 def test_names_of_blocks_skip_the_numbers_of_blocks_that_were_dropped():
     layers = "stem_bn block00_0_depthwise block01_0_expand_bn block01_1_project_conv predictions".split()
     tensors = ["blocks.0.x", "blocks.1.x", "blocks.1.y", "blocks.10.x", "classifier.linear.weight"]
-    assert list(mcunet_names.once_for_all(layers, tensors).values()) == [
+    assert list(mobile_names.once_for_all(layers, tensors).values()) == [
         "first_conv.bn",
         "blocks.0.mobile_inverted_conv.depth_conv.conv",
         "blocks.1.mobile_inverted_conv.inverted_bottleneck.bn",
@@ -92,4 +92,4 @@ def test_names_of_blocks_skip_the_numbers_of_blocks_that_were_dropped():
 
 def test_another_number_of_blocks_is_an_error():
     with pytest.raises(ValueError, match="have 1 blocks and the network 2"):
-        mcunet_names.once_for_all(["block00_0_depthwise", "block00_1_depthwise"], ["blocks.0.x"])
+        mobile_names.once_for_all(["block00_0_depthwise", "block00_1_depthwise"], ["blocks.0.x"])

@@ -7,7 +7,7 @@ import pytest
 import zoo
 from tests import parity
 from zoo.families import mnasnet
-from zoo.weights import mnasnet_names
+from zoo.weights import mobile_names
 
 slow = pytest.mark.slow
 
@@ -102,11 +102,11 @@ def test_features_have_strides_2_to_32_at_any_size():
 
 def test_names_of_timm_and_torchvision():
     layers = "stem_conv block00_0_depthwise block02_1_expand_conv block02_1_project_bn head_bn predictions".split()
-    timm = mnasnet_names.timm(layers, [])
+    timm = mobile_names.timm(layers, [])
     assert list(timm.values()) == (
         "conv_stem blocks.0.0.conv_dw blocks.2.1.conv_pw blocks.2.1.bn3 bn2 classifier".split()
     )
-    torchvision = mnasnet_names.torchvision(layers, [])
+    torchvision = mobile_names.torchvision(layers, [])
     assert list(torchvision.values()) == (
         "layers.0 layers.3 layers.9.1.layers.0 layers.9.1.layers.7 layers.11 classifier.1".split()
     )

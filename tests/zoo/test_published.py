@@ -10,11 +10,10 @@ import pytest
 
 import zoo
 from zoo import manifest
-from zoo.weights import mcunet_names
+from zoo.weights import mobile_names
 from zoo.weights.download import CACHE_VARIABLE
 from zoo.weights.importing import WeightsError
-from zoo.weights.preprocessing import preprocess
-from zoo.weights.published import WeightsWarning, adapted_kernel, transfer
+from zoo.weights.published import WeightsWarning, adapted_kernel, preprocess, transfer
 
 MODEL = "mcunet_vww0"
 _ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"} | {
@@ -27,7 +26,7 @@ def as_torch(network: keras.Model) -> dict[str, np.ndarray]:
     """The network's weights as the released code would name and lay them out."""
     layers = {layer.name: layer for layer in network.layers if layer.weights}
     blocks = {"_".join(name.split("_")[:2]) for name in layers if name.startswith("block")}
-    names = mcunet_names.once_for_all(list(layers), [f"blocks.{number}.x" for number in range(len(blocks))])
+    names = mobile_names.once_for_all(list(layers), [f"blocks.{number}.x" for number in range(len(blocks))])
     tensors = {}
     for name, layer in layers.items():
         for weight in layer.weights:

@@ -2,7 +2,7 @@
 
 from zoo.weights.download import DownloadError, cache_folder, fetch
 from zoo.weights.importing import WeightsError, from_tensorflow, from_torch
-from zoo.weights.keras_import import from_keras_applications
+from zoo.weights.keras_files import from_keras_applications
 
 __all__ = [
     "DownloadError", "WeightsError", "cache_folder", "fetch", "from_keras_applications", "from_tensorflow",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from zoo.weights import cell_names, mcunet_names, mnasnet_names, tensorflow_names
+from zoo.weights import cell_names, mobile_names, tensorflow_names
 
 
 class WeightsError(ValueError):
@@ -35,9 +35,9 @@ NAMINGS = (
     Naming("quark0/darts", "cells.0.preprocess1.op.1.weight", cell_names.darts, ("classifier.", "auxiliary_head.")),
     Naming("timm nasnetalarge", "conv0.conv.weight", cell_names.timm_nasnet, ("last_linear.",)),
     Naming("timm pnasnet5large", "conv_0.conv.weight", cell_names.timm_pnasnet, ("last_linear.",)),
-    Naming("timm mnasnet", "conv_stem.weight", mnasnet_names.timm, ("classifier.",)),
-    Naming("torchvision mnasnet", "layers.0.weight", mnasnet_names.torchvision, ("classifier.",)),
-    Naming("mit-han-lab/mcunet", "first_conv.conv.weight", mcunet_names.once_for_all, ("classifier.",)),
+    Naming("timm mnasnet", "conv_stem.weight", mobile_names.timm, ("classifier.",)),
+    Naming("torchvision mnasnet", "layers.0.weight", mobile_names.torchvision, ("classifier.",)),
+    Naming("mit-han-lab/mcunet", "first_conv.conv.weight", mobile_names.once_for_all, ("classifier.",)),
 )
 
 _SLIM = ("final_layer/", "aux_")

@@ -1,4 +1,4 @@
-"""Published weights into a built network, also where its classes or image channels are others than theirs."""
+"""Published weights into a built network, also where its classes or image channels are others; what they read."""
 
 import os
 import warnings
@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from zoo import manifest
 from zoo.manifest import Entry
 from zoo.weights import keras_files
 from zoo.weights.download import fetch
 from zoo.weights.importing import WeightsError, from_tensorflow, from_torch
-from zoo.weights.keras_import import from_keras_applications
 from zoo.weights.tensor_files import read_tensors
 
 # Ends of the names of files -> their format
@@ -41,7 +41,10 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
         WeightsWarning: of layers that keep fresh weights or take adapted ones.
     """
     path = fetch(entry)
-    fill, given = read_foreign(path) if path.suffix != ".h5" else (from_keras_applications, _keras_nasnet(entry, path))
+    if path.suffix == ".h5":
+        fill, given = keras_files.from_keras_applications, _keras_nasnet(entry, path)
+    else:
+        fill, given = read_foreign(path)
     try:
         fill(network, given)
     except WeightsError:
@@ -147,3 +150,27 @@ def _reads_image(given: tuple[int, ...], wanted: tuple[int, ...], channels: list
     if len(given) != 4 or len(wanted) != 4 or [given[2], wanted[2]] != channels:
         return False
     return (*given[:2], given[3]) == (*wanted[:2], wanted[3])
+
+
+def preprocess(model: str, weights: str | None = None, *, channels: int = 3) -> Any:
+    """Returns the Keras layer that turns images with values from 0 to 255 into what a model's published weights expect.
+
+    It stays outside the model that `zoo.build` returns: put it into the input pipeline, or before the model. The images
+    must have the model's size; how the source's evaluation resized them is in `zoo.manifest.find(...).preprocessing`.
+
+    Args:
+        model: a name of `zoo.list_models()`.
+        weights: as in `zoo.build`; None for the model's preferred ones.
+        channels: of the images. Other numbers than three take the mean of the three channels' values.
+
+    Raises:
+        NoWeightsError: no such weights were published.
+    """
+    known = manifest.of_model(model)
+    entry = known[0] if weights is None and known else manifest.find(model, weights or "imagenet")
+    mean, deviation = entry.preprocessing["mean"], entry.preprocessing["std"]
+    if channels != len(mean):
+        mean, deviation = [[sum(values) / len(values)] * channels for values in (mean, deviation)]
+    scale = [1 / (255 * value) for value in deviation]
+    offset = [-center / value for center, value in zip(mean, deviation, strict=True)]
+    return keras.layers.Rescaling(scale, offset, name="preprocess")

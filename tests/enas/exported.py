@@ -1,4 +1,4 @@
-"""A path of an ENAS supernet as a network of its own: the architecture, and the weights as layers of zoo.build."""
+"""A path of an ENAS supernet as zoo.build makes it, with the shared weights: what the supernet is checked by."""
 
 from typing import Any
 
@@ -13,16 +13,6 @@ from zoo.formats.enas import MACRO_OPS, MICRO_OPS
 from zoo.genotype import INPUT_STATES, Genotype
 
 
-def make_genotype(net: PathSupernet, path: np.ndarray) -> Genotype:
-    """Returns the architecture of a path, with the scale of the supernet's networks as its preset "search"."""
-    if isinstance(net, MicroSupernet):
-        preset: dict[str, Any] = {"cells": net.cells, "filters": net.filters}
-    else:
-        assert isinstance(net, MacroSupernet)
-        preset = {"filters": net.widths[0], "separable": True}
-    return Genotype("path", "enas", net.space.decode(path), {}, {"search": preset})
-
-
 def export(
     net: PathSupernet, vector: np.ndarray, path: np.ndarray, statistics: np.ndarray, input_shape: tuple[int, int, int]
 ) -> keras.Model:
@@ -30,12 +20,16 @@ def export(
 
     In inference it gives what `net.logits(vector, path, images, statistics)` gives.
     """
-    genotype = make_genotype(net, path)
+    if isinstance(net, MicroSupernet):
+        preset: dict[str, Any] = {"cells": net.cells, "filters": net.filters}
+    else:
+        assert isinstance(net, MacroSupernet)
+        preset = {"filters": net.widths[0], "separable": True}
+    genotype = Genotype("path", "enas", net.space.decode(path), {}, {"search": preset})
     model = zoo.build(genotype, classes=net.classes, input_shape=input_shape, classifier_activation=None)
     if isinstance(net, MicroSupernet):
         layers = _micro_layers(net, vector, path, statistics)
     else:
-        assert isinstance(net, MacroSupernet)
         layers = _macro_layers(net, vector, path, statistics)
     for layer in model.layers:
         if layer.weights:

@@ -1,6 +1,7 @@
-"""What timm and torchvision call the layers of their MnasNets.
+"""What timm, torchvision and once-for-all call the layers of their MnasNets and MCUNets.
 
-Both functions take the names of our layers that have weights and those of the tensors, which these two do not need.
+Each function takes the names of our layers that have weights and those of the tensors, which `timm` and `torchvision`
+do not need.
 """
 
 from collections.abc import Collection, Mapping
@@ -34,6 +35,22 @@ _TORCHVISION = {
     "project_bn": "layers.7",
 }
 _TORCHVISION_FIRST_ROW = {"depthwise": "3", "depthwise_bn": "4", "project_conv": "6", "project_bn": "7"}
+# Of once-for-all, with which MCUNet was trained
+_ONCE_FOR_ALL = {
+    "expand_conv": "inverted_bottleneck.conv",
+    "expand_bn": "inverted_bottleneck.bn",
+    "depthwise": "depth_conv.conv",
+    "depthwise_bn": "depth_conv.bn",
+    "project_conv": "point_linear.conv",
+    "project_bn": "point_linear.bn",
+}
+_ONCE_FOR_ALL_OUTSIDE = {
+    "stem_conv": "first_conv.conv",
+    "stem_bn": "first_conv.bn",
+    "head_conv": "feature_mix_layer.conv",
+    "head_bn": "feature_mix_layer.bn",
+    "predictions": "classifier.linear",
+}
 
 
 def timm(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
@@ -74,6 +91,35 @@ def torchvision(layers: Collection[str], tensors: Collection[str]) -> Mapping[st
             names[layer] = f"layers.{_TORCHVISION_FIRST_ROW[part]}"
         else:
             names[layer] = f"layers.{7 + row}.{repeat}.{_TORCHVISION[part]}"
+    return names
+
+
+def once_for_all(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
+    """Returns our layer's name -> the name of the module in a .pth of MCUNet.
+
+    Blocks that a search had dropped keep their number there (Proxyless has none of 3 and 4), so the numbers are those
+    of `tensors`, in order.
+
+    Args:
+        layers: the names of an MCUNet's layers that have weights.
+        tensors: the names in the .pth.
+
+    Raises:
+        KeyError: a layer that these networks do not have.
+        ValueError: the .pth has another number of blocks.
+    """
+    ours = sorted({_parts(layer)[0] for layer in layers if layer.startswith("block")})
+    theirs = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")})
+    if len(ours) != len(theirs):
+        raise ValueError(f"the weights have {len(theirs)} blocks and the network {len(ours)}; expected the same number")
+    numbers = dict(zip(ours, theirs, strict=True))
+    names = {}
+    for layer in layers:
+        block, _, _, part = _parts(layer)
+        if block:
+            names[layer] = f"blocks.{numbers[block]}.mobile_inverted_conv.{_ONCE_FOR_ALL[part]}"
+        else:
+            names[layer] = _ONCE_FOR_ALL_OUTSIDE[layer]
     return names
 
 

@@ -42,6 +42,7 @@ setup(
         "recipes": ["py.typed"],
         "searched_genotypes": ["*.json"],
         "recipes.images": ["embedded/*"],
+        "zoo.deploy": ["firmware_files/*"],
         "zoo.weights": ["*.json"],
     },
     install_requires=[

@@ -6,6 +6,7 @@
     python -m recipes.deploy --model=model.keras --board=stm32f746       # does it fit, and by how much
     python -m recipes.deploy --model=any.tflite --diagnose               # which operators lose the accuracy, and why
     python -m recipes.deploy --model=model.keras --compact=smallest      # an int8 file of least memory on a board, too
+    python -m recipes.deploy --model=model.keras --firmware=board        # a C++ project that classifies an image
 
 Writes into runs/deploy: the files, deploy.json, deploy.md, each as a whole; with --board memory.png, with --diagnose
 noise.png. Float and int8 are judged on the same held-out images; ranges are measured on training images. A trained
@@ -16,18 +17,19 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from recipes.training.progress import show_steps
-from zoo.atomic import write_atomically
+from zoo.atomic import check_folder, write_atomically
 from zoo.deploy import boards, planner, tflite_file
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
+    from recipes.images.augment import Normalization
     from recipes.images.sources import Data
     from zoo.deploy.report import Report
     from zoo.deploy.strips import Region
@@ -58,6 +60,9 @@ class Config(ModelAndData):
     # stem_conv:block01_0_project_bn:8; less memory for more time
     strips: tuple[str, ...] = ()
     c_array: bool = False  # writes the int8 file, the compact one if there is one, as C source too, model.c and model.h
+    # a new folder for a program that classifies one image with TensorFlow Lite for Microcontrollers, with the file that
+    # c_array writes: sources, preprocessing, test image, CMakeLists.txt and README.md
+    firmware: Path | None = None
     folder: Path = Path("runs/deploy")  # the files and the report
 
     def __post_init__(self):
@@ -72,8 +77,9 @@ class Config(ModelAndData):
             raise ValueError(f"reference goes with a .tflite file, and model={self.model} is none; leave it out")
         if self.diagnose and not self.is_file and not {"int8", "int16x8"} & set(self.schemes):
             raise ValueError("diagnose looks into the int8 or int16x8 file, and schemes has neither; add one")
-        if self.c_array and not self.is_file and "int8" not in self.schemes:
-            raise ValueError("c_array writes the int8 file, and schemes leaves int8 out; add it")
+        for name in ("c_array", "firmware"):
+            if getattr(self, name) and not self.is_file and "int8" not in self.schemes:
+                raise ValueError(f"{name} writes the int8 file, and schemes leaves int8 out; add it")
         if self.compact is not None and self.is_file:
             raise ValueError(f"compact makes a file of a Keras model, and model={self.model} is one already; give that")
         if self.strips and self.compact is None:
@@ -111,18 +117,19 @@ PRESETS = {
 
 def deploy(config: Config) -> "Report":
     """Exports what the config names, writes the page and returns its numbers."""
-    from zoo.deploy import c_array
+    from zoo.deploy import c_array, firmware
     from zoo.deploy.report import export
 
+    if config.firmware is not None:
+        check_folder(config.firmware, firmware.MARKER)  # before the work
     with show_steps("deploy") as tell:
         if config.is_file:
-            result, files, images, found = _judge(config)
+            judged = _judge(config)
         else:
             subject = deployable.load(config)
-            images, found = subject.images, subject.describe(config)
-            result = export(
+            report = export(
                 subject.model,
-                images,
+                subject.images,
                 subject.labels,
                 config.folder,
                 calibration=subject.calibration,
@@ -133,8 +140,11 @@ def deploy(config: Config) -> "Report":
                 threads=config.threads,
                 progress=tell,
             )
-            deployable.warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
-            files = {row.scheme: tflite_file.read(config.folder / row.file) for row in result.rows}
+            deployable.warn_near_chance(report.accuracy, subject.data.classes, report.n, report.model)
+            files = {row.scheme: tflite_file.read(config.folder / row.file) for row in report.rows}
+            found = subject.describe(config)
+            judged = _Judged(report, files, subject.images, found, subject.data, subject.normalize)
+        result, files, images, found = judged[:4]
         page = result.to_markdown()
         if config.diagnose:
             tell("signal to noise of each operator")
@@ -147,8 +157,32 @@ def deploy(config: Config) -> "Report":
             deployable.write_labels(config.folder, found)
         if config.c_array:
             names = () if found is None else found["class_names"]
-            c_array.write(files.get(COMPACT) or files["int8"], config.folder, "model", class_names=names)
+            c_array.write(_file_for_boards(files), config.folder, "model", class_names=names)
+        if config.firmware is not None:
+            tell(f"a project in {config.firmware}")
+            _write_firmware(config, judged)
     return result
+
+
+def _file_for_boards(files: dict[str, bytes]) -> bytes:
+    return files.get(COMPACT) or files.get("int8") or list(files.values())[-1]
+
+
+def _write_firmware(config: Config, judged: "_Judged") -> None:
+    from zoo.deploy import firmware
+
+    if judged.found is None or judged.source is None or judged.normalize is None:
+        raise ValueError(f"firmware needs a classifier of images: {judged.report.unjudged}")
+    image = judged.source.test.first(1).head(1)[0][0]
+    firmware.write(
+        _file_for_boards(judged.files),
+        config.firmware or "",
+        name=judged.report.model,
+        image=np.asarray(image, np.uint8),
+        normalize=judged.normalize,
+        class_names=judged.found["class_names"],
+        output=config.output_key,
+    )
 
 
 def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callable[[], bytes]]:
@@ -164,19 +198,26 @@ def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callab
     return {} if config.compact is None else {COMPACT: make[config.compact]}
 
 
-def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None, dict[str, Any] | None]":
-    """Measures a .tflite file, and the float one where it is given, as they are.
+class _Judged(NamedTuple):
+    """The report, the files by scheme, and the images that they take; None for a file that takes none."""
 
-    Returns the report, the files by scheme, the images that they take and what is known of those; None for a file that
-    takes no images.
-    """
+    report: "Report"
+    files: dict[str, bytes]
+    images: np.ndarray | None
+    found: dict[str, Any] | None  # what is known of the images; None if the file is no classifier of theirs
+    source: "Data | None"
+    normalize: "Normalization | None"
+
+
+def _judge(config: Config) -> _Judged:
+    """Measures a .tflite file, and the float one where it is given, as they are."""
     from zoo.deploy import report
 
     path = Path(config.model).expanduser()
     files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
     given = tflite_file.read(path)
     files[planner.scheme(given)] = given
-    images = labels = found = None
+    images = labels = found = source = normalize = None
     unjudged = _find_obstacle(given, config)
     rounds = config.diagnose and planner.scheme(given) in _ROUNDED
     if not unjudged or (rounds and _takes_images(given)):
@@ -203,7 +244,7 @@ def _judge(config: Config) -> "tuple[Report, dict[str, bytes], np.ndarray | None
     result.save(config.folder)
     if found is not None and not unjudged:
         deployable.warn_near_chance(rows[0].accuracy, len(found["class_names"]), n, path.name)
-    return result, files, images, None if unjudged else found
+    return _Judged(result, files, images, None if unjudged else found, source, normalize)
 
 
 def _takes_images(file: bytes) -> bool:

@@ -18,6 +18,11 @@ _KEYWORDS = frozenset(
     "using virtual void volatile while".split()
 )
 _BYTES_A_LINE = 12
+TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
+# What TFLM's resolver names otherwise than by `_camel_case`
+_METHODS = {"BATCH_MATMUL": "BatchMatMul", "CUMSUM": "CumSum", "PADV2": "PadV2",
+            "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM", "CUSTOM ethos-u": "EthosU",
+            "CUSTOM TFLite_Detection_PostProcess": "DetectionPostprocess"}  # fmt: skip
 
 
 def write(
@@ -34,6 +39,15 @@ def write(
         ValueError: `name` is no C identifier.
         TfliteFileError: not a .tflite file.
     """
+    paths = []
+    for file, content in render(tflite, name, class_names).items():
+        paths.append(Path(folder, file))
+        write_atomically(paths[-1], content)
+    return paths[0], paths[1]
+
+
+def render(tflite: Source, name: str, class_names: Sequence[str] = ()) -> dict[str, str]:
+    """Returns what `write` writes: header and source, by the names of the files."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         suggestion = re.sub(r"\W", "_", name, flags=re.ASCII)
         suggestion = (
@@ -43,10 +57,7 @@ def write(
             f"name={name!r} is no C identifier (letters, digits, underscores, no keyword); try {suggestion!r}"
         )
     data = read(tflite)
-    header, source = Path(folder, f"{name}.h"), Path(folder, f"{name}.c")
-    write_atomically(header, _header(name, data, class_names))
-    write_atomically(source, _source(name, data, class_names))
-    return header, source
+    return {f"{name}.h": _header(name, data, class_names), f"{name}.c": _source(name, data, class_names)}
 
 
 def _header(name: str, data: bytes, class_names: Sequence[str]) -> str:
@@ -55,6 +66,8 @@ def _header(name: str, data: bytes, class_names: Sequence[str]) -> str:
     names = f"extern const char *const {name}_class_names[{len(class_names)}];\n" if class_names else ""
     return f"""#ifndef {guard}
 #define {guard}
+
+#include <stdint.h>
 
 {_macros(name.upper(), data)}
 #ifdef __cplusplus
@@ -88,16 +101,29 @@ def _macros(prefix: str, data: bytes) -> str:
         for place, number in enumerate(numbers):
             what = f"{prefix}_{side}" if len(numbers) == 1 else f"{prefix}_{side}{place}"
             lines += _describe(what, graph.tensors[number])
-    kinds = sorted({tflite_file.kind_of(model, one) for part in model.subgraphs for one in part.operators})
+    lines.append(f"#define {prefix}_INPUT_TURNED {int(compact.is_turned(data))}")
+    kinds = list_operators(model)
     lines.append(f"#define {prefix}_OPERATORS {len(kinds)}  /* {', '.join(kinds)} */")
-    calls = " ".join(f"(resolver).Add{_camel_case(kind)}();" for kind in kinds if not kind.startswith("CUSTOM"))
-    lines.append(f"#define {prefix}_ADD_OPERATORS(resolver) do {{ {calls} }} while (0)")
+    methods = [_METHODS.get(kind, _camel_case(kind)) for kind in kinds]
+    calls = [f"(resolver).Add{method}() == kTfLiteOk" for method in methods if " " not in method]
+    lines.append("/* Whether TFLM's MicroMutableOpResolver took all of them. */")
+    lines.append(f"#define {prefix}_ADD_OPERATORS(resolver) ({' && '.join(calls)})")
     return "\n".join(lines) + "\n"
+
+
+def list_operators(model: Any) -> list[str]:
+    """Returns the kinds of operators of a parsed file, each once, in alphabetical order."""
+    return sorted({tflite_file.kind_of(model, one) for graph in model.subgraphs for one in graph.operators})
 
 
 def _describe(what: str, tensor: Any) -> list[str]:
     shape = tflite_file.shape_of(tensor)
-    lines = [f"#define {what}_SHAPE {{{', '.join(map(str, shape))}}}  /* {tflite_file.type_of(tensor)} */"]
+    type_ = tflite_file.type_of(tensor)
+    lines = [f"#define {what}_SHAPE {{{', '.join(map(str, shape))}}}  /* {type_} */"]
+    lines.append(f"#define {what}_TYPE {TYPES[type_]}" if type_ in TYPES else f"/* {what}_TYPE: {type_} */")
+    if len(shape) == 4:
+        sides = zip(("HEIGHT", "WIDTH", "CHANNELS"), shape[1:], strict=True)
+        lines += [f"#define {what}_{side} {length}" for side, length in sides]
     if tflite_file.is_quantized(tensor):  # a number is (stored - zero point) * scale
         lines.append(f"#define {what}_SCALE {float(tensor.quantization.scale[0]):.9g}f")
         lines.append(f"#define {what}_ZERO_POINT ({int(tensor.quantization.zeroPoint[0])})")

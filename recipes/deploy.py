@@ -4,6 +4,7 @@
     python -m recipes.deploy --model=nasnet_a --weights=my.weights.h5 --schemes=int8,int16x8,dynamic,float16
     python -m recipes.deploy --model=model.keras --gate=0.01             # exit code 1 if int8 loses more than that
     python -m recipes.deploy --model=model.keras --board=stm32f746       # does it fit, and by how much
+    python -m recipes.deploy --model=model.keras --board=corstone300     # what runs on its neural processor, too
     python -m recipes.deploy --model=any.tflite --diagnose               # which operators lose the accuracy, and why
     python -m recipes.deploy --model=model.keras --compact=smallest      # an int8 file of least memory on a board, too
     python -m recipes.deploy --model=model.keras --firmware=board        # a C++ project that classifies an image
@@ -49,10 +50,15 @@ class Config(ModelAndData):
     schemes: tuple[Literal["int8", "int16x8", "dynamic", "float16"], ...] = ("int8",)  # besides float32
     gate: float | None = None  # largest loss of accuracy, as a share, that any scheme may have; exit code 1 beyond
     diagnose: bool = False  # shows the operators of the int8 (or int16x8) file that lose the most
-    # says which files fit, and draws the lifetimes of the tensors of that which takes the least RAM
+    # says which files fit, and draws the lifetimes of the tensors of that which takes the least RAM; of a board with a
+    # neural processor (corstone300) also what runs there
     board: (
-        Literal["stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3"] | None
-    ) = None
+        Literal[
+            "stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3",
+            "corstone300",
+        ]
+        | None
+    ) = None  # fmt: skip
     # an int8 file of least arena, too: its operators in order, its tensors placed by a plan that the file brings along;
     # smallest takes the smallest: upright, of the image turned by 180 degrees (as the page then says), or as converted
     compact: Literal["smallest", "upright", "turned"] | None = None
@@ -117,11 +123,13 @@ PRESETS = {
 
 def deploy(config: Config) -> "Report":
     """Exports what the config names, writes the page and returns its numbers."""
-    from zoo.deploy import c_array, firmware
+    from zoo.deploy import c_array, firmware, vela
     from zoo.deploy.report import export
 
     if config.firmware is not None:
         check_folder(config.firmware, firmware.MARKER)  # before the work
+    if config.board is not None and boards.BOARDS[config.board].npu:
+        vela.require()
     with show_steps("deploy") as tell:
         if config.is_file:
             judged = _judge(config)
@@ -152,6 +160,9 @@ def deploy(config: Config) -> "Report":
         if config.board is not None:
             tell("memory")
             page += _planned(config, result, files)
+            if boards.BOARDS[config.board].npu:
+                tell("what runs on the neural processor")
+                page += _compile_for_npu(config, files)
         write_atomically(config.folder / "deploy.md", page)
         if found is not None:
             deployable.write_labels(config.folder, found)
@@ -339,6 +350,19 @@ def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
     text = plans[best].to_markdown(planner.padding_savings(files[best]))
     verdicts = "" if len(lines) == 1 else "\n".join(lines) + "\n\n"
     return f"\n## Memory of {best}: {fit}\n\n{verdicts}{text}"
+
+
+def _compile_for_npu(config: Config, files: dict[str, bytes]) -> str:
+    """Returns what vela says of the file for boards; writes that which it makes of it."""
+    from zoo.deploy import vela
+
+    board = boards.BOARDS[config.board or ""]
+    try:
+        compiled = vela.compile_file(_file_for_boards(files), board.npu or "")
+    except vela.VelaError as error:
+        return f"\n## On the neural processor of {board.chip}\n\nUnknown: {error}.\n"
+    write_atomically(config.folder / "vela.tflite", compiled.file)
+    return f"\n## On the neural processor of {board.chip}\n\n{compiled.to_markdown()}\nThe file for it: vela.tflite.\n"
 
 
 def main(config: Config) -> None:

@@ -8,11 +8,12 @@ KIB = 1024
 
 
 class Board(NamedTuple):
-    """Bytes of RAM and of flash that the chip itself has."""
+    """Bytes of RAM and of flash that the chip itself has, and the name of its neural processor, as vela has it."""
 
     chip: str
     ram: int
     flash: int
+    npu: str | None = None
 
 
 class UnknownBoardError(ValueError):
@@ -29,6 +30,8 @@ BOARDS = {
     "nrf5340": Board("nRF5340", 512 * KIB, 1024 * KIB),
     "rp2040": Board("RP2040 (Raspberry Pi Pico)", 264 * KIB, 2048 * KIB),
     "esp32s3": Board("ESP32-S3 (8 MB module)", 512 * KIB, 8192 * KIB),
+    # Its internal SRAM; models lie in its DDR memory.
+    "corstone300": Board("Corstone-300 (Cortex-M55 and Ethos-U55)", 2048 * KIB, 256 * 1024 * KIB, "ethos-u55-128"),
 }
 
 

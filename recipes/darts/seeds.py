@@ -1,6 +1,6 @@
 """What the search with one seed does for the recipe: finds cells, judges cells, or makes a dry run."""
 
-import time
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from recipes.engine.dry_run import peak_memory, time_steps
 from recipes.images import augment
 from recipes.images import sources as image_data
 from recipes.images.parts import Batches
+from recipes.training.loop import Record, run_epochs
+from recipes.training.progress import Status
 from zoo.genotype import CellGraph, Cells, Genotype
 
 
@@ -48,43 +50,50 @@ def begin(config: Config, images: image_data.Data, seed: int) -> Bilevel:
 def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
     """Trains a supernet and returns the values of its cells, its strengths and history, as JSON holds them.
 
-    Args:
-        scorer: whose options and images are the search's.
-        seed: of the search.
-        path: of its state, from which it resumes; how the strengths evolved is drawn beside it.
-        report: called with the finished share and a few words.
+    It resumes from the state at `path`, beside which it draws how the strengths evolved.
 
     Raises:
-        FloatingPointError: the loss is not a number any more.
+        DivergedError: the loss is not a number any more.
+        StateError: the state is another search's, or damaged.
     """
     config = scorer.config
     assert isinstance(config, Config)
     training, validation = split_batches(config, scorer.images, seed)
     state = begin(config, scorer.images, seed)
-    state.restore(path)
-    saved, epoch_steps = time.monotonic(), min(training.steps, validation.steps)
-    steps = config.search_epochs * epoch_steps
-    while state.step < steps and not _stops(config, state):
-        epoch, number = divmod(state.step, epoch_steps)
-        report(state.step / steps, f"supernet, epoch {epoch + 1}")
-        learning = epoch >= config.warm_up_epochs
-        rate = SCHEDULE.at(epoch, config.search_epochs)
-        state.learn(training.batch(epoch, number), validation.batch(epoch, number) if learning else None, rate)
-        if number + 1 == epoch_steps:
-            state.history.append(_make_record(config, state, validation.batch(epoch, 0)))
-            state.metrics = []
-        if number + 1 == epoch_steps or time.monotonic() - saved > config.save_seconds:
-            state.save(path)
-            saved = time.monotonic()
+    epochs, steps = config.search_epochs, min(training.steps, validation.steps)
+
+    def take_step(epoch: int, number: int) -> list[float]:
+        alpha_batch = validation.batch(epoch, number) if epoch >= config.warm_up_epochs else None
+        return state.learn(training.batch(epoch, number), alpha_batch, SCHEDULE.at(epoch, epochs))
+
+    def end_epoch(history: list[Record], metrics: list[Sequence[float]]) -> Record:
+        return _make_record(config, state, metrics, (len(history) + 1) * steps, validation.batch(len(history), 0))
+
+    def observe(status: Status) -> None:
+        if status.done < epochs:
+            report((status.done + status.share) / epochs, f"supernet, epoch {status.done + 1}")
+
+    most_skips = math.inf if config.stop_at_skips is None else config.stop_at_skips
+    history = run_epochs(
+        take_step,
+        end_epoch,
+        epochs=epochs,
+        steps=steps,
+        variables=state.variables,
+        state=state.file(path),
+        save_seconds=config.save_seconds,
+        observe=observe,
+        stop=lambda record: record["normal_skips"] >= most_skips,
+    )
     cells = (
         _select(config, state, training, validation, report) if config.selection == "perturbation" else state.cells()
     )
     tuner.forget_models()
-    strengths.draw(state.net.space, state.history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
+    strengths.draw(state.net.space, history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
     return {
         "values": state.net.space.values(cells),
         "strengths": np.round(state.strengths(), 6).tolist(),
-        "history": state.history,
+        "history": history,
     }
 
 
@@ -146,28 +155,19 @@ def select_by_perturbation(
     return space.derive(strengths)
 
 
-def _stops(config: Config, state: Bilevel) -> bool:
-    """Whether an epoch has just ended with as many skip connections as end a search early."""
-    if config.stop_at_skips is None or state.metrics or not state.history:
-        return False
-    return state.history[-1]["normal_skips"] >= config.stop_at_skips
-
-
-def _make_record(config: Config, state: Bilevel, validation: tuple[Any, Any]) -> dict[str, Any]:
-    """Returns what is known after an epoch."""
+def _make_record(
+    config: Config, state: Bilevel, metrics: Sequence[Sequence[float]], step: int, validation: tuple[Any, Any]
+) -> Record:
+    """Returns what is known after an epoch, from what its steps returned; `step` counts those that are done."""
     names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
-    found = dict(zip(names, state.epoch_metrics(validation), strict=True))
-    if not np.isfinite(list(found.values())).all():
-        raise FloatingPointError(
-            f"the loss of the supernet is {found['loss']}: the search diverged; lower its learning rate"
-        )
+    found = dict(zip(names, state.epoch_metrics(metrics, validation), strict=True))
     cells = state.cells()
     return {
-        "step": state.step,
+        "step": step,
         **{name: round(value, 5) for name, value in found.items()},
         "normal_skips": _count_skips(cells.normal),
         "reduce_skips": _count_skips(cells.reduce),
-        "eigenvalue": round(state.eigenvalue(validation), 6) if config.eigenvalue else None,
+        "eigenvalue": round(state.eigenvalue(validation, step), 6) if config.eigenvalue else None,
         "strengths": np.round(state.strengths(), 5).tolist(),
     }
 
@@ -186,8 +186,7 @@ def judge(
     normalized = augment.Normalization.of(images.train.images)(images.validation.images)
     for seed, path in states.items():
         state = begin(scorer.config, images, seed)
-        state.restore(path)
-        if state.step:  # else the file is gone, and with it the weights
+        if state.file(path).restore(state.variables) is not None:  # else it is gone, and with it the weights
             yield seed, [state.accuracy(each, normalized, images.validation.labels) for each in cells]
 
 

@@ -19,11 +19,7 @@ _NONE = "#999999"  # the colour of "none", which is no choice of a cell
 def draw(space: DartsSpace, records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Draws one picture: the softmax of the alphas of each edge over the epochs, and the cells of some epochs.
 
-    Args:
-        space: of the cells.
-        records: of the epochs in their order; "strengths" is of the space's shape.
-        title: of the whole.
-        path: of the PNG.
+    There is a record an epoch, whose "strengths" are of the space's shape.
     """
     tables = np.array([record["strengths"] for record in records])  # (epochs, cells, edges, ops)
     chosen = np.unique(np.linspace(0, len(tables) - 1, _SHOWN_CELLS).round().astype(int))

@@ -77,17 +77,10 @@ class SupernetSession:
 
 
 class Bilevel:
-    """A supernet with the state of its search.
-
-    `step` counts the steps that are done; `history` holds one record an epoch, and `metrics` loss and accuracy, then
-    validation loss and accuracy where the alphas learn, of each step of this epoch.
-    """
+    """A supernet with its weights, its alphas and what their optimisers remember."""
 
     def __init__(self, net: Supernet, order: int, alpha_rate: float, seed: int):
         self.net, self.seed, self._order, self._alpha_rate = net, seed, order, alpha_rate
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self.metrics: list[list[float]] = []
         rng = np.random.default_rng([seed, 1])
         self.weights: Any = tf.Variable(tf.constant(net.packing.initial(seed)))
         self.alphas: Any = tf.Variable(tf.constant(1e-3 * rng.standard_normal(net.space.shape), tf.float32))
@@ -95,18 +88,17 @@ class Bilevel:
         self.alpha_slots = _ALPHAS.make_slots([self.alphas])
         self.run: Callable[..., list[Any]] = SupernetSession(net)
 
-    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> None:
-        """Takes one step of the alphas and one of the weights, on batches (images, labels), and notes both metrics.
+    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> list[float]:
+        """Takes one step of the alphas and one of the weights, on batches (images, labels).
 
-        Without `validation` the alphas stay.
+        Returns loss and accuracy, then those in validation. Without `validation` the alphas stay, and there are none.
         """
         validation_metrics: Any = ()
         if validation is not None:
             validation_metrics, gradient = self.alpha_gradient(training, validation, rate)
             _ALPHAS.apply([self.alphas], self.alpha_slots, [gradient], self._alpha_rate)
         metrics = self.learn_weights(training, rate, alphas=self.alphas)
-        self.step += 1
-        self.metrics.append([float(value) for value in (*metrics, *validation_metrics)])
+        return [float(value) for value in (*metrics, *validation_metrics)]
 
     def learn_weights(self, batch: tuple[Any, Any], rate: float, alphas: Any = None, strengths: Any = None) -> Any:
         """Takes one step of the weights with the alphas, or with strengths; returns loss and accuracy before it."""
@@ -114,12 +106,12 @@ class Bilevel:
         _WEIGHTS.apply([self.weights], self.slots, [gradient], rate)
         return metrics
 
-    def epoch_metrics(self, validation: tuple[Any, Any]) -> tuple[float, ...]:
-        """Returns loss, accuracy, validation loss and accuracy of this epoch.
+    def epoch_metrics(self, metrics: Sequence[Sequence[float]], validation: tuple[Any, Any]) -> tuple[float, ...]:
+        """Returns loss, accuracy, validation loss and accuracy of an epoch whose steps returned `metrics`.
 
         While the alphas rest, the last two are those of the batch `validation`.
         """
-        found = np.mean(self.metrics, axis=0).tolist()
+        found = np.mean(metrics, axis=0).tolist()
         if len(found) == 2:
             found += self.run([], validation, self.weights, self.alphas)[0].tolist()
         return tuple(found)
@@ -153,13 +145,13 @@ class Bilevel:
         """Returns the cells that the alphas stand for now."""
         return self.net.space.derive(self.strengths())
 
-    def eigenvalue(self, validation: tuple[Any, Any], iterations: int = 5) -> float:
+    def eigenvalue(self, validation: tuple[Any, Any], seed: int, iterations: int = 5) -> float:
         """Returns the dominant eigenvalue of the validation loss' Hessian in alpha; its growth announces collapse."""
 
         def gradient(alphas: np.ndarray) -> np.ndarray:
             return self.run(["alphas"], validation, self.weights, alphas)[1]
 
-        return largest_eigenvalue(gradient, self.alphas.numpy(), iterations, np.random.default_rng(self.step))
+        return largest_eigenvalue(gradient, self.alphas.numpy(), iterations, np.random.default_rng(seed))
 
     def accuracy(self, cells: Cells, images: np.ndarray, labels: np.ndarray) -> float:
         """Returns the accuracy of cells with the weights of the supernet, 0 to 1.
@@ -174,26 +166,13 @@ class Bilevel:
         found = [self.run([], (images[at], labels[at]), self.weights, strengths=strengths)[0][1] for at in batches]
         return float(np.mean(found))
 
-    def save(self, path: Path) -> None:
-        """Writes the state, whole or not at all."""
-        facts = {"step": self.step, "history": self.history, "metrics": self.metrics}
-        self._state(path).save(facts, self._groups)
-
-    def restore(self, path: Path) -> None:
-        """Takes over the state of the file; does nothing where there is none.
-
-        Raises:
-            StateError: it is of another search, or damaged.
-        """
-        facts = self._state(path).restore(self._groups)
-        if facts is not None:
-            self.step, self.history, self.metrics = facts["step"], facts["history"], facts["metrics"]
-
-    def _state(self, path: Path) -> TrainingState:
+    def file(self, path: Path) -> TrainingState:
+        """Returns the file that a search with this seed resumes from."""
         return TrainingState(path, {"recipe": "darts", "seed": self.seed})
 
     @property
-    def _groups(self) -> dict[str, list[Any]]:
+    def variables(self) -> dict[str, list[Any]]:
+        """All that a step reads and changes, in groups, as the file holds them."""
         alphas = {"alphas": [self.alphas], "alpha_slots": self.alpha_slots}
         return {"weights": [self.weights], "slots": self.slots, **alphas}
 

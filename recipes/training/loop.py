@@ -59,7 +59,7 @@ def run_epochs(
     their place and the variables alone.
 
     Args:
-        take_step: (epoch, number), both from 0 -> what is known of the step, its loss first.
+        take_step: (epoch, number), both from 0 -> numbers that are known of the step, its loss first.
         end_epoch: (the records so far, what the epoch's steps returned) -> its record, as JSON holds it. It may
             evaluate, and change variables.
         epochs: in all, those of an earlier process included.
@@ -71,7 +71,7 @@ def run_epochs(
         stop: whether to end after an epoch with this record.
 
     Raises:
-        DivergedError: the mean loss of an epoch is not a number.
+        DivergedError: what an epoch's steps returned is not finite.
         StateError: see TrainingState.
     """
     groups, history, done = variables or {}, [], 0
@@ -92,8 +92,8 @@ def run_epochs(
             done += 1
             clock = clock or time.monotonic()
             if ended := number + 1 == steps:
-                loss = float(np.mean([each[0] for each in values]))
-                if not math.isfinite(loss):
+                if not all(math.isfinite(value) for each in values for value in each):
+                    loss = float(np.mean([each[0] for each in values]))
                     raise DivergedError(
                         f"the loss is {loss} in epoch {epoch + 1}: the training diverged; lower the learning rate, or "
                         "clip"

@@ -64,10 +64,10 @@ def test_learning_rate_falls_along_a_cosine_to_its_least():
 
 def test_alphas_rest_while_the_weights_warm_up():
     state = Quadratic.search(1)
-    state.learn((0, 0), None, 0.1)
+    metrics = state.learn((0, 0), None, 0.1)
     assert state.alphas.numpy() == [3.0]
     assert state.weights.numpy() == pytest.approx([2.0 - 0.1 * (5.0 + 3e-4 * 2)])  # the gradient, 6, is clipped to 5
-    assert state.epoch_metrics((0, 0)) == (7.0, 0.25, 7.0, 0.25)
+    assert state.epoch_metrics([metrics], (0, 0)) == (7.0, 0.25, 7.0, 0.25)
 
 
 def test_a_warm_up_of_all_epochs_is_refused_with_the_reason():

@@ -45,6 +45,7 @@ setup(
         "searched_genotypes": ["*.json"],
         "recipes.images": ["embedded/*"],
         "zoo.deploy": ["firmware_files/*"],
+        "recipes.tables": ["*.csv"],
         "zoo.weights": ["*.json"],
     },
     install_requires=[

@@ -30,6 +30,7 @@ RECIPES_ORDER = tuple(f"recipes.{name}" for name in "_quiet images training orac
 ROOMS = ("recipes.darts", "recipes.enas", "recipes.tinynas")
 FOLLOWS = {  # program -> the programs or rooms that it builds on
     "recipes.tour": ("recipes",),
+    "recipes.tabulate": ROOMS,  # whose spaces it trains
     "recipes.measure_latencies": ("recipes.mnasnet",),  # whose layers it measures
 }
 MODEL_ONLY = ("zoo.cost", "zoo.deploy", "zoo.graph")

@@ -53,15 +53,16 @@ def train(
     folder: Path | None = None,
     report: Callable[[float, str], None] = lambda share, text: None,
     devices: Sequence[str] | None = None,
+    test_part: Part | None = None,
 ) -> dict[str, float]:
-    """Trains a new network and returns {"val_accuracy", "val_loss", "loss", "params"}.
+    """Trains a new network and returns {"val_accuracy", "val_loss", "loss", "params"}, "test_accuracy" where asked.
 
     The same arguments give the same result, also if the process was killed meanwhile and `folder` holds the state of
     the last whole epoch. The weights at the end stay there, as model.weights.h5.
 
     Args:
         make_model: returns a network with logits as its one output.
-        training_part, validation_part: the latter is what a search selects on. Test data has no place here.
+        training_part, validation_part: the latter is what a search selects on.
         settings: how to train.
         seed: of the weights, the order of the images and the augmentation.
         normalize: images 0..255 -> what the network reads.
@@ -69,6 +70,7 @@ def train(
         folder: for checkpoints; none are written unless given.
         report: called with the share that is done, 0 to 1, and a few words.
         devices: that share every batch; unless given, the visible GPUs where there are several.
+        test_part: for a table of trained networks; in a search, test data has no place.
 
     Raises:
         DivergedError: the loss is not a number any more.
@@ -108,6 +110,10 @@ def train(
         )
         report(1.0, "evaluating")
         accuracy, validation_loss = Evaluator(model, validation_part, normalize, batch_size=_EVALUATION_BATCH)()
+        tested = {}
+        if test_part is not None:
+            scores = Evaluator(model, test_part, normalize, batch_size=_EVALUATION_BATCH)()
+            tested["test_accuracy"] = scores.accuracy
     if folder is not None:
         with atomic.replacing(folder / "model.weights.h5") as stream:
             temporary = Path(stream.name).with_suffix(".weights.h5")
@@ -120,4 +126,5 @@ def train(
         "val_loss": validation_loss,
         "loss": history[-1]["loss"],
         "params": float(model.count_params()),
+        **tested,
     }

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from recipes.engine.config import ChildConfig, check_at_least
 from recipes.tinynas.needs import Budget
-from recipes.tinynas.space import RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
+from recipes.tinynas.space import FILTERS, RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Config(ChildConfig):
     expansions: tuple[int, ...] = (3, 4, 6)  # factors that a block chooses from
     depths: tuple[int, ...] = (1, 2)  # numbers of blocks that a stage chooses from
     shares: tuple[float, ...] = (1.0,)  # of its filters that a stage may keep, such as 0.75,1
+    stages: int = 6  # the first ones of the six, with one block in the last; fewer make a space that can be tabulated
     kernel_transform: bool = False  # smaller kernels are learnt from larger ones, not cut out (once-for-all)
     largest_epochs: int = 3  # of the largest sub-network alone
     elastic_epochs: int = 6  # of several sub-networks a step
@@ -79,12 +80,13 @@ class Config(ChildConfig):
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to resume."""
         free = ("random_networks", "save_seconds", "supernet")
+        free += ("stages",) if self.stages == len(FILTERS) else ()  # of the version before, whose folders had all
         return {name: value for name, value in super().settings().items() if name not in free}
 
     def make_space(self, width: float) -> TinySpace:
         """Returns the space of this width."""
         strides = SMALL_STRIDES if self.strides == "small" else STRIDES
-        return TinySpace(width, strides, self.kernels, self.expansions, self.depths, self.shares)
+        return TinySpace(width, strides, self.kernels, self.expansions, self.depths, self.shares, stages=self.stages)
 
     @property
     def budget(self) -> Budget:

@@ -57,6 +57,7 @@ class TinySpace(Space):
     depths: tuple[int, ...] = DEPTHS  # blocks of each stage; the last stage has one always
     shares: tuple[float, ...] = (1.0,)  # of a stage's filters that may be kept; (1.0,), the paper's, keeps all
     divisor: int = 8  # filters are multiples of it
+    stages: int = len(FILTERS)  # the first ones alone make a small space, of which every network can be trained
 
     def __post_init__(self):
         if not 0 < self.width <= 4:
@@ -72,12 +73,14 @@ class TinySpace(Space):
             raise ValueError(f"shares is {self.shares}; expected numbers above 0, at most 1, such as 0.75,1")
         if self.divisor < 1:
             raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
+        if not 1 <= self.stages <= len(FILTERS):
+            raise ValueError(f"stages is {self.stages}; expected a whole number from 1 to {len(FILTERS)}")
 
     @functools.cached_property
     def decisions(self) -> tuple[Decision, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stage by stage: depth and share of the filters where there is a choice, each block's kernel and expansion."""
         found = []
-        for stage in range(len(FILTERS)):
+        for stage in range(self.stages):
             if len(depths := self._depths(stage)) > 1:
                 found.append(Decision(f"stage{stage}/depth", depths, "depth"))
             if len(self.shares) > 1:
@@ -91,8 +94,8 @@ class TinySpace(Space):
     def size(self) -> int:
         """How many different sub-networks there are."""
         block = len(self.kernels) * len(self.expansions)
-        stages = (sum(block**depth for depth in self._depths(stage)) for stage in range(len(FILTERS)))
-        return math.prod(stages) * len(self.shares) ** len(FILTERS)
+        stages = (sum(block**depth for depth in self._depths(stage)) for stage in range(self.stages))
+        return math.prod(stages) * len(self.shares) ** self.stages
 
     @property
     def stem_filters(self) -> int:
@@ -108,7 +111,7 @@ class TinySpace(Space):
     def blocks(self) -> tuple[SupernetBlock, ...]:
         """The blocks of the largest network."""
         found, inputs = [], self.first_filters
-        for stage, strides in enumerate(self.strides):
+        for stage, strides in enumerate(self.strides[: self.stages]):
             filters = self.filters(stage, max(self.shares))
             for block in range(max(self._depths(stage))):
                 found.append(SupernetBlock(stage, block, strides if block == 0 else 1, inputs, filters))
@@ -161,7 +164,7 @@ class TinySpace(Space):
         return {decision.name: min(decision.choices) for decision in self.decisions}
 
     def _depths(self, stage: int) -> tuple[int, ...]:
-        return self.depths if stage < len(FILTERS) - 1 else (1,)
+        return self.depths if stage < self.stages - 1 else (1,)
 
     def _depth(self, values: Mapping[str, Any], stage: int) -> int:
         depths = self._depths(stage)

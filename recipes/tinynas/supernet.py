@@ -104,7 +104,7 @@ class Supernet:
     def _compute_if_present(self, run: "_Pass", name: str, block: SupernetBlock, row: list[Any], x: Any) -> Any:
         """The block's output, or its input where the sub-network has no block there."""
         shape = x.shape
-        if block.number < min(self.space.depths) or block.stage == len(self.space.strides) - 1:
+        if block.number < min(self.space.depths) or block.stage == self.space.stages - 1:
             return self._compute_block(run, name, block, row, x)
         before = list(run.moments)
 

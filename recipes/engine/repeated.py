@@ -1,0 +1,93 @@
+"""Networks trained several times each and tested too, for a table of all: what a search must not see stands in it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+import zoo
+from recipes.engine import child_training, tuner
+from recipes.engine.children import OBJECTIVE, NetworkScorer
+from recipes.engine.config import ChildConfig
+from recipes.images import sources
+from recipes.images.augment import cifar
+from zoo import atomic
+from zoo.deploy import planner, tflite
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatedScorer(NetworkScorer):
+    """Trains each network `repeats` times; `val_accuracy_0`, `test_accuracy_0`, .. are its results beside the mean.
+
+    All networks share their seeds, so that their order does not depend on whose images came in a lucky order.
+    """
+
+    repeats: int = dataclasses.field(kw_only=True)
+    validation_fraction: float = dataclasses.field(kw_only=True)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, images=load_all_images(state["config"], state["validation_fraction"]))
+
+    @property
+    def portable(self) -> bool:
+        """A trial gives the same in another process."""
+        return True
+
+    def score(self, task: tuner.Task) -> dict[str, float]:
+        """Returns the mean validation accuracy, the accuracies of each training, and what the network needs."""
+        file = task.folder / "repeats.json"  # of the trainings that an earlier process has finished
+        done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        needs = self._predict_needs(task.values)
+        for repeat in range(len(done), self.repeats):
+            done.append(self._train(task, repeat))
+            atomic.write_atomically(file, json.dumps(done))
+        found = {f"{name}_{number}": each[name] for number, each in enumerate(done) for name in each}
+        return {OBJECTIVE: float(np.mean([each[OBJECTIVE] for each in done])), **found, **needs}
+
+    def _train(self, task: tuner.Task, repeat: int) -> dict[str, float]:
+        config, images, size = self.config, self.images, self.images.input_shape[0]
+        try:
+            found = child_training.train(
+                lambda: self.build(task.values),
+                images.train,
+                images.validation,
+                self.training(),
+                seed=config.seed + repeat,
+                normalize=self.normalization,
+                augment=cifar(padding=size // 8, cutout_length=size // 2) if config.augment else None,
+                folder=task.folder / f"repeat{repeat}",
+                report=lambda share, text: task.report((repeat + share) / self.repeats, text),
+                test_part=images.test,
+            )
+            return {name: found[name] for name in (OBJECTIVE, "test_accuracy", "loss")}
+        finally:
+            tuner.forget_models()
+
+    def _predict_needs(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Returns counts, and the bytes that the int8 file takes under TFLM, by the plan of its memory."""
+        try:
+            model: keras.Model = self.build(values)
+            cost = zoo.cost.of(model)
+            noise = np.random.default_rng(0).uniform(0, 1, (1, *self.images.input_shape)).astype(np.float32)
+            plan = planner.plan(tflite.convert(model, quantize="int8", calibration=noise))
+            return {"params": cost.params, "macs": cost.macs, "sram": plan.arena, "flash": plan.flash}
+        finally:
+            tuner.forget_models()
+
+
+def load_all_images(config: ChildConfig, validation_fraction: float) -> sources.Data:
+    """Returns the images of the trainings, those for testing too.
+
+    Args:
+        config: says which images, and how many.
+        validation_fraction: of the training images, where the source has no validation images.
+    """
+    found = sources.load(
+        config.data, size=config.image_size, validation_fraction=validation_fraction, seed=config.seed,
+        **config.folder_options,
+    )  # fmt: skip
+    train, validation = found.train.first(config.training_images), found.validation.first(config.validation_images)
+    return dataclasses.replace(found, train=train, validation=validation)

@@ -1,0 +1,318 @@
+"""Tables of networks that were really trained: a whole search takes seconds, so that it can be judged over many seeds.
+
+    table = load("darts")         # one that comes with the package; `list_shipped` names them
+    table = load("my/table.csv")  # the user's own; nothing is downloaded
+
+Three layouts are known:
+
+* what `python -m recipes.tabulate` writes, CSV with a first line of JSON (`read_networks` gives all its columns): a
+  search sees the validation accuracy of the first training, and the mean of all test accuracies is reported;
+* NAS-Bench-201 (Dong and Yang, 2020) as CSV: `cellstr,cifar10-val,cifar10-test`, one line for each of 15,625 cells;
+* NAS-Bench-Macro (Su et al., 2021) as JSON: 8 digits, one a layer, -> `test_acc`, `mean_acc`, `params`, `flops`. It
+  has no validation accuracy: the first of its three training runs is what a search sees, the mean of the other two
+  is what is reported. All three are measured on the same test images, so its reports are a little too good.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recipes.engine.spaces import Decision, check_values, hyperparameters_of, kinds_of
+from zoo import atomic
+from zoo.genotype import near
+
+METRICS = ("params", "macs", "sram", "flash", "latency_ms")  # columns after the accuracies of each training
+_FOLDER = Path(__file__).parent  # of the tables that come with the package
+_LAYOUT = 1
+_DIGITS = string.digits + string.ascii_lowercase  # places of choices in a genome
+_MOST_POINTS = 10_000_000  # of a space that is held as an array
+
+NAS_BENCH_201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+_EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (node, what it reads), in the order of the cell's text
+
+# A cell of one node, its output, has one edge; each level puts one more node in. Node by node from the input on, the
+# output would hang in the air until the last level, and all cells before it would be equally bad.
+_LEVELS = (((3, 0),), ((2, 0), (3, 2)), ((1, 0), (2, 1), (3, 1)))
+
+
+class Result(NamedTuple):
+    """Accuracies in percent: what a search may see, and what is reported of its choice."""
+
+    validation: float
+    test: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All networks of one search space with their accuracies; `recipes.oracles` run on it unchanged.
+
+    Attributes:
+        name: for messages and reports.
+        decisions: the space.
+        validation, test: accuracies in percent; axis i is decision i, NaN where the table has no such network.
+        levels: names of the decisions that a progressive search adds at each level; before, they have their first
+            choice, "none" or "identity", with which the rest is a smaller network.
+        numbers: which network each point is, where several points are the same one; -1 where there is none.
+    """
+
+    name: str
+    decisions: tuple[Decision, ...]
+    validation: np.ndarray
+    test: np.ndarray
+    levels: tuple[tuple[str, ...], ...]
+    numbers: np.ndarray | None = None
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """Kind of mutation -> names of its decisions."""
+        return kinds_of(self.decisions)
+
+    @property
+    def size(self) -> int:
+        """How many networks the table has."""
+        return len(self._networks)
+
+    def hyperparameters(self) -> Any:
+        """Returns the decisions as keras_tuner.HyperParameters."""
+        return hyperparameters_of(self.decisions)
+
+    def evaluate(self, values: Mapping[str, Any]) -> Result:
+        """Returns the accuracies of the network that `values` (decision -> choice) stand for.
+
+        Raises:
+            ValueError: a value that the space does not have, or a network that the table does not have.
+        """
+        index = self._index(values)
+        validation = float(self.validation[index])
+        if np.isnan(validation):
+            raise ValueError(f"the table {self.name} has no network {dict(values)}")
+        return Result(validation, float(self.test[index]))
+
+    def key(self, values: Mapping[str, Any]) -> Any:
+        """Returns what equal networks share, for the `key` of an oracle."""
+        index = self._index(values)
+        return index if self.numbers is None else int(self.numbers[index])
+
+    def check(self, values: Mapping[str, Any]) -> str | None:
+        """Says that the table lacks this network, for the `check` of an oracle; None where it has it."""
+        return "the table has no such network" if np.isnan(self.validation[self._index(values)]) else None
+
+    def _index(self, values: Mapping[str, Any]) -> tuple[int, ...]:
+        if len(values) != len(self.decisions):
+            check_values(values, self.decisions)
+        try:
+            return tuple(places[values[name]] for name, places in self._places.items())
+        except KeyError:
+            check_values(values, self.decisions)
+            raise
+
+    def random_search(self, evaluations: int) -> float:
+        """Returns the exact expected test accuracy of random search without repetition at this budget, in percent.
+
+        The i-th best of n networks on validation is the pick of k draws with probability C(n-i, k-1) / C(n, k).
+        """
+        networks = self._networks
+        order = networks[np.argsort(-self.validation.flat[networks], kind="stable")]
+        size, expected, probability = self.size, 0.0, evaluations / self.size
+        if not 1 <= evaluations <= size:
+            raise ValueError(f"evaluations is {evaluations}; expected 1 to {size}, what the table {self.name} has")
+        for rank, place in enumerate(order[: size - evaluations + 1], start=1):
+            expected += probability * float(self.test.flat[place])
+            if rank < size:
+                probability *= (size - rank - evaluations + 1) / (size - rank)
+        return expected
+
+    @functools.cached_property
+    def _networks(self) -> np.ndarray:
+        """A place in the flat arrays for each network."""
+        known = np.flatnonzero(np.isfinite(self.validation))
+        return known if self.numbers is None else known[np.unique(self.numbers.flat[known], return_index=True)[1]]
+
+    @functools.cached_property
+    def _places(self) -> dict[str, dict[Any, int]]:
+        return {
+            decision.name: {choice: place for place, choice in enumerate(decision.choices)}
+            for decision in self.decisions
+        }
+
+
+def list_shipped() -> list[str]:
+    """Returns the names of the tables that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.csv"))
+
+
+def load(path: str | os.PathLike) -> Table:
+    """Reads a table: the name of a shipped one, or a file, CSV (ours, NAS-Bench-201) or JSON (NAS-Bench-Macro).
+
+    Raises:
+        ValueError: the file has another layout; the text says where.
+        OSError: it cannot be read.
+    """
+    path = _find(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path} is no table: expected a name that ends in {' or '.join(_READERS)}")
+    return _READERS[path.suffix](path)
+
+
+def _find(path: str | os.PathLike) -> Path:
+    """Returns the file of a table."""
+    path = Path(path)
+    if path.suffix or path.exists():
+        return path
+    if str(path) not in list_shipped():
+        raise ValueError(
+            f"there is no table {str(path)!r}{near(str(path), list_shipped())}; expected a file, or one of "
+            f"{', '.join(list_shipped())}"
+        )
+    return _FOLDER / f"{path}.csv"
+
+
+class Network(NamedTuple):
+    """A row of a table that `python -m recipes.tabulate` has written.
+
+    Attributes:
+        key: zoo.canonical.canonical_hash of the architecture.
+        genomes: all ways to write it, each with the place of the choice of every decision.
+        validation, test: accuracies in percent, one for each training.
+        metrics: METRICS -> number, None where it is not known.
+    """
+
+    key: str
+    genomes: tuple[tuple[int, ...], ...]
+    validation: tuple[float, ...]
+    test: tuple[float, ...]
+    metrics: Mapping[str, float | None]
+
+
+def write_networks(path: Path, about: Mapping[str, Any], networks: Sequence[Network]) -> None:
+    """Writes a table; `about` has its "name", "decisions" and "levels", and where the numbers come from."""
+    repeats = range(len(networks[0].validation))
+    text = io.StringIO()
+    text.write(f"# {json.dumps({'table': _LAYOUT, **about})}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "genomes", *(f"val_{n}" for n in repeats), *(f"test_{n}" for n in repeats), *METRICS])
+    for key, genomes, validation, test, metrics in networks:
+        written = " ".join("".join(_DIGITS[place] for place in genome) for genome in genomes)
+        numbers = ("" if metrics.get(name) is None else f"{metrics[name]:.10g}" for name in METRICS)
+        writer.writerow([key, written, *(f"{value:.2f}" for value in (*validation, *test)), *numbers])
+    atomic.write_atomically(path, text.getvalue())
+
+
+def read_networks(path: str | os.PathLike) -> tuple[dict[str, Any], list[Network]]:
+    """Returns what `write_networks` was given.
+
+    Raises:
+        ValueError: the file has another layout; the text says where.
+        OSError: it cannot be read.
+    """
+    path = _find(path)
+    with path.open(encoding="utf-8", newline="") as stream:
+        try:
+            about = json.loads(stream.readline().removeprefix("#"))
+            repeats = range(len(about["seeds"]))
+            assert about["table"] == _LAYOUT
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise ValueError(f"{path} is no table of recipes.tabulate, or of another version; make it anew") from error
+        networks = []
+        for number, row in enumerate(csv.DictReader(stream), start=3):
+            try:
+                genomes = tuple(tuple(int(digit, 36) for digit in genome) for genome in row["genomes"].split())
+                validation, test = (tuple(float(row[f"{part}_{n}"]) for n in repeats) for part in ("val", "test"))
+                metrics = {name: float(row[name]) if row[name] else None for name in METRICS}
+                networks.append(Network(row["key"], genomes, validation, test, metrics))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path}, line {number}: {error!r}; expected a network and its numbers") from error
+    return about, networks
+
+
+def decisions_of(about: Mapping[str, Any]) -> tuple[Decision, ...]:
+    """Returns the space of a table, from the first line of its file."""
+    return tuple(Decision(name, tuple(choices), kind) for name, choices, kind in about["decisions"])
+
+
+def _read_csv(path: Path) -> Table:
+    with path.open(encoding="utf-8") as stream:
+        is_own = stream.read(1) == "#"
+    return _read_own(path) if is_own else _read_nas_bench_201(path)
+
+
+def _read_own(path: Path) -> Table:
+    about, networks = read_networks(path)
+    decisions = decisions_of(about)
+    shape = tuple(len(decision.choices) for decision in decisions)
+    if math.prod(shape) > _MOST_POINTS:
+        raise ValueError(
+            f"{path} has {len(networks):,} networks of a space of {math.prod(shape):,} points, too many to search. "
+            "Its page and `read_networks` have the numbers; search a smaller space"
+        )
+    numbers, validation, test = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
+    for number, network in enumerate(networks):
+        for genome in network.genomes:
+            numbers[genome] = number
+            validation[genome], test[genome] = network.validation[0], np.mean(network.test)
+    levels = tuple(tuple(names) for names in about["levels"])
+    return Table(about["name"], decisions, validation, test, levels, numbers)
+
+
+def _read_nas_bench_201(path: Path) -> Table:
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        wanted = ("cellstr", "cifar10-val", "cifar10-test")
+        if reader.fieldnames is None or not set(wanted) <= set(reader.fieldnames):
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {', '.join(wanted)}")
+        shape = (len(NAS_BENCH_201_OPS),) * len(_EDGES)
+        validation, test = np.full(shape, np.nan), np.full(shape, np.nan)
+        for number, row in enumerate(reader, start=2):
+            try:
+                place = tuple(NAS_BENCH_201_OPS.index(op) for op in _ops_of(row["cellstr"]))
+                validation[place], test[place] = float(row["cifar10-val"]), float(row["cifar10-test"])
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: {error}; expected a cell and its two accuracies") from error
+    decisions = tuple(Decision(f"node{node}/from{source}", NAS_BENCH_201_OPS, "op") for node, source in _EDGES)
+    levels = tuple(tuple(f"node{node}/from{source}" for node, source in edges) for edges in _LEVELS)
+    return Table("NAS-Bench-201", decisions, validation, test, levels)
+
+
+def _ops_of(cell: str) -> list[str]:
+    """Returns the six ops of a text such as |avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|...|."""
+    found = re.findall(r"([a-z0-9_]+)~(\d)", cell)
+    sources = [int(source) for _, source in found]
+    if sources != [source for _, source in _EDGES]:
+        raise ValueError(f"{cell!r} is no cell of NAS-Bench-201")
+    return [op for op, _ in found]
+
+
+def _read_nas_bench_macro(path: Path) -> Table:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(records, dict) or not records:
+        raise ValueError(f"{path} holds no object of networks; expected 8 digits -> test_acc")
+    layers = len(next(iter(records)))
+    validation, test = np.full((3,) * layers, np.nan), np.full((3,) * layers, np.nan)
+    for network, record in records.items():
+        try:
+            place = tuple("012".index(digit) for digit in network)
+            first, *others = record["test_acc"]
+            validation[place], test[place] = first, np.mean(others)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(f"{path}, network {network!r}: {error!r}; expected digits 0-2 and test_acc") from error
+    names = [f"layer{layer}" for layer in range(layers)]
+    choices = ("identity", "mb_conv_k3_e3", "mb_conv_k5_e6")
+    decisions = tuple(Decision(name, choices, "op") for name in names)
+    return Table("NAS-Bench-Macro", decisions, validation, test, tuple((name,) for name in names))
+
+
+_READERS = {".csv": _read_csv, ".json": _read_nas_bench_macro}

@@ -1,0 +1,206 @@
+"""The picture of a space, from the table of its trained networks: a page of Markdown and a PNG."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.cards.compare import kendall_tau
+from recipes.cards.pictures import COLOURS, new_figure, save_figure, style_axes
+from recipes.tables import METRICS, Network, decisions_of
+from zoo import atomic
+from zoo.markdown import join_blocks, make_table
+
+_SHOWN = 5  # best and worst networks
+_WORDS = {"params": "parameters", "macs": "multiply-accumulates", "sram": "SRAM, bytes, predicted",
+          "flash": "flash, bytes, predicted", "latency_ms": "latency, ms, measured"}  # fmt: skip
+
+
+def write_page(about: Mapping[str, Any], networks: Sequence[Network], folder: Path) -> Path:
+    """Writes page.md and space.png, and returns the path of the page."""
+    draw(about, networks, folder / "space.png")
+    path = folder / "page.md"
+    atomic.write_atomically(path, make_page(about, networks))
+    return path
+
+
+def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
+    """Returns how well one training (networks, seeds) predicts another, each the mean over all pairs of seeds.
+
+    "pearson" and Kendall's "tau"; "noise" is the standard deviation of one network's trainings, "spread" that of the
+    networks' means. A single seed says nothing of noise, and gives NaN.
+    """
+    pairs = list(itertools.combinations(accuracies.T, 2))
+    spread = float(accuracies.mean(axis=1).std(ddof=1)) if len(accuracies) > 1 else float("nan")
+    if not pairs or len(accuracies) < 2 or not spread:
+        return {"pearson": float("nan"), "tau": float("nan"), "noise": float("nan"), "spread": spread}
+    return {
+        "pearson": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])),
+        "tau": float(np.mean([kendall_tau(a, b) for a, b in pairs])),
+        "noise": float(np.sqrt(accuracies.var(axis=1, ddof=1).mean())),
+        "spread": spread,
+    }
+
+
+def measure_effects(about: Mapping[str, Any], networks: Sequence[Network]) -> dict[str, dict[Any, float]]:
+    """Returns decision -> choice -> by how much networks with it are better than all, in points of test accuracy.
+
+    Means over all ways to write a network, so that the other decisions are in balance; a decision without a choice and
+    a choice that no network of a sample has are left out.
+    """
+    points = [(genome, np.mean(network.test)) for network in networks for genome in network.genomes]
+    genomes, accuracies = np.array([genome for genome, _ in points]), np.array([accuracy for _, accuracy in points])
+    found: dict[str, dict[Any, float]] = {}
+    for decision, places in zip(decisions_of(about), genomes.T, strict=True):
+        if len(decision.choices) > 1:
+            found[decision.name] = {
+                choice: float(accuracies[places == place].mean() - accuracies.mean())
+                for place, choice in enumerate(decision.choices)
+                if (places == place).any()
+            }
+    return found
+
+
+def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
+    """Returns the page of a table."""
+    validation, test = (np.array([getattr(network, part) for network in networks]) for part in ("validation", "test"))
+    seeds = len(about["seeds"])
+    rows = []
+    for name, accuracies in (("validation", validation), ("test", test)):
+        found, means = correlate_seeds(accuracies), accuracies.mean(axis=1)
+        numbers = (means.min(), np.median(means), means.max(), found["spread"], found["noise"])
+        rows.append((name, *(_number(value) for value in numbers), *(_number(found[k], 3) for k in ("pearson", "tau"))))
+    head = ("accuracy, %", "least", "median", "most", "networks differ by", "seeds differ by", "correlation", "tau")
+    ranked = sorted(range(len(networks)), key=lambda place: -test[place].mean())
+    config = ", ".join(f"{name} {value}" for name, value in about["config"].items())
+    machines = "; ".join(
+        f"{each['hardware']['processor']}, {each['hardware']['cores']} cores, "
+        + ", ".join(f"{name} {version}" for name, version in each["versions"].items())
+        for each in about["machines"]
+    )
+    latencies = f"Latencies are LiteRT's on {about['latencies']}, one thread. " if about["latencies"] else ""
+    return join_blocks(
+        f"# The space {about['name']}",
+        f"{len(networks):,} networks, each trained {seeds} times from scratch (seeds "
+        f"{', '.join(map(str, about['seeds']))}), {about['date']}.",
+        f"    {about['command']}",
+        "![The space](space.png)",
+        "## Accuracies",
+        make_table(head, rows, numbers_from=1),
+        "The columns say how far the networks' means differ (standard deviation), how far the trainings of one network "
+        "do, and the correlation and Kendall's tau of two seeds. No search that trains a network once can rank the "
+        "networks better than one seed ranks those of another: that correlation is its ceiling.",
+        "## Best and worst networks, by mean test accuracy",
+        _list_networks(about, [networks[place] for place in (*ranked[:_SHOWN], *ranked[_SHOWN:][-_SHOWN:])]),
+        "## What each choice adds",
+        "Mean test accuracy of the networks with this choice, less that of all, in points.",
+        make_table(
+            ("decision", "choices, the best first"),
+            [
+                (name, ", ".join(f"{choice} {gain:+.2f}" for choice, gain in sorted(gains.items(), key=_by_gain)))
+                for name, gains in measure_effects(about, networks).items()
+            ],
+        ),
+        "## Costs",
+        make_table(
+            ("", "least", "median", "most", "tau with test accuracy"),
+            [(_WORDS[name], *_summarize(name, networks, test.mean(axis=1))) for name in METRICS],
+            numbers_from=1,
+        ),
+        f"{latencies}SRAM and flash are planned for the int8 file under TFLM.",
+        "## Settings and machines",
+        f"{config}.",
+        f"{machines}.",
+    )
+
+
+def _by_gain(item: tuple[Any, float]) -> float:
+    return -item[1]
+
+
+def _number(value: float, digits: int = 2) -> str | None:
+    return None if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _summarize(name: str, networks: Sequence[Network], accuracies: np.ndarray) -> tuple[str | None, ...]:
+    known = [(network.metrics[name], accuracy) for network, accuracy in zip(networks, accuracies, strict=True)
+             if network.metrics[name] is not None]  # fmt: skip
+    if not known:
+        return (None,) * 4
+    costs, beside = np.array(known, np.float64).T
+    tau = _number(kendall_tau(costs, beside)) if len(known) > 1 else None
+    return *(f"{value:,.6g}" for value in (costs.min(), np.median(costs), costs.max())), tau
+
+
+def _list_networks(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
+    decisions = [each for each in decisions_of(about) if len(each.choices) > 1]
+    places = [place for place, each in enumerate(decisions_of(about)) if len(each.choices) > 1]
+    rows = []
+    for network in networks:
+        chosen = [str(each.choices[network.genomes[0][n]]) for n, each in zip(places, decisions, strict=True)]
+        macs = network.metrics["macs"]
+        tested, validated = np.mean(network.test), np.mean(network.validation)
+        rows.append((f"`{network.key[:8]}`", ", ".join(chosen), f"{tested:.2f}", f"{validated:.2f}", f"{macs:,.0f}"))
+    names = ", ".join(each.name for each in decisions)
+    return make_table(("key", names, "test, %", "validation, %", "MACs"), rows)
+
+
+def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> None:
+    """Draws histogram, accuracy against MACs, two seeds against each other, and what each choice adds."""
+    test = np.array([network.test for network in networks])
+    means = test.mean(axis=1)
+    kinds: dict[str, list[str]] = {}
+    effects = measure_effects(about, networks)
+    for decision in decisions_of(about):
+        if decision.name in effects:
+            kinds.setdefault(decision.kind, []).append(decision.name)
+    figure = new_figure(11, 4.2 + 1.2 + 0.34 * max(map(len, kinds.values()), default=1))
+    above, below = figure.subfigures(2, 1, height_ratios=(4, 1.4 + 0.34 * max(map(len, kinds.values()), default=1)))
+    axes = above.subplots(1, 3)
+    axes[0].hist(means, bins=min(30, max(5, len(means) // 8)), color=COLOURS[0])
+    axes[0].set(xlabel="mean test accuracy, %", ylabel="networks", title="How good they are")
+    macs = [network.metrics["macs"] for network in networks]
+    axes[1].plot(macs, means, "o", color=COLOURS[0], markersize=4, alpha=0.6)
+    axes[1].set(xlabel="multiply-accumulates an image", ylabel="mean test accuracy, %", title="What they cost")
+    from matplotlib.ticker import EngFormatter
+
+    axes[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
+    _draw_seeds(axes[2], about, np.array([network.validation for network in networks]))
+    for each in axes:
+        style_axes(each)
+    panels = below.subplots(1, max(1, len(kinds)), squeeze=False)[0]
+    below.suptitle("What each choice adds to the mean test accuracy, points", fontsize=12)
+    largest = max((abs(gain) for gains in effects.values() for gain in gains.values()), default=1.0)
+    for panel, (kind, names) in zip(panels, kinds.items(), strict=False):
+        _draw_effects(panel, kind, {name: effects[name] for name in names}, largest or 1.0)
+    figure.suptitle(about["name"], fontsize=12)
+    save_figure(figure, path)
+
+
+def _draw_seeds(axes: Any, about: Mapping[str, Any], validation: np.ndarray) -> None:
+    if validation.shape[1] < 2:
+        axes.set_axis_off()
+        return
+    found = correlate_seeds(validation)
+    first, second, *_ = validation.T
+    axes.plot(first, second, "o", color=COLOURS[1], markersize=4, alpha=0.6)
+    ends = [validation.min(), validation.max()]
+    axes.plot(ends, ends, "--", color="0.6", linewidth=1)
+    one, other, *_ = about["seeds"]
+    axes.set(xlabel=f"validation accuracy with seed {one}, %", ylabel=f"with seed {other}, %")
+    axes.set_title(f"Noise: correlation {found['pearson']:.2f}, tau {found['tau']:.2f}")
+
+
+def _draw_effects(axes: Any, kind: str, effects: Mapping[str, Mapping[Any, float]], largest: float) -> None:
+    choices = list(dict.fromkeys(choice for gains in effects.values() for choice in gains))
+    grid = np.array([[gains.get(choice, np.nan) for choice in choices] for gains in effects.values()])
+    axes.imshow(grid, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    for (row, column), gain in np.ndenumerate(grid):
+        if not np.isnan(gain):
+            dark = abs(gain) > 0.6 * largest
+            axes.text(column, row, f"{gain:+.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "k")
+    axes.set_xticks(range(len(choices)), [str(choice) for choice in choices], fontsize=8)
+    axes.set_yticks(range(len(effects)), list(effects), fontsize=8)
+    axes.set_title(kind, fontsize=10)

@@ -1,0 +1,222 @@
+r"""Trains every architecture of a small space, and writes the table that searches of this space are judged by.
+
+    python -m recipes.tabulate                            # DARTS' cells of two nodes and three operations
+    python -m recipes.tabulate --preset=tinynas           # sub-networks of four stages of MobileNetV2's
+    python -m recipes.tabulate --data=path/to/images --workers=16 --folder=runs/mine      # on images of your own
+    python -m recipes.tabulate --nodes=4 --ops=max_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3 --sample=300
+                                                          # a part of a space that is too large to train
+
+Each architecture is trained `repeats` times from scratch, with seeds that all of them share; equal ones are trained
+once. runs/tabulate/table.csv has a row for each: accuracies on validation and test images of each training, parameters,
+multiply-accumulates, what the int8 file is predicted to need under TFLM, and a latency measured by LiteRT on this
+machine. `recipes.tables.load` reads it, and every oracle searches it. runs/tabulate/page/page.md shows the space: how
+far its networks differ, how well one training predicts another, and which choices help. Killed and started again with
+the same command, it resumes; on another machine too, with the folder copied there.
+
+The tables that come with this package are those of the presets laptop and tinynas.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.util
+import itertools
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes import _main
+from recipes.darts.space import OPS as DARTS_OPS
+from recipes.darts.space import DartsSpace
+from recipes.enas.space import MicroSpace
+from recipes.engine.config import ChildConfig, check_at_least, check_ops
+from recipes.engine.spaces import NASNET_OPS, Space, nasnet
+from recipes.tinynas.space import SMALL_STRIDES, TinySpace
+from recipes.training.progress import Observe, Status, show_progress
+from zoo.formats.enas import MICRO_OPS
+
+# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+if TYPE_CHECKING:
+    from recipes.engine.children import NetworkScorer
+    from recipes.tables import Network
+
+_MOST_LISTED = 200_000  # points of a space of which all that are the same network are listed
+_OPS = {"darts": DARTS_OPS[1:], "enas": MICRO_OPS, "nasnet": NASNET_OPS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(ChildConfig):
+    """Options of a table; those of other spaces than `space` have no effect."""
+
+    trials: int = dataclasses.field(init=False, default=1)
+    space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # whose architectures
+    repeats: int = 2  # trainings of each
+    sample: int | None = None  # architectures, drawn by the seed; none takes all
+    latency: bool = True  # measure LiteRT's on this machine once all are trained; needs the package ai-edge-litert
+    nodes: int = 2  # of each cell
+    ops: tuple[str, ...] = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")  # that an edge of a cell chooses from
+    fixed_reduction: bool = True  # vary the normal cell alone (darts, enas); the reduction cell has pools, identities
+    cells: int = 3  # of a network; with enas and nasnet those between reductions
+    filters: int = 8  # of its nodes before the first reduction
+    width: float = 0.25  # of ProxylessNAS' filters (tinynas)
+    stages: int = 4  # the first of MobileNetV2's six (tinynas)
+    kernels: tuple[int, ...] = (3, 5)  # sizes that a block chooses from (tinynas)
+    expansions: tuple[int, ...] = (2, 6)  # factors that a block chooses from (tinynas)
+    depths: tuple[int, ...] = (1,)  # numbers of blocks that a stage chooses from (tinynas)
+    shares: tuple[float, ...] = (1.0,)  # of its filters that a stage may keep (tinynas)
+    training_images: int | None = 4000  # for each training, classes in proportion; none takes all
+    validation_images: int | None = 5000  # that searches of the table see the accuracy on; none takes all
+    validation_fraction: float = 0.5  # of the training images, where the source has no validation images
+    epochs: int = 5  # of each training
+    keep: int = 0  # checkpoints that stay: the best ones'
+    folder: Path = Path("runs/tabulate")  # table, page, and the state to resume from
+
+    def __post_init__(self):
+        object.__setattr__(self, "trials", 1)
+        super().__post_init__()
+        check_at_least(self, {"repeats": 1, "sample": 1, "nodes": 1, "cells": 1, "filters": 2})
+        if self.space in _OPS:
+            check_ops(self.ops, _OPS[self.space])
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction is {self.validation_fraction}; expected a share between 0 and 1")
+        object.__setattr__(self, "trials", self.sample or self.make_space().size)
+
+    def make_space(self) -> Space:
+        """Returns all architectures."""
+        if self.space == "tinynas":
+            choices = (self.kernels, self.expansions, self.depths, self.shares)
+            return TinySpace(self.width, SMALL_STRIDES, *choices, stages=self.stages)
+        ops = tuple(op for op in _OPS[self.space] if op in self.ops)
+        if self.space == "nasnet":
+            return dataclasses.replace(nasnet(self.nodes), ops=ops)
+        return {"darts": DartsSpace, "enas": MicroSpace}[self.space](self.nodes, ops, self.fixed_reduction)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what must be equal to resume: a sample may grow, and a latency is measured after all trainings."""
+        free = ("sample", "latency")
+        return {name: value for name, value in super().settings().items() if name not in free}
+
+
+PRESETS = {
+    "laptop": Config(),
+    "tinynas": Config(space="tinynas", image_size=None, folder=Path("runs/tabulate-tinynas")),
+    "smoke": Config(
+        nodes=1, ops=("max_pool_3x3", "skip_connect"), filters=2, image_size=8, training_images=60,
+        validation_images=50, epochs=1, folder=Path("runs/tabulate-smoke"),
+    ),
+}  # fmt: skip
+
+
+def tabulate(config: Config, observe: Observe | None = None) -> Path:
+    """Trains, writes and shows a space, and returns the path of its table.
+
+    `observe` gets the state of the trainings instead of a progress bar.
+    """
+    from recipes import _search, tables
+    from recipes.engine.dry_run import dry_run
+    from recipes.engine.repeated import RepeatedScorer, load_all_images
+    from recipes.oracles import RandomSearch
+    from recipes.tables import page
+
+    space, images = config.make_space(), load_all_images(config, config.validation_fraction)
+    family, preset = _describe_networks(config, images.input_shape, images.classes)
+    scorer = RepeatedScorer(
+        config, space, family, {"search": preset}, images, repeats=config.repeats,
+        validation_fraction=config.validation_fraction,
+    )  # fmt: skip
+    if config.dry_run:
+        dry_run(scorer, [{each.name: each.choices[-1] for each in space.decisions}])
+        return config.folder
+    _search.run_trials(RandomSearch(**scorer.oracle_arguments()), scorer, "tabulate", observe)
+    path = config.folder / "table.csv"
+    about, networks = _gather(config, scorer, observe)
+    tables.write_networks(path, about, networks)
+    shown = page.write_page(about, networks, config.folder / "page")
+    if observe is None:
+        print(f"table of {len(networks):,} networks: {path}\nits picture: {shown}")
+    return path
+
+
+def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: int) -> tuple[str, dict[str, Any]]:
+    """Returns the family of the networks, and the preset in which they are trained."""
+    if config.space == "tinynas":
+        return "mcunet", {"input_shape": list(input_shape), "classes": classes}
+    scale: dict[str, Any] = {"filters": config.filters}
+    if config.space == "nasnet":
+        return "nasnet", scale | {"repeats": config.cells, "stem": "cifar", "stem_filters": 3 * config.filters}
+    return config.space, scale | {"cells": config.cells} | ({"stem": "cifar"} if config.space == "darts" else {})
+
+
+def _gather(config: Config, scorer: "NetworkScorer", observe: Observe | None) -> tuple[dict[str, Any], list["Network"]]:
+    """Returns what the table's first line says, and a row for each network that was trained."""
+    from recipes.cards.read import read_search
+    from recipes.engine.latency import name_machine
+    from recipes.tables import METRICS, Network
+
+    space, search = scorer.space, read_search(config.folder)
+    decisions, written = space.decisions, _list_genomes(space)
+    trials = [trial for trial in search.trials if trial.score is not None]
+    values = [trial.values(decisions) for trial in trials]
+    latencies = _measure_latencies(scorer, values, observe) if config.latency else {}
+    networks = []
+    for trial, each in zip(trials, values, strict=True):
+        key = space.key(each)
+        validation, test = (
+            tuple(100 * trial.metrics[f"{part}_accuracy_{number}"] for number in range(config.repeats))
+            for part in ("val", "test")
+        )
+        metrics = {name: trial.metrics.get(name, latencies.get(key)) for name in METRICS}
+        networks.append(Network(key, tuple(written.get(key, [trial.genome])), validation, test, metrics))
+    levels: dict[str, list[str]] = {}  # node by node in all cells, or stage by stage
+    for decision in decisions:
+        levels.setdefault(decision.name.split("/")[0 if config.space == "tinynas" else 1], []).append(decision.name)
+    about = {
+        "name": f"{config.space}, {len(networks)} networks",
+        "command": " ".join(["python -m recipes.tabulate", *(shlex.quote(word) for word in sys.argv[1:])]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seeds": [config.seed + repeat for repeat in range(config.repeats)],
+        "config": config.settings() | {"sample": config.sample},
+        "machines": search.about["machines"],
+        "latencies": name_machine() if latencies else None,
+        "decisions": [dataclasses.astuple(decision) for decision in decisions],
+        "levels": list(levels.values()),
+    }
+    return about, sorted(networks)
+
+
+def _list_genomes(space: Space) -> dict[str, list[tuple[int, ...]]]:
+    """Returns key -> all ways to write the architecture; nothing of a space that is too large to list."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    counts = [len(decision.choices) for decision in space.decisions]
+    if math.prod(counts) <= _MOST_LISTED:
+        for genome in itertools.product(*map(range, counts)):
+            chosen = zip(space.decisions, genome, strict=True)
+            found.setdefault(space.key({each.name: each.choices[n] for each, n in chosen}), []).append(genome)
+    return found
+
+
+def _measure_latencies(
+    scorer: "NetworkScorer", values: Sequence[Mapping[str, Any]], observe: Observe | None
+) -> dict[str, float]:
+    """Returns key -> ms of an image, one network after the other; nothing where LiteRT is not installed."""
+    from recipes.engine.tuner import forget_models
+
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        print("no latencies: the package ai-edge-litert is not installed", file=sys.stderr)
+        return {}
+    found = {}
+    watching = show_progress("latencies", unit="network") if observe is None else contextlib.nullcontext(observe)
+    with watching as watch:
+        for number, each in enumerate(values):
+            watch(Status(number, len(values), None, None))
+            found[scorer.space.key(each)] = float(f"{scorer.latency(each):.4g}")
+            forget_models()
+    scorer.close()
+    return found
+
+
+if __name__ == "__main__":
+    _main.run(tabulate, PRESETS)

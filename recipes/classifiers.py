@@ -1,11 +1,11 @@
 """A classifier as recipes.predict and recipes.evaluate use it: a model, its preprocessing and the names of its classes.
 
 The model is a Keras file, a network of the zoo with weights, or a .tflite file. What it reads and answers is taken from
-what stands beside it (results.json, source.json, class_names.json), or from the entry of published weights.
+what stands beside it (results.json, source.json, class_names.json) or in it (TFLite Metadata), or from the entry of
+published weights.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import numpy as np
 import zoo
 from recipes import deployable
 from recipes.deployable import ModelOptions
-from recipes.training.results import CLASS_NAMES, Origin, Weights, find_origin, find_weights
+from recipes.training.results import CLASS_NAMES, Origin, Weights, find_class_names, find_origin, find_weights
 from zoo.manifest import Entry
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -148,7 +148,7 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
 def _build(options: ModelOptions, weights: Weights) -> Classifier:
     entry, genotype = weights.entry, zoo.load(options.model)
     place = Path(weights.source) if isinstance(weights.source, Path) else None
-    names = None if place is None else read_class_names(place)
+    names = None if place is None else find_class_names(place)
     preset = genotype.presets.get(weights.preset or next(iter(genotype.presets), ""), {})
     shape: Any = preset.get("input_shape") or (None, None, 3)
     own = weights.origin.image_size or (None if None in shape[:2] else (shape[0], shape[1]))
@@ -179,7 +179,7 @@ def _make(
     given: "keras.Model | None" = None,
     entry: Entry | None = None,
 ) -> Classifier:
-    names = None if place is None else read_class_names(place)
+    names = None if place is None else find_class_names(place)
     if names is not None and len(names) != classes:
         raise ValueError(
             f"{name} tells {classes} classes apart, and the files beside it name {len(names)}; mend or remove "
@@ -187,8 +187,8 @@ def _make(
         )
     if names is None and classes == _IMAGENET_CLASSES:
         names = tuple(deployable.number_imagenet_folders())[:classes]
-    if isinstance(model, bytes) and origin.normalization is None:
-        normalize = deployable.find_file_normalization(options.preprocess, model, name)
+    if isinstance(model, bytes):
+        normalize = deployable.find_file_normalization(options.preprocess, origin, model, name)
     else:
         normalize = deployable.find_normalization(options.preprocess, origin, given, name)
     if origin.normalization is not None or origin.preprocess is not None:
@@ -225,24 +225,6 @@ def _count_classes(name: str | Path, units: Sequence[int | None]) -> int:
             "Choose another output with output="
         )
     return 2 if units[1] == 1 else units[1]
-
-
-def read_class_names(path: Path) -> tuple[str, ...] | None:
-    """Returns the names of the classes that stand beside a model's file; None where there are none.
-
-    Raises:
-        ValueError: the file with them is damaged.
-    """
-    file = path.with_name(CLASS_NAMES)
-    if not file.is_file():
-        return None
-    try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}); expected a JSON list of names") from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} holds no JSON list of names; mend or remove it")
-    return tuple(names)
 
 
 def make_scores(outputs: np.ndarray, threshold: float | None = None) -> np.ndarray:

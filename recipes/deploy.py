@@ -25,6 +25,7 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from recipes.training.progress import show_steps
+from recipes.training.results import find_origin
 from zoo.atomic import check_folder, write_atomically
 from zoo.deploy import boards, planner, tflite_file
 
@@ -143,6 +144,7 @@ def deploy(config: Config) -> "Report":
                 calibration=subject.calibration,
                 schemes=config.schemes,
                 also=_compact(config, subject),
+                metadata=subject.make_metadata(config),
                 output=config.output_key,
                 threshold=subject.threshold,
                 threads=config.threads,
@@ -232,9 +234,10 @@ def _judge(config: Config) -> _Judged:
     unjudged = _find_obstacle(given, config)
     rounds = config.diagnose and planner.scheme(given) in _ROUNDED
     if not unjudged or (rounds and _takes_images(given)):
-        source = deployable.load_data(config, planner.input_shape(given))
+        origin = find_origin(path)
+        source = deployable.load_data(config, planner.input_shape(given), origin)
         unjudged = unjudged or _find_mismatch(given, config, source)
-        normalize = deployable.find_file_normalization(config.preprocess, given, config.model)
+        normalize = deployable.find_file_normalization(config.preprocess, origin, given, config.model)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
         images, labels = deployable.held_out(wanted, source, normalize)
         found = deployable.describe(config, source, normalize)

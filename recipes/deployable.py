@@ -13,8 +13,18 @@ import numpy as np
 
 import zoo
 from recipes.images import EMBEDDED, FolderOptions, Preprocess
-from recipes.training.results import CLASS_NAMES, SOURCE, Origin, Weights, describe_images, find_origin, find_weights
-from zoo import manifest
+from recipes.training.results import (
+    CLASS_NAMES,
+    SOURCE,
+    Origin,
+    Weights,
+    describe_images,
+    find_genotype,
+    find_origin,
+    find_weights,
+    make_metadata,
+)  # fmt: skip
+from zoo import genotype_json, manifest
 from zoo.atomic import write_atomically
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
 
     from recipes.images.augment import Normalization
     from recipes.images.sources import Data
+    from zoo.deploy.metadata import Metadata
 
 KERAS_FILES = (".keras", ".h5", ".hdf5")
 _FEW = 5  # images, below which an accuracy near chance says nothing
@@ -92,10 +103,16 @@ class Deployable:
     data: "Data"
     normalize: "Normalization"
     threshold: float | None  # as zoo.deploy.measure.accuracy takes it; the option's, or what the model's loss says
+    genotype: str | None  # the text of its file
+    license: str = ""  # of published weights
 
     def describe(self, config: ModelAndData) -> dict[str, Any]:
         """Returns what SOURCE holds, under the names of a training's results.json."""
         return describe(config, self.data, self.normalize)
+
+    def make_metadata(self, config: ModelAndData) -> "Metadata":
+        """Returns what the .tflite files say of themselves."""
+        return make_metadata(self.model.name, self.describe(config), self.genotype, self.license)
 
 
 def load(config: ModelAndData) -> Deployable:
@@ -131,7 +148,11 @@ def load(config: ModelAndData) -> Deployable:
     threshold = config.threshold if given is None else find_threshold(config, path, model)
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
     images, labels = held_out(config, source, normalize)
-    return Deployable(model, _array(normalize(calibration)), images, labels, source, normalize, threshold)
+    genotype = find_genotype(path, origin) if given is not None else genotype_json.to_json(zoo.load(config.model))
+    return Deployable(
+        model, _array(normalize(calibration)), images, labels, source, normalize, threshold, genotype,
+        "" if entry is None else entry.license,
+    )  # fmt: skip
 
 
 def name_normalization(normalize: "Normalization") -> str | None:
@@ -276,14 +297,19 @@ def reads_pixels(model: "keras.Model") -> bool:
     return False
 
 
-def find_file_normalization(preprocess: str | None, file: bytes, name: str) -> "Normalization":
-    """Returns what a .tflite file reads: by the option, else what fits the numbers that its input can store, else unit.
+def find_file_normalization(preprocess: str | None, origin: Origin, file: bytes, name: str) -> "Normalization":
+    """Returns what a .tflite file reads: by its origin, else the option, else what its input can store, else unit.
 
     What was found is said on stderr.
+
+    Raises:
+        ValueError: the option asks for another than the network was trained with.
     """
     from recipes.images.augment import PREPROCESSING
     from zoo.deploy import tflite_file
 
+    if origin.normalization is not None or origin.preprocess is not None:
+        return find_normalization(preprocess, origin, None, name)
     if preprocess is not None:
         return PREPROCESSING[preprocess]
     graph = tflite_file.parse(file).subgraphs[0]

@@ -93,8 +93,9 @@ def train(config: Config) -> "report.Report":
         files["int8 QAT"] = _trained(config, subject, aware, tell)
         files |= _compressed(config, subject, tell)
         result = report.assemble(
-            subject.model, files, subject.images, subject.labels, config.folder, output=config.output_key,
-            threshold=subject.threshold, threads=config.threads, progress=tell,
+            subject.model, files, subject.images, subject.labels, config.folder,
+            metadata=subject.make_metadata(config), output=config.output_key, threshold=subject.threshold,
+            threads=config.threads, progress=tell,
         )  # fmt: skip
         deployable.warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
         deployable.write_labels(config.folder, subject.describe(config))

@@ -29,9 +29,10 @@ from recipes.tinynas.supernet import MOMENTS, Supernet
 from recipes.tinynas.training import ElasticTraining
 from recipes.training.evaluation import Scores, evaluate, measure_accuracy
 from recipes.training.progress import duration
+from recipes.training.results import describe_images, make_metadata
 from recipes.training.tensorflow_options import without_rewrites
-from zoo import atomic
-from zoo.deploy import measure, planner, tflite, tflite_file
+from zoo import atomic, genotype_json
+from zoo.deploy import measure, metadata, planner, tflite, tflite_file
 from zoo.genotype import Genotype
 
 _SCORING_BATCH = 500  # images
@@ -188,7 +189,7 @@ def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], repo
         **_make_once(config.folder / "finetuned.json", lambda: _fine_tune(scorer, found, values, test, report)),
     }
     result["predicted"] = scorer.predict_needs(values)._asdict()
-    result["measured"] = _convert(scorer, test, report)
+    result["measured"] = _convert(scorer, found, test, report)
     result["budget"] = config.budget._asdict()
     if config.random_networks:
         result |= _compare(scorer, values, test, report)
@@ -262,20 +263,22 @@ def _train(
     return {"val_accuracy": trained["val_accuracy"], "test_accuracy": accuracy}
 
 
-def _convert(scorer: SubNetworks, test: Part, report: Report) -> dict[str, Any]:
+def _convert(scorer: SubNetworks, genotype: Genotype, test: Part, report: Report) -> dict[str, Any]:
     """Converts model.keras to int8, model.tflite, and returns what it takes and how accurate it is."""
     report(0.9, "int8")
-    folder, budget = scorer.config.folder, scorer.config.budget
+    config, folder, budget = scorer.config, scorer.config.folder, scorer.config.budget
     model = keras.saving.load_model(folder / "model.keras")
     calibration = np.asarray(scorer.normalization(scorer.images.train.head(_CALIBRATION)[0]))
     file = tflite.convert(model, quantize="int8", calibration=calibration)
-    atomic.write_atomically(folder / "model.tflite", file)
+    found = describe_images(config.data, scorer.images, None, scorer.normalization)
+    described = make_metadata(model.name, found, genotype_json.to_json(genotype))
+    atomic.write_atomically(folder / "model.tflite", metadata.attach(file, described))
     pixels, labels = test.head(_INT8_IMAGES)
     accuracy = measure.accuracy(file, np.asarray(scorer.normalization(pixels)), labels)
-    found = measure_arena(file)
-    compared = ((found["arena"], budget.ram), (len(file), budget.flash))
+    needs = measure_arena(file)
+    compared = ((needs["arena"], budget.ram), (len(file), budget.flash))
     fits = all(most is None or value <= most for value, most in compared)
-    return found | {"file": len(file), "fits": fits, "int8_accuracy": accuracy, "int8_images": len(labels)}
+    return needs | {"file": len(file), "fits": fits, "int8_accuracy": accuracy, "int8_images": len(labels)}
 
 
 def measure_arena(file: bytes) -> dict[str, Any]:

@@ -10,11 +10,15 @@ import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zoo
 from recipes.training.state import StateError
-from zoo import atomic, manifest, markdown
+from zoo import atomic, genotype_json, manifest, markdown
+
+# What needs LiteRT, an extra, is imported where it is used.
+if TYPE_CHECKING:
+    from zoo.deploy.metadata import Metadata
 
 MODEL, RESULTS, CLASS_NAMES = "model.keras", "results.json", "class_names.json"
 SOURCE = "source.json"  # what recipes.deploy and recipes.quantize write beside their files in the place of RESULTS
@@ -29,20 +33,24 @@ class Origin:
     preprocess: str | None = None  # the name of the normalisation, where it has one
     normalization: Mapping[str, Sequence[float]] | None = None  # {"mean", "std"}
     place: str = ""  # where this is written
+    model: str | None = None  # the genotype file, or a name of zoo.list_models()
 
 
 def find_origin(model: str | Path) -> Origin:
     """Returns what is known about a .keras or .tflite file by the results.json or source.json beside it.
 
-    And about a genotype file or a name of zoo.list_models() by its source.
+    Without those a .tflite file's metadata are asked. A genotype file or a name of zoo.list_models() is known by its
+    source.
 
     Raises:
-        ValueError: the file beside it cannot be read.
+        ValueError: the file beside it, or its metadata, cannot be read.
     """
     path = Path(model).expanduser()
     if path.suffix in (".keras", ".tflite"):
         file = next((file for file in map(path.with_name, (RESULTS, SOURCE)) if file.is_file()), None)
-        return Origin() if file is None else _origin_of_results(_read(file), file)
+        if file is not None:
+            return _origin_of_results(_read(file), str(file))
+        return _origin_of_metadata(path) if path.suffix == ".tflite" and path.is_file() else Origin()
     source = zoo.load(model).source
     config = source.get("config") if "recipe" in source else None
     if not isinstance(config, Mapping):
@@ -109,7 +117,19 @@ def _origin_of_entry(entry: manifest.Entry) -> Origin:
     )
 
 
-def _origin_of_results(results: Mapping[str, Any], file: Path) -> Origin:
+def _origin_of_metadata(tflite: Path) -> Origin:
+    from zoo.deploy import metadata
+
+    found, place = metadata.read(tflite), f"the metadata in {tflite}"
+    if found is None:
+        return Origin()
+    if SOURCE in found.files:
+        return _origin_of_results(_parse(found.files[SOURCE], f"{SOURCE} in {tflite}"), place)
+    normalization = {"mean": [value / 255 for value in found.mean], "std": [value / 255 for value in found.std]}
+    return Origin(normalization=normalization if found.std else None, place=place)
+
+
+def _origin_of_results(results: Mapping[str, Any], place: str) -> Origin:
     old = results.get("config", {})  # where the version before had these
     size = results.get("image_size")
     return Origin(
@@ -117,7 +137,59 @@ def _origin_of_results(results: Mapping[str, Any], file: Path) -> Origin:
         None if size is None else (size[0], size[1]),
         results.get("preprocess", old.get("preprocess")),
         results.get("normalization"),
-        str(file),
+        place,
+        results.get("model", old.get("model")),
+    )
+
+
+def find_class_names(model: Path) -> tuple[str, ...] | None:
+    """Returns the names of the classes beside a model's file, else in a .tflite file's metadata; None without any.
+
+    Raises:
+        ValueError: the file with them, or the metadata, are damaged.
+    """
+    file = model.with_name(CLASS_NAMES)
+    if not file.is_file():
+        if model.suffix != ".tflite":
+            return None
+        from zoo.deploy import metadata
+
+        found = metadata.read(model)
+        return None if found is None else found.class_names or None
+    names: Any = _read(file)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} holds no JSON list of names; mend or remove it")
+    return tuple(names)
+
+
+def find_genotype(model: Path, origin: Origin) -> str | None:
+    """Returns the text of the genotype file of a trained model: that beside it, or that its results name."""
+    for source in (str(model.with_name("genotype.json")), origin.model):
+        try:
+            return None if source is None else genotype_json.to_json(zoo.load(source))
+        except (OSError, ValueError):  # not there, or a .keras file: a network of somebody's
+            continue
+    return None
+
+
+def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, license: str = "") -> "Metadata":
+    """Returns what a .tflite file says of itself, of what `describe_images` returns and a genotype file's text."""
+    from zoo.deploy import metadata
+
+    names, size, normalization = found["class_names"], found["image_size"], found["normalization"]
+    mean, std = (tuple(255 * value for value in normalization[part]) for part in ("mean", "std"))
+    inside = {key: value for key, value in found.items() if key != "model"}  # a path of no use elsewhere
+    files = {SOURCE: json.dumps(inside, ensure_ascii=False, indent=1) + "\n"}
+    return metadata.Metadata(
+        name,
+        f"Tells {len(names)} classes of images apart, trained on {Path(found['data']).name}. Reads (pixel - mean) / "
+        f"std of {size[0]} x {size[1]} pixels (height, width) from 0 to 255.",
+        f"keras-searched-zoo {zoo.__version__}",
+        license,
+        tuple(names),
+        mean,
+        std,
+        files | ({} if genotype is None else {metadata.GENOTYPE: genotype}),
     )
 
 
@@ -193,7 +265,11 @@ def _as_json(config: Any) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    return _parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}); delete it, or the whole folder") from error
+        raise ValueError(f"{place} cannot be read ({error}); delete it, or the whole folder") from error

@@ -13,8 +13,8 @@ from PIL import Image
 
 import zoo
 from recipes import classifiers, evaluate, predict
-from recipes.training.results import find_weights
-from zoo.deploy import tflite
+from recipes.training.results import find_origin, find_weights
+from zoo.deploy import metadata, tflite
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 
@@ -137,6 +137,25 @@ def test_predict_takes_a_tflite_file_with_what_stands_beside_it(model: Path, tmp
     by_keras, by_tflite = (predict.predict(config)[0]["classes"] for config in files)
     assert [one["class"] for one in by_tflite] == [one["class"] for one in by_keras]
     assert by_tflite[0]["score"] == pytest.approx(by_keras[0]["score"], abs=1e-5)
+
+
+def test_predict_takes_a_tflite_file_alone_with_its_metadata(model: Path, tmp_path: Path):
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    inside = {"normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}, "image_size": [8, 8], "data": "colours"}
+    described = metadata.Metadata(class_names=("red", "green", "blue"), mean=(127.5,), std=(127.5,))
+    pictures = (paint(tmp_path / "a.png", "red"),)
+    by_keras = predict.predict(predict.Config(model=str(model), images=pictures))[0]["classes"]
+    for files in ({"source.json": json.dumps(inside)}, {}):  # ours; one of another program
+        file = metadata.attach(tflite.convert(make_model()), dataclasses.replace(described, files=files))
+        (folder / "float32.tflite").write_bytes(file)
+        config = predict.Config(model=str(folder / "float32.tflite"), images=pictures)
+        found = predict.predict(config)[0]["classes"]
+        assert [one["class"] for one in found] == [one["class"] for one in by_keras]
+        assert found[0]["score"] == pytest.approx(by_keras[0]["score"], abs=1e-5)
+        assert find_origin(folder / "float32.tflite").data == ("colours" if files else None)
+    with pytest.raises(ValueError, match=r"preprocess is unit, but .* reads centered by the metadata in"):
+        predict.predict(dataclasses.replace(config, preprocess="unit"))
 
 
 def test_published_weights_see_the_middle_of_a_larger_image(model: Path):

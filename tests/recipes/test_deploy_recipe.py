@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zoo
 from recipes import deploy, deployable
 from recipes.images import sources as data
-from zoo.deploy import measure, report, strips, tflite, tflite_file
+from zoo import genotype_json
+from zoo.deploy import measure, metadata, report, strips, tflite, tflite_file
 
 layers = keras.layers
 
@@ -37,6 +39,7 @@ def model() -> keras.Model:
 def config(model, tmp_path_factory) -> deploy.Config:
     folder = tmp_path_factory.mktemp("deploy")
     model.save(folder / "small.keras")
+    (folder / "genotype.json").write_text(genotype_json.to_json(zoo.load("darts")))  # as a search leaves it
     return deploy.Config(
         model=str(folder / "small.keras"), images=200, calibration=64, c_array=True, folder=folder / "out"
     )
@@ -61,7 +64,7 @@ def test_float_and_int8_are_judged_on_the_same_held_out_images(result, config, m
 def test_rows_hold_what_is_measured_on_the_written_files(result, config):
     assert result.schemes == ("float32", "int8")
     for row in result.rows:
-        assert row.size == (config.folder / row.file).stat().st_size
+        assert row.size == measure.size(config.folder / row.file) < (config.folder / row.file).stat().st_size
         assert 0 < row.latency.median_ms <= row.latency.p90_ms
         assert row.arena == measure.arena(config.folder / row.file).total
     assert result.row("int8").size < result.row("float32").size / 2
@@ -237,6 +240,36 @@ def test_labels_and_what_the_files_read_stand_beside_them(result, config):
     source = json.loads((config.folder / "source.json").read_text())
     assert (source["image_size"], source["channels"], source["preprocess"]) == ([28, 28], 1, "unit")
     assert (source["model"], source["class_names"]) == (config.model, names)
+
+
+def test_each_file_has_labels_preprocessing_and_genotype_inside(result, config):
+    source = json.loads((config.folder / "source.json").read_text())
+    del source["model"]
+    for row in result.rows:
+        found = metadata.read(config.folder / row.file)
+        assert list(found.class_names) == source["class_names"]
+        assert (found.mean, found.std) == ((0.0,), (255.0,))
+        assert json.loads(found.files["source.json"]) == source
+        assert found.files["genotype.json"] == genotype_json.to_json(zoo.load("darts"))
+    page = (config.folder / "deploy.md").read_text()
+    assert "In small_float32.tflite, small_int8.tflite, as TFLite Metadata" in page
+    assert "the names of 10 classes, mean 0, std 255, source.json, genotype.json" in page
+
+
+def test_documented_program_classifies_a_picture_with_litert_alone(result, config, model, project, tmp_path):
+    text = (project / "docs" / "quantization.md").read_text()
+    program = re.search(r"```python\n(import json\n.*?)```", text, re.DOTALL).group(1)
+    assert not re.search("zoo|recipes", program)
+    held_out = data.load().test.first(200)
+    right = np.argmax(model.predict(held_out.images / 255, verbose=0), axis=1) == held_out.labels
+    number = int(np.flatnonzero(right)[0])
+    Image.fromarray(held_out.images[number, :, :, 0]).save(tmp_path / "picture.png")
+    for row in result.rows:
+        (tmp_path / "model.tflite").write_bytes((config.folder / row.file).read_bytes())
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert data.load().class_names[held_out.labels[number]] in done.stdout
 
 
 def convert_others(outputs, shape=(28, 28, 1), **options) -> bytes:

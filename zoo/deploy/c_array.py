@@ -9,7 +9,8 @@ from typing import Any
 
 from zoo.atomic import write_atomically
 from zoo.deploy import compact, planner, tflite_file
-from zoo.deploy.tflite_file import Source, parse, read
+from zoo.deploy.metadata import detach
+from zoo.deploy.tflite_file import Source, parse
 
 _KEYWORDS = frozenset(
     "alignas auto break case char class const continue default delete do double else enum extern float for goto if "
@@ -33,7 +34,7 @@ def write(
     They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM asks, `const unsigned int NAME_len`, and
     `NAME_class_names` where these are given, for C11 and C++. The header has as macros the arena's size, shapes, scales
     and zero points of input and output, and the operators to give to TFLM's resolver. It says so where the file takes
-    its image turned by 180 degrees.
+    its image turned by 180 degrees. Metadata are left out (`zoo.deploy.metadata.detach`), which cost flash for nothing.
 
     Raises:
         ValueError: `name` is no C identifier.
@@ -56,7 +57,7 @@ def render(tflite: Source, name: str, class_names: Sequence[str] = ()) -> dict[s
         raise ValueError(
             f"name={name!r} is no C identifier (letters, digits, underscores, no keyword); try {suggestion!r}"
         )
-    data = read(tflite)
+    data = detach(tflite)
     return {f"{name}.h": _header(name, data, class_names), f"{name}.c": _source(name, data, class_names)}
 
 

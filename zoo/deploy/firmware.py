@@ -9,7 +9,8 @@ import numpy as np
 
 from zoo import atomic
 from zoo.deploy import c_array, compact, measure, planner, tflite_file, turn
-from zoo.deploy.tflite_file import Source, parse, read
+from zoo.deploy.metadata import detach
+from zoo.deploy.tflite_file import Source, parse
 
 TEMPLATES = Path(__file__).with_name("firmware_files")
 MARKER = "firmware.json"  # what `atomic.write_folder` knows its own folders by
@@ -48,7 +49,7 @@ def write(
         FirmwareError: TFLM cannot run the file, or it is no classifier.
         zoo.atomic.ForeignFolderError: the folder holds files that are not from here, or that were changed.
     """
-    data = read(tflite)
+    data = detach(tflite)
     model = parse(data)
     graph = model.subgraphs[0]
     shape = tflite_file.shape_of(graph.tensors[graph.inputs[0]])

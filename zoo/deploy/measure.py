@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo import graph
 from zoo.deploy import tflite_file, tflm
+from zoo.deploy.metadata import detach
 from zoo.deploy.tflite_file import Source, parse, quiet, read, require
 
 # Of LiteRT: those it takes by default, those of its own, which are faster for int8 depthwise convolutions of 7x7, and
@@ -41,8 +42,8 @@ class Latency:
 
 
 def size(tflite: Source) -> int:
-    """Returns the file's size in bytes: the flash that the model itself takes."""
-    return len(read(tflite))
+    """Returns the bytes of the model, the flash that it takes: without metadata, which C source leaves out."""
+    return len(detach(tflite))
 
 
 def predict(

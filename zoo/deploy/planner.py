@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.deploy import memory_plan, rewrites, tflm
 from zoo.deploy.memory_plan import Buffer
+from zoo.deploy.metadata import detach
 from zoo.deploy.tflite_file import (
     OFFLINE_PLAN,
     Source,
@@ -20,7 +21,6 @@ from zoo.deploy.tflite_file import (
     kind_of,
     metadata,
     parse,
-    read,
     shape_of,
     text,
     type_of,
@@ -59,7 +59,7 @@ class Plan:
     offsets: tuple[int, ...]
     operators: tuple[Operator, ...]
     tail: int  # what TFLM keeps for good
-    flash: int  # the file
+    flash: int  # the model, without metadata
     unsupported: tuple[str, ...] = ()  # what TFLM cannot run: "TILE", "DEQUANTIZE of float16"
     too_wide: tuple[Operator, ...] = ()  # concatenations of more tensors than TFLM joins
 
@@ -142,7 +142,7 @@ def plan(tflite: Source) -> Plan:
         PlannerError: a tensor of open shape, or an operator of TFLM whose memory is not known.
         TfliteFileError: not a whole TensorFlow Lite file.
     """
-    return _plan(parse(tflite), len(read(tflite)))
+    return _plan(parse(tflite), len(detach(tflite)))
 
 
 def padding_savings(tflite: Source) -> list[Saving]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from zoo.atomic import write_atomically
 from zoo.deploy import compact, measure, planner, tflite, tflm, turn
+from zoo.deploy import metadata as tflite_metadata
 from zoo.markdown import join_blocks, make_table
 
 
@@ -23,7 +24,7 @@ class Row:
 
     scheme: str  # "float32", "int8", ...; "int8 QAT" after quantization-aware training
     file: str
-    size: int  # bytes
+    size: int  # bytes of the model, which C source has, without metadata
     accuracy: float | None  # None where it cannot be judged; see `Report.unjudged`
     latency: measure.Latency  # by the kernels that LiteRT takes by default, XNNPACK's
     builtin_latency: measure.Latency  # by LiteRT's own
@@ -31,6 +32,7 @@ class Row:
     planned: int | None
     note: str = ""
     turned: bool = False  # whether the file takes its images turned by 180 degrees (`zoo.deploy.compact`)
+    contents: str = ""  # what its metadata hold (`zoo.deploy.metadata`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,15 @@ class Report:
             "Arena: estimated from the file, and measured by TensorFlow Lite for Microcontrollers (TFLM) on a 64-bit "
             "machine. kB: 1,000 bytes.",
             *turned,
+            *self._describe_contents(),
         )
+
+    def _describe_contents(self) -> list[str]:
+        """Returns a line for what the metadata of most files hold, and one for what those of others do."""
+        places = {row.contents: ", ".join(one.file for one in self.rows if one.contents == row.contents)
+                  for row in self.rows if row.contents}  # fmt: skip
+        lines = [f"In {files}, as TFLite Metadata beside the model: {contents}." for contents, files in places.items()]
+        return [*lines, "Size: the model alone, as C source has it."] if lines else []
 
     def _describe_accuracy(self) -> str:
         if self.unjudged:
@@ -137,6 +147,7 @@ def export(
     calibration: np.ndarray,
     schemes: Sequence[str] = ("int8",),
     also: Mapping[str, Callable[[], bytes]] | None = None,
+    metadata: tflite_metadata.Metadata | None = None,
     output: str | int | None = None,
     threshold: float | None = None,
     threads: int = 1,
@@ -153,6 +164,7 @@ def export(
         calibration: training images (never held-out ones), on which the ranges of "int8" and "int16x8" are measured.
         schemes: besides float32; of `zoo.deploy.tflite.SCHEMES`.
         also: further schemes, by the name that their rows get, and what makes their file.
+        metadata: that the files bring along; that an image is to be turned is added here.
         output, threshold: how outputs are judged, as `measure.accuracy` takes them.
         progress: called with what is about to be done.
 
@@ -170,8 +182,9 @@ def export(
         tell(f"convert to {scheme}")
         files[scheme] = make()
     return assemble(
-        model, files, images, labels, folder, output=output, threshold=threshold, threads=threads, progress=progress
-    )
+        model, files, images, labels, folder, metadata=metadata, output=output, threshold=threshold, threads=threads,
+        progress=progress,
+    )  # fmt: skip
 
 
 def assemble(
@@ -181,6 +194,7 @@ def assemble(
     labels: np.ndarray,
     folder: str | os.PathLike,
     *,
+    metadata: tflite_metadata.Metadata | None = None,
     output: str | int | None = None,
     threshold: float | None = None,
     threads: int = 1,
@@ -196,6 +210,8 @@ def assemble(
         accuracy = measure.accuracy(model, images, labels, output=output, threshold=threshold)
     except measure.MeasureError as error:
         unjudged = str(error)
+    if metadata is not None:
+        files = {scheme: _attach(data, metadata) for scheme, data in files.items()}
     rows = []
     for scheme, data in files.items():
         tell(f"accuracy, latency and arena of the {scheme} file")
@@ -207,6 +223,11 @@ def assemble(
         write_atomically(Path(folder, row.file), files[row.scheme])
     report.save(folder)
     return report
+
+
+def _attach(data: bytes, metadata: tflite_metadata.Metadata) -> bytes:
+    more = " Takes its image turned by 180 degrees." if compact.is_turned(data) else ""
+    return tflite_metadata.attach(data, dataclasses.replace(metadata, description=metadata.description + more))
 
 
 def _find_threshold(model: keras.Model, output: str | int | None) -> float | None:
@@ -260,4 +281,18 @@ def measure_file(
         planned,
         "; ".join(notes),
         turned,
+        _list_contents(data),
     )
+
+
+def _list_contents(data: bytes) -> str:
+    found = tflite_metadata.read(data)
+    if found is None:
+        return ""
+    labels = [f"the names of {len(found.class_names)} classes"] if found.class_names else []
+    numbers = [
+        f"{name} {' '.join(f'{value:.6g}' for value in values)}"
+        for name, values in (("mean", found.mean), ("std", found.std))
+        if values
+    ]
+    return ", ".join([*labels, *numbers, *found.files]) or "nothing that is known here"

@@ -168,12 +168,22 @@ def _names(enumeration: str) -> dict[int, str]:
 def set_metadata(model: Any, name: str, content: bytes) -> None:
     """Puts `content` into a parsed model's metadata, in the place of an entry of the same name."""
     schema = load_schema()
-    model.metadata = [entry for entry in model.metadata or [] if text(entry.name) != name]
+    remove_metadata(model, name)
     entry, buffer = schema.MetadataT(), schema.BufferT()
     entry.name, entry.buffer = name, len(model.buffers)
     buffer.data = np.frombuffer(content, np.uint8)
     model.buffers.append(buffer)
     model.metadata.append(entry)
+
+
+def remove_metadata(model: Any, name: str) -> None:
+    """Takes an entry and its content out of a parsed model's metadata, where there is one."""
+    for entry in [entry for entry in model.metadata or [] if text(entry.name) == name]:
+        model.metadata.remove(entry)
+        if entry.buffer == len(model.buffers) - 1:
+            model.buffers.pop()
+        else:
+            model.buffers[entry.buffer].data = None  # other buffers keep their numbers
 
 
 def metadata(model: Any, name: str) -> bytes | None:

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from zoo.deploy import tflite_file
-from zoo.deploy.tflite_file import MissingPackageError, Source, kind_of, parse, read
+from zoo.deploy.metadata import detach
+from zoo.deploy.tflite_file import MissingPackageError, Source, kind_of, parse
 from zoo.markdown import join_blocks, make_table
 
 TIMEOUT_SECONDS = 1200
@@ -72,7 +73,7 @@ def compile_file(tflite: Source, accelerator: str = "ethos-u55-128") -> Compiled
         VelaError: it refuses the file, or takes more than 20 minutes.
     """
     require()
-    data = read(tflite)
+    data = detach(tflite)
     system = _SYSTEMS.get(accelerator.rpartition("-")[0])
     if system is None:
         raise ValueError(f"accelerator={accelerator!r} is unknown; expected one such as ethos-u55-128 or ethos-u65-256")

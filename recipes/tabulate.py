@@ -8,10 +8,11 @@ r"""Trains every architecture of a small space, and writes the table that search
 
 Each architecture is trained `repeats` times from scratch, with seeds that all of them share; equal ones are trained
 once. runs/tabulate/table.csv has a row for each: accuracies on validation and test images of each training, parameters,
-multiply-accumulates, what the int8 file is predicted to need under TFLM, and a latency measured by LiteRT on this
-machine. `recipes.tables.load` reads it, and every oracle searches it. runs/tabulate/page/page.md shows the space: how
-far its networks differ, how well one training predicts another, and which choices help. Killed and started again with
-the same command, it resumes; on another machine too, with the folder copied there.
+multiply-accumulates, the memory that the int8 file is predicted to take under TFLM, and a latency measured by LiteRT on
+this machine; both are left out where the package ai-edge-litert is not installed. `recipes.tables.load` reads it, and
+every oracle searches it. runs/tabulate/page/page.md shows the space: how far its networks differ, how well one training
+predicts another, and which choices help. Killed and started again with the same command, it resumes; on another machine
+too, with the folder copied there.
 
 The tables that come with this package are those of the presets laptop and tinynas.
 """
@@ -40,7 +41,7 @@ from zoo.formats.enas import MICRO_OPS
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
-    from recipes.engine.children import NetworkScorer
+    from recipes.engine.repeated import RepeatedScorer
     from recipes.tables import Network
 
 _MOST_LISTED = 200_000  # points of a space of which all that are the same network are listed
@@ -55,7 +56,7 @@ class Config(ChildConfig):
     space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # whose architectures
     repeats: int = 2  # trainings of each
     sample: int | None = None  # architectures, drawn by the seed; none takes all
-    latency: bool = True  # measure LiteRT's on this machine once all are trained; needs the package ai-edge-litert
+    latency: bool = True  # measure LiteRT's on this machine, once all are trained
     nodes: int = 2  # of each cell
     ops: tuple[str, ...] = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")  # that an edge of a cell chooses from
     fixed_reduction: bool = True  # vary the normal cell alone (darts, enas); the reduction cell has pools, identities
@@ -102,7 +103,7 @@ class Config(ChildConfig):
 
 PRESETS = {
     "laptop": Config(),
-    "tinynas": Config(space="tinynas", image_size=None, folder=Path("runs/tabulate-tinynas")),
+    "tinynas": Config(space="tinynas", image_size=20, folder=Path("runs/tabulate-tinynas")),
     "smoke": Config(
         nodes=1, ops=("max_pool_3x3", "skip_connect"), filters=2, image_size=8, training_images=60,
         validation_images=50, epochs=1, folder=Path("runs/tabulate-smoke"),
@@ -150,7 +151,9 @@ def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: in
     return config.space, scale | {"cells": config.cells} | ({"stem": "cifar"} if config.space == "darts" else {})
 
 
-def _gather(config: Config, scorer: "NetworkScorer", observe: Observe | None) -> tuple[dict[str, Any], list["Network"]]:
+def _gather(
+    config: Config, scorer: "RepeatedScorer", observe: Observe | None
+) -> tuple[dict[str, Any], list["Network"]]:
     """Returns what the table's first line says, and a row for each network that was trained."""
     from recipes.cards.read import read_search
     from recipes.engine.latency import name_machine
@@ -160,7 +163,7 @@ def _gather(config: Config, scorer: "NetworkScorer", observe: Observe | None) ->
     decisions, written = space.decisions, _list_genomes(space)
     trials = [trial for trial in search.trials if trial.score is not None]
     values = [trial.values(decisions) for trial in trials]
-    latencies = _measure_latencies(scorer, values, observe) if config.latency else {}
+    deployed = _deploy(config, scorer, values, observe)
     networks = []
     for trial, each in zip(trials, values, strict=True):
         key = space.key(each)
@@ -168,7 +171,7 @@ def _gather(config: Config, scorer: "NetworkScorer", observe: Observe | None) ->
             tuple(100 * trial.metrics[f"{part}_accuracy_{number}"] for number in range(config.repeats))
             for part in ("val", "test")
         )
-        metrics = {name: trial.metrics.get(name, latencies.get(key)) for name in METRICS}
+        metrics = {name: {**trial.metrics, **deployed.get(key, {})}.get(name) for name in METRICS}
         networks.append(Network(key, tuple(written.get(key, [trial.genome])), validation, test, metrics))
     levels: dict[str, list[str]] = {}  # node by node in all cells, or stage by stage
     for decision in decisions:
@@ -180,7 +183,7 @@ def _gather(config: Config, scorer: "NetworkScorer", observe: Observe | None) ->
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
         "config": config.settings() | {"sample": config.sample},
         "machines": search.about["machines"],
-        "latencies": name_machine() if latencies else None,
+        "latencies": name_machine() if config.latency and deployed else None,
         "decisions": [dataclasses.astuple(decision) for decision in decisions],
         "levels": list(levels.values()),
     }
@@ -198,22 +201,31 @@ def _list_genomes(space: Space) -> dict[str, list[tuple[int, ...]]]:
     return found
 
 
-def _measure_latencies(
-    scorer: "NetworkScorer", values: Sequence[Mapping[str, Any]], observe: Observe | None
-) -> dict[str, float]:
-    """Returns key -> ms of an image, one network after the other; nothing where LiteRT is not installed."""
+def _deploy(
+    config: Config, scorer: "RepeatedScorer", values: Sequence[Mapping[str, Any]], observe: Observe | None
+) -> dict[str, dict[str, float]]:
+    """Returns key -> memory and latency, of one network after the other; nothing where LiteRT is not installed.
+
+    What an earlier process has found stands in plans.jsonl and latency.jsonl.
+    """
+    from recipes.engine.journal import Journal
     from recipes.engine.tuner import forget_models
 
     if importlib.util.find_spec("ai_edge_litert") is None:
-        print("no latencies: the package ai-edge-litert is not installed", file=sys.stderr)
+        print("no memory and no latency: the package ai-edge-litert is not installed", file=sys.stderr)
         return {}
-    found = {}
-    watching = show_progress("latencies", unit="network") if observe is None else contextlib.nullcontext(observe)
-    with watching as watch:
+    watching = show_progress("deployment", unit="network") if observe is None else contextlib.nullcontext(observe)
+    with watching as watch, contextlib.closing(Journal(config.folder / "plans.jsonl", {})) as journal:
+        found = {record.pop("network"): record for record in journal.records}
         for number, each in enumerate(values):
             watch(Status(number, len(values), None, None))
-            found[scorer.space.key(each)] = float(f"{scorer.latency(each):.4g}")
-            forget_models()
+            key = scorer.space.key(each)
+            if key not in found:
+                found[key] = scorer.predict_memory(each)
+                journal.append({"network": key, **found[key]})
+            if config.latency:
+                found[key] |= {"latency_ms": float(f"{scorer.latency(each):.4g}")}
+                forget_models()
     scorer.close()
     return found
 

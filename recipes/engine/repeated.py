@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
 import zoo
@@ -37,15 +36,15 @@ class RepeatedScorer(NetworkScorer):
         return True
 
     def score(self, task: tuner.Task) -> dict[str, float]:
-        """Returns the mean validation accuracy, the accuracies of each training, and what the network needs."""
+        """Returns the mean validation accuracy, the accuracies of each training, parameters and MACs."""
         file = task.folder / "repeats.json"  # of the trainings that an earlier process has finished
         done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        needs = self._predict_needs(task.values)
+        counts = self._count(task.values)
         for repeat in range(len(done), self.repeats):
             done.append(self._train(task, repeat))
             atomic.write_atomically(file, json.dumps(done))
         found = {f"{name}_{number}": each[name] for number, each in enumerate(done) for name in each}
-        return {OBJECTIVE: float(np.mean([each[OBJECTIVE] for each in done])), **found, **needs}
+        return {OBJECTIVE: float(np.mean([each[OBJECTIVE] for each in done])), **found, **counts}
 
     def _train(self, task: tuner.Task, repeat: int) -> dict[str, float]:
         config, images, size = self.config, self.images, self.images.input_shape[0]
@@ -66,14 +65,19 @@ class RepeatedScorer(NetworkScorer):
         finally:
             tuner.forget_models()
 
-    def _predict_needs(self, values: Mapping[str, Any]) -> dict[str, float]:
-        """Returns counts, and the bytes that the int8 file takes under TFLM, by the plan of its memory."""
+    def _count(self, values: Mapping[str, Any]) -> dict[str, float]:
         try:
-            model: keras.Model = self.build(values)
-            cost = zoo.cost.of(model)
+            cost = zoo.cost.of(self.build(values))
+            return {"params": cost.params, "macs": cost.macs}
+        finally:
+            tuner.forget_models()
+
+    def predict_memory(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """Returns the bytes of arena and file that the int8 network takes under TFLM, by the plan of its memory."""
+        try:
             noise = np.random.default_rng(0).uniform(0, 1, (1, *self.images.input_shape)).astype(np.float32)
-            plan = planner.plan(tflite.convert(model, quantize="int8", calibration=noise))
-            return {"params": cost.params, "macs": cost.macs, "sram": plan.arena, "flash": plan.flash}
+            plan = planner.plan(tflite.convert(self.build(values), quantize="int8", calibration=noise))
+            return {"sram": plan.arena, "flash": plan.flash}
         finally:
             tuner.forget_models()
 

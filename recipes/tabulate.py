@@ -173,6 +173,7 @@ def _gather(
         )
         metrics = {name: {**trial.metrics, **deployed.get(key, {})}.get(name) for name in METRICS}
         networks.append(Network(key, tuple(written.get(key, [trial.genome])), validation, test, metrics))
+    seconds = [trial.metrics[f"seconds_{number}"] for trial in trials for number in range(config.repeats)]
     levels: dict[str, list[str]] = {}  # node by node in all cells, or stage by stage
     for decision in decisions:
         levels.setdefault(decision.name.split("/")[0 if config.space == "tinynas" else 1], []).append(decision.name)
@@ -183,6 +184,7 @@ def _gather(
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
         "config": config.settings() | {"sample": config.sample},
         "machines": search.about["machines"],
+        "training_seconds": round(sum(seconds) / len(seconds), 3),  # of one training, on average
         "latencies": name_machine() if config.latency and deployed else None,
         "decisions": [dataclasses.astuple(decision) for decision in decisions],
         "levels": list(levels.values()),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class RepeatedScorer(NetworkScorer):
 
     def _train(self, task: tuner.Task, repeat: int) -> dict[str, float]:
         config, images, size = self.config, self.images, self.images.input_shape[0]
+        begun = time.monotonic()
         try:
             found = child_training.train(
                 lambda: self.build(task.values),
@@ -61,7 +63,8 @@ class RepeatedScorer(NetworkScorer):
                 report=lambda share, text: task.report((repeat + share) / self.repeats, text),
                 test_part=images.test,
             )
-            return {name: found[name] for name in (OBJECTIVE, "test_accuracy", "loss")}
+            seconds = {"seconds": round(time.monotonic() - begun, 3)}
+            return {name: found[name] for name in (OBJECTIVE, "test_accuracy", "loss")} | seconds
         finally:
             tuner.forget_models()
 

@@ -25,6 +25,7 @@ TEST = [
     "setuptools>=77",
     "wheel>=0.45",
 ]
+BROWSER = ["playwright>=1.50"]  # what the slow tests drive a Chromium of the system with
 LINT = ["ruff>=0.14", "pyright[nodejs]>=1.1.400"]
 
 PACKAGE = Path(__file__).parent / "zoo" / "__init__.py"
@@ -43,6 +44,7 @@ setup(
         "zoo": ["py.typed", "imagenet_classes.txt"],
         "recipes": ["py.typed"],
         "searched_genotypes": ["*.json"],
+        "recipes.cards": ["*.html"],
         "recipes.images": ["embedded/*"],
         "zoo.deploy": ["firmware_files/*"],
         "recipes.tables": ["*.csv"],
@@ -67,7 +69,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "test": TEST,
         "lint": LINT,
-        "dev": [*TEST, *LINT, *CONVERT, *RAY],
+        "dev": [*TEST, *LINT, *CONVERT, *RAY, *BROWSER],
     },
     keywords=["keras", "neural architecture search", "NASNet", "AmoebaNet", "DARTS", "quantization", "tinyml"],
     classifiers=[

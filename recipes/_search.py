@@ -113,7 +113,8 @@ def _run(
             retries=config.retries,
         )
         images = scorer.images
-        write_about(config, recipe, {"training": len(images.train), "validation": len(images.validation)})
+        counts = {"training": len(images.train), "validation": len(images.validation)}
+        write_about(config, recipe, counts, scorer.space)
         if len(runner.history) > config.trials:
             runner.tell(
                 "", f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"

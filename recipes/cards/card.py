@@ -39,6 +39,18 @@ def write_card(folders: Sequence[Path], baselines: Sequence[Path] = (), target: 
     Raises:
         ValueError: a folder without a search, or searches that cannot be on one card.
     """
+    searches, random = read_searches(folders, baselines)
+    target = target or choose_target(searches)
+    card = make_card(searches, random)
+    card["pictures"] = pictures.draw_pictures(searches, random, card, target)
+    atomic.write_atomically(target / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
+    path = target / "card.md"
+    atomic.write_atomically(path, page.write_page(card))
+    return path
+
+
+def read_searches(folders: Sequence[Path], baselines: Sequence[Path] = ()) -> tuple[list[Search], list[Search]]:
+    """Returns the searches of one card and the random searches beside them; arguments and errors: see `write_card`."""
     searches = [read_search(folder) for folder in folders]
     random = [read_search(folder) for folder in baselines]
     if not random and not all(search.is_random for search in searches):
@@ -47,15 +59,13 @@ def write_card(folders: Sequence[Path], baselines: Sequence[Path] = (), target: 
     if not random:
         own = [search.folder / BASELINE for search in searches]
         random = [read_search(folder) for folder in own if (folder / JOURNAL).is_file()]
-    if target is None:
-        target = searches[0].folder / CARD if len(searches) == 1 else Path("runs/report")
     _check_alike(searches, random)
-    card = make_card(searches, random)
-    card["pictures"] = pictures.draw_pictures(searches, random, card, target)
-    atomic.write_atomically(target / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
-    path = target / "card.md"
-    atomic.write_atomically(path, page.write_page(card))
-    return path
+    return searches, random
+
+
+def choose_target(searches: Sequence[Search]) -> Path:
+    """Returns where the card of these searches is unless somebody says otherwise."""
+    return searches[0].folder / CARD if len(searches) == 1 else Path("runs/report")
 
 
 def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def _draw_supernets(searches: Sequence[Search], folder: Path) -> list[dict[str, 
 
 def draw_history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     """Draws what the records of each seed hold over the epochs: losses, accuracies, skip connections and the like."""
-    panels = _list_panels([record for result in seeds.values() for record in result["history"]])
+    panels = list_panels([record for result in seeds.values() for record in result["history"]])
     columns = min(2, len(panels))
     rows = -(-len(panels) // max(1, columns))
     figure = new_figure(4.5 * max(1.3, columns), 2.4 * rows + 0.8)
@@ -274,7 +274,7 @@ def draw_history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _list_panels(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+def list_panels(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Returns title -> names of one or two values, for every number that the records hold."""
     held = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
     held -= {"step"}

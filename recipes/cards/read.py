@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.engine.journal import read_journal
-from recipes.engine.spaces import Decision
+from recipes.engine.spaces import Decision, Space
 from recipes.engine.workers import name_processor
 from zoo import atomic
 
@@ -30,7 +31,7 @@ _OF_A_RUN = """folder seed dry_run keep tensorboard save_seconds workers trial_c
 class Trial:
     """A trial that has ended; `score` is None and `message` the reason where it failed.
 
-    `genome` holds, for each decision of the space, the place of the choice.
+    `genome` holds, for each decision of the space, the place of the choice; `parents` the genomes that it was made of.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Trial:
     metrics: Mapping[str, float]
     seconds: float
     message: str = ""
+    parents: tuple[tuple[int, ...], ...] = ()
 
     def values(self, decisions: Sequence[Decision]) -> dict[str, Any]:
         """Returns decision -> choice."""
@@ -122,6 +124,13 @@ class Search:
         """What the recipe measured of the architecture that it found, where it does so."""
         return _read_object(self.folder / "result.json")
 
+    @functools.cached_property
+    def space(self) -> Space | None:
+        """The space of its genomes; None where about.json does not name one of this version's."""
+        space = _make_space(self.about.get("space"))
+        choices = {} if space is None else {each.name: len(each.choices) for each in space.decisions}
+        return space if choices == self.header["choices"] else None
+
     @property
     def scores(self) -> list[float]:
         """Of the trials that did not fail."""
@@ -158,13 +167,15 @@ def read_search(folder: Path) -> Search:
     if not {"objective", "seed", "oracle"} <= header.keys():
         raise ValueError(f"{path} is no journal of a search; give the folder that a search wrote into")
     name = header["objective"][0]
-    genomes = {record["start"]: tuple(record["genome"]) for record in records if "start" in record}
+    starts = {record["start"]: record for record in records if "start" in record}
     trials = []
     for record in records:
         if "end" in record:
             score = record["metrics"].get(name) if record["status"] == "COMPLETED" else None
             number, message = record["end"], record.get("message", "")
-            trials.append(Trial(number, genomes[number], score, record["metrics"], record["seconds"], message))
+            genome, *parents = map(tuple, [starts[number]["genome"], *starts[number].get("parents", ())])
+            ended = (score, record["metrics"], record["seconds"], message)
+            trials.append(Trial(number, genome, *ended, tuple(parents)))
     refused = sum("refused" in record for record in records)
     seeds = {int(path.stem.removeprefix("seed")): _read_object(path) for path in (folder / "seeds").glob("seed*.json")}
     return Search(folder, header, tuple(trials), refused, _read_object(folder / ABOUT), dict(sorted(seeds.items())))
@@ -183,7 +194,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_about(config: Any, recipe: str, images: Mapping[str, int]) -> None:
+def write_about(config: Any, recipe: str, images: Mapping[str, int], space: Space | None = None) -> None:
     """Writes about.json into config.folder.
 
     Where the search resumes with other software or on another machine, both are kept, in their order.
@@ -192,6 +203,7 @@ def write_about(config: Any, recipe: str, images: Mapping[str, int]) -> None:
         config: a recipe's Config.
         recipe: its name; the docstring and the PRESETS of its module tell of the paper.
         images: how many there are, "training" and "validation": less than was asked for, where the data has no more.
+        space: that is searched; with it the journal's genomes can be read as architectures.
     """
     path = config.folder / ABOUT
     machines = []
@@ -202,8 +214,39 @@ def write_about(config: Any, recipe: str, images: Mapping[str, int]) -> None:
         machines.append(here)
     module = _find_module(recipe, config)
     about = {"recipe": recipe, **_describe_paper(module), **_list_settings(config, module)}
-    about |= {"images": dict(images), "machines": machines}
+    about |= {"images": dict(images), "machines": machines, "space": _describe_space(space)}
     atomic.write_atomically(path, json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def _describe_space(space: Space | None) -> dict[str, Any] | None:
+    if space is None or not dataclasses.is_dataclass(space):
+        return None
+    module = sys.modules[type(space).__module__]  # of the running program, if it is a recipe that defines its own
+    name = module.__spec__.name if module.__spec__ else module.__name__
+    return {"module": name, "class": type(space).__name__, "fields": dataclasses.asdict(space)}
+
+
+def _make_space(described: Mapping[str, Any] | None) -> Space | None:
+    """Returns what `_describe_space` described; only a space of this package is ever made."""
+    if not described or not described["module"].startswith("recipes."):
+        return None
+    try:
+        kind = getattr(importlib.import_module(described["module"]), described["class"])
+    except (ImportError, AttributeError):  # another version's
+        return None
+    fields = described["fields"]
+    if not (isinstance(kind, type) and issubclass(kind, Space) and dataclasses.is_dataclass(kind)):
+        return None
+    if {field.name for field in dataclasses.fields(kind)} != fields.keys():
+        return None
+    space = kind.__new__(kind)  # its __init__ may take other arguments than its fields
+    for name, value in fields.items():
+        object.__setattr__(space, name, _without_lists(value))
+    return space
+
+
+def _without_lists(value: Any) -> Any:
+    return tuple(map(_without_lists, value)) if isinstance(value, list) else value
 
 
 def _find_module(recipe: str, config: Any) -> Any:

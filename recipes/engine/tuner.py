@@ -202,7 +202,8 @@ class Tuner:
             return None
         number, self._started = self._started, self._started + 1
         self._running[number] = proposal.values
-        self.journal.append({"start": number, "genome": self.oracle.choices.genome(proposal.values)})
+        parents = {"parents": self.oracle.made_from} if self.oracle.made_from else {}
+        self.journal.append({"start": number, "genome": self.oracle.choices.genome(proposal.values), **parents})
         return number
 
     def _hand_out(self, number: int) -> None:

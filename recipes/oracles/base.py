@@ -79,6 +79,7 @@ class SearchOracle(LeasingOracle):
         self.check = check
         self.max_redraws = max_redraws
         self.message = ""  # why the search stopped, once it has
+        self.made_from: tuple[Genome, ...] = ()  # of the last proposal, where it was made from known points
         self.refused: dict[Hashable, str] = {}  # key -> why it is never trained (again)
         self.duplicates = 0
         self.verbose = 0
@@ -139,6 +140,7 @@ class SearchOracle(LeasingOracle):
             check: in the place of the oracle's own, where the driver remembers the answers.
         """
         for _ in range(self.max_redraws):
+            self.made_from = ()
             try:
                 genome = self.propose()
             except Wait:
@@ -148,6 +150,7 @@ class SearchOracle(LeasingOracle):
             proposal = self._start_unless_settled(identity, genome, check)
             if proposal is not None:
                 return proposal
+        self.made_from = ()
         return self._ask_unseen(identity, check)
 
     def tell(self, identity: Hashable, score: float | None, reason: str = "") -> None:

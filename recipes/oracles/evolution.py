@@ -65,6 +65,7 @@ class AgingEvolution(SearchOracle):
             return self.random_genome()
         drawn = self.rng.integers(len(self.members), size=self.sample)
         parent, _ = max((self.members[i] for i in drawn), key=lambda member: member[1])
+        self.made_from = (parent,)
         return self.mutated(parent)
 
     def mutated(self, genome: Genome) -> Genome:
@@ -165,8 +166,10 @@ class GenerationalEvolution(SearchOracle):
         if not self.best:
             return self.random_genome()
         if len(self.generation) < self.population // 2 or self._draws > _MOST_FAMILIAR_DRAWS:
-            return self.mutated(self._parent())
-        return self.crossed(self._parent(), self._parent())
+            self.made_from = (self._parent(),)
+            return self.mutated(*self.made_from)
+        self.made_from = (self._parent(), self._parent())
+        return self.crossed(*self.made_from)
 
     def mutated(self, genome: Genome) -> Genome:
         """Returns `genome` with each choice drawn anew with the probability `mutation`, or more after many draws."""

@@ -1,0 +1,153 @@
+"""A page of searches for a browser: one file that loads nothing, web_page.html with the searches' data inside it."""
+
+import datetime
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.cards import pictures
+from recipes.cards.card import make_card
+from recipes.cards.read import Search, Trial
+from zoo.atomic import write_atomically
+from zoo.genotype_json import body_as_dict
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+_MOST_BODIES = 2_000  # architectures in a page, the best ones': more would make it tens of MB
+_MORE_IS_BETTER = ("accuracy", "reward", "top5")  # metrics with this in their names; of the others less is better
+
+
+def write_web_page(
+    searches: Sequence[Search], random: Sequence[Search], path: Path, refresh: float | None = None
+) -> None:
+    """Writes the page, whole or not at all; the same folders give the same bytes unless it refreshes itself.
+
+    Args:
+        searches, random: as `recipes.cards.card.read_searches` returns them.
+        path: of the page.
+        refresh: seconds after which the open page loads itself again; never unless given.
+    """
+    data = list_data(searches, random, refresh)
+    before, _, rest = TEMPLATE.read_text(encoding="utf-8").partition("@TITLE@")
+    middle, _, after = rest.partition("@DATA@")
+    title = html.escape(f"{data['recipe']}, {data['algorithm']}")
+    write_atomically(path, f"{before}{title}{middle}{embed_json(data)}{after}")
+
+
+def embed_json(data: Any) -> str:
+    """Returns JSON that can stand in a script element: no text in it can end the element or begin another."""
+    text = json.dumps(_without_infinities(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON of browsers knows neither NaN nor infinities: they become null."""
+    if isinstance(value, Mapping):
+        return {str(name): _without_infinities(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def list_data(searches: Sequence[Search], random: Sequence[Search], refresh: float | None = None) -> dict[str, Any]:
+    """Returns what the page shows: the card's numbers, and every trial with its architecture and parents."""
+    card = make_card(searches, random)
+    timed = card["anytime"]["unit"] == "seconds"
+    names = sorted({name for search in [*searches, *random] for trial in search.trials for name in trial.metrics})
+    pareto = [text.partition(":") for text in card["settings"].get("pareto", [])]
+    directions = {name: "max" if any(word in name for word in _MORE_IS_BETTER) else "min" for name in names}
+    data = {name: card[name] for name in ("recipe", "algorithm", "title", "source", "departures", "status", "score")}
+    data |= {name: card[name] for name in ("anytime", "settings", "paper")}
+    return data | {
+        "running": not all(search.finished for search in searches),
+        "refresh": refresh,
+        "written": datetime.datetime.now().astimezone().strftime("%H:%M:%S") if refresh else None,
+        "labels": {name: pictures.name_of(name) for name in names},
+        "directions": directions | {name: direction for name, _, direction in pareto},
+        "pareto": [name for name, _, _ in pareto],
+        "searches": [_describe(search, timed, False) for search in searches]
+        + [_describe(search, timed, True) for search in random],
+        "supernets": [{"folder": each["folder"], "panels": _list_panels(each)} for each in card["supernets"]],
+    }
+
+
+def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
+    decisions = search.space.decisions if search.space else ()
+    bodies, numbers = _list_bodies(search), _Numbers(search)
+    at, trials = search.seconds_before, []
+    for place, trial in enumerate(search.trials, start=1):
+        at += trial.seconds
+        trials.append(
+            {
+                "number": trial.number,
+                "at": round(at, 3) if timed else place,
+                "score": trial.score,
+                "metrics": dict(trial.metrics),
+                "seconds": trial.seconds,
+                "message": trial.message,
+                "genome": trial.genome,
+                "parents": numbers.of(trial),
+                "body": bodies.get(trial.number),
+            }
+        )
+    return {
+        "name": f"{search.folder.name}, seed {search.seed}",
+        "random": random,
+        "planned": search.planned,
+        "refused": search.refused,
+        "seconds": search.seconds,
+        "decisions": [[decision.name, decision.choices] for decision in decisions],
+        "trials": trials,
+    }
+
+
+def _list_bodies(search: Search) -> dict[int, dict[str, Any]]:
+    """Returns trial -> its architecture, for the best trials; those that failed come last."""
+    space = search.space
+    if space is None:
+        return {}
+    worst = math.inf
+    best = sorted(search.trials, key=lambda trial: worst if trial.score is None else -search.sign * trial.score)
+    bodies = {trial.number: space.body(trial.values(space.decisions)) for trial in best[:_MOST_BODIES]}
+    return {number: body_as_dict(body) for number, body in bodies.items()}
+
+
+class _Numbers:
+    """Which trial a genome is: the first that had it or, for one that was known without a trial, an equal network."""
+
+    def __init__(self, search: Search):
+        self._space = search.space
+        self._trials = {trial.genome: trial.number for trial in reversed(search.trials)}
+        self._alike: dict[str, int] = {}
+
+    def of(self, trial: Trial) -> list[int]:
+        found = [self._trials.get(genome, self._find_alike(genome)) for genome in dict.fromkeys(trial.parents)]
+        return [number for number in found if number is not None]
+
+    def _find_alike(self, genome: tuple[int, ...]) -> int | None:
+        if self._space is None or genome in self._trials:
+            return None
+        if not self._alike:
+            self._alike = {self._key(known): number for known, number in self._trials.items()}
+        return self._alike.get(self._key(genome))
+
+    def _key(self, genome: tuple[int, ...]) -> str:
+        decisions = self._space.decisions
+        return self._space.key(Trial(0, genome, None, {}, 0.0).values(decisions))
+
+
+def _list_panels(supernet: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the panels of its history: a title, and the lines of each seed."""
+    histories = supernet["history"]
+    panels = pictures.list_panels([record for records in histories.values() for record in records])
+    found = []
+    for title, names in panels.items():
+        lines = [
+            {"seed": seed, "dashed": name != names[0], "values": [record.get(name) for record in records]}
+            for seed, records in histories.items()
+            for name in names
+        ]
+        found.append({"title": title, "lines": lines})
+    return found

@@ -65,9 +65,10 @@ def _watch(config: Config) -> Path:
     from recipes.cards.card import choose_target, read_searches
     from recipes.cards.web_page import write_web_page
 
-    page, seen, running, took = None, None, True, 0.0
+    page: Path | None = None
+    seen, running, took = None, True, 0.0
     try:
-        while running or _list_stamps(config) != seen:  # a search by seeds goes on to its baseline
+        while page is None or running or _list_stamps(config) != seen:  # a search by seeds goes on to its baseline
             stamps = _list_stamps(config)
             if stamps != seen and all((folder / "journal.jsonl").is_file() for folder in config.folders):
                 begun = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Any
 from recipes.cards import pictures
 from recipes.cards.card import make_card
 from recipes.cards.read import Search, Trial
+from recipes.engine.spaces import Space
 from zoo.atomic import write_atomically
 from zoo.genotype_json import body_as_dict
 
@@ -88,7 +89,7 @@ def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
                 "seconds": trial.seconds,
                 "message": trial.message,
                 "genome": trial.genome,
-                "parents": numbers.of(trial),
+                "parents": numbers.of_parents(trial),
                 "body": bodies.get(trial.number),
             }
         )
@@ -122,20 +123,21 @@ class _Numbers:
         self._trials = {trial.genome: trial.number for trial in reversed(search.trials)}
         self._alike: dict[str, int] = {}
 
-    def of(self, trial: Trial) -> list[int]:
-        found = [self._trials.get(genome, self._find_alike(genome)) for genome in dict.fromkeys(trial.parents)]
+    def of_parents(self, trial: Trial) -> list[int]:
+        found = [self._find(genome) for genome in dict.fromkeys(trial.parents)]
         return [number for number in found if number is not None]
 
-    def _find_alike(self, genome: tuple[int, ...]) -> int | None:
-        if self._space is None or genome in self._trials:
-            return None
+    def _find(self, genome: tuple[int, ...]) -> int | None:
+        if genome in self._trials or self._space is None:
+            return self._trials.get(genome)
         if not self._alike:
-            self._alike = {self._key(known): number for known, number in self._trials.items()}
-        return self._alike.get(self._key(genome))
+            self._alike = {_make_key(self._space, known): number for known, number in self._trials.items()}
+        return self._alike.get(_make_key(self._space, genome))
 
-    def _key(self, genome: tuple[int, ...]) -> str:
-        decisions = self._space.decisions
-        return self._space.key(Trial(0, genome, None, {}, 0.0).values(decisions))
+
+def _make_key(space: Space, genome: tuple[int, ...]) -> str:
+    pairs = zip(space.decisions, genome, strict=True)
+    return space.key({decision.name: decision.choices[place] for decision, place in pairs})
 
 
 def _list_panels(supernet: Mapping[str, Any]) -> list[dict[str, Any]]:

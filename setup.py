@@ -12,12 +12,14 @@ DEPLOY = [
     "tflite-micro>=0.dev20261002000000",  # earlier wheels do not load on Python 3.11, or need pkg_resources
 ]
 ETHOS_U = ["ethos-u-vela>=4.2,<6"]  # recipes.deploy --board=corstone300
+HUB = ["huggingface_hub>=0.34"]  # zoo.from_pretrained("hf://user/name")
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
 TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs
 CONVERT = ["torch>=2.6", "safetensors>=0.4"]  # what the tests compare the readers of weights with
 TEST = [
     *DEPLOY,
     *ETHOS_U,
+    *HUB,
     *TENSORBOARD,
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -65,6 +67,7 @@ setup(
     extras_require={
         "deploy": DEPLOY,
         "ethos-u": ETHOS_U,
+        "hub": HUB,
         "ray": RAY,
         "tensorboard": TENSORBOARD,
         "test": TEST,

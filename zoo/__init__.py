@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zoo.cell import Cell
     from zoo.drawing import draw
     from zoo.imagenet import decode_predictions
+    from zoo.pretrained import from_pretrained, save_pretrained
     from zoo.weights.published import preprocess
 
 __version__ = "0.1.0"  # setup.py reads it here
@@ -36,11 +37,13 @@ __all__ = [
     "decode_predictions",
     "draw",
     "formats",
+    "from_pretrained",
     "info",
     "list_models",
     "load",
     "preprocess",
     "save",
+    "save_pretrained",
     "weights",
 ]
 
@@ -51,7 +54,9 @@ _LAZY = {
     "draw": "zoo.drawing",
     "cost": None,
     "formats": None,
+    "from_pretrained": "zoo.pretrained",
     "preprocess": "zoo.weights.published",
+    "save_pretrained": "zoo.pretrained",
     "weights": None,
 }
 

@@ -86,5 +86,12 @@ def test_links_between_documents_lead_somewhere(document: Path):
     assert not missing
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_installing_the_project_names_where_it_is_for_no_index_has_it(document: Path):
+    text = (PROJECT / document).read_text(encoding="utf-8")
+    places = [line for line in text.splitlines() if re.search(r"pip install .*keras-searched-zoo", line)]
+    assert [line for line in places if not re.search(r"keras-searched-zoo(\[[a-z-]+\])? @ git\+", line)] == []
+
+
 def test_the_citation_is_of_this_version():
     assert f"\nversion: {zoo.__version__}\n" in (PROJECT / "CITATION.cff").read_text()

@@ -13,6 +13,7 @@ DEPLOY = [
 ]
 ETHOS_U = ["ethos-u-vela>=4.2,<6"]  # recipes.deploy --board=corstone300
 HUB = ["huggingface_hub>=0.34"]  # zoo.from_pretrained("hf://user/name")
+BAYESIAN = ["scikit-learn>=1.5,<2"]  # --algorithm=bayesian; as KerasTuner calls its own extra
 RAY = ["ray[default]>=2.40"]  # searches on a cluster
 TENSORBOARD = ["tensorboard>=2.20,<3"]  # --tensorboard of searches and trainings, and what KerasTuner's own tuner logs
 CONVERT = ["torch>=2.6", "safetensors>=0.4"]  # what the tests compare the readers of weights with
@@ -21,6 +22,7 @@ TEST = [
     *ETHOS_U,
     *HUB,
     *TENSORBOARD,
+    *BAYESIAN,
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -68,6 +70,7 @@ setup(
         "deploy": DEPLOY,
         "ethos-u": ETHOS_U,
         "hub": HUB,
+        "bayesian": BAYESIAN,
         "ray": RAY,
         "tensorboard": TENSORBOARD,
         "test": TEST,

@@ -7,30 +7,57 @@ Every search selects by validation accuracy and reports the test accuracy of wha
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras_tuner
 import numpy as np
 
-from recipes.oracles import AgingEvolution, ControllerOracle, Fitting, ProgressiveOracle, RandomSearch, SearchOracle
+from recipes.oracles import (
+    AgingEvolution,
+    BayesianSearch,
+    ControllerOracle,
+    Fitting,
+    LocalSearch,
+    ProgressiveOracle,
+    RandomSearch,
+    SearchOracle,
+)
 from recipes.tables import Table
 
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 MakeOracle = Callable[[Table, int], SearchOracle]  # table, seed
 
 
+def _arguments(table: Table, seed: int) -> dict[str, Any]:
+    """Returns what every oracle is given; equal networks of a table, where it knows them, are one evaluation."""
+    return {
+        "objective": OBJECTIVE,
+        "hyperparameters": table.hyperparameters(),
+        "seed": seed,
+        "key": table.key,
+        "check": table.check,
+    }
+
+
+def local(table: Table, seed: int) -> SearchOracle:
+    """Local search."""
+    return LocalSearch(**_arguments(table, seed))
+
+
+def bayesian(table: Table, seed: int) -> SearchOracle:
+    """Bayesian search over paths and ops where the table has cells, over choices where it has not."""
+    return BayesianSearch(**_arguments(table, seed), features=table.count_features)
+
+
 def plain_evolution(table: Table, seed: int) -> SearchOracle:
     """Aging evolution as it is usually run on tables: population 10, sample 3, each child changes one choice."""
-    return AgingEvolution(
-        OBJECTIVE, hyperparameters=table.hyperparameters(), seed=seed, population=10, sample=3, identity=0.0
-    )
+    return evolution(table, seed, population=10, sample=3)
 
 
 def evolution(table: Table, seed: int, population: int = 20, sample: int = 10) -> SearchOracle:
     """Aging evolution with a larger sample: a few hundred evaluations are too few to wait for luck."""
     return AgingEvolution(
-        OBJECTIVE,
-        hyperparameters=table.hyperparameters(),
-        seed=seed,
+        **_arguments(table, seed),
         population=population,
         sample=sample,
         identity=0.0,
@@ -40,12 +67,10 @@ def evolution(table: Table, seed: int, population: int = 20, sample: int = 10) -
 def progressive(table: Table, seed: int) -> SearchOracle:
     """The progressive search with a narrow beam: most evaluations are rounds on complete networks."""
     return ProgressiveOracle(
-        OBJECTIVE,
-        table.size,
-        table.hyperparameters(),
+        **_arguments(table, seed),
+        max_trials=table.size,
         levels=table.levels,
         kinds=table.kinds,
-        seed=seed,
         beam=5,
         explore=1.0,
         fitting=Fitting(embedding=8, hidden=32, first_rate=0.01, steps=120, anew=True),
@@ -55,9 +80,7 @@ def progressive(table: Table, seed: int) -> SearchOracle:
 def ppo(table: Table, seed: int) -> SearchOracle:
     """The controller of NASNet; a thousand evaluations need larger steps than 20,000."""
     return ControllerOracle(
-        OBJECTIVE,
-        hyperparameters=table.hyperparameters(),
-        seed=seed,
+        **_arguments(table, seed),
         hidden=32,
         batch=20,
         learning_rate=0.003,
@@ -69,9 +92,7 @@ def ppo(table: Table, seed: int) -> SearchOracle:
 def reinforce(table: Table, seed: int) -> SearchOracle:
     """The same controller with one step a batch."""
     return ControllerOracle(
-        OBJECTIVE,
-        hyperparameters=table.hyperparameters(),
-        seed=seed,
+        **_arguments(table, seed),
         algorithm="reinforce",
         hidden=32,
         batch=20,
@@ -83,11 +104,13 @@ def reinforce(table: Table, seed: int) -> SearchOracle:
 
 def uniform(table: Table, seed: int) -> SearchOracle:
     """Random search; `Table.random_search` is its expectation."""
-    return RandomSearch(OBJECTIVE, hyperparameters=table.hyperparameters(), seed=seed)
+    return RandomSearch(**_arguments(table, seed))
 
 
 ORACLES: dict[str, MakeOracle] = {
     "random": uniform,
+    "local": local,
+    "bayesian": bayesian,
     "plain evolution": plain_evolution,
     "evolution": evolution,
     "progressive": progressive,

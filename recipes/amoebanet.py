@@ -2,6 +2,7 @@
 
     python -m recipes.amoebanet                            # minutes on 2 cores, embedded images
     python -m recipes.amoebanet --algorithm=random         # the baseline at the same budget
+    python -m recipes.amoebanet --algorithm=bayesian       # or local: baselines that the paper lacks, for small budgets
     python -m recipes.amoebanet --preset=paper --dry_run   # what the paper's search would need on this machine
 
 The result is runs/amoebanet/genotype.json, which zoo.build and every other recipe take. Killed and started again with
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 class Config(ChildConfig):
     """Options of the search."""
 
-    algorithm: Literal["evolution", "random"] = "evolution"  # random is the baseline
+    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained
+    algorithm: Literal["evolution", "random", "local", "bayesian"] = "evolution"
     space: Literal["amoebanet", "nasnet"] = "amoebanet"  # the 8 ops of AmoebaNet, or the 13 and two combiners of NASNet
     nodes: int = 3  # of each cell; the paper has 5
     population: int = 12  # cells that are alive at once
@@ -86,13 +88,10 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
 
 def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    from recipes.oracles import AgingEvolution, RandomSearch
+    from recipes.oracles import AgingEvolution
 
-    arguments = scorer.oracle_arguments()
-    if config.algorithm == "random":
-        return RandomSearch(**arguments)
-    return AgingEvolution(
-        **arguments,
+    return scorer.baseline_oracle(config.algorithm) or AgingEvolution(
+        **scorer.oracle_arguments(),
         population=config.population,
         sample=config.sample,
         identity=config.identity,

@@ -2,6 +2,7 @@
 
     python -m recipes.mnasnet                            # minutes on 2 cores, embedded images, latency of this machine
     python -m recipes.mnasnet --algorithm=random         # the baseline at the same budget
+    python -m recipes.mnasnet --algorithm=bayesian       # or local: baselines that the paper lacks, for small budgets
     python -m recipes.mnasnet --alpha=0 --beta=-1        # the target as a hard limit
     python -m recipes.mnasnet --latency_table=pixel.json --target=75    # of a device that is not at hand
     python -m recipes.mnasnet --preset=paper --dry_run   # what the paper's search would need on this machine
@@ -258,7 +259,7 @@ def space_of(config: Config) -> BlockSpace:
 
 def oracle(config: Config, space: BlockSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    return config.make_oracle(scorer.oracle_arguments())
+    return scorer.baseline_oracle(config.algorithm) or config.make_controller(scorer.oracle_arguments())
 
 
 def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help

@@ -2,6 +2,7 @@
 
     python -m recipes.nasnet                            # minutes on 2 cores, embedded images
     python -m recipes.nasnet --algorithm=random         # the paper's baseline at the same budget
+    python -m recipes.nasnet --algorithm=bayesian       # or local: baselines that the paper lacks, for small budgets
     python -m recipes.nasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
 The result is runs/nasnet/genotype.json. Killed and started again with the same command, the search resumes.
@@ -77,7 +78,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
 
 def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    return config.make_oracle(scorer.oracle_arguments())
+    return scorer.baseline_oracle(config.algorithm) or config.make_controller(scorer.oracle_arguments())
 
 
 def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help

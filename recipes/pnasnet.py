@@ -2,6 +2,7 @@
 
     python -m recipes.pnasnet                            # minutes on 2 cores, embedded images
     python -m recipes.pnasnet --algorithm=random         # cells of full size at random, at the same budget
+    python -m recipes.pnasnet --algorithm=bayesian       # or local: cells of full size, by our baselines
     python -m recipes.pnasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
 The result is runs/pnasnet/genotype.json. Killed and started again with the same command, the search resumes.
@@ -35,7 +36,8 @@ DEPTH = "nodes"
 class Config(ChildConfig):
     """Options of the search."""
 
-    algorithm: Literal["progressive", "random"] = "progressive"  # random is the baseline
+    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained
+    algorithm: Literal["progressive", "random", "local", "bayesian"] = "progressive"
     nodes: int = 3  # of the largest cells; the paper has 5
     beam: int = 5  # K: cells trained of each size but the first
     first: int | None = 8  # cells of one node, drawn at random; none trains all 136
@@ -198,13 +200,10 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
 
 def oracle(config: Config, space: GrowingCellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    from recipes.oracles import ProgressiveOracle, RandomSearch
+    from recipes.oracles import ProgressiveOracle
 
-    arguments = scorer.oracle_arguments()
-    if config.algorithm == "random":
-        return RandomSearch(**arguments)
-    return ProgressiveOracle(
-        **arguments,
+    return scorer.baseline_oracle(config.algorithm) or ProgressiveOracle(
+        **scorer.oracle_arguments(),
         levels=space.levels,
         depth=DEPTH,
         kinds=space.kinds,

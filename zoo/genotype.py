@@ -14,6 +14,7 @@ Sequences may be given as lists; the dataclasses keep tuples, so that genotypes 
 import dataclasses
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -110,6 +111,23 @@ class CellGraph:
                 if state >= INPUT_STATES:
                     pending += [edge.state for _, edge in self.edges_of(state)]
         return frozenset(live)
+
+    def count_paths(self, longest: int) -> Counter[tuple[int | str, ...]]:
+        """Returns how often each path leads from an input to the output: the input's state, then the ops on the way.
+
+        Identities are left out, so that a path says what is done to the input; "none" leads nowhere. Paths of more than
+        `longest` ops do not count.
+        """
+        paths = {state: Counter({(state,): 1}) for state in range(INPUT_STATES)}
+        for state in range(INPUT_STATES, INPUT_STATES + len(self.nodes)):
+            found: Counter[tuple[int | str, ...]] = Counter()
+            for _, (op, source) in self.edges_of(state):
+                for path, count in paths[source].items():
+                    longer = path if op == "skip_connect" else (*path, op)
+                    if len(longer) <= 1 + longest:
+                        found[longer] += count
+            paths[state] = found
+        return sum((paths[state] for state in self.concat), Counter())
 
 
 @dataclasses.dataclass(frozen=True)

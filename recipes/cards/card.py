@@ -23,6 +23,7 @@ _RANDOM_STARTS = {  # option -> what needs more trials than it says
     "controller_batch": "never updated its controller",
     "first": "never used its predictor",
 }
+_BASELINES = ("local", "bayesian")  # algorithms that have none of these options
 CARD = "card"  # where in a search's folder its card is
 _DIGITS = 6
 
@@ -197,7 +198,8 @@ def _judge_length(search: Search) -> str:
     """Says where a search was too short to learn from its own results."""
     config = search.about.get("config", {})
     for name, what in _RANDOM_STARTS.items():
-        if config.get(name) and "random" not in search.algorithm and len(search.trials) <= config[name]:
+        learns = not search.is_random and search.algorithm not in _BASELINES
+        if config.get(name) and learns and len(search.trials) <= config[name]:
             trials = _count(len(search.trials), "trial", "trials")
             return f"{trials} and a {name} of {config[name]}: the search {what}, all its networks are random"
     return ""

@@ -11,6 +11,7 @@ from recipes.cards.read import Search
 REPRODUCED, AT_REDUCED_SCALE, PROCEDURE_ONLY = "reproduced", "reproduced at reduced scale", "procedure only"
 LEAST_SEARCHES = 3  # with seeds of their own, for a result to be called reproduced
 LEAST_NETWORKS = 12  # of which Kendall's tau says anything
+LARGEST = 0.25  # share of the random networks that count as the largest
 ENOUGH_ERRORS = 2.0  # standard errors by which a search must beat random search
 _MOST_POINTS = 200  # of a curve
 
@@ -123,10 +124,44 @@ def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, A
         "draws_in_budget": wanted,
         "random": {"mean": mean, "std": std, "values": expected},
         "random_cell": float(np.mean([score for search in random for score in search.scores])),
+        "largest": compare_largest([other for _, other in others], wanted, sign),
         "later_half": [float(np.mean(search.scores[len(search.scores) // 2 :])) for search in searches],
         "gain": difference,
         "standard_error": error,
         "paired": paired,
+    }
+
+
+def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) -> dict[str, Any] | None:
+    """Returns what random draws among the largest networks reach: those of most MACs, which take no training to know.
+
+    Of each random search the quarter of the most MACs is taken; draws are as many as the budget has, or all of them.
+    None where a network's MACs are unknown, or there are too few networks.
+
+    Args:
+        random: the baselines.
+        wanted: how many networks the budget trains, for each of them.
+        sign: 1 where more is better, -1 where less is.
+    """
+    trials = [[trial for trial in search.trials if trial.score is not None] for search in random]
+    if any(len(each) < LEAST_NETWORKS or any("macs" not in trial.metrics for trial in each) for each in trials):
+        return None
+    counts = [math.ceil(LARGEST * len(each)) for each in trials]
+    scores = [
+        [trial.score or 0.0 for trial in sorted(each, key=lambda trial: -trial.metrics["macs"])[:count]]
+        for each, count in zip(trials, counts, strict=True)
+    ]
+    draws = [min(each, count) for each, count in zip(wanted, counts, strict=True)]
+    expected = [expected_best(each, count, sign).mean for each, count in zip(scores, draws, strict=True)]
+    mean, std = mean_and_std(expected)
+    return {
+        "networks": counts,
+        "of": [len(each) for each in trials],
+        "draws": draws,
+        "mean": mean,
+        "std": std,
+        "values": expected,
+        "network": float(np.mean([score for each in scores for score in each])),
     }
 
 

@@ -1,6 +1,6 @@
 """A card as a page of Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipes.cards.compare import mean_and_std
@@ -112,11 +112,10 @@ def _comparison(card: Mapping[str, Any]) -> str:
         )
     name, random = name_of(card["score"]["name"]), found["random"]
     budget = "as many trials" if found["budget"] == "trials" else "the same time"
-    draws = found["draws"] if len(set(found["draws"])) > 1 else found["draws"][:1]
     error = found["standard_error"]
     rows = [
         (f"mean of {_total(card):,} random networks", _number(found["random_cell"])),
-        (f"random search, expected best of {' / '.join(map(str, draws))}", _spread(random["mean"], random["std"])),
+        (f"random search, expected best of {_each(found['draws'])}", _spread(random["mean"], random["std"])),
         (f"{card['algorithm']}", _spread(card["best"]["mean"], card["best"]["std"])),
         (
             "gain over random search",
@@ -126,15 +125,41 @@ def _comparison(card: Mapping[str, Any]) -> str:
     if found["budget"] == "trials":
         mean, std = mean_and_std(found["later_half"])
         rows.insert(1, (f"mean of the later half of {card['algorithm']}'s networks", _spread(mean, std)))
+    largest = found["largest"]
+    if largest is not None:
+        rows[-2:-2] = _largest_rows(largest)
     text = f"## Beside random search\n\n{make_table(('', name), rows)}\n\n"
     text += f"The budget is {budget}. The expectation is exact for these random networks (order statistics). "
     paired = "Each search is compared with the random search of its seed, on the same images."
     text += paired if found["paired"] else "The seeds of both differ, so each side's spread counts."
     short = sum(given < wanted for given, wanted in zip(found["draws"], found["draws_in_budget"], strict=True))
     if short:
-        wanted = " / ".join(map(str, found["draws_in_budget"]))
-        text += f" The budget allows {wanted} random networks, more than were trained: the gain is an upper bound."
+        text += f" The budget allows {_each(found['draws_in_budget'])} random networks, more than were trained: "
+        text += "the gain is an upper bound."
+    if largest is not None:
+        text += f" {_largest_text(largest, found['draws_in_budget'])}"
     return text + " Scores are of validation images that the selection saw."
+
+
+def _largest_rows(largest: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Returns the rows of the baseline that knows of a network nothing but its size."""
+    networks = f"{_each(largest['networks'])} of {_each(largest['of'])} random networks with the most MACs"
+    return [
+        (f"mean of the {networks}", _number(largest["network"])),
+        (f"random among them, expected best of {_each(largest['draws'])}", _spread(largest["mean"], largest["std"])),
+    ]
+
+
+def _largest_text(largest: Mapping[str, Any], wanted: Sequence[int]) -> str:
+    text = "MACs are known without a training, so what random draws among the largest networks reach took no search."
+    if any(draws < budget for draws, budget in zip(largest["draws"], wanted, strict=True)):
+        text += f" The budget allows {_each(wanted)} of them and {_each(largest['draws'])} were trained: a lower bound."
+    return text
+
+
+def _each(numbers: Sequence[int]) -> str:
+    """Returns one number where all are the same, and all of them where not."""
+    return " / ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
 def _total(card: Mapping[str, Any]) -> int:

@@ -18,6 +18,7 @@ from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
+from recipes.oracles import BayesianSearch, LocalSearch, RandomSearch, SearchOracle
 from recipes.training.loop import Settings
 from zoo.deploy import planner, tflite
 from zoo.genotype import Genotype
@@ -131,6 +132,17 @@ class NetworkScorer:
             "key": self.space.key,
             "check": self.check,
         }
+
+    def baseline_oracle(self, algorithm: str) -> SearchOracle | None:
+        """Returns the oracle of a baseline beside the papers' searches, or None where `algorithm` is a paper's."""
+        arguments = self.oracle_arguments()
+        if algorithm == "random":
+            return RandomSearch(**arguments)
+        if algorithm == "local":
+            return LocalSearch(**arguments)
+        if algorithm == "bayesian":
+            return BayesianSearch(**arguments, features=self.space.count_features)
+        return None
 
     def genotype(
         self, values: Mapping[str, Any], name: str = "child", source: Mapping[str, Any] | None = None

@@ -139,7 +139,8 @@ class ChildConfig(PlaceConfig, FolderOptions):
 class ControllerConfig(ChildConfig):
     """Options of the searches whose trials an LSTM controller draws, NASNet's and MnasNet's."""
 
-    algorithm: Literal["ppo", "reinforce", "random"] = "ppo"  # random is the papers' baseline
+    # random is the papers' baseline; local and bayesian are ours, strong where few networks can be trained
+    algorithm: Literal["ppo", "reinforce", "random", "local", "bayesian"] = "ppo"
     hidden: int = 100  # units of the controller
     controller_rate: float = 0.0035  # the controller's learning rate
     controller_batch: int = 4  # networks between two updates of the controller
@@ -150,15 +151,13 @@ class ControllerConfig(ChildConfig):
         super().__post_init__()
         check_at_least(self, {"hidden": 1, "controller_batch": 1})
 
-    def make_oracle(self, arguments: dict[str, Any]) -> "SearchOracle":
-        """Returns the oracle of `algorithm`; `arguments` are those of every oracle."""
-        from recipes.oracles import ControllerOracle, RandomSearch
+    def make_controller(self, arguments: dict[str, Any]) -> "SearchOracle":
+        """Returns the controller of `algorithm`; `arguments` are those of every oracle."""
+        from recipes.oracles import ControllerOracle
 
-        if self.algorithm == "random":
-            return RandomSearch(**arguments)
         return ControllerOracle(
             **arguments,
-            algorithm=self.algorithm,
+            algorithm="reinforce" if self.algorithm == "reinforce" else "ppo",
             hidden=self.hidden,
             learning_rate=self.controller_rate,
             batch=self.controller_batch,

@@ -7,7 +7,8 @@ and the nodes before it, so whatever is drawn or mutated has no cycle.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from zoo.canonical import canonical_hash
@@ -24,6 +25,7 @@ AMOEBANET_OPS = tuple(
     conv_1x7_7x1""".split()
 )
 PNASNET_OPS = AMOEBANET_OPS
+_LONGEST_PATH = 3  # ops; of a feature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,26 @@ class Space:
     def key(self, values: Mapping[str, Any]) -> str:
         """Returns a hash that equal architectures share."""
         return canonical_hash(self.body(values))
+
+    def count_features(self, values: Mapping[str, Any]) -> Mapping[Hashable, int]:
+        """Returns how often the architecture has what, for `recipes.oracles.BayesianSearch`.
+
+        That is each decision with its value, once, unless a space knows better.
+        """
+        return dict.fromkeys(values.items(), 1)
+
+
+def count_cell_features(graph: CellGraph) -> Counter[Hashable]:
+    """Returns how often a cell has each path of up to 3 ops, each op, and each combiner; equal cells have equal counts.
+
+    Longer paths are many, and tell next to nothing (White et al., NeurIPS 2020, on truncated path encodings).
+    """
+    found: Counter[Hashable] = Counter(dict(graph.count_paths(_LONGEST_PATH)))
+    for state in graph.live_states():
+        if state >= INPUT_STATES:
+            found.update(op for _, (op, _) in graph.edges_of(state))
+            found[graph.nodes[state - INPUT_STATES].combine] += 1
+    return found
 
 
 def kinds_of(decisions: Sequence[Decision]) -> dict[str, list[str]]:
@@ -144,6 +166,11 @@ class CellSpace(Space):
         """Returns the cells that `values` (decision -> choice) stand for."""
         graphs = {cell: self._graph(cell, values) for cell in self.cells}
         return Cells(graphs["normal"], graphs.get("reduce"))
+
+    def count_features(self, values: Mapping[str, Any]) -> Mapping[Hashable, int]:
+        """Returns how often each cell has a path, an op or a combiner; equal architectures have equal counts."""
+        counts = {cell: count_cell_features(self._graph(cell, values)) for cell in self.cells}
+        return {(cell, feature): count for cell, found in counts.items() for feature, count in found.items()}
 
     def genotype(
         self,

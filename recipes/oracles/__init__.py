@@ -5,9 +5,19 @@ keras_tuner.Tuner(oracle=oracle, hypermodel=build_model, directory="runs").searc
 """
 
 from recipes.oracles.base import RandomSearch, SearchOracle
+from recipes.oracles.baselines import BayesianSearch, LocalSearch
 from recipes.oracles.controller import ControllerOracle
 from recipes.oracles.evolution import AgingEvolution
 from recipes.oracles.predictors import Fitting
 from recipes.oracles.progressive import ProgressiveOracle
 
-__all__ = ["AgingEvolution", "ControllerOracle", "Fitting", "ProgressiveOracle", "RandomSearch", "SearchOracle"]
+__all__ = [
+    "AgingEvolution",
+    "BayesianSearch",
+    "ControllerOracle",
+    "Fitting",
+    "LocalSearch",
+    "ProgressiveOracle",
+    "RandomSearch",
+    "SearchOracle",
+]

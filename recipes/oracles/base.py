@@ -19,6 +19,7 @@ from recipes.oracles.leases import LeasingOracle, is_chief
 
 Values = dict[str, Any]
 Check = Callable[[Values], str | None]  # why a point must not be trained, or None
+_MOST_KEYS = 100_000  # that are kept, to be looked up
 _LARGEST_ENUMERATION = 100_000  # choices; a space up to this size is searched to its last point
 
 
@@ -161,24 +162,35 @@ class SearchOracle(LeasingOracle):
 
     def _start_unless_settled(self, identity: Hashable, genome: Genome, check: Check | None) -> Proposal | None:
         """Counts a point as running and returns it; None where it is known, running or refused."""
-        choices, values = self.choices, None
-        key = self._keys.get(genome)
-        if key is None:
-            values = choices.values(genome)
-            key = self._keys[genome] = self.key(values)
+        key = self._key_of(genome)
         if key in self._known:
             self.duplicates += 1
             if self.relearns:
                 self.learn(genome, self._fitness(self._known[key]))
             return None
-        if key in self.refused or any(key == other for _, other in self._running.values()):
+        if not self._is_open(genome):
             return None
-        values, check = values or choices.values(genome), check or self.check
+        values, check = self.choices.values(genome), check or self.check
         if check is not None and (reason := check(values)):
             self.refused[key] = reason
             return None
         self._running[identity] = (genome, key)
         return Proposal(genome, values)
+
+    def _key_of(self, genome: Genome) -> Hashable:
+        key = self._keys.get(genome)
+        if key is None:
+            if len(self._keys) >= _MOST_KEYS:
+                self._keys.clear()
+            key = self._keys[genome] = self.key(self.choices.values(genome))
+        return key
+
+    def _is_open(self, genome: Genome) -> bool:
+        """Returns whether nothing equal is known, refused or running."""
+        key = self._key_of(genome)
+        if key in self._known or key in self.refused:
+            return False
+        return all(key != other for _, other in self._running.values())
 
     def _ask_unseen(self, identity: Hashable, check: Check | None) -> Proposal | None:
         """Takes a point that nobody has tried, now that the proposals have run dry; says so where there is none."""

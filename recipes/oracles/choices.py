@@ -51,6 +51,16 @@ class Choices:
             for entry, options in zip(self._entries, self._options, strict=True)
         )
 
+    def neighbours(self, genome: Genome) -> list[Genome]:
+        """Returns all genomes that differ from this one in one choice, in the order of the choices."""
+        genome = self.padded(genome)
+        return [
+            (*genome[:place], index, *genome[place + 1 :])
+            for place, count in enumerate(self.counts.tolist())
+            for index in range(count)
+            if index != genome[place]
+        ]
+
     def padded(self, genome: Genome) -> Genome:
         """Returns a genome of an earlier, smaller space with the defaults of the choices that it lacks."""
         if len(genome) == len(self._entries):

@@ -22,17 +22,18 @@ import math
 import os
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.engine.spaces import Decision, check_values, hyperparameters_of, kinds_of
+from recipes.engine.spaces import Decision, Space, check_values, count_cell_features, hyperparameters_of, kinds_of
 from zoo import atomic
-from zoo.genotype import near
+from zoo.genotype import CellGraph, Edge, Node, near
 
 METRICS = ("params", "macs", "sram", "flash", "latency_ms")  # columns after the accuracies of each training
+LARGEST = 0.1  # share of a table's networks that `Table.random_largest` draws from
 _FOLDER = Path(__file__).parent  # of the tables that come with the package
 _LAYOUT = 1
 _DIGITS = string.digits + string.ascii_lowercase  # places of choices in a genome
@@ -44,6 +45,9 @@ _EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (node, what it read
 # A cell of one node, its output, has one edge; each level puts one more node in. Node by node from the input on, the
 # output would hang in the air until the last level, and all cells before it would be equally bad.
 _LEVELS = (((3, 0),), ((2, 0), (3, 2)), ((1, 0), (2, 1), (3, 1)))
+_ZOO_OPS = dict(zip(NAS_BENCH_201_OPS, ("none", "skip_connect", "conv_1x1", "conv_3x3", "avg_pool_3x3"), strict=True))
+_CELLS, _MACS_1X1 = 15, 16 * 16 * 32 * 32  # of a network; of a 1x1 convolution, in each of the three stages
+_MACS_OUTSIDE = 3 * 9 * 16 * 32 * 32 + 2 * 14 * _MACS_1X1 + 64 * 10  # stem, two residual blocks of stride 2, classifier
 
 
 class Result(NamedTuple):
@@ -64,6 +68,8 @@ class Table:
         levels: names of the decisions that a progressive search adds at each level; before, they have their first
             choice, "none" or "identity", with which the rest is a smaller network.
         numbers: which network each point is, where several points are the same one; -1 where there is none.
+        macs: multiply-accumulates of an image, laid out like the accuracies; None where they are not known.
+        space: what the decisions make, where that is known.
     """
 
     name: str
@@ -72,6 +78,8 @@ class Table:
     test: np.ndarray
     levels: tuple[tuple[str, ...], ...]
     numbers: np.ndarray | None = None
+    macs: np.ndarray | None = None
+    space: Space | None = None
 
     @property
     def kinds(self) -> dict[str, list[str]]:
@@ -117,14 +125,45 @@ class Table:
             check_values(values, self.decisions)
             raise
 
+    def count_features(self, values: Mapping[str, Any]) -> Mapping[Hashable, int]:
+        """Returns how often a network has what, for `recipes.oracles.BayesianSearch`."""
+        if self.space is None:
+            return dict.fromkeys(values.items(), 1)
+        network = tuple(values.values())
+        if network not in self._features:  # another search may have asked for it
+            self._features[network] = self.space.count_features(values)
+        return self._features[network]
+
+    @functools.cached_property
+    def _features(self) -> dict[tuple, Mapping[Hashable, int]]:
+        return {}
+
     def random_search(self, evaluations: int) -> float:
-        """Returns the exact expected test accuracy of random search without repetition at this budget, in percent.
+        """Returns the exact expected test accuracy of random search without repetition at this budget, in percent."""
+        return self._best_of_draws(self._networks, evaluations)
+
+    def random_largest(self, evaluations: int) -> float | None:
+        """Returns the same of random draws among the tenth of the networks that have the most MACs.
+
+        It takes no search to know them: a search that finds no better only found that larger networks are better. None
+        where the table has no MACs, or where its largest tenth has fewer networks than `evaluations`. Networks of as
+        many MACs as the last of the tenth belong to it.
+        """
+        if self.macs is None:
+            return None
+        macs = self.macs.flat[self._networks]
+        least = np.sort(macs)[::-1][math.ceil(LARGEST * self.size) - 1]
+        largest = self._networks[macs >= least]
+        return self._best_of_draws(largest, evaluations) if evaluations <= len(largest) else None
+
+    def _best_of_draws(self, networks: np.ndarray, evaluations: int) -> float:
+        """Returns the expected test accuracy of the best of these networks on validation, of so many of them drawn.
 
         The i-th best of n networks on validation is the pick of k draws with probability C(n-i, k-1) / C(n, k).
         """
-        networks = self._networks
         order = networks[np.argsort(-self.validation.flat[networks], kind="stable")]
-        size, expected, probability = self.size, 0.0, evaluations / self.size
+        size = len(order)
+        expected, probability = 0.0, evaluations / size
         if not 1 <= evaluations <= size:
             raise ValueError(f"evaluations is {evaluations}; expected 1 to {size}, what the table {self.name} has")
         for rank, place in enumerate(order[: size - evaluations + 1], start=1):
@@ -145,6 +184,31 @@ class Table:
             decision.name: {choice: place for place, choice in enumerate(decision.choices)}
             for decision in self.decisions
         }
+
+
+class NasBench201Space(Space):
+    """The cells of NAS-Bench-201: three nodes, each of which reads all states before it through one op each."""
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The op of each edge."""
+        return tuple(Decision(f"node{node}/from{source}", NAS_BENCH_201_OPS, "op") for node, source in _EDGES)
+
+    def body(self, values: Mapping[str, Any]) -> CellGraph:
+        """Returns the cell that `values` (edge -> op) stand for; its only input is state 1."""
+        edges: dict[int, list[Edge]] = {}
+        for node, source in _EDGES:
+            edges.setdefault(node, []).append(Edge(_ZOO_OPS[values[f"node{node}/from{source}"]], 1 + source))
+        return CellGraph(tuple(Node(tuple(reads)) for reads in edges.values()), (4,))
+
+    def count_features(self, values: Mapping[str, Any]) -> Mapping[Hashable, int]:
+        """Returns how often the cell has a path or an op."""
+        return count_cell_features(self.body(values))
+
+    def macs(self, values: Mapping[str, Any]) -> int:
+        """Returns the MACs of the network of CIFAR-10 images, without edges that do not reach the output."""
+        found = self.count_features(values)
+        return _MACS_OUTSIDE + _CELLS * _MACS_1X1 * (found.get("conv_1x1", 0) + 9 * found.get("conv_3x3", 0))
 
 
 def list_shipped() -> list[str]:
@@ -257,12 +321,18 @@ def _read_own(path: Path) -> Table:
             "Its page and `read_networks` have the numbers; search a smaller space"
         )
     numbers, validation, test = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
+    macs = np.full(shape, np.nan)
     for number, network in enumerate(networks):
         for genome in network.genomes:
             numbers[genome] = number
             validation[genome], test[genome] = network.validation[0], np.mean(network.test)
+            macs[genome] = network.metrics["macs"] or np.nan
     levels = tuple(tuple(names) for names in about["levels"])
-    return Table(about["name"], decisions, validation, test, levels, numbers)
+    return Table(about["name"], decisions, validation, test, levels, numbers, _if_complete(macs, validation))
+
+
+def _if_complete(macs: np.ndarray, validation: np.ndarray) -> np.ndarray | None:
+    return macs if np.isfinite(macs[np.isfinite(validation)]).all() else None
 
 
 def _read_nas_bench_201(path: Path) -> Table:
@@ -279,9 +349,14 @@ def _read_nas_bench_201(path: Path) -> Table:
                 validation[place], test[place] = float(row["cifar10-val"]), float(row["cifar10-test"])
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}; expected a cell and its two accuracies") from error
-    decisions = tuple(Decision(f"node{node}/from{source}", NAS_BENCH_201_OPS, "op") for node, source in _EDGES)
+    space = NasBench201Space()
     levels = tuple(tuple(f"node{node}/from{source}" for node, source in edges) for edges in _LEVELS)
-    return Table("NAS-Bench-201", decisions, validation, test, levels)
+    names = [decision.name for decision in space.decisions]
+    macs = np.full(shape, np.nan)
+    for place in np.argwhere(np.isfinite(validation)).tolist():
+        ops = (NAS_BENCH_201_OPS[op] for op in place)
+        macs[tuple(place)] = space.macs(dict(zip(names, ops, strict=True)))
+    return Table("NAS-Bench-201", space.decisions, validation, test, levels, macs=macs, space=space)
 
 
 def _ops_of(cell: str) -> list[str]:
@@ -301,18 +376,20 @@ def _read_nas_bench_macro(path: Path) -> Table:
     if not isinstance(records, dict) or not records:
         raise ValueError(f"{path} holds no object of networks; expected 8 digits -> test_acc")
     layers = len(next(iter(records)))
-    validation, test = np.full((3,) * layers, np.nan), np.full((3,) * layers, np.nan)
+    validation, test, macs = (np.full((3,) * layers, np.nan) for _ in range(3))
     for network, record in records.items():
         try:
             place = tuple("012".index(digit) for digit in network)
             first, *others = record["test_acc"]
             validation[place], test[place] = first, np.mean(others)
+            macs[place] = record.get("flops", np.nan)  # as it calls them
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise ValueError(f"{path}, network {network!r}: {error!r}; expected digits 0-2 and test_acc") from error
     names = [f"layer{layer}" for layer in range(layers)]
     choices = ("identity", "mb_conv_k3_e3", "mb_conv_k5_e6")
     decisions = tuple(Decision(name, choices, "op") for name in names)
-    return Table("NAS-Bench-Macro", decisions, validation, test, tuple((name,) for name in names))
+    levels = tuple((name,) for name in names)
+    return Table("NAS-Bench-Macro", decisions, validation, test, levels, macs=_if_complete(macs, validation))
 
 
 _READERS = {".csv": _read_csv, ".json": _read_nas_bench_macro}

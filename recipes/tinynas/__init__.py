@@ -114,12 +114,8 @@ def choose_configuration(config: Config, report: Callable[[float, str], None]) -
 
 def make_oracle(config: Config, scorer: "SubNetworks") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
-    from recipes.oracles import RandomSearch
     from recipes.oracles.evolution import GenerationalEvolution
 
-    arguments = scorer.oracle_arguments()
-    if config.algorithm == "random":
-        return RandomSearch(**arguments)
-    return GenerationalEvolution(
-        **arguments, population=config.population, parents=config.parents, mutation=config.mutation
+    return scorer.baseline_oracle(config.algorithm) or GenerationalEvolution(
+        **scorer.oracle_arguments(), population=config.population, parents=config.parents, mutation=config.mutation
     )

@@ -28,6 +28,7 @@ def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: 
     for number, score in enumerate(scores):
         status = "INVALID" if score is None else "COMPLETED"
         metrics = {} if score is None else {"val_accuracy": score, "loss": 1.0, "params": 1000.0 * (number + 1)}
+        metrics |= {"macs": options["macs"][number]} if "macs" in options else {}
         lines.append({"start": number, "genome": [number % 3]})
         lines.append({"end": number, "status": status, "metrics": metrics, "seconds": options.get("seconds", 10.0)})
     folder.mkdir(parents=True)
@@ -48,6 +49,33 @@ def test_expectation_of_the_best_is_the_mean_over_all_ways_to_draw(draws: int, s
     found = compare.expected_best(scores, draws, sign)
     assert found.mean == pytest.approx(np.mean(best))
     assert found.std == pytest.approx(np.std(best), abs=1e-9)
+
+
+def test_the_largest_random_networks_are_a_baseline_of_their_own(tmp_path):
+    search = make_search(tmp_path / "a", [0.95] * 2)
+    macs = [17, 19, 18, *range(9)]
+    random = make_search(tmp_path / "b", [number / 20 for number in range(12)], "random", macs=macs)
+    write_card([search], [random])
+    # the quarter with the most MACs: 0, 1 and 2, of which two are drawn; the best of two is 2, 2 or 1 twentieths
+    compared = json.loads((search / "card" / "card.json").read_text())["comparison"]
+    assert compared["largest"] == {
+        "networks": [3], "of": [12], "draws": [2], "mean": pytest.approx(5 / 60, abs=1e-6), "std": None,
+        "values": [pytest.approx(5 / 60, abs=1e-6)], "network": 0.05,
+    }  # fmt: skip
+    page = (search / "card" / "card.md").read_text()
+    assert "| mean of the 3 of 12 random networks with the most MACs | 0.0500 |" in page
+    assert "| random among them, expected best of 2 | 0.0833 |" in page
+    assert "took no search" in page
+    assert "lower bound" not in page
+    longer = make_search(tmp_path / "c", [0.95] * 5)
+    page = write_card([longer], [random]).read_text()
+    assert "The budget allows 5 of them and 3 were trained: a lower bound." in page
+
+
+def test_networks_of_unknown_size_are_no_such_baseline(tmp_path):
+    search, random = make_search(tmp_path / "a", [0.5]), make_search(tmp_path / "b", [0.5] * 12, "random")
+    page = write_card([search], [random]).read_text()
+    assert "MACs" not in page
 
 
 def test_more_draws_than_scores_are_refused():

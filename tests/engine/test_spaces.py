@@ -76,6 +76,22 @@ def test_swapping_a_nodes_two_edges_gives_the_same_key():
     assert space.key(swapped) == space.key(values)
 
 
+def test_the_features_of_cells_are_their_paths_ops_and_combiners():
+    space = spaces.CellSpace("small", ("skip_connect", "sep_conv_3x3"), 2, ("add", "concat"), cells=("normal",))
+    values = {"state0": 0, "state1": 1, "op0": "sep_conv_3x3", "op1": "skip_connect", "combine": "concat"}
+    cell = {f"normal/node0/{name}": value for name, value in values.items()}
+    cell |= {f"normal/node1/{name}": value for name, value in (values | {"state1": 2, "combine": "add"}).items()}
+    # node 0: sep_conv_3x3 of 0, and 1 itself; node 1: sep_conv_3x3 of 0, and node 0 itself
+    assert space.count_features(cell) == {
+        ("normal", (0, "sep_conv_3x3")): 2,
+        ("normal", (1,)): 1,
+        ("normal", "sep_conv_3x3"): 2,
+        ("normal", "skip_connect"): 2,
+        ("normal", "concat"): 1,
+        ("normal", "add"): 1,
+    }
+
+
 def test_a_drawn_cell_builds_trains_and_survives_its_file(tmp_path):
     space = spaces.nasnet(nodes=2)
     genotype = space.genotype(

@@ -61,6 +61,31 @@ def test_a_table_of_nas_bench_201_holds_what_its_lines_say(tmp_path):
     assert table.evaluate(dict(zip(names, ops, strict=True))) == (63.5, 69.25)
     with pytest.raises(ValueError, match="has no network"):
         table.evaluate(dict.fromkeys(names, "none"))
+    # the input pooled and convolved 3x3; pooled alone; convolved 1x1
+    paths = {(1, "avg_pool_3x3", "conv_3x3"): 1, (1, "avg_pool_3x3"): 1, (1, "conv_1x1"): 1}
+    counts = {"avg_pool_3x3": 1, "conv_1x1": 1, "conv_3x3": 1, "skip_connect": 2, "add": 3}
+    assert table.count_features(dict(zip(names, ops, strict=True))) == paths | counts
+    # 15 cells, in each a 1x1 and a 3x3 convolution of 16 filters at 32 x 32 or as much; two residual blocks of twice
+    # the filters at half the size: 3x3, 3x3 and 1x1; 3x3 of the stem; 64 x 10 of the classifier
+    residual = 2 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32) * 16 * 16
+    assert table.macs is not None
+    assert table.macs.flat[np.flatnonzero(table.macs > 0)] == (
+        15 * 10 * 16 * 16 * 32 * 32 + residual * 1 + 9 * 3 * 16 * 32 * 32 + 640
+    )
+
+
+def test_random_draws_among_the_largest_networks_have_the_expectation_that_counting_gives(tmp_path):
+    # a tenth of nine networks is one, and another has as many MACs
+    records = {f"{a}{b}": {"test_acc": [1, 50, 50], "flops": 10 * (a + b)} for a in range(3) for b in range(3)}
+    records["22"] = {"test_acc": [5, 60, 60], "flops": 90}
+    records["12"] = {"test_acc": [7, 40, 40], "flops": 90}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(records))
+    table = tables.load(path)
+    assert [table.random_largest(draws) for draws in (1, 2, 3)] == [50.0, 40.0, None]
+    del records["00"]["flops"]
+    path.write_text(json.dumps(records))
+    assert tables.load(path).random_largest(1) is None
 
 
 def test_a_table_of_nas_bench_macro_selects_on_the_first_run_and_reports_the_others(tmp_path):

@@ -57,6 +57,21 @@ def test_genotypes_cannot_be_changed():
         CELL.concat = (1,)  # type: ignore[misc]
 
 
+def test_paths_are_the_ops_from_an_input_to_the_output_without_identities():
+    # node 2: sep_conv_3x3 of 0 and 1 itself; node 3: pool of node 2 and nothing of 0; node 4: node 3 itself, twice
+    cell = CellGraph(
+        (
+            Node((Edge("sep_conv_3x3", 0), Edge("skip_connect", 1))),
+            Node((Edge("max_pool_3x3", 2), Edge("none", 0))),
+            Node((Edge("skip_connect", 3), Edge("skip_connect", 3))),
+        ),
+        (2, 4),
+    )
+    short = {(0, "sep_conv_3x3"): 1, (1,): 1, (1, "max_pool_3x3"): 2}
+    assert cell.count_paths(longest=1) == short
+    assert cell.count_paths(longest=2) == short | {(0, "sep_conv_3x3", "max_pool_3x3"): 2}
+
+
 def test_live_states_are_what_the_output_depends_on():
     nodes = [
         Node([("conv_1x1", 0)]),  # 2, read by 3 through "none" alone

@@ -1,0 +1,266 @@
+"""Baselines beside the papers' searches, strong where few networks can be trained: local search, Bayesian optimisation.
+
+None of the seven papers searches like this; a search of theirs should find more than these do at the same budget.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recipes.oracles.base import SearchOracle, Values
+from recipes.oracles.choices import Genome
+from recipes.oracles.predictors import quantiles
+
+Features = Callable[[Values], Mapping[Hashable, int]]
+
+_MOST_OBSERVATIONS = 500  # that the Gaussian process is fitted to; its time grows with their cube
+_MOST_CANDIDATES = 500  # from which a proposal is chosen
+_REFIT_GROWTH = 1.2  # length scale and noise are estimated anew when there are this many times the observations
+_MOST_COUNTS = 20_000  # architectures whose features are kept
+_LEAST_SPREAD = 1e-6  # added to the posterior's diagonal, for its Cholesky factor
+
+
+class LocalSearch(SearchOracle):
+    """Climbs from a random point to the first neighbour that scores higher, until none does; then starts anew.
+
+    A neighbour differs in one choice; neighbours are tried in random order. A known score costs no trial.
+    With several workers a climb moves to whichever neighbour is better first; a start or a neighbour that runs when a
+    climb has no neighbours left to hand out does not hold up the next climb, and resumes its own if it proves better.
+
+    Source: White et al., "Exploring the Loss Landscape in Neural Architecture Search", UAI 2021, which moves to the
+    best neighbour; the first better one needs fewer trials.
+
+    Args:
+        objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
+    """
+
+    def __init__(
+        self,
+        objective: Any = "val_accuracy",
+        max_trials: int | None = None,
+        hyperparameters: Any = None,
+        *,
+        seed: int | None = None,
+        key: Any = None,
+        check: Any = None,
+        max_redraws: int = 1000,
+    ):
+        super().__init__(
+            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
+        )
+        self.centre: tuple[Genome, float] | None = None  # of the climb; None before its first result
+        self._left: list[Genome] = []  # neighbours of the centre that were not handed out, the next one last
+        self._of_earlier_climbs: dict[Genome, float] = {}  # running -> the score that it has to beat
+
+    def propose(self) -> Genome:
+        """Returns the next neighbour, or a random point where a climb has ended."""
+        if self._left:
+            return self._left.pop()
+        if self.centre is not None:
+            _, highest = self.centre
+            self._of_earlier_climbs = {
+                genome: self._of_earlier_climbs.get(genome, highest) for genome in self.running_genomes.values()
+            }
+            self.centre = None
+        return self.random_genome()
+
+    def learn(self, genome: Genome, fitness: float | None) -> None:
+        """Moves to a point that is better than where its climb stands."""
+        height = -math.inf if self.centre is None else self.centre[1]
+        height = self._of_earlier_climbs.pop(genome, height)
+        if fitness is None or fitness <= height:
+            return
+        self.centre = (genome, fitness)
+        neighbours = self.choices.neighbours(genome)
+        self._left = [neighbours[place] for place in self.rng.permutation(len(neighbours))]
+
+    def learned(self) -> dict[str, Any]:
+        """Returns where the climb is, the neighbours that are left, and what earlier climbs wait for."""
+        return {
+            "centre": None if self.centre is None else [list(self.centre[0]), self.centre[1]],
+            "left": [list(genome) for genome in self._left],
+            "of_earlier_climbs": [[list(genome), height] for genome, height in self._of_earlier_climbs.items()],
+        }
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Takes back what `learned` returned."""
+        centre = learned["centre"]
+        self.centre = None if centre is None else (tuple(centre[0]), centre[1])
+        self._left = [tuple(genome) for genome in learned["left"]]
+        self._of_earlier_climbs = {tuple(genome): height for genome, height in learned["of_earlier_climbs"]}
+
+
+class BayesianSearch(SearchOracle):
+    """Thompson sampling from a Gaussian process over what architectures consist of; needs scikit-learn.
+
+    After `first` random trials the process is fitted to the normal quantiles of the scores' ranks, over counted
+    features: constant x squared-exponential kernel and noise (scikit-learn's GaussianProcessRegressor). One function is
+    drawn from it, and the candidate at which this is highest is tried. Candidates are neighbours of the `parents` best,
+    which differ in one choice, and as many random points. A draw needs no result of the trials that run, so that
+    several workers never wait and rarely try the same idea.
+
+    It stays fast: kernel parameters are estimated anew whenever there are a fifth more results. Of more than 500
+    results the better half of these 500 are the best ones, the other half the latest of the rest.
+
+    Sources: Kandasamy et al., AISTATS 2018 (asynchronous Thompson sampling); White et al., AAAI 2021 (paths as
+    features, neighbours of the best as candidates).
+
+    Args:
+        objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
+        features: values -> how often the architecture has what, such as a path (`Space.count_features`); each choice
+            with its value, once, unless given.
+        first: random trials before the first fit.
+        parents: of candidates.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+
+    relearns = False
+
+    def __init__(
+        self,
+        objective: Any = "val_accuracy",
+        max_trials: int | None = None,
+        hyperparameters: Any = None,
+        *,
+        seed: int | None = None,
+        key: Any = None,
+        check: Any = None,
+        max_redraws: int = 1000,
+        features: Features | None = None,
+        first: int = 10,
+        parents: int = 5,
+    ):
+        super().__init__(
+            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
+        )
+        if first < 1 or parents < 1:
+            raise ValueError(f"first is {first} and parents {parents}; expected whole numbers from 1")
+        try:
+            import sklearn.gaussian_process as gaussian_process
+        except ImportError as error:
+            raise ImportError(
+                'Bayesian search needs scikit-learn: pip install "keras-searched-zoo[bayesian]"', name="sklearn"
+            ) from error
+        self.features = features or (lambda values: dict.fromkeys(values.items(), 1))
+        self.first, self.parents = first, parents
+        self._gaussian_process = gaussian_process
+        self._results: list[tuple[Genome, float]] = []
+        self._parameters: list[float] | None = None  # logarithms: constant, length scale, noise
+        self._estimated_at = 0  # results, when the parameters were estimated
+        self._columns: dict[Hashable, int] = {}  # feature -> its place, for those of the results
+        self._seen: set[frozenset] = set()  # the counts of all results
+        self._counts: dict[Genome, frozenset] = {}  # counts that were asked for, to be looked up
+        self._model: Any = None  # fitted to the results; None until it is needed
+
+    def propose(self) -> Genome:
+        """Returns a random point at first, then the candidate at which a draw from the process is highest."""
+        if len(self._results) + self.running < self.first or len(self._results) < 2:
+            return self.random_genome()
+        candidates = self._candidates()
+        return candidates[int(np.argmax(self._draw(candidates)))] if candidates else self.random_genome()
+
+    def _candidates(self) -> list[Genome]:
+        best = sorted(self._results, key=lambda result: -result[1])[: self.parents]
+        near = list(dict.fromkeys(genome for parent, _ in best for genome in self.choices.neighbours(parent)))
+        count = min(len(near), _MOST_CANDIDATES // 2)
+        drawn = [near[place] for place in self.rng.permutation(len(near))[:count]]
+        drawn += [self.random_genome() for _ in range(count)]
+        return [
+            genome
+            for genome in dict.fromkeys(drawn)
+            if self._counts_of(genome) not in self._seen and self._is_open(genome)
+        ]
+
+    def _counts_of(self, genome: Genome) -> frozenset[tuple[Hashable, int]]:
+        counts = self._counts.get(genome)
+        if counts is None:
+            if len(self._counts) >= _MOST_COUNTS:
+                self._counts.clear()
+            counts = self._counts[genome] = frozenset(self.features(self.choices.values(genome)).items())
+        return counts
+
+    def _draw(self, candidates: list[Genome]) -> np.ndarray:
+        """Returns a draw from the posterior at the candidates, without the noise."""
+        if self._model is None:
+            self._fit()
+        mean, covariance = self._model.predict(self._encode(candidates), return_cov=True)
+        noise = self._model.kernel_.k2.noise_level
+        spread = covariance + (_LEAST_SPREAD - noise) * np.eye(len(candidates))
+        return mean + np.linalg.cholesky(spread) @ self.rng.standard_normal(len(candidates))
+
+    def _fit(self) -> None:
+        results = self._results
+        if len(results) > _MOST_OBSERVATIONS:
+            half = _MOST_OBSERVATIONS // 2
+            order = sorted(range(len(results)), key=lambda place: -results[place][1])
+            kept = sorted([*order[:half], *sorted(order[half:])[-half:]])
+            results = [results[place] for place in kept]
+        data = self._encode([genome for genome, _ in results])
+        targets = quantiles(np.array([fitness for _, fitness in results])).astype(np.float64)
+        if self._parameters is None or len(self._results) >= _REFIT_GROWTH * self._estimated_at:
+            self._parameters = self._estimate(data, targets)
+            self._estimated_at = len(self._results)
+        kernel = self._kernel(1.0).clone_with_theta(np.array(self._parameters))
+        self._model = self._regressor(kernel, optimizer=None).fit(data, targets)
+
+    def _estimate(self, data: np.ndarray, targets: np.ndarray) -> list[float]:
+        """Returns the logarithms of the kernel's parameters that make the targets likeliest."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        distance = math.sqrt(2 * data.var(axis=0).sum())  # that two of the architectures have on average
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is as good as any
+            model = self._regressor(self._kernel(max(1.0, distance))).fit(data, targets)
+        return model.kernel_.theta.tolist()
+
+    def _kernel(self, length_scale: float) -> Any:
+        kernels = self._gaussian_process.kernels
+        smooth = kernels.RBF(length_scale, (0.1, 1000.0))
+        return kernels.ConstantKernel(1.0, (0.01, 100.0)) * smooth + kernels.WhiteKernel(0.1, (1e-4, 1.0))
+
+    def _regressor(self, kernel: Any, optimizer: str | None = "fmin_l_bfgs_b") -> Any:
+        return self._gaussian_process.GaussianProcessRegressor(kernel, optimizer=optimizer)
+
+    def _encode(self, genomes: Sequence[Genome]) -> np.ndarray:
+        """Returns a row of counts for each; what no result has is one column, its distance to all of them."""
+        rows = np.zeros((len(genomes), len(self._columns) + 1))
+        for row, genome in zip(rows, genomes, strict=True):
+            for feature, count in self._counts_of(genome):
+                column = self._columns.get(feature)
+                if column is None:
+                    row[-1] += count**2
+                else:
+                    row[column] = count
+        rows[:, -1] **= 0.5
+        return rows
+
+    def learn(self, genome: Genome, fitness: float | None) -> None:
+        """Adds a result, for the next fit; what failed teaches nothing, and is not tried again."""
+        if fitness is None:
+            return
+        genome = self.choices.padded(genome)
+        self._results.append((genome, fitness))
+        self._model = None
+        self._seen.add(self._counts_of(genome))
+        for feature in self.features(self.choices.values(genome)):  # in its order, which a set does not keep
+            self._columns.setdefault(feature, len(self._columns))
+
+    def learned(self) -> dict[str, Any]:
+        """Returns all results, and the kernel's parameters with the number of results that they were estimated from."""
+        return {
+            "results": [[list(genome), fitness] for genome, fitness in self._results],
+            "parameters": self._parameters,
+            "estimated_at": self._estimated_at,
+        }
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Takes back what `learned` returned."""
+        self._results, self._columns, self._seen = [], {}, set()
+        for genome, fitness in learned["results"]:
+            self.learn(tuple(genome), fitness)
+        self._parameters, self._estimated_at = learned["parameters"], learned["estimated_at"]

@@ -118,7 +118,7 @@ class CellGraph:
         Identities are left out, so that a path says what is done to the input; "none" leads nowhere. Paths of more than
         `longest` ops do not count.
         """
-        paths = {state: Counter({(state,): 1}) for state in range(INPUT_STATES)}
+        paths: dict[int, Counter[tuple[int | str, ...]]] = {s: Counter({(s,): 1}) for s in range(INPUT_STATES)}
         for state in range(INPUT_STATES, INPUT_STATES + len(self.nodes)):
             found: Counter[tuple[int | str, ...]] = Counter()
             for _, (op, source) in self.edges_of(state):

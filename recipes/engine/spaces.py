@@ -80,7 +80,8 @@ def count_cell_features(graph: CellGraph) -> Counter[Hashable]:
 
     Longer paths are many, and tell next to nothing (White et al., NeurIPS 2020, on truncated path encodings).
     """
-    found: Counter[Hashable] = Counter(dict(graph.count_paths(_LONGEST_PATH)))
+    found: Counter[Hashable] = Counter()
+    found.update(graph.count_paths(_LONGEST_PATH))
     for state in graph.live_states():
         if state >= INPUT_STATES:
             found.update(op for _, (op, _) in graph.edges_of(state))

@@ -186,14 +186,16 @@ class BayesianSearch(SearchOracle):
 
     def _draw(self, candidates: list[Genome]) -> np.ndarray:
         """Returns a draw from the posterior at the candidates, without the noise."""
-        if self._model is None:
-            self._fit()
-        mean, covariance = self._model.predict(self._encode(candidates), return_cov=True)
-        noise = self._model.kernel_.k2.noise_level
+        model = self._fitted()
+        mean, covariance = model.predict(self._encode(candidates), return_cov=True)
+        noise = model.kernel_.k2.noise_level
         spread = covariance + (_LEAST_SPREAD - noise) * np.eye(len(candidates))
         return mean + np.linalg.cholesky(spread) @ self.rng.standard_normal(len(candidates))
 
-    def _fit(self) -> None:
+    def _fitted(self) -> Any:
+        """Returns the regressor, fitted to the results."""
+        if self._model is not None:
+            return self._model
         results = self._results
         if len(results) > _MOST_OBSERVATIONS:
             half = _MOST_OBSERVATIONS // 2
@@ -207,6 +209,7 @@ class BayesianSearch(SearchOracle):
             self._estimated_at = len(self._results)
         kernel = self._kernel(1.0).clone_with_theta(np.array(self._parameters))
         self._model = self._regressor(kernel, optimizer=None).fit(data, targets)
+        return self._model
 
     def _estimate(self, data: np.ndarray, targets: np.ndarray) -> list[float]:
         """Returns the logarithms of the kernel's parameters that make the targets likeliest."""

@@ -9,6 +9,7 @@ import keras_tuner
 import numpy as np
 import pytest
 
+from recipes import mnasnet, pnasnet
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.oracles import AgingEvolution, BayesianSearch, ControllerOracle, LocalSearch, ProgressiveOracle
@@ -42,6 +43,13 @@ def run(oracle, score, trials: int, first: int = 0) -> list[dict]:
     return seen
 
 
+def ask(oracle, identity):
+    """The proposal, which there is."""
+    proposal = oracle.ask(identity)
+    assert proposal is not None
+    return proposal
+
+
 def test_neighbours_differ_in_one_choice():
     assert Choices(numbers(3, 2)).neighbours((1, 0)) == [(0, 0), (2, 0), (1, 1)]
 
@@ -65,9 +73,9 @@ def test_a_neighbour_of_an_ended_climb_that_proves_better_resumes_it(monkeypatch
     monkeypatch.setattr(oracle, "random_genome", lambda: next(starts))
     oracle.ask("start")
     oracle.tell("start", 1.0)
-    neighbours = {worker: oracle.ask(worker).genome for worker in range(4)}
+    neighbours = {worker: ask(oracle, worker).genome for worker in range(4)}
     assert set(neighbours.values()) == {(0, 1), (0, 2), (1, 0), (2, 0)}
-    assert [oracle.ask("new").genome, oracle.ask("other").genome] == [(1, 1), (2, 2)]  # nobody waits for the four
+    assert [ask(oracle, "new").genome, ask(oracle, "other").genome] == [(1, 1), (2, 2)]  # nobody waits for the four
     oracle.tell(0, 0.5)  # worse than the climb's start
     oracle.tell("new", -3.0)
     oracle.tell(1, 0.9)  # better than the new climb, but not than its own
@@ -81,7 +89,7 @@ def test_a_failed_trial_is_no_place_to_stand():
     oracle.ask(0)
     oracle.tell(0, None, "no memory")
     assert oracle.centre is None
-    second = oracle.ask(1)
+    second = ask(oracle, 1)
     oracle.tell(1, -5.0)
     assert oracle.centre == (second.genome, -5.0)
 
@@ -94,8 +102,8 @@ def test_the_process_proposes_what_its_results_promise():
     for x in (n for n in range(20) if n not in (0, 8)):
         oracle.learn((x,), -float((x - 8) ** 2))
         oracle._known[oracle._key_of((x,))] = -float((x - 8) ** 2)
-    assert oracle.ask("next").values == {"a": 8}
-    assert oracle.ask("last").values == {"a": 0}
+    assert ask(oracle, "next").values == {"a": 8}
+    assert ask(oracle, "last").values == {"a": 0}
 
 
 def test_a_draw_at_results_without_noise_is_what_was_seen():
@@ -120,8 +128,7 @@ def test_of_many_results_the_process_sees_the_best_and_the_latest(monkeypatch):
     oracle = BayesianSearch(OBJECTIVE, hyperparameters=numbers(10), seed=0, first=2)
     for x, fitness in enumerate((9.0, 1.0, 8.0, 2.0, 3.0, 4.0)):
         oracle.learn((x,), fitness)
-    oracle._fit()
-    assert oracle._model.X_train_[:, :6].argmax(axis=1).tolist() == [0, 2, 4, 5]
+    assert oracle._fitted().X_train_[:, :6].argmax(axis=1).tolist() == [0, 2, 4, 5]
 
 
 @pytest.mark.parametrize("make", BASELINES)
@@ -147,7 +154,7 @@ def test_equal_points_are_tried_once_and_refused_ones_never(make):
 @pytest.mark.parametrize("make", BASELINES)
 def test_several_workers_get_different_points_at_once_and_find_the_summit(make):
     oracle = make(OBJECTIVE, hyperparameters=numbers(5, 5, 5, 5), seed=0)
-    waiting = {number: oracle.ask(number) for number in range(4)}
+    waiting = {number: ask(oracle, number) for number in range(4)}
     scores = []
     for number in range(4, 124):
         assert len({proposal.genome for proposal in waiting.values()}) == 4
@@ -167,7 +174,7 @@ def test_a_search_resumes_from_its_snapshot_as_if_nothing_had_happened(make, aft
     whole = run(oracle(), height, 30)
     first, second = oracle(), oracle()
     assert run(first, height, after) == whole[:after]
-    running = first.ask(after)
+    running = ask(first, after)
     snapshot = json.loads(json.dumps(first.snapshot()))
     for values in whole[:after]:
         second.adopt_ended(values, height(values))
@@ -241,11 +248,13 @@ def test_each_recipe_offers_the_baselines_beside_its_own_search(recipe: str, own
     kinds = []
     for algorithm in (module.PRESETS["smoke"].algorithm, "local", "bayesian"):
         config = dataclasses.replace(module.PRESETS["smoke"], algorithm=algorithm)
-        space = module.space_of(config) if recipe == "mnasnet" else getattr(spaces, recipe, lambda nodes: None)(2)
-        space = module.pnasnet(2, growing=algorithm == "progressive") if recipe == "pnasnet" else space
+        space = {
+            "mnasnet": mnasnet.BlockSpace(0.125, 0.1),
+            "pnasnet": pnasnet.pnasnet(2, growing=algorithm == "progressive"),
+        }.get(recipe) or getattr(spaces, recipe)(2)
         scorer = child_networks.NetworkScorer(config, space, recipe, {}, None)  # pyright: ignore[reportArgumentType]
         oracle = module.oracle(config, space, scorer)
-        proposal = oracle.ask(0)
+        proposal = ask(oracle, 0)
         assert space.body(proposal.values)
         kinds.append(type(oracle))
     assert kinds == [own, LocalSearch, BayesianSearch]

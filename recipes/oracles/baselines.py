@@ -144,7 +144,8 @@ class BayesianSearch(SearchOracle):
             import sklearn.gaussian_process as gaussian_process
         except ImportError as error:
             raise ImportError(
-                'Bayesian search needs scikit-learn: pip install "keras-searched-zoo[bayesian]"', name="sklearn"
+                "Bayesian search needs scikit-learn: pip install scikit-learn, or the project with its extra bayesian",
+                name="sklearn",
             ) from error
         self.features = features or (lambda values: dict.fromkeys(values.items(), 1))
         self.first, self.parents = first, parents

@@ -103,7 +103,9 @@ class Config(ChildConfig):
 
 PRESETS = {
     "laptop": Config(),
-    "tinynas": Config(space="tinynas", image_size=20, folder=Path("runs/tabulate-tinynas")),
+    "tinynas": Config(
+        space="tinynas", image_size=20, epochs=4, learning_rate=0.2, folder=Path("runs/tabulate-tinynas"),
+    ),
     "smoke": Config(
         nodes=1, ops=("max_pool_3x3", "skip_connect"), filters=2, image_size=8, training_images=60,
         validation_images=50, epochs=1, folder=Path("runs/tabulate-smoke"),

@@ -1,0 +1,183 @@
+"""Tables of a whole space: how they are made, what they hold, and what their page says."""
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes import tables, tabulate
+from recipes.engine import child_training
+from recipes.engine.repeated import RepeatedScorer, load_all_images
+from recipes.engine.workers import Task
+from recipes.tables import Network, page
+from zoo.canonical import canonical_hash
+
+SMOKE = tabulate.PRESETS["smoke"]
+OPS = ("a", "b")
+# Networks of two decisions, "x" and "y" of OPS: "ab" and "ba" are the same one
+ABOUT = {
+    "name": "letters",
+    "command": "python -m recipes.tabulate --nodes=2",
+    "date": "2026-11-26",
+    "seeds": [0, 1],
+    "config": {"epochs": 3},
+    "machines": [{"hardware": {"processor": "abacus", "cores": 2}, "versions": {"keras": "3"}}],
+    "latencies": None,
+    "decisions": [["x", OPS, "op"], ["y", OPS, "op"]],
+    "levels": [["x", "y"]],
+}
+COSTS = {"params": 10.0, "macs": 100.0, "sram": 20.0, "flash": 30.0, "latency_ms": None}
+NETWORKS = [
+    Network("k0", ((0, 0),), (60.0, 62.0), (61.0, 63.0), COSTS),
+    Network("k1", ((0, 1), (1, 0)), (70.0, 68.0), (71.0, 69.0), COSTS | {"macs": 200.0}),
+    Network("k2", ((1, 1),), (80.0, 80.0), (75.0, 77.0), COSTS | {"macs": 300.0}),
+]
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    path = tmp_path / "table.csv"
+    tables.write_networks(path, ABOUT, NETWORKS)
+    return path
+
+
+def test_a_table_is_read_as_it_was_written(written):
+    about, networks = tables.read_networks(written)
+    assert networks == NETWORKS
+    assert about == json.loads(json.dumps({"table": 1, **ABOUT}))
+
+
+def test_a_search_sees_the_first_training_and_the_mean_test_accuracy_is_reported(written):
+    table = tables.load(written)
+    assert table.evaluate({"x": "a", "y": "a"}) == (60.0, 62.0)
+    assert table.evaluate({"x": "b", "y": "a"}) == table.evaluate({"x": "a", "y": "b"}) == (70.0, 70.0)
+
+
+def test_equal_networks_count_once(written):
+    table = tables.load(written)
+    assert table.size == 3
+    assert table.key({"x": "b", "y": "a"}) == table.key({"x": "a", "y": "b"}) != table.key({"x": "a", "y": "a"})
+    # of the three pairs of networks two hold k2, the other's best is k1
+    assert table.random_search(2) == pytest.approx((76 + 76 + 70) / 3)
+
+
+def test_a_table_of_a_sample_says_what_it_lacks(tmp_path):
+    path = tmp_path / "table.csv"
+    tables.write_networks(path, ABOUT, NETWORKS[:1])
+    table = tables.load(path)
+    assert table.check({"x": "a", "y": "a"}) is None
+    assert "no such network" in (table.check({"x": "b", "y": "b"}) or "")
+
+
+def test_a_space_too_large_for_a_search_is_refused_by_load_alone(tmp_path):
+    path = tmp_path / "table.csv"
+    decisions = [[f"d{number}", OPS, "op"] for number in range(30)]
+    network = NETWORKS[0]._replace(genomes=((0, 1) * 15,))
+    tables.write_networks(path, ABOUT | {"decisions": decisions}, [network])
+    assert tables.read_networks(path)[1] == [network]
+    with pytest.raises(ValueError, match="1 networks of a space of 1,073,741,824 points"):
+        tables.load(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [('"table": 1', '"table": 9', "another version"), ("k1,01 10,70.00", "k1,01 10,much", "line 4: .*much")],
+)
+def test_a_damaged_table_is_refused_with_the_place(written, before: str, after: str, message: str):
+    written.write_text(written.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=message):
+        tables.load(written)
+
+
+def test_the_page_says_how_well_a_seed_predicts_the_other_and_what_each_choice_adds(tmp_path):
+    found = page.correlate_seeds(np.array([network.validation for network in NETWORKS]))
+    # deviations from 70: (-10, 0, 10) and (-8, -2, 10)
+    assert found["pearson"] == pytest.approx((80 + 0 + 100) / math.sqrt(200 * 168))
+    assert found["tau"] == 1
+    assert found["noise"] == pytest.approx(math.sqrt((2 + 2 + 0) / 3))
+    # points: aa 62, ab 70, ba 70, bb 76; their mean is 69.5
+    assert page.measure_effects(ABOUT, NETWORKS)["x"] == pytest.approx({"a": 66 - 69.5, "b": 73 - 69.5})
+    path = page.write_page(ABOUT, NETWORKS, tmp_path)
+    text = path.read_text()
+    assert "| validation | 61.00 | 69.00 | 80.00 |" in text
+    assert "| 0.982 | 1.000 |" in text
+    assert "b +3.50, a -3.50" in text
+    assert "| latency, ms, measured | - | - | - | - |" in text
+    assert (tmp_path / "space.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_architecture_of_a_space_is_trained_and_written(tmp_path):
+    path = tabulate.tabulate(dataclasses.replace(SMOKE, folder=tmp_path, latency=False), observe=lambda status: None)
+    about, networks = tables.read_networks(path)
+    assert sorted(network.genomes for network in networks) == [((0, a, b),) for a in (0, 1) for b in (0, 1)]
+    assert about["seeds"] == [0, 1]
+    space = SMOKE.make_space()
+    decisions = tables.decisions_of(about)
+    assert decisions == space.decisions
+    for network in networks:
+        values = {each.name: each.choices[place] for each, place in zip(decisions, network.genomes[0], strict=True)}
+        assert network.key == canonical_hash(space.body(values))
+        assert len(network.validation) == len(network.test) == 2
+        assert (network.metrics["flash"] or 0) > (network.metrics["params"] or 0) > 0
+        assert network.metrics["latency_ms"] is None
+    assert (tmp_path / "page" / "page.md").exists()
+
+
+def test_a_killed_trial_keeps_the_trainings_that_were_finished(tmp_path, monkeypatch):
+    images = load_all_images(SMOKE, 0.5)
+    preset = {"search": {"cells": 3, "filters": 2, "stem": "cifar"}}
+    scorer = RepeatedScorer(SMOKE, SMOKE.make_space(), "darts", preset, images, repeats=2, validation_fraction=0.5)
+    values = {each.name: each.choices[0] for each in scorer.space.decisions}
+    seeds = []
+
+    def train(*arguments, seed: int, **options) -> dict[str, float]:
+        seeds.append(seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return {"val_accuracy": 0.5 + seed, "test_accuracy": 0.25, "loss": 1.0}
+
+    monkeypatch.setattr(child_training, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(Task(0, values, 9, tmp_path))
+    found = scorer.score(Task(0, values, 9, tmp_path))
+    assert seeds == [0, 1, 1]
+    assert (found["val_accuracy_0"], found["val_accuracy_1"], found["val_accuracy"]) == (0.5, 1.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ops": ("sep_conv",)}, "ops names 'sep_conv'"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"space": "tinynas", "stages": 7}, "stages is 7"),
+    ],
+)
+def test_what_no_table_can_have_is_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMOKE, **options)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_resumes_to_the_same_table(tmp_path, project):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    tabulate.tabulate(dataclasses.replace(SMOKE, folder=whole, latency=False), observe=lambda status: None)
+    command = [sys.executable, "-m", "recipes.tabulate", "--preset=smoke", "--nolatency", f"--folder={killed}"]
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal, deadline = killed / "journal.jsonl", time.monotonic() + 300
+    while not (journal.exists() and '"end"' in journal.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=300)
+    rows = [(folder / "table.csv").read_text().splitlines()[1:] for folder in (whole, killed)]
+    assert rows[0] == rows[1]

@@ -128,7 +128,7 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
         value = "" if hint is bool else f"={_describe(hint)}"
         lines.append(f"  --{negative}{field.name}{value}")
         text = comments.get(field.name, "")
-        shown = {name: _show(getattr(config, field.name)) for name, config in presets.items()}
+        shown = {name: show_value(getattr(config, field.name)) for name, config in presets.items()}
         same = len(set(shown.values())) == 1
         default = shown[names[0]] if same else ", ".join(f"{name} {value}" for name, value in shown.items())
         for paragraph in filter(None, (text, f"default: {default}")):
@@ -209,7 +209,7 @@ def _convert(text: str, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return None if text.lower() in ("none", "") else _convert(text, _without_none(arguments))
     if origin is Literal:
-        choices = {_show(choice): choice for choice in arguments}
+        choices = {show_value(choice): choice for choice in arguments}
         if text not in choices:
             raise ValueError(f"expected one of {', '.join(choices)}{_near(text, choices)}")
         return choices[text]
@@ -238,7 +238,7 @@ def _describe(hint: Any) -> str:
     if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
         return f"{_describe(_without_none(arguments))}|none"
     if origin is Literal:
-        return "|".join(_show(choice) for choice in arguments)
+        return "|".join(show_value(choice) for choice in arguments)
     if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
         return f"{_describe(arguments[0])},..."
     if origin is tuple:
@@ -255,10 +255,10 @@ def _without_none(arguments: tuple) -> Any:
     return next(argument for argument in arguments if argument is not type(None))
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
     """Returns a value as it is typed on a command line."""
     if isinstance(value, (tuple, list)):
-        return ",".join(_show(item) for item in value)
+        return ",".join(show_value(item) for item in value)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 

@@ -179,12 +179,14 @@ def _gather(
     levels: dict[str, list[str]] = {}  # node by node in all cells, or stage by stage
     for decision in decisions:
         levels.setdefault(decision.name.split("/")[0 if config.space == "tinynas" else 1], []).append(decision.name)
+    settings, usual = (each.settings() | {"sample": each.sample} for each in (config, Config()))
+    changed = [f"--{name}={_main.show_value(value)}" for name, value in settings.items() if value != usual[name]]
     about = {
         "name": f"{config.space}, {len(networks)} networks",
-        "command": " ".join(["python -m recipes.tabulate", *(shlex.quote(word) for word in sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", "recipes.tabulate", *changed]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
-        "config": config.settings() | {"sample": config.sample},
+        "config": settings,
         "machines": search.about["machines"],
         "training_seconds": round(sum(seconds) / len(seconds), 3),  # of one training, on average
         "latencies": name_machine() if config.latency and deployed else None,

@@ -15,7 +15,7 @@ from zoo import manifest
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Programs that fill documents
-MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "weights_table", "embedded_images"}
+MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "weights_table", "embedded_images", "shipped_tables"}
 LIBRARY = {"machine", "table_search"}
 SCRIPTS = sorted({path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - MAINTAINERS - LIBRARY)
 QUICK = ["input_pipeline", "search_gates"]  # in a process that has TensorFlow already

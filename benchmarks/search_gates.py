@@ -2,16 +2,22 @@
 
     python -m benchmarks.search_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
     python -m benchmarks.search_gates TABLE --seeds=200 --budgets 24 --evolution 8:3 12:12 --only
+    python -m benchmarks.search_gates --shared darts=darts enas=enas.csv tinynas=tinynas --seeds=3
 
 Each search selects by validation accuracy. Random search, of all networks and of the tenth with the most MACs, has its
 exact expectation. Seconds are processor time of one seed: on 2 cores 1 to 2 for 200 evaluations of Bayesian search, 5
 for 200 of the progressive one, 1 to 3 for 1,000 of a controller. The first two stop at 200, so that all is done in half
 an hour.
+
+--shared runs the searches with shared weights, in the space of a table of recipes.tabulate each: percentile, points to
+the best and Kendall's tau of the shared weights, mean +- standard deviation over the seeds, and the time of a search
+beside that of random search which finds as much, both on this machine.
 """
 
 import argparse
 import datetime
 import functools
+import importlib
 import os
 import platform
 import time
@@ -19,7 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import table_search
-from recipes import tables
+from recipes import _main, tables
+from recipes.cards import truth
 from zoo.markdown import make_table
 
 BUDGETS = (50, 100, 200, 1000)
@@ -38,9 +45,18 @@ def main() -> None:
     parser.add_argument(
         "--evolution", nargs="*", default=[], metavar="POPULATION:SAMPLE", help="more rows of evolution"
     )
+    parser.add_argument("--shared", nargs="+", default=[], metavar="RECIPE=TABLE", help="searches with shared weights")
+    parser.add_argument("--first_seed", type=int, default=0, help="of the searches with shared weights")
+    parser.add_argument("--options", default="", help="of them, other than the laptop preset's: search_epochs=8 ..")
+    parser.add_argument("--folder", type=Path, default=Path("runs/shared"), help="of them; they resume there")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.seeds, arguments.budgets, arguments.only = 2, [2], arguments.only or ["evolution"]
+    if arguments.shared:
+        print_machine(arguments.seeds)
+        for pair in arguments.shared:
+            print_shared(*pair.split("="), arguments)
+        return
     if not arguments.tables:  # `make bench` has none
         parser.print_help()
         return
@@ -50,8 +66,7 @@ def main() -> None:
         population, sample = map(int, sizes.split(":"))
         oracles[sizes] = functools.partial(table_search.evolution, population=population, sample=sample)
     names = [name for name in table_search.ORACLES if name != "random"] if arguments.only is None else arguments.only
-    date = datetime.datetime.now(datetime.UTC).date()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.seeds} seeds, {date}")
+    print_machine(arguments.seeds)
     for path in arguments.tables:
         table = tables.load(path)
         head = [f"{table.name}, test accuracy, %", "seeds", *(f"{n:,}" for n in budgets), "s a seed"]
@@ -79,6 +94,38 @@ def exact_rows(table: tables.Table, budgets: Sequence[int]) -> list[list[str | N
         values = [expectation(budget) if budget <= table.size else None for budget in budgets]
         rows.append([name, "exact", *(None if value is None else f"{value:.2f}" for value in values), None])
     return rows
+
+
+def print_machine(seeds: int) -> None:
+    """Prints where and when."""
+    date = datetime.datetime.now(datetime.UTC).date()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {seeds} seeds, {date}")
+
+
+def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None:
+    """Runs a recipe with each seed and prints a row."""
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    names = [word.partition("=")[0] for word in arguments.options.split()]
+    config = _main.parse(
+        [f"--{word}" for word in arguments.options.split()], importlib.import_module(f"recipes.{recipe}").PRESETS
+    )
+    options = {name: getattr(config, name) for name in names}
+    finds = [
+        table_search.search_with_shared_weights(recipe, table, seed, arguments.folder / f"{recipe}-{seed}", options)
+        for seed in seeds
+    ]
+    training = table_search.time_training(table)
+    for seed, find in zip(seeds, finds, strict=True):
+        find["training_seconds"] = training
+        print(f"  {recipe} seed {seed}: percentile {find['percentile']:.1f}, {find['regret']:.2f} points to the best, "
+              f"tau {find['tau']:.2f}, {find['seconds']:.0f} s")  # fmt: skip
+    found = truth.judge_together(finds, [find["tau"] for find in finds])
+    cells = [f"{name} {found[name]:.2f} +- {found[f'{name}_std'] or 0:.2f}" for name in ("percentile", "regret", "tau")]
+    draws, seconds = found["random_trainings"], found["random_seconds"]
+    random = "never" if draws is None else f"{draws:.1f} trainings, {seconds:.0f} s"
+    print(f"{recipe}: {', '.join(cells)}; {found['seconds']:.0f} s a search; random search finds as much: {random}; "
+          f"gain in the same time {found['gain']:+.2f} +- {found['standard_error'] or 0:.2f} points: {found['word']}",
+          flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,12 +6,18 @@
 Every search selects by validation accuracy and reports the test accuracy of what it selected.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import importlib
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras_tuner
 import numpy as np
 
+from recipes import tables, tabulate
+from recipes.cards.read import read_search
 from recipes.oracles import (
     AgingEvolution,
     BayesianSearch,
@@ -24,6 +30,7 @@ from recipes.oracles import (
 )
 from recipes.tables import Table
 
+_SIDE = 28  # pixels of the embedded images
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
 MakeOracle = Callable[[Table, int], SearchOracle]  # table, seed
 
@@ -117,6 +124,51 @@ ORACLES: dict[str, MakeOracle] = {
     "ppo": ppo,
     "reinforce": reinforce,
 }
+
+
+_OF_TRAINING = "data image_size training_images epochs batch_size learning_rate weight_decay augment".split()
+_OF_CELLS = "nodes ops fixed_reduction cells filters".split()
+_OF_STAGES = "stages kernels expansions depths shares".split()
+# Recipe -> options of its laptop preset that a table stands for, and others: one search, and nothing beside it
+SHARED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "darts": (_OF_TRAINING + _OF_CELLS, {"trials": 1, "random_cells": 0, "eigenvalue": False}),
+    "enas": (_OF_TRAINING + _OF_CELLS, {"trials": 1, "random_networks": 0}),
+    "tinynas": (_OF_TRAINING + _OF_STAGES, {"random_networks": 0, "board": "stm32f746"}),  # in which all have room
+}
+
+
+def search_with_shared_weights(
+    recipe: str, table: str, seed: int, folder: Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Runs a recipe's laptop preset in the space of a table; returns what its card says beside the truth.
+
+    Args:
+        recipe: of SHARED.
+        table: see recipes.tables.load.
+        seed: of the search.
+        folder: of the search, which resumes there.
+        options: of the recipe that are other than the preset's.
+    """
+    module = importlib.import_module(f"recipes.{recipe}")
+    made, (names, others) = tables.read_networks(table)[0]["config"], SHARED[recipe]
+    taken = {name: tuple(made[name]) if isinstance(made[name], list) else made[name] for name in names}
+    if recipe == "tinynas":
+        taken |= {"widths": (made["width"],), "image_size": made["image_size"] or _SIDE}
+    chosen = taken | others | {"seed": seed, "folder": folder, "table": table} | options
+    module.search(dataclasses.replace(module.PRESETS["laptop"], **chosen), observe=lambda status: None)
+    found = read_search(folder)
+    return found.truth | {"tau": np.mean([each["tau"] for each in found.ranking.values()])}
+
+
+def time_training(table: str, networks: int = 3) -> float:
+    """Returns the seconds that one training of the table takes on this machine, now; a mean over random networks."""
+    made = tables.read_networks(table)[0]["config"]
+    fields = {field.name for field in dataclasses.fields(tabulate.Config) if field.init}
+    taken = {name: tuple(value) if isinstance(value, list) else value for name, value in made.items() if name in fields}
+    with tempfile.TemporaryDirectory() as folder:
+        few = {"sample": networks, "repeats": 1, "latency": False, "folder": Path(folder)}
+        path = tabulate.tabulate(tabulate.Config(**taken | few), observe=lambda status: None)
+        return tables.read_networks(path)[0]["training_seconds"]
 
 
 def search(oracle: SearchOracle, table: Table, budgets: Sequence[int]) -> list[float]:

@@ -6,6 +6,7 @@ What a child network is stands in `recipes.engine.children`; a program brings it
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import shutil
 import time
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import zoo
+from recipes import tables
 from recipes.cards import tensorboard_logs
 from recipes.cards.card import BASELINE, CARD, write_card
 from recipes.cards.compare import LEAST_NETWORKS, compare_rankings
 from recipes.cards.read import read_search, write_about
+from recipes.cards.truth import RANKED_NETWORKS, Truth
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.engine.children import NetworkScorer
@@ -41,6 +45,8 @@ Find = Callable[[int, Path, Report], Mapping[str, Any]]
 # (seed -> file of the state, architectures) -> each seed whose shared weights are there still, with the architectures'
 # accuracies by them
 Judge = Callable[[Mapping[int, Path], Sequence[Any]], Iterable[tuple[int, Sequence[float]]]]
+# architectures, as values -> each seed whose shared weights there are, with the architectures' accuracies by them
+Rank = Callable[[Sequence[Mapping[str, Any]]], Iterable[tuple[int, Sequence[float]]]]
 
 
 def search_cells(
@@ -74,6 +80,7 @@ def run_trials(
     recipe: str,
     observe: Observe | None = None,
     provenance: Mapping[str, Any] | None = None,
+    rank: Rank | None = None,
 ) -> Genotype:
     """Runs the search to its end and returns the best architecture, which is in folder/genotype.json too.
 
@@ -85,18 +92,25 @@ def run_trials(
         recipe: its name, for the provenance.
         observe: gets a Status when something has changed; a progress bar on stderr unless given.
         provenance: what else the score depends on; a search resumes only where it is the same.
+        rank: scores the networks of a table by shared weights, where the search has some.
     """
     with _watch(observe, recipe, scorer.objective) as watch:
-        genotype = _run(oracle, scorer, recipe, watch, provenance or {})
+        genotype = _run(oracle, scorer, recipe, watch, provenance or {}, rank)
     if observe is None:
         _print_result(scorer.config.folder, genotype)
     return genotype
 
 
 def _run(
-    oracle: SearchOracle, scorer: NetworkScorer, recipe: str, watch: Observe, provenance: Mapping[str, Any]
+    oracle: SearchOracle,
+    scorer: NetworkScorer,
+    recipe: str,
+    watch: Observe,
+    provenance: Mapping[str, Any],
+    rank: Rank | None = None,
 ) -> Genotype:
     config = scorer.config
+    table = None if config.table is None else _read_table(config.table, scorer.space)
     try:
         logs = config.folder / "tensorboard"
         evaluate = tensorboard_logs.logged(scorer.score, logs) if config.tensorboard else scorer.score
@@ -126,6 +140,8 @@ def _run(
     genotype = scorer.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
     zoo.save(genotype, config.folder / "genotype.json")
     _save_front(runner.history, scorer, f"{recipe}_seed{config.seed}", source)
+    if table is not None:
+        _judge_by_table(scorer, table, rank)
     write_card([config.folder])
     return genotype
 
@@ -183,14 +199,16 @@ def search_by_seeds(
 
         searched = len(list((config.folder / "seeds").glob("seed*.json")))  # by a run with more trials, perhaps
         oracle = SeedOracle(find_or_read, SEEDS * config.seed, max(config.trials, searched), **arguments)
-        genotype = _run(oracle, scorer, recipe, show, {})
+        rank = functools.partial(_rank, config.folder, scorer.space, judge)
+        genotype = _run(oracle, scorer, recipe, show, {}, rank)
     if baseline:
         # algorithm is a field of the programs' own configurations
         options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / BASELINE}
         alike = dataclasses.replace(scorer, config=dataclasses.replace(config, **options))
         with _watch(observe, f"{recipe}, baseline", scorer.objective) as watch:
             _run(RandomSearch(**alike.oracle_arguments()), alike, recipe, watch, {})
-        _rank_baseline(config.folder, scorer.space, judge)
+        if config.table is None:
+            _rank_baseline(config.folder, scorer.space, judge)
         write_card([config.folder])
     if observe is None:
         _print_result(config.folder, genotype)
@@ -274,12 +292,64 @@ def _rank_baseline(folder: Path, space: Any, judge: Judge) -> None:
     trials = [trial for trial in baseline.trials if trial.score is not None]
     if len(trials) < LEAST_NETWORKS:
         return
+    shared = _rank(folder, space, judge, [trial.values(space.decisions) for trial in trials])
+    _write_ranking(folder, shared, baseline.scores)
+
+
+def _rank(
+    folder: Path, space: Any, judge: Judge, values: Sequence[Mapping[str, Any]]
+) -> Iterable[tuple[int, Sequence[float]]]:
+    """Returns each seed whose shared weights are there still, with the accuracies of architectures by them."""
     numbers = sorted(int(path.stem.removeprefix("seed")) for path in (folder / "seeds").glob("seed*.json"))
     seeds = {seed: _state_file(folder / "seeds", seed) for seed in numbers}
-    bodies = [space.body(trial.values(space.decisions)) for trial in trials]
-    found = {str(seed): compare_rankings(shared, baseline.scores) for seed, shared in judge(seeds, bodies)}
+    return judge(seeds, [space.body(each) for each in values])
+
+
+def _write_ranking(folder: Path, shared: Iterable[tuple[int, Sequence[float]]], alone: Sequence[float]) -> None:
+    found = {str(seed): compare_rankings(scores, alone) for seed, scores in shared}
     tuner.forget_models()
     atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
+
+
+def _read_table(path: str, space: spaces.Space) -> tuple[dict[str, Any], list[tables.Network]]:
+    """Returns a table as recipes.tables.read_networks does.
+
+    Raises:
+        ValueError: it is of another space.
+    """
+    about, networks = tables.read_networks(path)
+    decisions = tables.decisions_of(about)
+    if decisions != tuple(space.decisions):
+        raise ValueError(
+            f"the table {path} is of {_count_choices(decisions)}, the search of {_count_choices(space.decisions)}; "
+            f"expected one space. The table was made by: {about['command']}"
+        )
+    return about, networks
+
+
+def _judge_by_table(
+    scorer: NetworkScorer, table: tuple[dict[str, Any], list[tables.Network]], rank: Rank | None
+) -> None:
+    """Writes what the table says of the find, and how well shared weights rank the table's networks."""
+    folder, space, (about, networks) = scorer.config.folder, scorer.space, table
+    search = read_search(folder)
+    assert search.best is not None
+    key = space.key(search.best.values(space.decisions))
+    found = Truth.of(networks, about["training_seconds"]).judge(key, search.seconds)
+    facts = {"table": about["name"], "networks": len(networks)}
+    atomic.write_atomically(folder / "truth.json", json.dumps(facts | found, indent=1) + "\n")
+    if rank is not None:
+        drawn = [networks[place] for place in np.random.default_rng(0).permutation(len(networks))[:RANKED_NETWORKS]]
+        values = [
+            {each.name: each.choices[place] for each, place in zip(space.decisions, row.genomes[0], strict=True)}
+            for row in drawn
+        ]
+        _write_ranking(folder, rank(values), [float(np.mean(row.test)) for row in drawn])
+
+
+def _count_choices(decisions: Sequence[spaces.Decision]) -> str:
+    counts = " x ".join(str(len(decision.choices)) for decision in decisions)
+    return f"{len(decisions)} decisions of {counts} choices"
 
 
 def make_workers(config: PlaceConfig, evaluate: Evaluate, logs: Path | None = None) -> Workers | None:

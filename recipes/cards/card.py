@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.cards import compare, page, pictures
+from recipes.cards import compare, page, pictures, truth
 from recipes.cards.read import JOURNAL, Search, read_search
 from zoo import atomic
 
@@ -98,6 +98,7 @@ def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str,
         "best": _rounded({"mean": mean, "std": std, "values": values}),
         "comparison": _rounded(compared),
         "anytime": _rounded(compare.compare_anytime(searches, random)),
+        "truth": _rounded(_judge_by_table(searches)),
         "settings": {name: value for name, value in about.get("config", {}).items() if name != "folder"},
         "paper": differ,
         "supernets": pictures.list_histories(searches),
@@ -145,6 +146,28 @@ def _search(search: Search) -> dict[str, Any]:
         "mean": round(float(np.mean(search.scores)), _DIGITS) if done else None,
         "result": _rounded(search.result),
     }
+
+
+def _judge_by_table(searches: Sequence[Search]) -> dict[str, Any] | None:
+    """Returns what a table says of each search and of all together; None where not one table has all."""
+    tables = {search.truth.get("table") for search in searches}
+    if len(tables) > 1 or None in [*tables, *(search.truth["worth"] for search in searches if search.truth)]:
+        return None
+    finds = [
+        {name: value for name, value in search.truth.items() if name != "random"}
+        | {"seed": search.seed, "tau": _mean_tau(search)}
+        for search in searches
+    ]
+    taus = [find["tau"] for find in finds if find["tau"] is not None]
+    together = truth.judge_together([search.truth for search in searches], taus)
+    first = searches[0].truth
+    return {"table": first["table"], "networks": first["networks"], "finds": finds, "together": together}
+
+
+def _mean_tau(search: Search) -> float | None:
+    """Returns the mean over the supernets of a search."""
+    taus = [found["tau"] for found in search.ranking.values() if found["tau"] is not None]
+    return float(np.mean(taus)) if taus else None
 
 
 def _rests_on(

@@ -13,7 +13,7 @@ _DIGITS = 4
 
 def write_page(card: Mapping[str, Any]) -> str:
     """Returns the page of a card; what is not known is left out or said to be unknown."""
-    parts = [_head(card), _status(card), _searches(card), _comparison(card), _pictures(card)]
+    parts = [_head(card), _status(card), _searches(card), _comparison(card), _truth(card), _pictures(card)]
     parts += [_supernets(card), _settings(card), _departures(card), _machines(card)]
     return join_blocks(*parts)
 
@@ -162,6 +162,38 @@ def _each(numbers: Sequence[int]) -> str:
     return " / ".join(map(str, numbers if len(set(numbers)) > 1 else numbers[:1]))
 
 
+def _truth(card: Mapping[str, Any]) -> str:
+    found = card["truth"]
+    if found is None:
+        return ""
+    together = found["together"]
+    columns = [(f"seed {each['seed']}", each) for each in found["finds"]] + [("mean", together)]
+    rows = [
+        (text, *(None if each[name] is None else f"{each[name]:.2f}" for _, each in columns))
+        for name, text in (
+            ("worth", "test accuracy of the find, %"),
+            ("percentile", "percentile"),
+            ("regret", "points to the best"),
+            ("tau", "Kendall's tau of shared weights"),
+        )
+    ]
+    rows.append(("time of the search", *(duration(each["seconds"]) for _, each in columns)))
+    text = f"## Beside the truth\n\nOf {found['networks']:,} trained networks, the table {found['table']}:\n\n"
+    text += make_table(("", *(head for head, _ in columns)), rows) + "\n\n"
+    if together["random_seconds"] is None:
+        text += "Random search of the whole table is expected to find less."
+    else:
+        text += (
+            f"Random search is expected to find as much in {together['random_trainings']:.1f} trainings, "
+            f"{duration(together['random_seconds'])} on the table's machine."
+        )
+    error = together["standard_error"]
+    text += f" Gain over random search in the same time: {together['gain']:+.2f} points"
+    text += f"{'' if error is None else f', standard error {error:.2f}'}: **{together['word']}**."
+    reached = ", ".join(f"{name}: {'yes' if value else 'no'}" for name, value in together["reached"].items())
+    return f"{text} Goals: {reached}."
+
+
 def _total(card: Mapping[str, Any]) -> int:
     return sum(search["trials"] - search["failed"] for search in card["baseline"])
 
@@ -184,7 +216,7 @@ def _supernets(card: Mapping[str, Any]) -> str:
         for seed, found in each["ranking"].items():
             tau = "none, one order has ties only" if found["tau"] is None else f"{found['tau']:.3f}"
             parts.append(
-                f"Kendall's tau of {len(found['alone'])} random networks, by the supernet of seed {seed} "
+                f"Kendall's tau of {len(found['alone'])} networks, by the supernet of seed {seed} "
                 f"and trained alone: {tau}."
             )
     return "\n\n".join(["## Supernets", *parts]) if parts else ""

@@ -1,6 +1,5 @@
 """The pictures of a card: the best score so far beside random search, two objectives, best cells, supernets."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,10 +180,7 @@ def find_front(points: Sequence[tuple[float, float]], right: bool, up: bool) -> 
 def _list_supernets(search: Search) -> dict[int, Mapping[str, Any]]:
     """Returns what the supernets of `search` have left: seed -> {"history": a record an epoch} and more."""
     found = {seed: result for seed, result in search.seeds.items() if result.get("history")}
-    only = search.folder / "supernet.json"
-    if only.exists():
-        found[search.seed] = {"history": json.loads(only.read_text(encoding="utf-8"))}
-    return found
+    return found | ({search.seed: {"history": search.supernet}} if search.supernet else {})
 
 
 def list_histories(searches: Sequence[Search]) -> list[dict[str, Any]]:
@@ -197,24 +193,12 @@ def list_histories(searches: Sequence[Search]) -> list[dict[str, Any]]:
                 str(seed): [_without_strengths(record) for record in result["history"]]
                 for seed, result in seeds.items()
             }
-            found.append({"folder": search.folder.name, "history": plain_history, "ranking": _read_ranking(search)})
+            found.append({"folder": search.folder.name, "history": plain_history, "ranking": search.ranking})
     return found
 
 
 def _without_strengths(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "strengths"}
-
-
-def _read_ranking(search: Search) -> dict[str, Any]:
-    """Returns seed -> accuracies of random networks by shared weights and alone, with their tau."""
-    path = search.folder / "ranking.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    random = search.result.get("random", {})
-    if not random.get("shared_accuracies"):
-        return {}
-    pair = {"shared": random["shared_accuracies"], "alone": random["val_accuracies"]}
-    return {str(search.seed): {**pair, "tau": search.result["kendall_tau"]}}
 
 
 def _draw_supernets(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:
@@ -231,10 +215,9 @@ def _draw_supernets(searches: Sequence[Search], folder: Path) -> list[dict[str, 
         whose = f"supernets of {search.folder.name}"
         draw_history(seeds, folder / f"history{mark}.png")
         found.append({"file": f"history{mark}.png", "text": f"The {whose}, epoch by epoch"})
-        ranking = _read_ranking(search)
-        if ranking:
-            draw_ranking(ranking, folder / f"ranking{mark}.png")
-            found.append({"file": f"ranking{mark}.png", "text": f"Random networks as the {whose} rank them"})
+        if search.ranking:
+            draw_ranking(search.ranking, folder / f"ranking{mark}.png")
+            found.append({"file": f"ranking{mark}.png", "text": f"Networks as the {whose} rank them"})
         for seed in seeds:
             picture = search.folder / "seeds" / f"seed{seed}.png"
             if picture.exists():
@@ -277,7 +260,7 @@ def draw_history(seeds: Mapping[int, Mapping[str, Any]], path: Path) -> None:
 def list_panels(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Returns title -> names of one or two values, for every number that the records hold."""
     held = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
-    held -= {"step"}
+    held -= {"step", "seconds"}
     panels = {title: names for title, names in _PANELS.items() if held.issuperset(names)}
     paired = {name for names in panels.values() for name in names}
     return panels | {name_of(name): (name,) for name in sorted(held - paired)}
@@ -292,9 +275,9 @@ def draw_ranking(ranking: Mapping[str, Any], path: Path) -> None:
         axes.plot(found["shared"], found["alone"], "osD^v"[place % 5], color=COLOURS[place % len(COLOURS)],
                   alpha=0.8, label=f"supernet of seed {seed}: {tau}")  # fmt: skip
     axes.set_xlabel("validation accuracy with the supernet's weights")
-    axes.set_ylabel("validation accuracy, trained alone")
+    axes.set_ylabel("accuracy, trained alone")
     count = len(next(iter(ranking.values()))["alone"])
-    axes.set_title(f"{count} random networks", loc="left", fontsize=11)
+    axes.set_title(f"{count} networks", loc="left", fontsize=11)
     style_axes(axes)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     save_figure(figure, path)

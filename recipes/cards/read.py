@@ -131,6 +131,28 @@ class Search:
         choices = {} if space is None else {each.name: len(each.choices) for each in space.decisions}
         return space if choices == self.header["choices"] else None
 
+    @functools.cached_property
+    def supernet(self) -> list[dict[str, Any]]:
+        """A record an epoch of the shared weights, where the search has one supernet and no seeds."""
+        path = self.folder / "supernet.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    @functools.cached_property
+    def truth(self) -> dict[str, Any]:
+        """What a table of trained networks says of what it found (recipes.cards.truth), where one was given."""
+        return _read_object(self.folder / "truth.json")
+
+    @functools.cached_property
+    def ranking(self) -> dict[str, Any]:
+        """Seed -> accuracies of the same networks by shared weights and alone, with their tau; empty without any."""
+        if found := _read_object(self.folder / "ranking.json"):
+            return found
+        random = self.result.get("random", {})
+        if not random.get("shared_accuracies"):
+            return {}
+        pair = {"shared": random["shared_accuracies"], "alone": random["val_accuracies"]}
+        return {str(self.seed): {**pair, "tau": self.result["kendall_tau"]}}
+
     @property
     def scores(self) -> list[float]:
         """Of the trials that did not fail."""
@@ -144,8 +166,8 @@ class Search:
 
     @property
     def seconds_before(self) -> float:
-        """What the searches with a seed each took, before their trials."""
-        return sum(result.get("seconds", 0.0) for result in self.seeds.values())
+        """What the training of shared weights took, before the trials."""
+        return sum(found.get("seconds", 0.0) for found in (*self.seeds.values(), *self.supernet))
 
     @property
     def seconds(self) -> float:

@@ -64,7 +64,8 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
 
     def take_step(epoch: int, number: int) -> list[float]:
         alpha_batch = validation.batch(epoch, number) if epoch >= config.warm_up_epochs else None
-        return state.learn(training.batch(epoch, number), alpha_batch, SCHEDULE.at(epoch, epochs))
+        cell = _draw_strengths(state, epoch, number) if config.weights_learn == "cells" else None
+        return state.learn(training.batch(epoch, number), alpha_batch, SCHEDULE.at(epoch, epochs), cell)
 
     def end_epoch(history: list[Record], metrics: list[Sequence[float]]) -> Record:
         return _make_record(config, state, metrics, (len(history) + 1) * steps, validation.batch(len(history), 0))
@@ -85,9 +86,12 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
         observe=observe,
         stop=lambda record: record["normal_skips"] >= most_skips,
     )
-    cells = (
-        _select(config, state, training, validation, report) if config.selection == "perturbation" else state.cells()
-    )
+    if config.selection == "accuracy":
+        cells = _select_by_accuracy(config, state, scorer.images, report)
+    elif config.selection == "perturbation":
+        cells = _select(config, state, training, validation, report)
+    else:
+        cells = state.cells()
     tuner.forget_models()
     strengths.draw(state.net.space, history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
     return {
@@ -95,6 +99,31 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
         "strengths": np.round(state.strengths(), 6).tolist(),
         "history": history,
     }
+
+
+def _draw_strengths(state: Bilevel, epoch: int, number: int) -> np.ndarray:
+    """Draws the cells that a step of the weights trains, all with the same probability."""
+    space, rng = state.net.space, np.random.default_rng([state.seed, 3, epoch, number])
+    return space.strengths(space.body(space.sample(rng)))
+
+
+def _select_by_accuracy(
+    config: Config, state: Bilevel, images: image_data.Data, report: Callable[[float, str], None]
+) -> Cells:
+    """Selects the best of random cells, and of those of the alphas, by the shared weights on the images of the alphas.
+
+    Source: Li and Talwalkar, "Random Search and Reproducibility for Neural Architecture Search", UAI 2019, whose
+    weights learn from random cells too.
+    """
+    part = images.train.split(0.5, state.seed)[1]
+    pixels, space = np.asarray(augment.Normalization.of(images.train.images)(part.images)), state.net.space
+    rng = np.random.default_rng([state.seed, 4])
+    drawn = [state.cells(), *(space.body(space.sample(rng)) for _ in range(config.candidates))]
+    accuracies = []
+    for number, cells in enumerate(drawn):
+        report(1.0, f"selection, cell {number + 1} of {len(drawn)}")
+        accuracies.append(state.accuracy(cells, pixels, part.labels))
+    return drawn[int(np.argmax(accuracies))]
 
 
 def _select(

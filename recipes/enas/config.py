@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.engine.config import SEEDS, ChildConfig, check_at_least, check_ops
@@ -20,6 +20,7 @@ class Config(ChildConfig):
     space: Literal["micro", "macro"] = "micro"  # cells, or a chain of layers
     epochs: int = 10  # of each final training; 3 would order networks otherwise (Kendall's tau 0.6 over 12)
     search_epochs: int = 60  # of the shared weights
+    uniform_epochs: int = 0  # of these, the first, in which the weights learn from paths drawn uniformly
     search_batch_size: int = 32  # images in a step of the shared weights, and in a reward
     search_cells: int = 3  # normal cells of the supernet, two reductions come on top (micro); the paper has 6
     search_filters: int = 8  # of the supernet before the first reduction; the paper has 20 (micro) and 36 (macro)
@@ -51,11 +52,13 @@ class Config(ChildConfig):
     filters: int = 8  # of these networks before the first reduction
     folder: Path = Path("runs/enas")  # results, and the state to resume from
 
+    added: ClassVar[tuple[str, ...]] = ("uniform_epochs",)
+
     def __post_init__(self):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 1, "nodes": 1, "layers": 1, "cells": 1}
         least |= {"search_filters": 2, "filters": 2, "rate_period": 1, "reward_images": 2, "updates": 1, "samples": 1}
-        check_at_least(self, least | {"candidates": 1, "hidden": 1, "random_networks": 0})
+        check_at_least(self, least | {"candidates": 1, "hidden": 1, "random_networks": 0, "uniform_epochs": 0})
         check_ops(self.ops, MICRO_OPS)
         if self.space == "macro" and (self.fixed_reduction or self.ops != MICRO_OPS):
             raise ValueError("ops and fixed_reduction are of cells; leave them out, or take --space=micro")

@@ -176,8 +176,8 @@ class Search:
 
     def _path_of_step(self, epoch: int, number: int) -> np.ndarray:
         """Returns the path of a step of the weights; those of an epoch, in which no update falls, are drawn at once."""
-        if self._uniform:
-            return self._draw_path(np.random.default_rng([self.seed, _PATHS, epoch, number]))
+        if self._uniform or epoch < self.config.uniform_epochs:
+            return self.shared.net.space.draw_path(np.random.default_rng([self.seed, _PATHS, epoch, number]))
         if self._epoch_paths[0] != epoch:
             rng = np.random.default_rng([self.seed, _PATHS, epoch, 0])
             self._epoch_paths = epoch, self.controller.sample(self.images.training.steps, rng)

@@ -88,12 +88,14 @@ class ChildConfig(PlaceConfig, FolderOptions):
     keep: int = 3  # checkpoints that stay: the best ones'
     tensorboard: bool = False  # log each trial for TensorBoard, with its choices in the HParams table
     pareto: tuple[str, ...] = ("val_accuracy:max", "params:min")  # what pareto/ trades off: metrics and directions
+    table: str | None = None  # file of recipes.tabulate, or a shipped one's name: ranks on the card what is found
     dry_run: bool = False  # build the largest network, take one step, print what the search would need, and stop
     folder: Path = Path("runs/search")  # results, and the state to resume from
 
     metrics: ClassVar[tuple[str, ...]] = (
         "val_accuracy", "val_loss", "loss", "params", "macs", "peak_memory", "flash"
     )  # fmt: skip
+    added: ClassVar[tuple[str, ...]] = ()  # options that folders of the version before lack; these had the defaults
 
     def __post_init__(self):
         super().__post_init__()
@@ -124,9 +126,10 @@ class ChildConfig(PlaceConfig, FolderOptions):
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to resume: all but its length, its folder and what is kept of it."""
-        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", *PLACE_FIELDS)
+        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", "table", *PLACE_FIELDS)
         # Of the version before, whose folders were read as these defaults say
         free += tuple(name for name, value in self.folder_options.items() if value == getattr(FolderOptions, name))
+        free += tuple(name for name in self.added if getattr(self, name) == getattr(type(self), name))
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
         as_json = {Path: str, tuple: list}  # as a file gives them back
         return {

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from zoo.canonical import canonical_hash
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node, near
 
@@ -62,6 +64,12 @@ class Space:
     def hyperparameters(self) -> Any:
         """Returns the decisions as keras_tuner.HyperParameters."""
         return hyperparameters_of(self.decisions)
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Draws every decision uniformly."""
+        decisions = self.decisions
+        numbers = rng.integers([len(decision.choices) for decision in decisions]).tolist()
+        return {each.name: each.choices[number] for each, number in zip(decisions, numbers, strict=True)}
 
     def key(self, values: Mapping[str, Any]) -> str:
         """Returns a hash that equal architectures share."""

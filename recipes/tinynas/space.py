@@ -149,12 +149,6 @@ class TinySpace(Space):
             yield block, block.number < depth, values[f"{name}/kernel"], inputs, values[f"{name}/expansion"], filters
             inputs = filters
 
-    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Draws every decision uniformly."""
-        decisions = self.decisions
-        numbers = rng.integers([len(decision.choices) for decision in decisions]).tolist()
-        return {each.name: each.choices[number] for each, number in zip(decisions, numbers, strict=True)}
-
     def largest(self) -> dict[str, Any]:
         """Returns the values of the largest sub-network, which holds the weights of all."""
         return {decision.name: max(decision.choices) for decision in self.decisions}

@@ -9,6 +9,7 @@ code adds them up, so that one learning rate serves both phases.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,17 +57,18 @@ def train_supernet(
         images.train, config.batch_size, config.seed, stream=[0], normalize=normalize, augment=crop_and_flip
     )
     training = ElasticTraining(net, config, batches.steps, images.input_shape)
-    epochs, loss = config.largest_epochs + config.elastic_epochs, ""
+    epochs, loss, begun = config.largest_epochs + config.elastic_epochs, "", time.monotonic()
 
     def observe(status: Status) -> None:
         if status.done < epochs:
             report((status.done + status.share) / epochs, f"supernet, epoch {status.done + 1} of {epochs}{loss}")
 
     def end_epoch(history: list[Record], losses: list[Sequence[float]]) -> Record:
-        nonlocal loss
+        nonlocal loss, begun
         first, mean = np.mean(losses, axis=0)
-        loss = f", loss {mean:.4g}"
-        return {"step": (len(history) + 1) * batches.steps, "loss": float(mean), "first_loss": float(first)}
+        loss, seconds, begun = f", loss {mean:.4g}", time.monotonic() - begun, time.monotonic()
+        found = {"step": (len(history) + 1) * batches.steps, "loss": float(mean), "first_loss": float(first)}
+        return found | {"seconds": round(seconds, 3)}  # since this process began, in the first epoch that it ends
 
     with without_rewrites():
         history = run_epochs(

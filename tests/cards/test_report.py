@@ -271,7 +271,7 @@ def test_the_card_of_a_supernet_has_its_history_its_ranking_and_the_picture_that
     found = {"shared": [0.1, 0.2, 0.3], "alone": [0.4, 0.6, 0.5], "tau": 0.333333}
     (folder / "ranking.json").write_text(json.dumps({"7": found}))
     page = write_card([folder]).read_text()
-    assert "Kendall's tau of 3 random networks" in page
+    assert "Kendall's tau of 3 networks" in page
     assert {path.name for path in (folder / "card").glob("*.png")} >= {
         "history.png", "ranking.png", "strengths_seed7.png"
     }  # fmt: skip
@@ -291,7 +291,7 @@ def test_what_a_recipe_measured_of_its_network_is_on_the_card_and_its_supernets_
     page = write_card([folder]).read_text()
     assert "| predicted, arena | 40,000 |" in page
     assert "| measured, fits | yes |" in page
-    assert "Kendall's tau of 2 random networks" in page
+    assert "Kendall's tau of 2 networks" in page
     assert (folder / "card" / "history.png").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes import _search, amoebanet
+from recipes import _search, amoebanet, tables
 from recipes.cards.read import read_search
 from recipes.engine import children as child_networks
 from recipes.engine import spaces
@@ -29,8 +29,8 @@ def untrained(monkeypatch):
     monkeypatch.setattr(child_networks.trial, "train", train)
 
 
-def scorer(folder: Path, trials: int = 3) -> NetworkScorer:
-    config = dataclasses.replace(amoebanet.PRESETS["smoke"], folder=folder, trials=trials, seed=2)
+def scorer(folder: Path, trials: int = 3, table: str | None = None) -> NetworkScorer:
+    config = dataclasses.replace(amoebanet.PRESETS["smoke"], folder=folder, trials=trials, seed=2, table=table)
     presets = child_networks.cell_presets(1, 4)
     return NetworkScorer(config, SPACE, "amoebanet", presets, child_networks.load_images(config))
 
@@ -60,8 +60,11 @@ class Finder:
         return {"values": point(OPS[seed % 3]), "history": []}
 
 
-def search(folder: Path, find: Finder, trials: int = 3, baseline: int = 0, observe: Any = lambda status: None) -> Any:
-    return _search.search_by_seeds(scorer(folder, trials), "amoebanet", find, judge, baseline, observe)
+def search(
+    folder: Path, find: Finder, trials: int = 3, baseline: int = 0, observe: Any = lambda status: None,
+    table: str | None = None,
+) -> Any:  # fmt: skip
+    return _search.search_by_seeds(scorer(folder, trials, table), "amoebanet", find, judge, baseline, observe)
 
 
 def test_what_each_seed_finds_is_trained_and_the_best_is_returned(tmp_path):
@@ -113,6 +116,40 @@ def test_random_networks_are_trained_alike_and_ranked_by_each_seeds_weights(tmp_
     assert ranking["2000"]["alone"] == read_search(tmp_path / "baseline").scores
     card = json.loads((tmp_path / "card" / "card.json").read_text())
     assert card["comparison"]["budget"] == "seconds"  # a seed costs more than its trial
+
+
+def write_table(path: Path, space: spaces.CellSpace = SPACE) -> str:
+    """A table of the three cells that are found: their test accuracies are 80, 60 and 70 percent."""
+    networks = []
+    for op, worth in zip(OPS, (80.0, 60.0, 70.0), strict=True):
+        genome = tuple(d.choices.index(op) if d.kind == "op" else 0 for d in SPACE.decisions)
+        networks.append(tables.Network(SPACE.key(point(op)), (genome,), (worth, worth), (worth - 1, worth + 1), {}))
+    about = {"name": "three cells", "command": "by hand", "seeds": [0, 1], "levels": [], "training_seconds": 7.0}
+    decisions = [dataclasses.astuple(decision) for decision in space.decisions]
+    tables.write_networks(path, about | {"decisions": decisions}, networks)
+    return str(path)
+
+
+def test_a_table_of_trained_networks_ranks_the_find_and_the_shared_weights(tmp_path):
+    table = write_table(tmp_path / "table.csv")
+    search(tmp_path / "run", Finder(), trials=2, table=table)
+    truth = json.loads((tmp_path / "run" / "truth.json").read_text())
+    assert (truth["worth"], truth["regret"], truth["training_seconds"]) == (80, 0, 7)
+    assert truth["percentile"] == pytest.approx(100 * 2.5 / 3)  # two of three are worse, and it is one of them itself
+    assert truth["random"] == pytest.approx([70, (80 + 80 + 70) / 3, 80])
+    ranking = json.loads((tmp_path / "run" / "ranking.json").read_text())
+    assert sorted(ranking["2000"]["alone"]) == [60, 70, 80]
+    card = json.loads((tmp_path / "run" / "card" / "card.json").read_text())["truth"]
+    assert card["finds"][0]["tau"] == pytest.approx(ranking["2000"]["tau"])
+    assert "Of 3 trained networks, the table three cells" in (tmp_path / "run" / "card" / "card.md").read_text()
+
+
+def test_a_table_of_another_space_is_refused_before_the_search(tmp_path):
+    table = write_table(tmp_path / "table.csv", spaces.amoebanet(nodes=2))
+    finder = Finder()
+    with pytest.raises(ValueError, match=r"of 16 decisions .* the search of 8 decisions"):
+        search(tmp_path / "run", finder, table=table)
+    assert finder.searched == []
 
 
 def test_fewer_trials_than_have_ended_is_said_so(tmp_path):

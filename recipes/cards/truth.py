@@ -1,0 +1,136 @@
+"""What a search has found beside the truth: its rank among all networks of a table that were really trained.
+
+Where a table has every network of a space, a find has a percentile and a regret, and the time of a search can be said
+in trainings of random search, exactly.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recipes.cards.compare import judge, mean_and_std
+
+BEST_DECILE = 90.0  # percentile that the finds of a search have on average
+LEAST_TAU = 0.4  # of shared weights that rank
+RANKED_NETWORKS = 120  # that a tau is of, where the table has so many
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """The networks of a table.
+
+    Attributes:
+        keys: of each, what equal architectures share.
+        seen: (networks, seeds), what a search may see of each: the validation accuracy of each training, in percent.
+        worth: (networks,), what each is worth: its test accuracy in percent, the mean over its trainings.
+        seconds: of one training, on average.
+    """
+
+    keys: Sequence[str]
+    seen: np.ndarray
+    worth: np.ndarray
+    seconds: float
+
+    @classmethod
+    def of(cls, networks: Sequence[Any], seconds: float) -> "Truth":
+        """Returns the truth of the rows of a table (recipes.tables.Network); `seconds` are those of one training."""
+        seen, tested = (np.array([getattr(row, part) for row in networks]) for part in ("validation", "test"))
+        return cls([row.key for row in networks], seen, tested.mean(axis=1), seconds)
+
+    def judge(self, key: str, seconds: float) -> dict[str, Any]:
+        """Returns what a find is worth beside the others, as JSON holds it; its worth is None where the table lacks it.
+
+        Args:
+            key: of the find.
+            seconds: that its search took, with the training of what it found.
+        """
+        if key not in self.keys:
+            return {"worth": None}
+        worth = float(self.worth[self.keys.index(key)])
+        return {
+            "worth": worth,
+            "percentile": self.percentile(worth),
+            "regret": float(self.worth.max()) - worth,
+            "seconds": seconds,
+            "training_seconds": self.seconds,
+            "random": self.expect_random().tolist(),
+        }
+
+    def percentile(self, worth: float) -> float:
+        """Returns which share of the networks is worse, in percent; as good ones count half."""
+        return 100 * float(np.mean(self.worth < worth) + np.mean(self.worth == worth) / 2)
+
+    def expect_random(self) -> np.ndarray:
+        """Returns what random search without repetition is expected to find after 1, 2, .. trainings: (networks,).
+
+        It sees one training of each network, and takes the best on validation.
+        """
+        return np.mean([expect_picks(seen, self.worth) for seen in self.seen.T], axis=0)
+
+
+def expect_picks(seen: Sequence[float] | np.ndarray, worth: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Returns the exact expected worth of the network with the largest `seen` of k, for k from 1 to all of them.
+
+    The i-th best of n is the pick of k draws without repetition with probability C(n-i, k-1) / C(n, k).
+    """
+    worth = np.asarray(worth, np.float64)[np.argsort(-np.asarray(seen), kind="stable")]
+    count = len(worth)
+    draws = np.arange(1, count + 1)
+    shares, expected = draws / count, np.zeros(count)
+    for better, value in enumerate(worth):  # how many come before it
+        expected += shares * value
+        if better + 1 < count:
+            shares = shares * np.maximum(count - better - draws, 0) / (count - better - 1)
+    return expected
+
+
+def count_draws(expected: Sequence[float], worth: float) -> float:
+    """Returns after how many trainings random search is expected to find this much, infinite where it never does.
+
+    Args:
+        expected: what it finds after 1, 2, .. trainings; between two numbers the line is taken as straight.
+        worth: of what another search has found.
+    """
+    best = np.maximum.accumulate(expected)
+    place = int(np.searchsorted(best, worth))
+    if place == len(best):
+        return math.inf
+    if place == 0:
+        return 1.0
+    before, after = best[place - 1 : place + 1]
+    return place + float((worth - before) / (after - before))
+
+
+def expect_in(expected: Sequence[float], draws: float) -> float:
+    """Returns what random search is expected to find in so many trainings, of which it always takes one."""
+    return float(np.interp(draws, np.arange(1, len(expected) + 1), expected))
+
+
+def judge_together(finds: Sequence[Mapping[str, Any]], taus: Sequence[float]) -> dict[str, Any]:
+    """Returns the means of several searches beside random search in the same time, and a word, as JSON holds it.
+
+    Args:
+        finds: what `Truth.judge` says of each, by one table.
+        taus: Kendall's tau of each search's shared weights, where they have some.
+    """
+    found: dict[str, Any] = {"searches": len(finds)}
+    for name in ("worth", "percentile", "regret", "seconds"):
+        found[name], found[f"{name}_std"] = mean_and_std([find[name] for find in finds])
+    found["tau"], found["tau_std"] = mean_and_std(taus) if taus else (None, None)
+    random, training = finds[0]["random"], finds[0]["training_seconds"]
+    draws = count_draws(random, found["worth"])
+    found["random_trainings"] = draws if math.isfinite(draws) else None  # None: it never finds as much
+    found["random_seconds"] = draws * training if math.isfinite(draws) else None
+    gain = found["worth"] - expect_in(random, found["seconds"] / training)
+    error = None if found["worth_std"] is None else found["worth_std"] / math.sqrt(len(finds))
+    found |= {"gain": gain, "standard_error": error}
+    found["word"] = judge(len(finds), len(finds), gain, error, as_in_paper=False)
+    found["reached"] = {
+        "best decile": found["percentile"] >= BEST_DECILE,
+        f"tau of {LEAST_TAU}": not taus or found["tau"] >= LEAST_TAU,
+        "less time than random search": found["random_seconds"] is None or found["random_seconds"] > found["seconds"],
+    }
+    return found

@@ -1,0 +1,102 @@
+"""Rank, regret and random search beside a table, against numbers that were counted by hand."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from recipes.cards import truth
+from recipes.cards.truth import Truth
+
+# Five networks, two trainings each: validation accuracies, and the mean test accuracy
+SEEN = np.array([[0.50, 0.51], [0.60, 0.58], [0.70, 0.69], [0.80, 0.82], [0.90, 0.70]])
+TABLE = Truth("abcde", SEEN, np.array([0.5, 0.6, 0.7, 0.8, 0.75]), seconds=10.0)
+
+
+def test_percentile_is_the_share_of_worse_networks_and_half_of_equal_ones():
+    assert TABLE.percentile(0.8) == 90  # 4 of 5 are worse, and it is itself one of 5
+    assert TABLE.percentile(0.5) == 10
+    assert TABLE.percentile(0.65) == 40  # of a network that the table does not have
+
+
+def test_regret_is_what_the_best_network_has_more():
+    assert TABLE.judge("c", 1.0)["regret"] == pytest.approx(0.1)
+    assert TABLE.judge("d", 1.0)["regret"] == 0
+
+
+def test_random_search_is_expected_to_pick_what_counting_all_draws_gives():
+    seen, worth = [3, 1, 4, 2, 0], [30.0, 10.0, 25.0, 50.0, 5.0]
+    counted = [
+        np.mean([worth[max(drawn, key=lambda place: seen[place])] for drawn in itertools.combinations(range(5), draws)])
+        for draws in range(1, 6)
+    ]
+    assert truth.expect_picks(seen, worth) == pytest.approx(counted)
+    assert counted[-1] == 25  # all five: the one that looks best, not the best
+
+
+def test_random_search_sees_one_training_of_each_network():
+    # Of all five the first training picks the one of 0.75, the second that of 0.8.
+    assert TABLE.expect_random()[-1] == pytest.approx((0.75 + 0.8) / 2)
+    assert TABLE.expect_random()[0] == pytest.approx(TABLE.worth.mean())
+
+
+def test_trainings_of_random_search_are_counted_until_it_is_expected_to_find_as_much():
+    expected = Truth("abc", np.array([[1.0], [2.0], [3.0]]), np.array([1.0, 2.0, 3.0]), seconds=10.0).expect_random()
+    assert expected == pytest.approx([2, 8 / 3, 3])  # the pairs (1,2), (1,3) and (2,3) have 2, 3 and 3
+    assert truth.count_draws(expected, 1.5) == 1
+    assert truth.count_draws(expected, 8 / 3) == pytest.approx(2)
+    assert truth.count_draws(expected, 2 + 1 / 3) == pytest.approx(1.5)  # half way from 2 to 8/3
+    assert math.isinf(truth.count_draws(expected, 3.1))
+
+
+def test_several_searches_are_judged_by_their_means():
+    finds = [TABLE.judge(key, seconds) for key, seconds in (("d", 4.0), ("d", 5.0), ("a", 6.0))]
+    together = truth.judge_together(finds, [0.6, 0.5, 0.4])
+    assert together["percentile"] == pytest.approx((90 + 90 + 10) / 3)
+    assert together["regret"] == pytest.approx(0.1)
+    assert together["tau"] == pytest.approx(0.5)
+    # Their mean worth is 0.7; a random draw is worth 0.67, and the better looking of two more.
+    of_two = np.mean(
+        [TABLE.worth[max(pair, key=lambda place: SEEN[place, seed])]
+         for seed in (0, 1) for pair in itertools.combinations(range(5), 2)]
+    )  # fmt: skip
+    trainings = 1 + (0.7 - 0.67) / (of_two - 0.67)
+    assert together["random_trainings"] == pytest.approx(trainings)
+    assert together["random_seconds"] == pytest.approx(10 * trainings)
+    assert together["reached"] == {"best decile": False, "tau of 0.4": True, "less time than random search": True}
+
+
+def test_the_word_is_by_what_random_search_finds_in_the_same_time():
+    expected = TABLE.expect_random()
+    assert truth.expect_in(expected, 1.5) == pytest.approx((expected[0] + expected[1]) / 2)
+    assert truth.expect_in(expected, 0.2) == expected[0]
+    assert truth.expect_in(expected, 99) == expected[-1]
+    finds = [TABLE.judge(key, 5.0) for key in "dde"]  # 0.8, 0.8 and 0.75; in 5 s one training is not over
+    together = truth.judge_together(finds, [])
+    assert together["gain"] == pytest.approx(2.35 / 3 - 0.67)
+    assert together["standard_error"] == pytest.approx(np.std([0.8, 0.8, 0.75], ddof=1) / math.sqrt(3))
+    assert together["word"] == "reproduced at reduced scale"
+    assert truth.judge_together(finds[:2], [])["word"] == "procedure only"  # a result takes three searches
+
+
+def test_a_search_that_takes_longer_than_random_search_has_not_reached_the_goal():
+    (*_, faster) = truth.judge_together([TABLE.judge("c", 100.0)], [])["reached"].values()
+    assert not faster
+
+
+def test_what_random_search_of_the_whole_table_never_finds_has_no_time():
+    together = truth.judge_together([TABLE.judge("d", 100.0)], [])
+    assert together["random_seconds"] is None
+    assert together["reached"]["less time than random search"]
+
+
+def test_a_find_that_a_sampled_table_lacks_has_no_worth():
+    assert TABLE.judge("x", 1.0) == {"worth": None}
+
+
+def test_the_truth_of_a_table_is_the_mean_of_its_tests():
+    rows = [SimpleNamespace(key="a", validation=(60.0, 62.0), test=(50.0, 54.0))]
+    made = Truth.of(rows, 3.0)
+    assert (list(made.keys), made.seen.tolist(), made.worth.tolist(), made.seconds) == (["a"], [[60, 62]], [52], 3)

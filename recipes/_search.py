@@ -27,10 +27,10 @@ from recipes.cards.truth import RANKED_NETWORKS, Truth
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.engine.children import NetworkScorer
-from recipes.engine.config import SEEDS, ChildConfig, PlaceConfig
+from recipes.engine.config import SEEDS, ChildConfig, PlaceConfig, TrialConfig
 from recipes.engine.dry_run import dry_run
 from recipes.engine.workers import Evaluate, LocalWorkers, Report, Workers, describe_failure, is_fatal
-from recipes.oracles import RandomSearch, SearchOracle
+from recipes.oracles import RandomSearch, SearchOracle, SuccessiveHalving
 from recipes.oracles.choices import Genome
 from recipes.training import progress
 from recipes.training.progress import Observe, Status
@@ -94,6 +94,9 @@ def run_trials(
         provenance: what else the score depends on; a search resumes only where it is the same.
         rank: scores the networks of a table by shared weights, where the search has some.
     """
+    config = scorer.config
+    if isinstance(config, TrialConfig) and config.fidelity == "halving":
+        oracle = SuccessiveHalving(oracle, config.rungs, config.halving_factor)
     with _watch(observe, recipe, scorer.objective) as watch:
         genotype = _run(oracle, scorer, recipe, watch, provenance or {}, rank)
     if observe is None:
@@ -412,13 +415,17 @@ def _describe_source(
 
 
 def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: str, source: Mapping[str, Any]) -> None:
-    """Writes a genotype file for each trial of the Pareto front, and the front itself; what was there goes."""
-    objectives, folder = scorer.config.objectives(), scorer.config.folder / "pareto"
+    """Writes a genotype file for each trial of the Pareto front, and the front itself; what was there goes.
+
+    Of a search by successive halving only the networks that were trained longest are compared.
+    """
+    objectives, folder = scorer.config.trade_off(), scorer.config.folder / "pareto"
     shutil.rmtree(folder, ignore_errors=True)
     if not objectives:
         return
     front = []
-    for record in tuner.pareto_front(history, objectives):
+    longest = max((record.epochs for record in history if record.score is not None), default=0)
+    for record in tuner.pareto_front([record for record in history if record.epochs == longest], objectives):
         file = f"trial_{record.number:05d}.json"
         own = {"score": record.score, "metrics": dict(record.metrics), "trial": record.number}
         genotype = scorer.genotype(record.values, f"{name}_trial{record.number}", dict(source) | own)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
 from recipes.engine import spaces
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, ChildConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ChildConfig):
+class Config(TrialConfig):
     """Options of the search."""
 
-    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained
-    algorithm: Literal["evolution", "random", "local", "bayesian"] = "evolution"
+    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained; nsga2 goes
+    # with objectives
+    algorithm: Literal["evolution", "random", "local", "bayesian", "nsga2"] = "evolution"
     space: Literal["amoebanet", "nasnet"] = "amoebanet"  # the 8 ops of AmoebaNet, or the 13 and two combiners of NASNet
     nodes: int = 3  # of each cell; the paper has 5
     population: int = 12  # cells that are alive at once

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, ChildConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least
 from recipes.engine.spaces import PNASNET_OPS, CellSpace, Decision, check_values
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
@@ -33,11 +33,12 @@ DEPTH = "nodes"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ChildConfig):
+class Config(TrialConfig):
     """Options of the search."""
 
-    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained
-    algorithm: Literal["progressive", "random", "local", "bayesian"] = "progressive"
+    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained; nsga2 goes
+    # with objectives
+    algorithm: Literal["progressive", "random", "local", "bayesian", "nsga2"] = "progressive"
     nodes: int = 3  # of the largest cells; the paper has 5
     beam: int = 5  # K: cells trained of each size but the first
     first: int | None = 8  # cells of one node, drawn at random; none trains all 136

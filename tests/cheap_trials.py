@@ -20,6 +20,10 @@ def score(task: Task) -> float:
     return score_of(task.values)
 
 
+def score_and_size(task: Task) -> dict[str, float]:
+    return {"score": score(task), "size": float(sum(len(str(value)) for value in task.values.values()))}
+
+
 def slow(task: Task) -> float:
     time.sleep(0.2)
     return score(task)

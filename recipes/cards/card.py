@@ -74,14 +74,16 @@ def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str,
     first = searches[0]
     about = first.about
     compared = compare.compare(searches, random)
+    fronts = compare.compare_fronts(searches, random, first.objectives) if first.objectives else None
+    result = fronts or compared  # what the word rests on
     values = [search.best.score for search in searches if search.best is not None]
     mean, std = compare.mean_and_std(values) if values else (None, None)  # pyright: ignore[reportArgumentType]
     differ = about.get("paper")
     word = compare.judge(
         len(searches),
         sum(search.finished for search in searches),
-        compared["gain"] if compared else None,
-        compared["standard_error"] if compared else None,
+        result["gain"] if result else None,
+        result["standard_error"] if result else None,
         differ == {},
     )
     return {
@@ -91,12 +93,13 @@ def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str,
         "title": about.get("title", ""),
         "source": about.get("source", ""),
         "departures": about.get("departures", []),
-        "status": {"word": word, "rests_on": _rests_on(searches, random, compared, differ)},
+        "status": {"word": word, "rests_on": _rests_on(searches, random, compared, fronts, differ)},
         "score": {"name": first.objective, "better": "more" if first.sign > 0 else "less"},
         "searches": [_search(search) for search in searches],
         "baseline": [_search(search) for search in random],
         "best": _rounded({"mean": mean, "std": std, "values": values}),
         "comparison": _rounded(compared),
+        "fronts": _rounded(fronts),
         "anytime": _rounded(compare.compare_anytime(searches, random)),
         "truth": _rounded(_judge_by_table(searches)),
         "settings": {name: value for name, value in about.get("config", {}).items() if name != "folder"},
@@ -126,24 +129,29 @@ def _search(search: Search) -> dict[str, Any]:
     best, config = search.best, search.about.get("config", search.header)
     images = search.about.get("images", {})
     epochs = config.get("epochs")
-    done = len(search.scores)
-    trained = sum("loss" in trial.metrics for trial in search.trials)  # inherited weights are not trained in a trial
+    failed = sum(trial.score is None for trial in search.trials)
+    # Inherited weights are not trained in a trial; the trials of halving train a network further.
+    trained = {
+        trial.genome if search.halves else trial.number: trial.metrics.get("epochs", epochs)
+        for trial in search.trials
+        if "loss" in trial.metrics
+    }
     return {
         "folder": search.folder.name,
         "algorithm": search.algorithm,
         "seed": search.seed,
         "planned": search.planned,
         "trials": len(search.trials),
-        "failed": len(search.trials) - done,
+        "failed": failed,
         "refused": search.refused,
         "finished": search.finished,
         "stopped": search.stopped,
         "best": None if best is None else {"trial": best.number, "score": best.score, "metrics": dict(best.metrics)},
         "seconds": round(search.seconds, 1),
-        "epochs": trained * epochs if trained and epochs else None,
+        "epochs": int(sum(trained.values())) if trained and epochs else None,
         "training_images": images.get("training", config.get("training_images")),
         "validation_images": images.get("validation"),
-        "mean": round(float(np.mean(search.scores)), _DIGITS) if done else None,
+        "mean": round(float(np.mean(search.scores)), _DIGITS) if search.scores else None,
         "result": _rounded(search.result),
     }
 
@@ -171,7 +179,11 @@ def _mean_tau(search: Search) -> float | None:
 
 
 def _rests_on(
-    searches: Sequence[Search], random: Sequence[Search], compared: dict[str, Any] | None, differ: dict | None
+    searches: Sequence[Search],
+    random: Sequence[Search],
+    compared: dict[str, Any] | None,
+    fronts: dict[str, Any] | None,
+    differ: dict | None,
 ) -> list[str]:
     unfinished = [search for search in searches if not search.finished]
     found = [f"{_count(len(searches), 'search', 'searches')}, seed {', '.join(str(s.seed) for s in searches)}"]
@@ -183,9 +195,10 @@ def _rests_on(
     if compared is None:
         found.append("no random search beside it" if not random else "no trial that succeeded")
     else:
-        error = compared["standard_error"]
+        result, what = (fronts, "hypervolume ") if fronts else (compared, "")
+        error = result["standard_error"]
         shown = "one search has no standard error" if error is None else f"standard error {error:.4f}"
-        found.append(f"over random search at the same budget {compared['gain']:+.4f}, {shown}")
+        found.append(f"{what}over random search at the same budget {result['gain']:+.4f}, {shown}")
         short = sum(
             given < wanted for given, wanted in zip(compared["draws"], compared["draws_in_budget"], strict=True)
         )
@@ -220,8 +233,9 @@ def _judge_images(search: Search) -> str:
 def _judge_length(search: Search) -> str:
     """Says where a search was too short to learn from its own results."""
     config = search.about.get("config", {})
-    for name, what in _RANDOM_STARTS.items():
-        learns = not search.is_random and search.algorithm not in _BASELINES
+    starts = {"generation": "never evolved"} if search.objectives else _RANDOM_STARTS
+    for name, what in starts.items():
+        learns = "random" not in search.algorithm and search.algorithm not in _BASELINES
         if config.get(name) and learns and len(search.trials) <= config[name]:
             trials = _count(len(search.trials), "trial", "trials")
             return f"{trials} and a {name} of {config[name]}: the search {what}, all its networks are random"

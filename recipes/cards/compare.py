@@ -1,7 +1,7 @@
 """What searches are worth beside random search: exact expectations of the best of k draws, rankings, and a word."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,6 +165,82 @@ def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) 
     }
 
 
+def measure_hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
+    """Returns the exact volume between the reference and the front of the points, a row each; more is better.
+
+    Slices it along the last objective, from the best point down: two and three objectives take milliseconds.
+    """
+    points = np.asarray(points, np.float64)
+    points = keep_front(points[(points > np.asarray(reference)).all(1)])
+    if not len(points):
+        return 0.0
+    if points.shape[1] == 1:
+        return float(points.max() - reference[0])
+    points = points[np.argsort(-points[:, -1], kind="stable")]
+    heights = points[:, -1] - np.r_[points[1:, -1], reference[-1]]
+    return float(
+        sum(
+            height * measure_hypervolume(points[: count + 1, :-1], reference[:-1])
+            for count, height in enumerate(heights)
+            if height
+        )
+    )
+
+
+def keep_front(points: np.ndarray) -> np.ndarray:
+    """Returns the points, a row each, that no other dominates; more is better."""
+    return points[[not ((points >= point).all(1) & (points > point).any(1)).any() for point in points]]
+
+
+def compare_fronts(
+    searches: Sequence[Search], random: Sequence[Search], objectives: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Returns the hypervolumes of the searches' fronts, and of as many random networks'; None where there are none.
+
+    The reference is a tenth of the range of the common front, of all networks here, worse than its worst values; a
+    hypervolume is a share of the box between it and the best values.
+
+    Args:
+        searches, random: as for `compare`.
+        objectives: two or three metrics -> "max" or "min".
+    """
+    signs = np.array([1.0 if direction == "max" else -1.0 for direction in objectives.values()])
+
+    def read_points(search: Search) -> np.ndarray:
+        found = [[trial.metrics.get(name) for name in objectives] for trial in search.scored]
+        return np.array([row for row in found if None not in row], np.float64).reshape(-1, len(signs)) * signs
+
+    own, others = (list(map(read_points, group)) for group in (searches, random))
+    everyone = np.concatenate([*own, *others])
+    if not len(everyone) or not all(map(len, own)):
+        return None
+    front = keep_front(everyone)
+    best, worst = front.max(0), front.min(0)
+    worst = np.where(worst < best, worst, everyone.min(0))  # a front of one point has no range
+    reference = worst - 0.1 * (best - worst)
+    box = np.where(best > reference, best - reference, 1.0)
+
+    def measure(points: np.ndarray) -> float:
+        return measure_hypervolume((points - reference) / box, np.zeros(len(signs)))  # pyright: ignore[reportArgumentType]
+
+    seeds = [search.seed for search in searches]
+    paired = sorted(seeds) == sorted(search.seed for search in random)
+    if paired:
+        others = [others[[search.seed for search in random].index(seed)] for seed in seeds]
+    draws = [min(len(points), len(own[place] if paired else own[0])) for place, points in enumerate(others)]
+    found, by_chance = list(map(measure, own)), [measure(p[:n]) for p, n in zip(others, draws, strict=True)]
+    gain, error = measure_gain(found, by_chance, paired) if others else (None, None)
+    return {
+        "objectives": dict(objectives),
+        "reference": dict(zip(objectives, (signs * reference).tolist(), strict=True)),
+        "search": found,
+        "random": by_chance,
+        "draws": draws,
+        "gain": gain,
+        "standard_error": error,
+    }
+
+
 def compare_anytime(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:
     """Returns the best score so far of each search, and what random search is expected to have at that budget.
 
@@ -196,7 +272,8 @@ def _best_so_far(search: Search, x: Sequence[float] | np.ndarray, timed: bool) -
         if timed
         else np.arange(1, len(search.trials) + 1)
     )
-    scores = [-np.inf if trial.score is None else search.sign * trial.score for trial in search.trials]
+    scored = {trial.number for trial in search.scored}
+    scores = [search.sign * (trial.score or 0.0) if trial.number in scored else -np.inf for trial in search.trials]
     best = np.maximum.accumulate(scores) if scores else np.zeros(0)
     places = np.searchsorted(at, np.asarray(x) + 1e-9, side="right") - 1
     last = at[-1] if len(at) else 0

@@ -13,8 +13,8 @@ _DIGITS = 4
 
 def write_page(card: Mapping[str, Any]) -> str:
     """Returns the page of a card; what is not known is left out or said to be unknown."""
-    parts = [_head(card), _status(card), _searches(card), _comparison(card), _truth(card), _pictures(card)]
-    parts += [_supernets(card), _settings(card), _departures(card), _machines(card)]
+    parts = [_head(card), _status(card), _searches(card), _comparison(card), _fronts(card), _truth(card)]
+    parts += [_pictures(card), _supernets(card), _settings(card), _departures(card), _machines(card)]
     return join_blocks(*parts)
 
 
@@ -192,6 +192,26 @@ def _truth(card: Mapping[str, Any]) -> str:
     text += f"{'' if error is None else f', standard error {error:.2f}'}: **{together['word']}**."
     reached = ", ".join(f"{name}: {'yes' if value else 'no'}" for name, value in together["reached"].items())
     return f"{text} Goals: {reached}."
+
+
+def _fronts(card: Mapping[str, Any]) -> str:
+    """Returns the hypervolumes, where several objectives were searched."""
+    found = card["fronts"]
+    if not found:
+        return ""
+    spread = [_spread(*mean_and_std(found[group])) if found[group] else None for group in ("search", "random")]
+    rows = [(card["algorithm"], spread[0])]
+    if found["random"]:
+        error = found["standard_error"]
+        draws = " / ".join(map(str, dict.fromkeys(found["draws"])))
+        rows += [(f"random search, the first {draws} networks", spread[1])]
+        rows += [("gain", f"{found['gain']:+.4f}" + ("" if error is None else f", standard error {error:.4f}"))]
+    reference = ", ".join(f"{name_of(name)} {_metric(value)}" for name, value in found["reference"].items())
+    return (
+        f"## The front\n\n{make_table(('', 'hypervolume'), rows)}\n\nA hypervolume is exact, and a share of the box "
+        f"between the best values of all networks here and the reference ({reference}), which is a tenth of the common "
+        "front's range worse than its worst values. The networks of each front are in pareto/."
+    )
 
 
 def _total(card: Mapping[str, Any]) -> int:

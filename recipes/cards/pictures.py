@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import zoo
+from recipes.cards.compare import keep_front
 from recipes.cards.read import Search
 from zoo.atomic import replacing, write_atomically
 
@@ -40,10 +43,12 @@ def draw_pictures(
     if any(search.scores for search in searches):
         draw_anytime(card, folder / "anytime.png")
         found.append({"file": "anytime.png", "text": f"Best {name_of(searches[0].objective)} so far"})
-    pareto = searches[0].about.get("config", {}).get("pareto", [])
-    if len(pareto) == 2 and draw_trade_off(searches, random, pareto, folder / "trade_off.png"):
-        both = " and ".join(name_of(text.partition(":")[0]) for text in pareto)
-        found.append({"file": "trade_off.png", "text": f"All networks: {both}"})
+    config = searches[0].about.get("config", {})
+    pareto = config.get("objectives") or config.get("pareto", [])
+    if len(pareto) in (2, 3) and draw_trade_off(searches, random, pareto, folder / "trade_off.png"):
+        names = [name_of(text.partition(":")[0]) for text in pareto]
+        text = f"All networks: {', '.join(names[:-1])} and {names[-1]}"
+        found.append({"file": "trade_off.png", "text": text})
     for number, search in enumerate(searches):
         if search.finished:
             file = "best.png" if len(searches) == 1 else f"best_{number}.png"
@@ -130,51 +135,55 @@ def _search_curves(axes: Any, x: Sequence[float], each: Sequence[Sequence], sear
 
 
 def draw_trade_off(searches: Sequence[Search], random: Sequence[Search], pareto: Sequence[str], path: Path) -> bool:
-    """Draws all trained networks in two objectives, and the front of them all; says whether there were any.
+    """Draws all trained networks, the first objective over each other one, and fronts; says whether there were any.
+
+    Where the search was for the front, its front and that of the random networks are drawn; else the front of them all.
 
     Args:
         searches, random: whose networks they are.
-        pareto: two texts such as "val_accuracy:max"; the first is drawn upwards.
+        pareto: two or three texts such as "val_accuracy:max"; the first is drawn upwards.
         path: of the picture.
     """
-    (tall, up), (wide, right) = (text.split(":") for text in pareto)
+    names, directions = zip(*(text.split(":") for text in pareto), strict=True)
+    signs = np.array([1.0 if direction == "max" else -1.0 for direction in directions])
 
-    def points(group: Sequence[Search]) -> list[tuple[float, float]]:
-        found = [trial.metrics for search in group for trial in search.trials if trial.score is not None]
-        return [(each[wide], each[tall]) for each in found if wide in each and tall in each]
+    def read_points(group: Sequence[Search]) -> np.ndarray:
+        found = [[trial.metrics.get(name) for name in names] for search in group for trial in search.scored]
+        return np.array([row for row in found if None not in row], np.float64).reshape(-1, len(names))
 
-    own, others = points(searches), points(random)
-    if not own:
+    own, others = read_points(searches), read_points(random)
+    if not len(own):
         return False
-    figure = new_figure(7.5, 4.8)
-    axes = figure.add_subplot()
-    if others:
-        axes.plot(*zip(*others, strict=True), "x", color=COLOURS[1], markersize=5, label="random networks")
-    axes.plot(*zip(*own, strict=True), "o", color=COLOURS[0], markersize=5, alpha=0.7, label="networks of the search")
-    front = find_front([*own, *others], right == "max", up == "max")
-    axes.plot(*zip(*front, strict=True), color=COLOURS[2], linewidth=1.8, marker="o", markersize=7,
-              markerfacecolor="none", label="no other is better in both")  # fmt: skip
-    axes.set_xlabel(f"{name_of(wide)} ({'more' if right == 'max' else 'less'} is better)")
-    axes.set_ylabel(name_of(tall))
-    style_axes(axes)
-    from matplotlib.ticker import EngFormatter
+    better = "both" if len(names) == 2 else "all"
+    fronts = [(np.concatenate([own, others]), COLOURS[2], f"no other is better in {better}")]
+    if searches[0].objectives and len(others):
+        fronts = [(own, COLOURS[2], "front of the search"), (others, COLOURS[1], "front of the random networks")]
+    figure = new_figure(7.5 if len(names) == 2 else 12, 4.8)
+    panels = figure.subplots(1, len(names) - 1, squeeze=False)[0]
+    for place, axes in enumerate(panels, start=1):
+        if len(others):
+            axes.plot(others[:, place], others[:, 0], "x", color=COLOURS[1], markersize=5, label="random networks")
+        axes.plot(own[:, place], own[:, 0], "o", color=COLOURS[0], markersize=5, alpha=0.7,
+                  label="networks of the search")  # fmt: skip
+        for points, colour, label in fronts:
+            front = keep_front(points * signs) * signs
+            front = front[np.argsort(front[:, place], kind="stable")]
+            line = "-" if len(names) == 2 else "none"
+            axes.plot(front[:, place], front[:, 0], linestyle=line, color=colour, linewidth=1.8, marker="o",
+                      markersize=8, markerfacecolor="none", label=label)  # fmt: skip
+        axes.set_xlabel(f"{name_of(names[place])} ({'more' if directions[place] == 'max' else 'less'} is better)")
+        style_axes(axes)
+        from matplotlib.ticker import EngFormatter
 
-    if max(at for at, _ in [*own, *others]) >= 10_000:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    figure.legend(loc="outside lower center", ncol=3, frameon=False, fontsize=9)
-    beside = f" and {len(others)} random ones" if others else ""
-    axes.set_title(f"{searches[0].recipe}: {len(own)} networks{beside}", loc="left", fontsize=11)
+        if np.concatenate([own, others])[:, place].max() >= 10_000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    panels[0].set_ylabel(name_of(names[0]))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=9)
+    beside = f" and {len(others)} random ones" if len(others) else ""
+    panels[0].set_title(f"{searches[0].recipe}: {len(own)} networks{beside}", loc="left", fontsize=11)
     save_figure(figure, path)
     return True
-
-
-def find_front(points: Sequence[tuple[float, float]], right: bool, up: bool) -> list[tuple[float, float]]:
-    """Returns the points that no other beats in both, from left to right; `right` and `up` say where better is."""
-    found: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (-point[0] if right else point[0], -point[1] if up else point[1])):
-        if not found or (y > found[-1][1] if up else y < found[-1][1]):
-            found.append((x, y))
-    return sorted(found)
 
 
 def _list_supernets(search: Search) -> dict[int, Mapping[str, Any]]:

@@ -32,6 +32,7 @@ class Trial:
     """A trial that has ended; `score` is None and `message` the reason where it failed.
 
     `genome` holds, for each decision of the space, the place of the choice; `parents` the genomes that it was made of.
+    `rung` is that of successive halving, from 0; the trial at the next one trains the same network further.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Trial:
     seconds: float
     message: str = ""
     parents: tuple[tuple[int, ...], ...] = ()
+    rung: int = 0
 
     def values(self, decisions: Sequence[Decision]) -> dict[str, Any]:
         """Returns decision -> choice."""
@@ -75,13 +77,18 @@ class Search:
 
     @property
     def algorithm(self) -> str:
-        """As the recipe's option has it, or the oracle's name."""
-        return self.header.get("algorithm", self.header["oracle"])
+        """As the recipe's option has it, or the oracle's name; with halving, if there is."""
+        return self.header.get("algorithm", self.header["oracle"]) + (", halving" if self.halves else "")
+
+    @property
+    def halves(self) -> bool:
+        """Whether it is one by successive halving."""
+        return self.header.get("fidelity") == "halving"
 
     @property
     def is_random(self) -> bool:
         """Whether it can be another's baseline."""
-        return "random" in self.algorithm.lower()
+        return "random" in self.algorithm.lower() and not self.halves
 
     @property
     def seed(self) -> int:
@@ -92,6 +99,11 @@ class Search:
     def objective(self) -> str:
         """The name of the score."""
         return self.header["objective"][0]
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Metric -> "max" or "min", where its front was searched for."""
+        return dict(text.split(":") for text in self.about.get("config", {}).get("objectives", ()))
 
     @property
     def sign(self) -> int:
@@ -129,7 +141,15 @@ class Search:
         """The space of its genomes; None where about.json does not name one of this version's."""
         space = _make_space(self.about.get("space"))
         choices = {} if space is None else {each.name: len(each.choices) for each in space.decisions}
-        return space if choices == self.header["choices"] else None
+        found = list(self.header["choices"].items())
+        return space if list(choices.items()) == found[: len(found) - self.halves] else None
+
+    @functools.cached_property
+    def scored(self) -> list[Trial]:
+        """The trials that did not fail; of a search by successive halving only those of the highest rung reached."""
+        scored = [trial for trial in self.trials if trial.score is not None]
+        highest = max((trial.rung for trial in scored), default=0)
+        return [trial for trial in scored if trial.rung == highest]
 
     @functools.cached_property
     def supernet(self) -> list[dict[str, Any]]:
@@ -155,14 +175,13 @@ class Search:
 
     @property
     def scores(self) -> list[float]:
-        """Of the trials that did not fail."""
-        return [trial.score for trial in self.trials if trial.score is not None]
+        """Of the scored trials."""
+        return [trial.score for trial in self.scored if trial.score is not None]
 
     @property
     def best(self) -> Trial | None:
         """The first of the best trials; None where none has succeeded."""
-        scored = [trial for trial in self.trials if trial.score is not None]
-        return max(scored, key=lambda trial: self.sign * (trial.score or 0.0), default=None)
+        return max(self.scored, key=lambda trial: self.sign * (trial.score or 0.0), default=None)
 
     @property
     def seconds_before(self) -> float:
@@ -196,8 +215,11 @@ def read_search(folder: Path) -> Search:
             score = record["metrics"].get(name) if record["status"] == "COMPLETED" else None
             number, message = record["end"], record.get("message", "")
             genome, *parents = map(tuple, [starts[number]["genome"], *starts[number].get("parents", ())])
+            rung = 0
+            if header.get("fidelity") == "halving":  # whose choice of epochs is the last one
+                (*genome, rung), parents = genome, [parent[:-1] for parent in parents]
             ended = (score, record["metrics"], record["seconds"], message)
-            trials.append(Trial(number, genome, *ended, tuple(parents)))
+            trials.append(Trial(number, tuple(genome), *ended, tuple(parents), rung))
     refused = sum("refused" in record for record in records)
     seeds = {int(path.stem.removeprefix("seed")): _read_object(path) for path in (folder / "seeds").glob("seed*.json")}
     return Search(folder, header, tuple(trials), refused, _read_object(folder / ABOUT), dict(sorted(seeds.items())))

@@ -57,7 +57,8 @@ def list_data(searches: Sequence[Search], random: Sequence[Search], refresh: flo
     card = make_card(searches, random)
     timed = card["anytime"]["unit"] == "seconds"
     names = sorted({name for search in [*searches, *random] for trial in search.trials for name in trial.metrics})
-    pareto = [text.partition(":") for text in card["settings"].get("pareto", [])]
+    pareto = card["settings"].get("objectives") or card["settings"].get("pareto", [])
+    pareto = [text.partition(":") for text in pareto]
     directions = {name: "max" if any(word in name for word in _MORE_IS_BETTER) else "min" for name in names}
     data = {name: card[name] for name in ("recipe", "algorithm", "title", "source", "departures", "status", "score")}
     data |= {name: card[name] for name in ("anytime", "settings", "paper")}
@@ -109,8 +110,7 @@ def _list_bodies(search: Search) -> dict[int, dict[str, Any]]:
     space = search.space
     if space is None:
         return {}
-    worst = math.inf
-    best = sorted(search.trials, key=lambda trial: worst if trial.score is None else -search.sign * trial.score)
+    best = sorted(search.trials, key=lambda t: (t.score is None, -t.rung, -search.sign * (t.score or 0.0)))
     bodies = {trial.number: space.body(trial.values(space.decisions)) for trial in best[:_MOST_BODIES]}
     return {number: body_as_dict(body) for number, body in bodies.items()}
 

@@ -31,14 +31,43 @@ _EVALUATION_BATCH = 500
 _WARMUP = 11  # steps until the rate is whole: short trainings of deep cells diverge without
 
 
-def child_settings(images: int, epochs: int, batch_size: int, learning_rate: float, weight_decay: float) -> Settings:
+@dataclasses.dataclass(frozen=True)
+class StagedCosine(Schedule):
+    """A cosine period for each stage of a training that may stop after any (SGDR, Loshchilov and Hutter, ICLR 2017).
+
+    With one period for all epochs, the networks of an early stage would be compared at a high rate, which orders them
+    less well (docs/results.md).
+
+    Attributes:
+        ends: epochs at which the stages but the last end.
+    """
+
+    ends: tuple[int, ...] = ()
+
+    def _steady(self, time: float, epochs: float) -> float:
+        begin = max((end for end in self.ends if end <= time), default=0)
+        return super()._steady(time - begin, min((end for end in self.ends if end > time), default=epochs) - begin)
+
+
+def child_settings(
+    images: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    ends: Sequence[int] = (),
+) -> Settings:
     """Returns how a child is trained on so many images: Nesterov's momentum, as TF-slim's NASNet code has it.
 
-    The rate follows one cosine period from `learning_rate` to 0; the L2 decay leaves out biases and normalisation.
+    The rate follows one cosine period from `learning_rate` to 0, or one for each stage, which end after `ends` epochs;
+    the L2 decay leaves out biases and normalisation.
     """
-    steps = -(-images // batch_size)
+    warmup = _WARMUP / -(-images // batch_size)
     optimizer = Optimizer(nesterov=True, weight_decay=weight_decay, clip=5.0)
-    return Settings(epochs, batch_size, Schedule("cosine", learning_rate, warmup=_WARMUP / steps), optimizer)
+    schedule = Schedule("cosine", learning_rate, warmup=warmup)
+    if ends:
+        schedule = StagedCosine("cosine", learning_rate, warmup=warmup, ends=tuple(ends))
+    return Settings(epochs, batch_size, schedule, optimizer)
 
 
 def train(
@@ -48,6 +77,7 @@ def train(
     settings: Settings,
     *,
     seed: int,
+    until: int | None = None,
     normalize: Callable[[Any], Any] = UNIT,
     augment: Step | None = None,
     folder: Path | None = None,
@@ -58,13 +88,15 @@ def train(
     """Trains a new network and returns {"val_accuracy", "val_loss", "loss", "params"}, "test_accuracy" where asked.
 
     The same arguments give the same result, also if the process was killed meanwhile and `folder` holds the state of
-    the last whole epoch. The weights at the end stay there, as model.weights.h5.
+    the last whole epoch. The weights at the end stay there, as model.weights.h5. A training that stops before its last
+    epoch leaves its state there too: one until a later epoch resumes from it, and ends as if it had never stopped.
 
     Args:
         make_model: returns a network with logits as its one output.
         training_part, validation_part: the latter is what a search selects on.
         settings: how to train.
         seed: of the weights, the order of the images and the augmentation.
+        until: the epoch, from 1, after which it stops; the last one unless given.
         normalize: images 0..255 -> what the network reads.
         augment: a function of a batch; none unless given.
         folder: for checkpoints; none are written unless given.
@@ -75,14 +107,15 @@ def train(
     Raises:
         DivergedError: the loss is not a number any more.
     """
+    until = until or settings.epochs
     devices = mirrored.list_gpus() if devices is None else devices
     mirror = mirrored.Mirror(devices) if devices else None
     batches = Batches(training_part, settings.batch_size, seed, normalize=normalize, augment=augment, keep_last=True)
 
     def observe(status: Status) -> None:
-        if status.done < settings.epochs:
-            text = f"epoch {status.done + 1} of {settings.epochs}" if status.done or status.share else "tracing"
-            report((status.done + status.share) / settings.epochs, text)
+        if status.done < until:
+            text = f"epoch {status.done + 1} of {until}" if status.done or status.share else "tracing"
+            report((status.done + status.share) / until, text)
 
     with without_rewrites():
         keras.utils.set_random_seed(seed % 2**32)
@@ -102,7 +135,7 @@ def train(
         history = run_epochs(
             take_step,
             lambda history, values: {"loss": float(np.mean([loss for (loss,) in values]))},
-            epochs=settings.epochs,
+            epochs=until,
             steps=batches.steps,
             variables={"variable": [variable.value for variable in model.variables], "slot": learner.slots},
             state=state,
@@ -120,7 +153,8 @@ def train(
             model.save_weights(temporary)
             stream.write(temporary.read_bytes())
             temporary.unlink()
-        (folder / "epoch.npz").unlink(missing_ok=True)
+        if until >= settings.epochs:
+            (folder / "epoch.npz").unlink(missing_ok=True)
     return {
         "val_accuracy": accuracy,
         "val_loss": validation_loss,

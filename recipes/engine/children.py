@@ -18,13 +18,15 @@ from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
-from recipes.oracles import BayesianSearch, LocalSearch, RandomSearch, SearchOracle
+from recipes.oracles import NSGA2, BayesianSearch, LocalSearch, RandomSearch, SearchOracle
+from recipes.oracles.base import EPOCHS
 from recipes.training.loop import Settings
 from zoo.deploy import planner, tflite
 from zoo.genotype import Genotype
 
 OBJECTIVE = "val_accuracy"
 REWARD = "reward"  # the objective of a search by accuracy and latency
+LATENCY = "latency_ms"
 _NORMALIZED_BY = 2000  # images, where they are too many for the memory
 
 
@@ -115,17 +117,34 @@ class NetworkScorer:
 
         Latencies are measured on a machine that does nothing else.
         """
-        return type(self) is NetworkScorer and (self.reward is None or self.latencies is not None)
+        return type(self) is NetworkScorer and (not self._times or self.latencies is not None)
+
+    @property
+    def _times(self) -> bool:
+        """Whether each trial needs a latency."""
+        return self.reward is not None or LATENCY in self.objectives
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Metric -> "max" or "min"; the first is the score."""
+        if getattr(self.config, "objectives", ()):
+            return self.config.trade_off()
+        return {OBJECTIVE if self.reward is None else REWARD: "max"}
 
     @property
     def objective(self) -> str:
         """The name of the score."""
-        return OBJECTIVE if self.reward is None else REWARD
+        return next(iter(self.objectives))
 
     def oracle_arguments(self) -> dict[str, Any]:
-        """Returns what every oracle of a search of these networks is given; see `recipes.oracles.SearchOracle`."""
+        """Returns what every oracle of a search of these networks is given; see `recipes.oracles.SearchOracle`.
+
+        Only the one that searches a front is given several objectives.
+        """
+        objectives = [keras_tuner.Objective(*each) for each in self.objectives.items()]
+        several = getattr(self.config, "algorithm", "") == "nsga2"
         return {
-            "objective": keras_tuner.Objective(self.objective, "max"),
+            "objective": objectives if several else objectives[0],
             "max_trials": self.config.trials,
             "hyperparameters": self.space.hyperparameters(),
             "seed": self.config.seed,
@@ -134,7 +153,7 @@ class NetworkScorer:
         }
 
     def baseline_oracle(self, algorithm: str) -> SearchOracle | None:
-        """Returns the oracle of a baseline beside the papers' searches, or None where `algorithm` is a paper's."""
+        """Returns the oracle of `algorithm`, where that is none of the recipe's own paper: a baseline, or nsga2."""
         arguments = self.oracle_arguments()
         if algorithm == "random":
             return RandomSearch(**arguments)
@@ -142,6 +161,8 @@ class NetworkScorer:
             return LocalSearch(**arguments)
         if algorithm == "bayesian":
             return BayesianSearch(**arguments, features=self.space.count_features)
+        if algorithm == "nsga2":
+            return NSGA2(**arguments, population=self.config.generation)  # pyright: ignore[reportAttributeAccessIssue]
         return None
 
     def genotype(
@@ -199,8 +220,8 @@ class NetworkScorer:
         """
         config, images = self.config, self.images
         predicted: dict[str, float] = {}
-        if self.reward is not None:
-            predicted["latency_ms"] = self.latency(task.values)
+        if self._times:
+            predicted[LATENCY] = self.latency(task.values)
             tuner.forget_models()
 
         def build() -> keras.Model:
@@ -216,6 +237,7 @@ class NetworkScorer:
                 images.validation,
                 self.training(),
                 seed=task.seed,
+                until=task.values.get(EPOCHS),
                 normalize=self.normalization,
                 augment=cifar(padding=images.input_shape[0] // 8, cutout_length=images.input_shape[0] // 2)
                 if config.augment
@@ -224,7 +246,9 @@ class NetworkScorer:
                 report=task.report,
             )
             if self.reward is not None:
-                predicted[REWARD] = self.reward(found[OBJECTIVE], predicted["latency_ms"])
+                predicted[REWARD] = self.reward(found[OBJECTIVE], predicted[LATENCY])
+            if EPOCHS in task.values:
+                predicted["epochs"] = task.values[EPOCHS]
             return found | predicted
         finally:
             tuner.forget_models()
@@ -238,8 +262,9 @@ class NetworkScorer:
     def training(self) -> Settings:
         """Returns how a child is trained."""
         config = self.config
+        ends = getattr(config, "rungs", [config.epochs])[:-1]
         return trial.child_settings(
-            len(self.images.train), config.epochs, config.batch_size, config.learning_rate, config.weight_decay
+            len(self.images.train), config.epochs, config.batch_size, config.learning_rate, config.weight_decay, ends
         )
 
 

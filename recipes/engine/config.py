@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes.images import FolderOptions
@@ -30,6 +32,27 @@ def check_ops(ops: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise ValueError(f"ops names {op!r}{near(op, known)}; expected some of {','.join(known)}")
     if not ops or len(set(ops)) < len(ops):
         raise ValueError(f"ops is {','.join(ops)!r}; expected each operation once, and at least one of them")
+
+
+def read_directions(
+    option: str, texts: tuple[str, ...], known: tuple[str, ...], short: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Returns metric -> "max" or "min" of texts such as params:min; `short` has other names of metrics.
+
+    Raises:
+        ValueError: a text names no known metric or no direction.
+    """
+    found = {}
+    for text in texts:
+        name, _, direction = text.partition(":")
+        name = short.get(name, name)
+        if name not in known or direction not in ("max", "min"):
+            raise ValueError(
+                f"{option} names {text!r}{near(name, known)}; expected NAME:max or NAME:min, "
+                f"with a name of {', '.join(known)}"
+            )
+        found[name] = direction
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +132,11 @@ class ChildConfig(PlaceConfig, FolderOptions):
             )
         if self.max_latency is not None and not self.max_latency > 0:
             raise ValueError(f"max_latency is {self.max_latency}; expected milliseconds above 0")
-        self.objectives()
+        read_directions("pareto", self.pareto, self.metrics)
 
-    def objectives(self) -> dict[str, str]:
+    def trade_off(self) -> dict[str, str]:
         """Returns metric -> "max" or "min" of the Pareto front."""
-        found = {}
-        for text in self.pareto:
-            name, _, direction = text.partition(":")
-            if name not in self.metrics or direction not in ("max", "min"):
-                raise ValueError(
-                    f"pareto names {text!r}{near(name, self.metrics)}; expected NAME:max or NAME:min, "
-                    f"with a name of {', '.join(self.metrics)}"
-                )
-            found[name] = direction
-        return found
+        return read_directions("pareto", self.pareto, self.metrics)
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to resume: all but its length, its folder and what is kept of it."""
@@ -139,11 +153,79 @@ class ChildConfig(PlaceConfig, FolderOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class ControllerConfig(ChildConfig):
+class TrialConfig(ChildConfig):
+    """Options of the searches in which a trial trains a network of its own; a subclass has the option `algorithm`."""
+
+    fidelity: Literal["full", "halving"] = "full"  # halving trains new networks briefly, and only the best for `epochs`
+    first_epochs: int = 1  # of halving: epochs of every network
+    halving_factor: int = 3  # of halving: one of so many is trained further, for so many times the epochs
+    # two or three metrics and their directions, such as val_accuracy:max,latency:min, whose front is searched
+    # (algorithm nsga2); genotype.json is the best by the first of them
+    objectives: tuple[str, ...] = ()
+    generation: int = 12  # of nsga2: networks of a generation
+
+    added: ClassVar[tuple[str, ...]] = ("fidelity", "first_epochs", "halving_factor", "objectives", "generation")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, {"first_epochs": 1, "halving_factor": 2, "generation": 2})
+        algorithm, implied = getattr(self, "algorithm"), getattr(type(self), "algorithm")  # noqa: B009 - a subclass's
+        if self.objectives:
+            known = tuple(dict.fromkeys((*self.metrics, "latency_ms")))
+            found = read_directions("objectives", self.objectives, known, _SHORT_METRICS)
+            object.__setattr__(self, "objectives", tuple(f"{name}:{direction}" for name, direction in found.items()))
+            if algorithm == implied:  # whoever asks for a front and names no algorithm gets the one that searches it
+                object.__setattr__(self, "algorithm", "nsga2")
+            self._check_objectives()
+        elif algorithm == "nsga2":
+            raise ValueError("algorithm is nsga2, and there are no objectives; give two or three, such as "
+                             "--objectives=val_accuracy:max,params:min")  # fmt: skip
+        if self.fidelity == "halving" and self.epochs <= self.first_epochs:
+            raise ValueError(
+                f"epochs is {self.epochs} and first_epochs {self.first_epochs}: halving trains the best networks for "
+                f"more epochs than all. Give --epochs={self.halving_factor**2 * self.first_epochs}, say"
+            )
+
+    def _check_objectives(self) -> None:
+        algorithm = getattr(self, "algorithm")  # noqa: B009 - a subclass's
+        if not 2 <= len(self.objectives) <= 3:
+            raise ValueError(f"objectives is {','.join(self.objectives)}; expected two or three different metrics")
+        if algorithm not in ("nsga2", "random"):
+            raise ValueError(
+                f"algorithm is {algorithm}, which learns from one score, and objectives {','.join(self.objectives)}. "
+                "Leave --algorithm out, or take random as the baseline"
+            )
+        if self.fidelity == "halving":
+            raise ValueError(
+                f"fidelity is halving, which promotes networks by one score, and objectives "
+                f"{','.join(self.objectives)}. Leave one of the two out"
+            )
+
+    @property
+    def rungs(self) -> list[int]:
+        """Epochs in all at each rung: first_epochs, `halving_factor` times that, .., epochs; one without halving."""
+        found, epochs = [], self.first_epochs if self.fidelity == "halving" else self.epochs
+        while epochs < self.epochs:
+            found.append(epochs)
+            epochs *= self.halving_factor
+        return [*found, self.epochs]
+
+    def trade_off(self) -> dict[str, str]:
+        """Returns metric -> "max" or "min" of the Pareto front: of the objectives, where there are any."""
+        return dict(text.split(":") for text in self.objectives) if self.objectives else super().trade_off()
+
+
+# Names in objectives -> metrics; memory is predicted by zoo.cost
+_SHORT_METRICS: dict[str, str] = {"accuracy": "val_accuracy", "latency": "latency_ms", "sram": "peak_memory"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ControllerConfig(TrialConfig):
     """Options of the searches whose trials an LSTM controller draws, NASNet's and MnasNet's."""
 
-    # random is the papers' baseline; local and bayesian are ours, strong where few networks can be trained
-    algorithm: Literal["ppo", "reinforce", "random", "local", "bayesian"] = "ppo"
+    # random is the papers' baseline; local and bayesian are ours, strong where few networks can be trained; nsga2 goes
+    # with objectives
+    algorithm: Literal["ppo", "reinforce", "random", "local", "bayesian", "nsga2"] = "ppo"
     hidden: int = 100  # units of the controller
     controller_rate: float = 0.0035  # the controller's learning rate
     controller_batch: int = 4  # networks between two updates of the controller

@@ -26,7 +26,7 @@ import numpy as np
 
 from recipes.engine.journal import Journal, cannot_write
 from recipes.engine.workers import Evaluate, InThisProcess, Outcome, Task, Workers
-from recipes.oracles.base import SearchOracle
+from recipes.oracles.base import EPOCHS, SearchOracle
 from recipes.training.progress import Status
 from zoo import atomic
 
@@ -47,9 +47,17 @@ class Record:
     seconds: float
     message: str = ""
 
+    @property
+    def epochs(self) -> int:
+        """That the network is trained for in all, where a search has several fidelities; else 0."""
+        return self.values.get(EPOCHS, 0)
+
 
 class Tuner:
     """Runs what the oracle proposes.
+
+    Where the values hold the epochs to train for (recipes.oracles.SuccessiveHalving), the trials of one network share
+    seed and checkpoint: a later one resumes where the one before it ended, or begins anew where the checkpoint is gone.
 
     A trial that raises an exception is INVALID, with the reason, and the search continues; KeyboardInterrupt ends it
     and keeps the state. A trial in which this process died `attempts` times without getting further is INVALID, and
@@ -105,6 +113,8 @@ class Tuner:
         self.seconds_waited = 0.0  # for trials; the rest is the cost of the search itself
         self._started = 0
         self._running: dict[int, Mapping[str, Any]] = {}  # number -> values of the trials that have not ended
+        self._first: dict[Any, int] = {}  # network -> number of the trial whose checkpoint the later ones resume from
+        self._roots: dict[int, int] = {}  # number of a later one -> that number
         self._fractions: dict[int, float] = {}  # number -> finished fraction of the trials that were handed out
         self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
         self._best: list[Record] = []  # the best first
@@ -200,11 +210,17 @@ class Tuner:
             if self.oracle.running:  # asking took draws, which a replay has to take too
                 self.journal.append({"idle": len(self.history)})
             return None
-        number, self._started = self._started, self._started + 1
-        self._running[number] = proposal.values
+        number = self._started
+        self._count_start(number, proposal.values)
         parents = {"parents": self.oracle.made_from} if self.oracle.made_from else {}
         self.journal.append({"start": number, "genome": self.oracle.choices.genome(proposal.values), **parents})
         return number
+
+    def _count_start(self, number: int, values: Mapping[str, Any]) -> None:
+        self._started += 1
+        self._running[number] = values
+        if EPOCHS in values:
+            self._roots[number] = self._first.setdefault(_describe_network(values), number)
 
     def _hand_out(self, number: int) -> None:
         """Gives a trial to a worker, unless this process has died in it too often."""
@@ -224,7 +240,8 @@ class Tuner:
             self._fractions[number] = fraction
             self.tell(text if len(self._fractions) == 1 else f"{len(self._fractions)} at once")
 
-        seed = int(np.random.SeedSequence([self.oracle.seed, number]).generate_state(1)[0] >> 1)
+        entropy = [self.oracle.seed, self._roots.get(number, number)]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
         self.tell("")
         self._workers.start(Task(number, self._running[number], seed, self._checkpoint(number), report))
 
@@ -249,26 +266,31 @@ class Tuner:
 
     def _end(self, outcome: Outcome) -> None:
         """Lets the oracle learn, journals the result and removes checkpoints."""
-        name, number = self.oracle.objective.name, outcome.number
+        names, number = [objective.name for objective in self.oracle.objectives], outcome.number
         metrics, reason = {}, outcome.reason
         if outcome.results is not None:
-            results = outcome.results if isinstance(outcome.results, Mapping) else {name: outcome.results}
-            if name not in results:
-                raise ValueError(f"evaluate returned {sorted(results)}; expected the objective {name!r} among them")
-            if math.isfinite(results[name]):
+            results = outcome.results if isinstance(outcome.results, Mapping) else {names[0]: outcome.results}
+            for name in names:
+                if name not in results:
+                    raise ValueError(f"evaluate returned {sorted(results)}; expected the objective {name!r} among them")
+            wrong = next((name for name in names if not math.isfinite(results[name])), None)
+            if wrong is None:
                 metrics = {key: float(value) for key, value in results.items() if math.isfinite(value)}
             else:
-                reason = f"FloatingPointError: {name} is {float(results[name])}"
+                reason = f"FloatingPointError: {wrong} is {float(results[wrong])}"
         self._fractions.pop(number, None)
         status = COMPLETED if metrics else INVALID
-        record = Record(number, self._running[number], status, metrics.get(name), metrics, outcome.seconds, reason)
+        score = metrics.get(names[0])
+        record = Record(number, self._running[number], status, score, metrics, outcome.seconds, reason)
         self._count_in(record)
         message = {"message": reason} if reason else {}
         seconds = round(outcome.seconds, 3)
         self.journal.append({"end": number, "status": status, "metrics": metrics, "seconds": seconds, **message})
         self._intervals.append(time.monotonic() - self._last_end)
         self._last_end = time.monotonic()
-        self._keep_checkpoints([*self._running, *(kept.number for kept in self._best[: self._keep])])
+        kept = [*self._running, *(record.number for record in self._best[: self._keep])]
+        kept += [self._first[_describe_network(values)] for values in self.oracle.unfinished]
+        self._keep_checkpoints(kept)
         self.tell("")
         if time.monotonic() - self._last_snapshot > self._snapshot_seconds:
             self.save()
@@ -277,14 +299,14 @@ class Tuner:
         """Counts in a trial that has ended, and lets the oracle learn from it or only remember it."""
         del self._running[record.number]
         if learn:
-            self.oracle.tell(record.number, record.score, record.message)
+            self.oracle.tell(record.number, record.score, record.message, record.metrics)
         else:
             self.oracle.adopt_ended(dict(record.values), record.score, record.message)
         self.history.append(record)
         if record.score is not None:
             sign = -1.0 if self.oracle.objective.direction == "max" else 1.0
             self._best.append(record)
-            self._best.sort(key=lambda kept: (sign * (kept.score or 0.0), kept.number))
+            self._best.sort(key=lambda kept: (-kept.epochs, sign * (kept.score or 0.0), kept.number))
             del self._best[max(1, self._keep) :]
 
     def _check(self, values: dict[str, Any]) -> str | None:
@@ -305,7 +327,7 @@ class Tuner:
         choices = self.oracle.choices
         return {
             "oracle": type(self.oracle).__name__,
-            "objective": [self.oracle.objective.name, self.oracle.objective.direction],
+            "objective": [part for each in self.oracle.objectives for part in (each.name, each.direction)],
             "seed": self.oracle.seed,
             "choices": dict(zip(choices.names, choices.counts.tolist(), strict=True)),
             **settings,
@@ -345,8 +367,7 @@ class Tuner:
             return 0
         for record in records[:covered]:
             if "start" in record:
-                self._running[record["start"]] = self.oracle.choices.values(tuple(record["genome"]))
-                self._started += 1
+                self._count_start(record["start"], self.oracle.choices.values(tuple(record["genome"])))
             elif "end" in record:
                 self._count_in(self._read_end(record), learn=False)
         for number, genome in state["running"].items():
@@ -362,8 +383,7 @@ class Tuner:
                 f"{self.journal.path}: trial {record['start']} was {record['genome']}, and the oracle now proposes "
                 f"{genome or 'nothing'}. It is another version or has other settings; use those, or another folder"
             )
-        self._running[record["start"]] = proposal.values
-        self._started += 1
+        self._count_start(record["start"], proposal.values)
 
     def _read_end(self, record: Mapping[str, Any]) -> Record:
         number, status = record["end"], record["status"]
@@ -373,7 +393,7 @@ class Tuner:
 
     def _checkpoint(self, number: int) -> Path:
         """Returns the folder for a trial's checkpoint, which need not exist."""
-        return self.folder / "checkpoints" / f"trial_{number:05d}"
+        return self.folder / "checkpoints" / f"trial_{self._roots.get(number, number):05d}"
 
     def _checkpoint_mark(self, number: int) -> int:
         """Returns a number that changes when the trial has written a checkpoint."""
@@ -386,6 +406,11 @@ class Tuner:
         for path in folder.iterdir() if folder.exists() else ():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _describe_network(values: Mapping[str, Any]) -> Any:
+    """Returns what the trials of one network share, however long each trains it."""
+    return tuple(item for item in values.items() if item[0] != EPOCHS)
 
 
 def forget_models() -> None:

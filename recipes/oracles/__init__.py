@@ -7,11 +7,13 @@ keras_tuner.Tuner(oracle=oracle, hypermodel=build_model, directory="runs").searc
 from recipes.oracles.base import RandomSearch, SearchOracle
 from recipes.oracles.baselines import BayesianSearch, LocalSearch
 from recipes.oracles.controller import ControllerOracle
-from recipes.oracles.evolution import AgingEvolution
+from recipes.oracles.evolution import NSGA2, AgingEvolution
+from recipes.oracles.halving import SuccessiveHalving
 from recipes.oracles.predictors import Fitting
 from recipes.oracles.progressive import ProgressiveOracle
 
 __all__ = [
+    "NSGA2",
     "AgingEvolution",
     "BayesianSearch",
     "ControllerOracle",
@@ -20,4 +22,5 @@ __all__ = [
     "ProgressiveOracle",
     "RandomSearch",
     "SearchOracle",
+    "SuccessiveHalving",
 ]

@@ -20,6 +20,7 @@ from recipes.oracles.leases import LeasingOracle, is_chief
 Values = dict[str, Any]
 Check = Callable[[Values], str | None]  # why a point must not be trained, or None
 _MOST_KEYS = 100_000  # that are kept, to be looked up
+EPOCHS = "tuner/epochs"  # the choice that says how long to train, in searches of several fidelities; as in Hyperband
 _LARGEST_ENUMERATION = 100_000  # choices; a space up to this size is searched to its last point
 
 
@@ -70,7 +71,7 @@ class SearchOracle(LeasingOracle):
         if isinstance(objective, (list, tuple)):
             raise ValueError(
                 f"objective is {objective!r}, and KerasTuner would add these up as they are; expected one. "
-                "Return a reward of your own from the trial beside them, and name that"
+                "Search their front with recipes.oracles.NSGA2, or name a reward of your own that the trial returns"
             )
         super().__init__(objective, max_trials, hyperparameters, seed=1, max_consecutive_failed_trials=2**31)
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
@@ -110,6 +111,16 @@ class SearchOracle(LeasingOracle):
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
+
+    @property
+    def objectives(self) -> list[keras_tuner.Objective]:
+        """What each trial has to give; the first is the score."""
+        return [self.objective]
+
+    @property
+    def unfinished(self) -> list[Values]:
+        """The points, without epochs, that a later trial may train further from their checkpoints."""
+        return []
 
     @property
     def choices(self) -> Choices:
@@ -154,8 +165,10 @@ class SearchOracle(LeasingOracle):
         self.made_from = ()
         return self._ask_unseen(identity, check)
 
-    def tell(self, identity: Hashable, score: float | None, reason: str = "") -> None:
-        """Takes in the score of a trial, or why it failed, and learns from it."""
+    def tell(
+        self, identity: Hashable, score: float | None, reason: str = "", metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Takes in the score of a trial, or why it failed, and learns from it; `metrics` are for several objectives."""
         genome, key = self._running.pop(identity)
         self._settle(key, score, reason)
         self.learn(genome, None if score is None else self._fitness(score))
@@ -265,17 +278,22 @@ class SearchOracle(LeasingOracle):
             self._retry_queue.remove(own.trial_id)
         own.hyperparameters, own.status, own.message = trial.hyperparameters, trial.status, trial.message
         self.update_space(own.hyperparameters)
+        metrics = {}
         if own.status == trial_module.TrialStatus.COMPLETED:
-            scores = [observed.mean() for observed in own.metrics.get_history(self.objective.name)]
-            if np.isfinite(scores).any():
-                self.score_trial(own)
-            else:
-                own.status = trial_module.TrialStatus.INVALID
-                own.message = f"{self.objective.name} is {scores[-1]}"
+            for objective in self.objectives:
+                history = own.metrics.get_history(objective.name) if own.metrics.exists(objective.name) else []
+                scores = [observed.mean() for observed in history]
+                if np.isfinite(scores).any():
+                    metrics[objective.name] = (np.nanmax if objective.direction == "max" else np.nanmin)(scores)
+                else:
+                    own.status = trial_module.TrialStatus.INVALID
+                    own.message = f"{objective.name} is {scores[-1] if scores else 'not among the metrics'}"
+        if own.status == trial_module.TrialStatus.COMPLETED:
+            self.score_trial(own)
         self._record_values(own)
         self.end_order.append(own.trial_id)
         completed = own.status == trial_module.TrialStatus.COMPLETED
-        self.tell(own.trial_id, own.score if completed else None, own.message or own.status)
+        self.tell(own.trial_id, own.score if completed else None, own.message or own.status, metrics)
         self._save_trial(own)
         self.save()
         self._display.on_trial_end(own)

@@ -1,8 +1,11 @@
-"""Evolution: AmoebaNet's, in which the oldest die, and once-for-all's, in generations."""
+"""Evolution: AmoebaNet's, in which the oldest die, once-for-all's, in generations, and NSGA-II's for several scores."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
+
+import keras_tuner
+import numpy as np
 
 from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
@@ -156,8 +159,8 @@ class GenerationalEvolution(SearchOracle):
         if not 0 < mutation <= 1:
             raise ValueError(f"mutation is {mutation}; expected a probability above 0, at most 1")
         self.population, self.parents, self.mutation = population, parents, mutation
-        self.best: list[tuple[Genome, float]] = []  # of the finished generations, the best first
-        self.generation: list[tuple[Genome, float]] = []
+        self.best: list[tuple[Genome, Any]] = []  # of the finished generations, the best first
+        self.generation: list[tuple[Genome, Any]] = []
         self._draws = 0  # since the last result
 
     def propose(self) -> Genome:
@@ -174,32 +177,164 @@ class GenerationalEvolution(SearchOracle):
     def mutated(self, genome: Genome) -> Genome:
         """Returns `genome` with each choice drawn anew with the probability `mutation`, or more after many draws."""
         probability = self.mutation * max(1.0, self._draws / _MOST_FAMILIAR_DRAWS)
+        genome = self.choices.padded(genome)
         drawn, other = self.rng.random(len(genome)) < probability, self.random_genome()
         return tuple(new if change else old for new, old, change in zip(other, genome, drawn, strict=True))
 
     def crossed(self, one: Genome, other: Genome) -> Genome:
         """Returns a genome that has each choice from one or the other."""
+        one, other = self.choices.padded(one), self.choices.padded(other)
         from_one = self.rng.random(len(one)) < 0.5
         return tuple(a if first else b for a, b, first in zip(one, other, from_one, strict=True))
 
     def _parent(self) -> Genome:
         return self.best[self.rng.integers(len(self.best))][0]
 
-    def learn(self, genome: Genome, fitness: float | None) -> None:
+    def learn(self, genome: Genome, fitness: Any) -> None:
         """Lets a network into the generation; a full one is over, and the best of it and of all before stay."""
         self._draws = 0
         if fitness is None:
             return
         self.generation.append((genome, fitness))
         if len(self.generation) == self.population:
-            everyone = sorted([*self.best, *self.generation], key=lambda member: -member[1])
-            self.best, self.generation = everyone[: self.parents], []
+            everyone = [*self.best, *self.generation]
+            order = self.rank([fitness for _, fitness in everyone])
+            self.best, self.generation = [everyone[place] for place in order[: self.parents]], []
+
+    def rank(self, fitnesses: Sequence[Any]) -> list[int]:
+        """Returns the places of the members, the fittest first."""
+        return sorted(range(len(fitnesses)), key=lambda place: -fitnesses[place])
 
     def learned(self) -> dict[str, Any]:
-        """Returns the parents and the generation so far."""
-        return {name: [[list(genome), fitness] for genome, fitness in getattr(self, name)] for name in _MEMBERS}
+        """Returns the parents, the generation so far, and how many draws ago the last result came."""
+        members = {name: [[list(genome), fitness] for genome, fitness in getattr(self, name)] for name in _MEMBERS}
+        return members | {"draws": self._draws}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
         for name in _MEMBERS:
             setattr(self, name, [(tuple(genome), fitness) for genome, fitness in learned[name]])
+        self._draws = learned.get("draws", 0)  # which the version before did not keep
+
+
+class NSGA2(GenerationalEvolution):
+    """Searches the whole front of several objectives: the networks that no other beats in all of them.
+
+    Children of a generation compete with their parents. Those that nobody dominates come first, then those that only
+    these dominate, and so on; within such a front the ones in the emptier regions come first.
+
+    Source: Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", IEEE Transactions on
+    Evolutionary Computation 6(2), 2002. Departures: choices cross uniformly and are drawn anew, for the paper's
+    operators are for numbers and bits; a child that is known or refused is drawn again; children are proposed while
+    their generation is still being trained.
+
+    Args:
+        objective: two or more keras_tuner.Objective; the first is the score.
+        max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
+        population: networks that survive a generation, and children in it (paper: 100).
+        crossover: probability that a child has two parents (paper: 0.9).
+        mutation: probability that a choice is drawn anew; one choice of a network on average unless given (paper).
+    """
+
+    def __init__(
+        self,
+        objective: Sequence[keras_tuner.Objective],
+        max_trials: int | None = None,
+        hyperparameters: Any = None,
+        *,
+        seed: int | None = None,
+        key: Any = None,
+        check: Any = None,
+        max_redraws: int = 1000,
+        population: int = 100,
+        crossover: float = 0.9,
+        mutation: float | None = None,
+    ):
+        several = list(objective) if isinstance(objective, (list, tuple)) else [objective]
+        names = [getattr(each, "name", each) for each in several]
+        if len(set(names)) < max(2, len(names)) or isinstance(several[0], str):
+            raise ValueError(f"objective is {names}; expected two or more keras_tuner.Objective, each name once")
+        if not 0 <= crossover <= 1:
+            raise ValueError(f"crossover is {crossover}; expected a probability")
+        super().__init__(
+            several[0],
+            max_trials,
+            hyperparameters,
+            seed=seed,
+            key=key,
+            check=check,
+            max_redraws=max_redraws,
+            population=population,
+            parents=population,
+            mutation=1.0 if mutation is None else mutation,
+        )
+        self._objectives, self.crossover, self._changes_one = several, crossover, mutation is None
+
+    @property
+    def objectives(self) -> list[keras_tuner.Objective]:
+        """What each trial has to give; the first is the score."""
+        return self._objectives
+
+    def propose(self) -> Genome:
+        """Returns a random genome in the first generation, then a mutated crossing of two parents, or of one."""
+        self._draws += 1
+        if not self.best:
+            return self.random_genome()
+        if self._changes_one:
+            self.mutation = 1 / len(self.choices)
+        crosses = self.rng.random() < self.crossover
+        self.made_from = tuple(self._parent() for _ in range(1 + crosses))
+        return self.mutated(self.crossed(*self.made_from) if crosses else self.made_from[0])
+
+    def _parent(self) -> Genome:
+        """Returns the better of two members: `best` is in the order of the crowded comparison."""
+        return self.best[self.rng.integers(len(self.best), size=2).min()][0]
+
+    def tell(
+        self, identity: Hashable, score: float | None, reason: str = "", metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Takes in what a trial gave in all objectives, or why it failed, and learns from it."""
+        genome, key = self._running.pop(identity)
+        self._settle(key, score, reason)
+        signs = [1.0 if objective.direction == "max" else -1.0 for objective in self.objectives]
+        values = [(metrics or {})[objective.name] for objective in self.objectives] if score is not None else []
+        self.learn(genome, [sign * value for sign, value in zip(signs, values, strict=True)] if values else None)
+
+    def rank(self, fitnesses: Sequence[Sequence[float]]) -> list[int]:
+        """Returns the places of the members front by front, the less crowded first."""
+        points = np.asarray(fitnesses, np.float64)
+        order = []
+        for front in sort_fronts(points):
+            distances = measure_crowding(points[front])
+            order += [front[place] for place in np.argsort(-distances, kind="stable")]
+        return order
+
+
+def sort_fronts(points: np.ndarray) -> list[list[int]]:
+    """Returns the places of the points that no other dominates, then those of the ones that only these do, and so on.
+
+    A point dominates another that is nowhere better and somewhere worse. `points` has a row each; more is better.
+    """
+    no_worse = (points[:, None] >= points[None]).all(-1)
+    dominates = no_worse & ~no_worse.T
+    left, fronts = np.ones(len(points), bool), []
+    while left.any():
+        front = left & ~(dominates & left[:, None]).any(0)
+        fronts.append(np.flatnonzero(front).tolist())
+        left &= ~front
+    return fronts
+
+
+def measure_crowding(points: np.ndarray) -> np.ndarray:
+    """Returns each point's crowding distance: over all objectives, the share of the range between its neighbours.
+
+    The first and the last in any objective are infinitely far away, so that the front keeps its ends.
+    """
+    distances = np.zeros(len(points))
+    for values in points.T:
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        distances[order[[0, -1]]] = np.inf
+        if ordered[-1] > ordered[0]:
+            distances[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
+    return distances

@@ -15,7 +15,7 @@ from tensorflow.core.util import event_pb2
 
 import zoo
 from recipes import _main, amoebanet, report
-from recipes.cards import compare, pictures, read, tensorboard_logs
+from recipes.cards import compare, read, tensorboard_logs
 from recipes.cards.card import make_card, write_card
 from recipes.engine import tuner
 
@@ -28,13 +28,15 @@ def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: 
     for number, score in enumerate(scores):
         status = "INVALID" if score is None else "COMPLETED"
         metrics = {} if score is None else {"val_accuracy": score, "loss": 1.0, "params": 1000.0 * (number + 1)}
-        metrics |= {"macs": options["macs"][number]} if "macs" in options else {}
-        lines.append({"start": number, "genome": [number % 3]})
+        metrics |= {name: options[name][number] for name in ("macs", "epochs") if name in options}
+        lines.append({"start": number, "genome": options["genomes"][number] if "genomes" in options else [number % 3]})
         lines.append({"end": number, "status": status, "metrics": metrics, "seconds": options.get("seconds", 10.0)})
     folder.mkdir(parents=True)
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     planned = options.get("planned", len(scores))
-    config = amoebanet.Config(trials=planned, algorithm=algorithm, seed=seed, folder=folder)  # pyright: ignore[reportArgumentType]
+    config = amoebanet.Config(
+        trials=planned, algorithm=algorithm, seed=seed, folder=folder, **options.get("config", {})
+    )  # pyright: ignore[reportArgumentType]
     read.write_about(config, "amoebanet", options.get("images", {"training": 2000, "validation": 1000}))
     if planned == len(scores):
         zoo.save(dataclasses.replace(zoo.load("amoebanet_a"), source={"stopped": "done"}), folder / "genotype.json")
@@ -257,9 +259,53 @@ def test_the_deviation_of_the_best_of_two_draws_is_that_over_all_pairs():
 
 
 def test_the_front_has_what_no_other_beats_in_both():
-    points = [(1.0, 5.0), (2.0, 7.0), (3.0, 6.0), (2.0, 4.0), (4.0, 8.0)]
-    assert pictures.find_front(points, right=False, up=True) == [(1.0, 5.0), (2.0, 7.0), (4.0, 8.0)]
-    assert pictures.find_front(points, right=True, up=False) == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
+    points = np.array([(1.0, 5.0), (2.0, 7.0), (3.0, 6.0), (2.0, 4.0), (4.0, 8.0)])
+    assert compare.keep_front(points).tolist() == [[4.0, 8.0]]
+    assert compare.keep_front(points * (-1, 1)).tolist() == [[-1.0, 5.0], [-2.0, 7.0], [-4.0, 8.0]]
+
+
+def test_the_hypervolume_of_three_points_is_what_their_boxes_cover_together():
+    # Steps of 1 x 3, 1 x 2 and 2 x 1; the fourth point is dominated, the last is no better than the reference.
+    points = np.array([(1.0, 3.0), (2.0, 2.0), (4.0, 1.0), (1.5, 0.5), (9.0, 0.0)])
+    assert compare.measure_hypervolume(points, (0.0, 0.0)) == 3 + 2 + 2
+    # Boxes of 4, 4 and 4; each two share 2 (1x2x1, 1x1x2 and 2x1x1), and all three share 1.
+    cubes = np.array([(1.0, 2.0, 2.0), (2.0, 1.0, 2.0), (2.0, 2.0, 1.0)])
+    assert compare.measure_hypervolume(cubes, (0.0, 0.0, 0.0)) == 3 * 4 - 3 * 2 + 1
+    assert compare.measure_hypervolume(cubes + 1, (1.0, 1.0, 1.0)) == 7
+    assert compare.measure_hypervolume(points[:0], (0.0, 0.0)) == 0
+
+
+def test_a_search_for_a_front_is_judged_by_its_hypervolume_beside_as_many_random_networks(tmp_path):
+    # Networks of 1000 to 4000 parameters. The common front is 0.5 at 1000, 0.7 at 2000 and 0.9 at 3000; the reference
+    # is 0.46 at 3200, and the box 0.44 x 2200.
+    two = {"objectives": ("val_accuracy:max", "params:min")}
+    folder = make_search(tmp_path / "a", [0.4, 0.7, 0.9], "nsga2", config=two)
+    make_search(folder / "baseline", [0.5, 0.45, 0.6, 0.1], "random", config=two)
+    page = write_card([folder]).read_text()
+    card = json.loads((folder / "card" / "card.json").read_text())
+    fronts, box = card["fronts"], 0.44 * 2200
+    assert fronts["reference"] == {"val_accuracy": pytest.approx(0.46), "params": pytest.approx(3200)}
+    assert fronts["search"] == [pytest.approx((0.44 * 200 + 0.24 * 1000) / box, abs=1e-6)]
+    assert fronts["random"] == [pytest.approx((0.04 * 2200 + 0.10 * 200) / box, abs=1e-6)]
+    assert fronts["draws"] == [3]
+    assert "hypervolume over random search at the same budget +0.2273, one search has no standard error" in page
+    assert "| gain | +0.2273 |" in page
+    assert [each["text"] for each in card["pictures"]][1] == "All networks: validation accuracy and parameters"
+
+
+def test_the_best_of_a_search_by_halving_is_one_of_the_highest_rung_and_its_budget_is_time(tmp_path):
+    # Networks 0 and 1 at the first rung, then 0 further: 1 + 1 + (3 - 1) epochs.
+    halving = {"header": {"fidelity": "halving"}, "choices": {"op": 3, "tuner/epochs": 2}}
+    genomes = [[0, 0], [1, 0], [0, 1]]
+    folder = make_search(tmp_path / "a", [0.7, 0.9, 0.8], genomes=genomes, epochs=[1, 1, 3], **halving)
+    make_search(folder / "baseline", [0.3, 0.5], "random", seconds=15.0)
+    write_card([folder])
+    card = json.loads((folder / "card" / "card.json").read_text())
+    assert card["algorithm"] == "evolution, halving"
+    assert card["best"]["values"] == [0.8]
+    assert (card["searches"][0]["epochs"], card["searches"][0]["failed"]) == (4, 0)
+    assert card["comparison"]["draws_in_budget"] == [2]  # 30 s of search, 15 s a random network
+    assert card["anytime"]["each"][0][-1] == 0.8
 
 
 def test_the_card_of_a_supernet_has_its_history_its_ranking_and_the_picture_that_its_search_drew(tmp_path):

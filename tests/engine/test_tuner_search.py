@@ -1,5 +1,7 @@
 """The runner: nothing lost, nothing doubled, whatever ends the process."""
 
+import collections
+import contextlib
 import json
 import math
 import os
@@ -18,7 +20,7 @@ from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.engine.journal import Journal
 from recipes.engine.spaces import Decision
-from recipes.oracles import AgingEvolution, RandomSearch
+from recipes.oracles import AgingEvolution, RandomSearch, SuccessiveHalving
 from zoo.genotype import Block, Blocks
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
@@ -166,6 +168,63 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path):
         "trial_00001",
         "trial_00003",
     ]
+
+
+def halved(trials: int = 30) -> SuccessiveHalving:
+    return SuccessiveHalving(oracle(trials), (1, 3, 9), factor=2)
+
+
+@pytest.mark.parametrize("snapshot_seconds", [0.0, 1e9], ids=["snapshots", "replay"])
+def test_a_promoted_network_is_trained_on_from_its_own_checkpoint_whatever_dies(tmp_path, snapshot_seconds):
+    epochs, seeds = collections.Counter(), collections.defaultdict(set)  # of each network
+    promotions, deadly = 0, [2, 5]
+
+    def train(task: tuner.Task) -> float:
+        nonlocal promotions
+        network = tuple(value for name, value in task.values.items() if name != "tuner/epochs")
+        seeds[network].add(task.seed)
+        file, until = task.folder / "epochs", task.values["tuner/epochs"]
+        task.folder.mkdir(parents=True, exist_ok=True)
+        done = int(file.read_text()) if file.exists() else 0
+        promotions += done > 0
+        for epoch in range(done, until):
+            epochs[network] += 1
+            file.write_text(str(epoch + 1))
+            if promotions in deadly and epoch + 1 < until:  # in the midst of a promoted training
+                deadly.remove(promotions)
+                raise Killed
+        return score(task)
+
+    for _ in range(3):
+        with contextlib.suppress(Killed):
+            runner = search(tmp_path, train, halved, snapshot_seconds=snapshot_seconds)
+    assert not deadly
+    records = [record for record in runner.history if record.epochs == 9]
+    assert len(records) >= 3
+    assert max(epochs.values()) == 9  # none twice
+    assert sum(epochs.values()) == sum(
+        max(record.epochs for record in runner.history if dict(record.values).items() >= dict(network).items())
+        for network in {
+            tuple((name, value) for name, value in record.values.items() if name != "tuner/epochs")
+            for record in runner.history
+        }
+    )
+    assert all(len(each) == 1 for each in seeds.values())
+    assert runner.best.epochs == 9
+    assert runner.best.score == max(record.score or 0.0 for record in records)
+
+
+def test_checkpoints_stay_of_the_best_and_of_those_next_in_line_for_a_promotion(tmp_path):
+    def save(task: tuner.Task) -> float:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        return float(task.number)
+
+    make = lambda: SuccessiveHalving(RandomSearch(OBJECTIVE, 60, SPACE.hyperparameters(), seed=0), (1, 3), factor=4)  # noqa: E731
+    runner = search(tmp_path, save, make, keep=1)
+    # Each network is better than those before it. So from the fourth on each is among the best quarter, and goes on.
+    assert [record.number for record in runner.history if record.epochs == 3] == list(range(4, 60, 2))
+    kept = sorted(int(path.name.removeprefix("trial_")) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [0, 1, 2, 57, 59]  # trial 58, the best, resumed from 57
 
 
 def test_trial_seeds_differ_and_are_the_same_in_every_run(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 
 from recipes.engine import spaces, tuner
 from recipes.engine.workers import LocalWorkers, Outcome, Task, choose_variables
-from recipes.oracles import AgingEvolution, ControllerOracle, RandomSearch
+from recipes.oracles import NSGA2, AgingEvolution, ControllerOracle, RandomSearch, SuccessiveHalving
 from recipes.oracles.base import SearchOracle, Wait
 from tests import cheap_trials
 
@@ -61,7 +61,7 @@ def check(folder: Path, trials: int, invalid: int = 0) -> list[dict]:
 class InTurn:
     """Workers in this process that end trials in an order of the test's choice."""
 
-    def __init__(self, count: int, order, evaluate=cheap_trials.score):
+    def __init__(self, count: int, order, evaluate=cheap_trials.score_and_size):
         self.count, self.order, self.evaluate = count, order, evaluate
         self.tasks: list[Task] = []
 
@@ -96,12 +96,16 @@ MAKERS = {
         OBJECTIVE, 30, SPACE.hyperparameters(), seed=0, batch=4, hidden=2, learning_rate=0.01, passes=1
     ),
     "random": lambda: RandomSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0),
+    "halving": lambda: SuccessiveHalving(evolution(), (1, 3, 9), factor=2),
+    "nsga2": lambda: NSGA2(
+        [OBJECTIVE, keras_tuner.Objective("size", "min")], 30, SPACE.hyperparameters(), seed=0, population=6
+    ),
 }
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_one_worker_gives_the_serial_search(tmp_path, make):
-    serial = search(tmp_path / "serial", count=0, make=make)
+    serial = search(tmp_path / "serial", cheap_trials.score_and_size, count=0, make=make)
     one = run_in_turn(tmp_path / "one", make, 1, last)
     assert outcome(one.history) == outcome(serial.history)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from recipes.engine import spaces
-from recipes.oracles import AgingEvolution, RandomSearch
+from recipes.oracles import NSGA2, AgingEvolution, RandomSearch, SuccessiveHalving
 from recipes.oracles.choices import Choices, SharedSpace
+from recipes.oracles.evolution import measure_crowding, sort_fronts
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 
@@ -133,14 +134,16 @@ def test_an_identity_mutation_costs_no_trial():
     assert oracle.duplicates > 16
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("after", [1, 4, 5, 17])
-def test_an_oracle_goes_on_from_its_state_as_if_nothing_had_happened(after: int):
+def test_an_oracle_goes_on_from_its_state_as_if_nothing_had_happened(after: int, halves: bool):
     space = spaces.amoebanet(nodes=2)
 
     def oracle():
-        return AgingEvolution(
+        own = AgingEvolution(
             OBJECTIVE, 40, space.hyperparameters(), seed=3, population=5, sample=2, kinds=space.kinds, key=space.key
         )
+        return SuccessiveHalving(own, (1, 2, 4), factor=2) if halves else own
 
     def score(values: dict) -> float:
         return sum(len(str(value)) for value in values.values())
@@ -260,3 +263,113 @@ def test_draws_do_not_touch_the_global_random_state():
 def test_each_recipe_offers_its_oracle_to_tuners_of_ones_own(recipe: str, name: str):
     module = importlib.import_module(f"recipes.{recipe}")
     assert issubclass(getattr(module, name), keras_tuner.Oracle)
+
+
+def as_told(oracle, number: int, score: float | None) -> tuple:
+    """Asks for a trial, ends it with the score, and returns which network it trained for how many epochs."""
+    values = oracle.ask(number).values
+    oracle.tell(number, score, "" if score is not None else "failed")
+    return values["a"], values["b"], values["tuner/epochs"]
+
+
+def test_halving_promotes_the_best_third_of_each_rung_as_soon_as_there_is_one():
+    oracle = SuccessiveHalving(RandomSearch(OBJECTIVE, 99, two_choices(), seed=0), (1, 3, 9), factor=3)
+    seen: list[tuple] = []
+
+    def go_on(score: float | None) -> tuple:
+        seen.append(as_told(oracle, len(seen), score))
+        return seen[-1]
+
+    assert [go_on(score)[2] for score in (5.0, 3.0, 4.0)] == [1, 1, 1]
+    assert go_on(50.0) == (*seen[0][:2], 3)  # the best of three
+    assert go_on(9.0)[2] == 1
+    assert go_on(None) == (*seen[4][:2], 3)  # the best of four; it fails, and is in no rung
+    assert [go_on(score)[2] for score in (1.0, 2.0, 8.0)] == [1, 1, 1]  # of six, two are promoted already
+    assert go_on(40.0) == (*seen[8][:2], 3)  # of seven, 9 and 8 are the best two
+    assert [go_on(score)[2] for score in (7.0, 0.0)] == [1, 1]
+    assert go_on(60.0) == (*seen[10][:2], 3)  # of nine, 9, 8 and 7 are the best three
+    assert go_on(99.0) == (*seen[10][:2], 9)  # the second rung has 60, 50 and 40
+    assert go_on(0.0)[2] == 1
+    assert len({network[:2] for network in seen}) == 10
+
+
+def test_of_the_networks_that_wait_for_a_promotion_the_first_ten_are_worth_a_checkpoint():
+    oracle = SuccessiveHalving(RandomSearch(OBJECTIVE, 99, two_choices(), seed=0), (1, 3), factor=15)
+    seen = [as_told(oracle, number, float(number % 7)) for number in range(14)]
+    best = sorted(range(14), key=lambda number: -(number % 7))[:10]  # of equals the first
+    assert [(values["a"], values["b"]) for values in oracle.unfinished] == [seen[number][:2] for number in best]
+
+
+def test_the_oracle_under_halving_learns_from_the_first_rung_alone_and_no_point_is_lost():
+    own = AgingEvolution(OBJECTIVE, 99, two_choices(), seed=0, population=99, sample=2)
+    oracle = SuccessiveHalving(own, (1, 2), factor=2)
+    seen = run(oracle, lambda values: sum_of(values) + 100 * (values["tuner/epochs"] - 1), 99)
+    assert {score for _, score in own.members} == set(range(7))  # and no hundreds
+    assert [values["tuner/epochs"] for values in seen].count(1) == 16
+    longer = sorted(values["a"] + int(values["b"][1:]) for values in seen if values["tuner/epochs"] == 2)
+    assert longer[-8:] == [3, 3, 4, 4, 4, 5, 5, 6]  # the better half, and perhaps what was among the better half once
+    assert oracle.message == "exhausted: 16 of 16 points tried"
+    assert [trial.hyperparameters.values["tuner/epochs"] for trial in oracle.get_best_trials(2)] == [2, 2]
+
+
+def test_fronts_and_crowding_of_a_set_drawn_by_hand():
+    # The first three beat none of one another; the second is better than (1, 4) and (2, 2), and both than (0, 2).
+    points = np.array([(1.0, 5.0), (2.0, 4.0), (4.0, 1.0), (1.0, 4.0), (2.0, 2.0), (0.0, 2.0)])
+    assert sort_fronts(points) == [[0, 1, 2], [3, 4], [5]]
+    # The second lies between the others: (4 - 1) of a range of 3, and (5 - 1) of a range of 4.
+    assert measure_crowding(points[:3]).tolist() == [np.inf, 2.0, np.inf]
+    assert measure_crowding(np.array([(0.0, 4.0), (1.0, 3.0), (3.0, 1.0), (4.0, 0.0)])).tolist() == [
+        np.inf, 3 / 4 + 3 / 4, 3 / 4 + 3 / 4, np.inf,
+    ]  # fmt: skip
+    assert sort_fronts(np.array([(1.0, 1.0), (1.0, 1.0)])) == [[0, 1]]  # equals do not dominate each other
+
+
+def run_front(oracle, trials: int) -> list[dict]:
+    """Two scores at odds: the sum of both choices, which should be large, and the square of one, which should not."""
+    seen = []
+    for _ in range(trials):
+        trial = oracle.create_trial("tuner")
+        values = dict(trial.hyperparameters.values)
+        oracle.update_trial(trial.trial_id, {"score": sum_of(values), "cost": values["a"] ** 2})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+        seen.append(values)
+    return seen
+
+
+def test_nsga2_finds_a_front_that_random_search_misses():
+    objectives = [OBJECTIVE, keras_tuner.Objective("cost", "min")]
+    oracle = NSGA2(objectives, 120, two_choices(12, 40), seed=0, population=16)
+    front = {(values["a"], values["b"]) for values in run_front(oracle, 120) if values["b"] == "b39"}
+    random = run(RandomSearch(OBJECTIVE, 120, two_choices(12, 40), seed=0), sum_of, 120)
+    assert len(front) >= 9 > 6 >= sum(values["b"] == "b39" for values in random)
+    assert oracle.get_best_trials()[0].score == max(trial.score for trial in oracle.trials.values())
+    assert len(oracle.best) == 16
+
+
+def test_a_trial_without_one_of_its_objectives_is_a_failure_that_says_which():
+    oracle = NSGA2([OBJECTIVE, keras_tuner.Objective("cost", "min")], 3, two_choices(), seed=0)
+    answer(oracle, oracle.create_trial("tuner"), 1.0)
+    (trial,) = oracle.trials.values()
+    assert (trial.status, trial.message) == ("INVALID", "cost is not among the metrics")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NSGA2([OBJECTIVE], 3, two_choices()), "expected two or more"),
+        (lambda: NSGA2([OBJECTIVE, OBJECTIVE], 3, two_choices()), "each name once"),
+        (lambda: NSGA2("score", 3, two_choices()), "expected two or more"),
+        (lambda: SuccessiveHalving(RandomSearch(OBJECTIVE, 3, two_choices()), (3,)), "two or more ascending"),
+        (lambda: SuccessiveHalving(RandomSearch(OBJECTIVE, 3, two_choices()), (3, 1)), "two or more ascending"),
+        (
+            lambda: SuccessiveHalving(
+                NSGA2([OBJECTIVE, keras_tuner.Objective("cost", "min")], 3, two_choices()), (1, 3)
+            ),
+            "halving promotes by one score",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_in_several_ways_is_refused(make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -15,6 +15,8 @@ from rich.console import Console
 
 import zoo
 from recipes import amoebanet
+from recipes.cards.card import make_card
+from recipes.cards.read import read_search
 from recipes.engine import children as child_networks
 from recipes.training import progress
 from recipes.training.progress import Status
@@ -110,6 +112,32 @@ def test_random_search_is_the_same_recipe(tmp_path):
     assert max(status.share for status in seen) == 1.0
 
 
+def test_halving_trains_a_promoted_network_to_the_end_and_shows_only_such_ones(tmp_path):
+    config = dataclasses.replace(SMOKE, fidelity="halving", halving_factor=2, trials=3, folder=tmp_path)
+    genotype = amoebanet.search(config)
+    trials = [record for record in outcome(tmp_path) if len(record) == 3]
+    assert [metrics["epochs"] for _, _, metrics in trials] == [1, 1, 2]
+    better = max(trials[:2], key=lambda trial: trial[2]["val_accuracy"])
+    assert trials[2][2]["params"] == better[2]["params"]
+    assert (genotype.source["trial"], genotype.source["config"]["fidelity"]) == (2, "halving")
+    assert [path.name for path in (tmp_path / "pareto").glob("trial_*")] == ["trial_00002.json"]
+
+
+@pytest.mark.slow
+def test_objectives_search_their_front_and_random_search_is_its_baseline(tmp_path):
+    config = dataclasses.replace(SMOKE, objectives=("accuracy:max", "sram:min"), generation=2, trials=3)
+    assert (config.algorithm, config.objectives) == ("nsga2", ("val_accuracy:max", "peak_memory:min"))
+    amoebanet.search(dataclasses.replace(config, folder=tmp_path))
+    header = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])
+    assert (header["oracle"], header["objective"]) == ("NSGA2", ["val_accuracy", "max", "peak_memory", "min"])
+    front = json.loads((tmp_path / "pareto" / "front.json").read_text())
+    assert front["objectives"] == {"val_accuracy": "max", "peak_memory": "min"}
+    amoebanet.search(dataclasses.replace(config, algorithm="random", folder=tmp_path / "baseline"))
+    card = make_card([read_search(tmp_path)], [read_search(tmp_path / "baseline")])
+    assert card["fronts"]["draws"] == [3]
+    assert 0 < card["fronts"]["search"][0] <= 1
+
+
 @pytest.mark.slow
 def test_a_dry_run_trains_nothing_and_prints_what_is_needed(tmp_path, capsys):
     config = dataclasses.replace(SMOKE, folder=tmp_path, dry_run=True, trials=1000)
@@ -138,6 +166,12 @@ def test_the_paper_preset_has_the_papers_numbers():
         ({"identity": 1.0}, "identity is 1.0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"image_size": 4}, "image_size is 4"),
+        ({"fidelity": "halving", "epochs": 1}, "epochs is 1 and first_epochs 1: .* Give --epochs=9"),
+        ({"algorithm": "nsga2"}, "there are no objectives"),
+        ({"objectives": ("params:min",)}, "expected two or three"),
+        ({"objectives": ("params:min", "sram")}, "objectives names 'sram'; expected NAME:max or NAME:min"),
+        ({"objectives": ("params:min", "mac:min")}, "did you mean 'macs'"),
+        ({"objectives": ("params:min", "macs:min"), "fidelity": "halving"}, "Leave one of the two out"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str):

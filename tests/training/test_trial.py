@@ -30,13 +30,13 @@ def network() -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(2, name="top")(x))
 
 
-def train(epochs: int = 3, seed: int = 1, make_model=network, part: Arrays | None = None, **options) -> dict:
+def train(epochs: int = 3, seed: int = 1, make_model=network, part: Arrays | None = None, ends=(), **options) -> dict:
     part = images(64) if part is None else part
     return trial.train(
         make_model,
         part,
         images(40, seed=9),
-        trial.child_settings(len(part), epochs, 16, 0.1, 1e-4),
+        trial.child_settings(len(part), epochs, 16, 0.1, 1e-4, ends),
         seed=seed,
         **options,
     )
@@ -74,6 +74,19 @@ def test_a_training_killed_between_epochs_goes_on_to_the_same_result(tmp_path, e
     assert [path.name for path in tmp_path.iterdir()] == ["model.weights.h5"]
 
 
+def test_a_training_in_stages_ends_as_one_without_a_stop(tmp_path):
+    first = train(folder=tmp_path, until=1, ends=(1,))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch.npz", "model.weights.h5"]
+    assert (
+        train(folder=tmp_path, until=1, ends=(1,)) == first
+    )  # killed between its end and the journal's line: run again
+    seen = []
+    last = train(folder=tmp_path, ends=(1,), report=lambda share, text: seen.append(share))
+    assert seen[0] == 1 / 3
+    assert last == train(ends=(1,)) != train()
+    assert first == train(epochs=1)
+
+
 def test_a_state_of_another_network_or_half_a_file_is_left_alone(tmp_path):
     (tmp_path / "epoch.npz").write_bytes(b"PK\x03\x04 half a file")
     assert train(folder=tmp_path) == train()
@@ -84,6 +97,14 @@ def test_the_rate_falls_along_a_cosine_after_ten_steps_of_warmup():
     assert schedule.at_step(0, 100, 1) == pytest.approx(0.4 / 11)
     assert schedule.at_step(50, 100, 1) == pytest.approx(0.2)
     assert schedule.at_step(10, 10**6, 10**6) == pytest.approx(0.4 * 11 / 10**6 / 0.11)  # of epochs, not of steps
+
+
+def test_each_stage_of_a_training_has_a_cosine_of_its_own():
+    schedule = trial.child_settings(1600, 9, 16, 0.4, 1e-4, ends=(1, 3)).schedule
+    assert schedule.at_step(50, 100, 9) == pytest.approx(0.2)  # the middle of the first epoch,
+    assert [schedule.at_step(step, 100, 9) for step in (100, 300)] == [0.4, 0.4]
+    assert [schedule.at_step(step, 100, 9) for step in (200, 600)] == pytest.approx([0.2, 0.2])  # of two, and of six
+    assert schedule.at_step(899, 100, 9) < 1e-5
 
 
 def test_short_trainings_shorten_the_moving_averages():

@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer with pip, and make: `make test PYTHON=/path/to/python3` picks another Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test test-all test-oldest lint bench dist clean
+.PHONY: help tour test test-all test-oldest lint bench docs dist clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
@@ -55,6 +55,10 @@ lint: .venv/.has-test .venv/.has-lint  ## ruff, pyright and the import rules
 bench: .venv/.has-test  ## every measurement of benchmarks/, one after the other; BENCH_FLAGS=--smoke: in minutes
 	@for name in $(BENCHMARKS); do \
 	    echo "== benchmarks.$$name"; $(venv_python) -m "benchmarks.$$name" $(BENCH_FLAGS) || exit 1; done
+
+docs: .venv/.has-docs  ## the documentation, pages that open from a folder, in build/site
+	$(run) -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 dist: .venv/.has-test  ## wheel and source archive in dist/; the wheel is made from the archive
 	@rm -rf build dist

@@ -30,6 +30,8 @@ TEST = [
     "wheel>=0.45",
 ]
 BROWSER = ["playwright>=1.50"]  # what the slow tests drive a Chromium of the system with
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.27", "latex2mathml>=3.77"]  # make docs
+NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]  # to run those of docs/notebooks
 LINT = ["ruff>=0.14", "pyright[nodejs]>=1.1.400"]
 
 PACKAGE = Path(__file__).parent / "zoo" / "__init__.py"
@@ -74,8 +76,9 @@ setup(
         "ray": RAY,
         "tensorboard": TENSORBOARD,
         "test": TEST,
+        "docs": DOCS,
         "lint": LINT,
-        "dev": [*TEST, *LINT, *CONVERT, *RAY, *BROWSER],
+        "dev": [*TEST, *LINT, *CONVERT, *RAY, *BROWSER, *NOTEBOOKS],
     },
     keywords=["keras", "neural architecture search", "NASNet", "AmoebaNet", "DARTS", "quantization", "tinyml"],
     classifiers=[

@@ -57,12 +57,13 @@ def every(*program: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("words", found)
 
 
-def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("document", ["README.md", "docs/own_search.md"])
+def test_python_of_the_document_runs_from_top_to_bottom(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
-    for line, code in blocks(PROJECT / "README.md", "python"):
-        # The line numbers of a traceback are those of the README.
-        exec(compile("\n" * (line - 1) + code, str(PROJECT / "README.md"), "exec"), namespace)
+    namespace = {"__name__": "document"}
+    for line, code in blocks(PROJECT / document, "python"):
+        # The line numbers of a traceback are those of the document.
+        exec(compile("\n" * (line - 1) + code, str(PROJECT / document), "exec"), namespace)
 
 
 @every("python", "-m", "recipes.")

@@ -224,7 +224,9 @@ def make_program_page(name: str) -> str:
     rows = []
     for field in dataclasses.fields(type(next(iter(presets.values())))):
         if field.init:
-            values = {preset: f"`{_main.show_value(getattr(config, field.name))}`" for preset, config in presets.items()}
+            values = {
+                preset: f"`{_main.show_value(getattr(config, field.name))}`" for preset, config in presets.items()
+            }
             alike = len(set(values.values())) == 1
             shown = ", ".join(f"{preset} {value}" for preset, value in values.items())
             default = next(iter(values.values())) if alike else shown

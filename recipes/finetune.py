@@ -17,7 +17,8 @@ import numpy as np
 
 import zoo
 from recipes import _main
-from recipes.images import EMBEDDED, FolderOptions, Preprocess
+from recipes.images import EMBEDDED, Preprocess
+from recipes.training.options import ADAMW_RATE, TrainingOptions
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _SIDE = 96  # pixels, where neither weights nor genotype nor options say
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FolderOptions):
+class Config(TrainingOptions):
     """Options of the fine-tuning."""
 
     # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the genotype was
@@ -49,19 +50,20 @@ class Config(FolderOptions):
     preprocess: Preprocess | None = None
     head_epochs: int = 3  # in which only the new head learns; 0 leaves the phase out
     epochs: int = 10  # in which everything learns
-    head_learning_rate: float = 0.05  # of the first phase, at its start
-    learning_rate: float = 0.01  # of the second phase, at its start
+    head_learning_rate: float | None = None  # of the first phase, at its start; none takes 0.05, with adamw 0.001
+    learning_rate: float | None = None  # of the second phase, at its start; none takes 0.01, with adamw 0.0002
     batch_size: int = 32  # images a step
     seed: int = 0  # of head, order and augmentation
     folder: Path = Path("runs/finetune")  # results, and the state to resume from
 
     def __post_init__(self):
+        super().__post_init__()
         least = {"image_size": 8, "head_epochs": 0, "epochs": 1, "batch_size": 1, "seed": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
-        if min(self.head_learning_rate, self.learning_rate) <= 0:
+        if any(rate is not None and rate <= 0 for rate in (self.head_learning_rate, self.learning_rate)):
             raise ValueError(
                 f"head_learning_rate is {self.head_learning_rate} and learning_rate {self.learning_rate}; "
                 "expected numbers above 0"
@@ -89,6 +91,10 @@ def finetune(config: Config) -> Finetuned:
     """Trains, writes the files, prints the accuracy."""
     from recipes.training.state import locked
 
+    head, rate = (ADAMW_RATE, ADAMW_RATE / 5) if config.optimizer == "adamw" else (0.05, 0.01)
+    config = dataclasses.replace(
+        config, head_learning_rate=config.head_learning_rate or head, learning_rate=config.learning_rate or rate
+    )
     with locked(config.folder):
         results = find_finished(config.folder, config, ("folder",))
         return _finetune(config) if results is None else _read_finetuned(config.folder, results)
@@ -107,6 +113,7 @@ def _finetune(config: Config) -> Finetuned:
     from recipes.classifiers import count_confusions, measure_classes
     from recipes.deployable import find_normalization, name_normalization
     from recipes.images import augment
+    from recipes.training.drop_path import schedule_drop_path
     from recipes.training.evaluation import EvaluationBatches
     from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
     from recipes.training.optimizer import Optimizer, Schedule
@@ -123,26 +130,36 @@ def _finetune(config: Config) -> Finetuned:
     options = {name: str(value) for name, value in dataclasses.asdict(config).items() if name != "folder"}
     identity = {"data": name, "input_shape": list(images.input_shape), "options": options}
     phases: dict[str, Outcome] = {}
-    plan = [("head", config.head_epochs, config.head_learning_rate), ("all", config.epochs, config.learning_rate)]
+    plan: Any = [
+        ("head", config.head_epochs, config.head_learning_rate), ("all", config.epochs, config.learning_rate),
+    ]  # fmt: skip
+    config.warn_of_precision()
+    mix = config.make_mix(images.classes)
+    class_weights = config.weigh_classes(images.class_names, images.train.labels.tolist())
+    trained = network if config.dtype is None else schedule_drop_path(network, config.dtype).model
     for phase, epochs, rate in plan:
         if not epochs:
             continue
-        for layer in network.layers:
+        for layer in trained.layers:
             layer.trainable = phase == "all" or layer.name == _HEAD
-        optimizer = Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0)
+        optimizer = config.choose_optimizer(Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0))
         with show_progress(f"finetune, {phase}", unit="epoch") as observe:
             phases[phase] = fit(
-                network,
+                trained,
                 images.train,
                 images.validation,
                 Settings(epochs, config.batch_size, Schedule(rate=rate), optimizer),
                 seed=config.seed,
-                augment=augment.cifar(padding=max(1, images.input_shape[0] // 8), cutout_length=0),
+                augment=config.make_augment(augment.cifar(padding=max(1, images.input_shape[0] // 8), cutout_length=0)),
+                mix=mix,
+                class_weights=class_weights,
                 preprocess=preprocess,
                 folder=config.folder / phase,
                 identity=identity,
                 observe=observe,
             )
+    if trained is not network:
+        network.set_weights(trained.get_weights())
     final = copy_model(network, lambda layer: {"activation": "softmax"} if layer.name == _HEAD else {})
     confusions = np.zeros((images.classes, images.classes), np.int64)
     for batch, labels in EvaluationBatches(images.test, preprocess):

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zoo
 from recipes import _main
-from recipes.images import EMBEDDED, FolderOptions, Preprocess
+from recipes.images import EMBEDDED, Preprocess
+from recipes.training.options import ADAMW_RATE, TrainingOptions
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 from zoo.genotype import Blocks, Chain, Genotype
 
@@ -36,7 +37,7 @@ _SMALL_SIDE, _CIFAR_SIDE = 14, 32  # pixels of cells of a size of their own: of 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FolderOptions):
+class Config(TrainingOptions):
     """Options of the training."""
 
     model: str = "amoebanet_a"  # a name of zoo.list_models(), or a genotype file
@@ -61,13 +62,14 @@ class Config(FolderOptions):
     settings: Literal["small", "paper"] = "small"  # small: a short cosine; paper: those of the family's paper
     epochs: int | None = 6  # none takes the settings'
     batch_size: int | None = None  # none takes the settings'; the learning rate scales along unless given
-    learning_rate: float | None = None  # the highest; none takes the settings'
+    learning_rate: float | None = None  # the highest; none takes the settings', and with adamw 0.001
     seed: int = 0  # of the weights, the order of the images and the augmentation
     tensorboard: bool = False  # write the history for TensorBoard, too
     dry_run: bool = False  # build everything, take one step on 2 images, and stop
     folder: Path = Path("runs/train")  # results, and the state to resume from
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("cells", "filters", "image_size", "training_images", "validation_images", "epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -155,11 +157,15 @@ def _train(config: Config) -> Trained | None:
     )
     if small:
         shorten_moving_averages(network)
-    twin, settings = schedule_drop_path(network), _settings(config, paper.settings)
-    augment = _augment(config, paper, images.input_shape[0])
+    twin, settings = schedule_drop_path(network, config.dtype), _settings(config, paper.settings)
+    config.warn_of_precision()
+    augment = config.make_augment(_augment(config, paper, images.input_shape[0]))
+    mix, class_weights = (
+        config.make_mix(images.classes), config.weigh_classes(images.class_names, images.train.labels.tolist()),
+    )  # fmt: skip
     if config.dry_run:
         one, two = dataclasses.replace(settings, epochs=1, batch_size=2), images.train.first(2)
-        fit(twin.model, two, two, one, augment=augment, drop_path=twin.progress)
+        fit(twin.model, two, two, one, augment=augment, mix=mix, class_weights=class_weights, drop_path=twin.progress)
         print(f"dry run: {images}\n{network.name}: {network.count_params():,} parameters\n{settings}\n{paper.source}")
         return None
     preprocess = find_normalization(config.preprocess, start.origin, None, config.weights or config.model)
@@ -172,6 +178,8 @@ def _train(config: Config) -> Trained | None:
             settings,
             seed=config.seed,
             augment=augment,
+            mix=mix,
+            class_weights=class_weights,
             preprocess=preprocess,
             drop_path=twin.progress,
             folder=config.folder,
@@ -269,12 +277,14 @@ def _settings(config: Config, settings: "Settings") -> "Settings":
     """Returns the settings with what the options change; a rate that is not given goes with the batch."""
     batch_size = config.batch_size or settings.batch_size
     factor = batch_size / settings.batch_size
-    if config.learning_rate is not None:
-        factor = config.learning_rate / settings.schedule.rate
+    rate = config.learning_rate or (ADAMW_RATE if config.optimizer == "adamw" else None)
+    if rate is not None:
+        factor = rate / settings.schedule.rate
+    optimizer = config.choose_optimizer(settings.optimizer)
     schedule = settings.schedule
     schedule = dataclasses.replace(schedule, rate=factor * schedule.rate, last=factor * schedule.last)
     return dataclasses.replace(
-        settings, epochs=config.epochs or settings.epochs, batch_size=batch_size, schedule=schedule
+        settings, epochs=config.epochs or settings.epochs, batch_size=batch_size, schedule=schedule, optimizer=optimizer
     )
 
 

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -79,6 +80,52 @@ PREPROCESSING = {  # by the flag's value; see recipes.images.Preprocess
 }  # fmt: skip
 
 
+class _Seeds(keras.random.SeedGenerator):
+    """Seeds for Keras' layers that depend on a key alone, where Keras' own depend on what was drawn before."""
+
+    def __init__(self, key: Any):
+        self._key, self._drawn = key, 0
+
+    def next(self, ordered: bool = True) -> Any:
+        """Returns the next seed, an integer tensor of shape (2,)."""
+        self._drawn += 1
+        return tf.cast(tf.random.fold_in(self._key, self._drawn), tf.int32)
+
+
+class Mix:
+    """Mixes the images of a batch, 0..255, and their labels: MixUp (Zhang et al., 2018), CutMix (Yun et al., 2019).
+
+    Keras' layers do it; with both, each batch takes one or the other with a chance of one half.
+
+    Args:
+        classes: how many.
+        mixup, cutmix: alpha of the Beta distribution of the shares (of CutMix at most 1); None leaves it out.
+    """
+
+    def __init__(self, classes: int, mixup: float | None, cutmix: float | None):
+        self._classes, self._layers = classes, []
+        if mixup is not None:
+            self._layers.append(keras.layers.MixUp(mixup))
+        if cutmix is not None:  # Keras draws alpha from the pair
+            self._layers.append(keras.layers.CutMix((cutmix, cutmix)))
+        if not self._layers:
+            raise ValueError("mixup and cutmix are None; give one of them, or leave the mixing out")
+
+    def __call__(self, images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:
+        """Returns float32 images and labels (batch, classes) that add up to one an image."""
+        images, truth = tf.cast(images, tf.float32), tf.one_hot(labels, self._classes)
+
+        def apply(layer: Any) -> tuple[Any, Any]:
+            drawn = layer.get_random_transformation(images, training=True, seed=_Seeds(seed))
+            mixed = layer.transform_images(images, drawn), layer.transform_labels(truth, drawn)
+            return tf.ensure_shape(mixed[0], images.shape), tf.ensure_shape(mixed[1], truth.shape)
+
+        if len(self._layers) == 1:
+            return apply(self._layers[0])
+        first = tf.random.stateless_uniform([], seed) < 0.5
+        return tf.cond(first, lambda: apply(self._layers[0]), lambda: apply(self._layers[1]))
+
+
 def chain(*steps: Step) -> Step:
     """One step that does `steps` in order, each with a seed of its own derived from the chain's."""
 
@@ -112,6 +159,44 @@ def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, 
         flip_horizontally,
         functools.partial(jitter_colors, brightness=jitter, contrast=jitter, saturation=jitter, hue=hue),
     )
+
+
+def rand_augment(strength: float = 0.5, changes: int = 2) -> Step:
+    """RandAugment (Cubuk et al., 2020) by Keras' layers: `changes` random ones an image; returns float32.
+
+    The strength, 0 to 1, is of the paper's largest: 30 degrees, shears of 0.3, moves of 0.45, factors of 0.1 to 1.9,
+    4 bits. Departures: magnitudes are uniform below the largest, and shears and moves are in both directions at once.
+    """
+    scale: dict[str, Any] = {"value_range": (0, 255)}
+    layers = [
+        keras.layers.RandomShear(0.3 * strength, 0.3 * strength),
+        keras.layers.RandomTranslation(0.45 * strength, 0.45 * strength),
+        keras.layers.RandomRotation(strength * 30 / 360),
+        keras.layers.RandomBrightness(0.9 * strength, **scale),
+        keras.layers.RandomColorDegeneration(0.9 * strength, **scale),
+        keras.layers.RandomContrast(0.9 * strength, **scale),
+        keras.layers.RandomSharpness(0.9 * strength, **scale),
+        keras.layers.RandomPosterization(8 - round(4 * strength), **scale),
+        keras.layers.Solarization(threshold_factor=strength, **scale),
+        keras.layers.AutoContrast(**scale),
+        keras.layers.Equalization(**scale),
+    ]
+
+    def step(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        changed: Any = tf.cast(images, tf.float32)
+        for number in range(changes):
+            key: Any = tf.random.fold_in(seed, number)
+            shape: Any = [tf.shape(images)[0], 1, 1, 1]
+            count = len(layers) + 1  # the last changes nothing, as in the paper
+            chosen = tf.random.stateless_uniform(shape, key, 0, count, tf.int32)
+            before = changed
+            for place, layer in enumerate(layers):
+                seeds = _Seeds(tf.random.fold_in(key, place + 1))
+                drawn = layer.get_random_transformation(before, training=True, seed=seeds)
+                changed = tf.where(chosen == place, layer.transform_images(before, drawn, training=True), changed)
+        return _same_shape(changed, images)
+
+    return step
 
 
 def pad_and_crop(images: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:

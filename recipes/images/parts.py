@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from recipes.images import augment as augmentations
 
+_MIX = 2**20  # makes the seed of the mixing another than those of the steps of an augmentation
+
 
 class Part(abc.ABC):
     """Images and labels that are kept apart from those of the other parts.
@@ -87,6 +89,7 @@ class Part(abc.ABC):
         *,
         training: bool = False,
         augment: augmentations.Step | None = None,
+        mix: augmentations.Mix | None = None,
         preprocess: Callable[[Any], Any] = augmentations.UNIT,
         seed: int = 0,
         epoch: int = 0,
@@ -107,12 +110,13 @@ class Part(abc.ABC):
         Args:
             training: shuffles, and leaves out the last batch if it is not full (its images come in other epochs).
             augment: a step of recipes.images.augment; for training only.
+            mix: mixes images and labels, which then are (batch, classes); for training only.
             preprocess: from batches of 0..255 to what the model takes; 0..1 by default.
             seed: has no effect where nothing is drawn: without `training`.
             epoch: the first one.
             epochs: how many, one after the other; None never ends.
         """
-        self._check(batch_size, training, augment, epoch, epochs)
+        self._check(batch_size, training, augment or mix, epoch, epochs)
         drop_remainder = training and len(self) >= batch_size
 
         def one_epoch(number: Any) -> tf.data.Dataset:
@@ -123,6 +127,9 @@ class Part(abc.ABC):
                 images, labels = batch
                 if augment is not None:
                     images = augment(images, tf.random.fold_in(key, step))
+                if mix is not None:
+                    place: Any = tf.random.fold_in(key, step)
+                    images, labels = mix(images, labels, tf.random.fold_in(place, _MIX))
                 return preprocess(images), labels
 
             return batches.enumerate().map(finish, num_parallel_calls=tf.data.AUTOTUNE)

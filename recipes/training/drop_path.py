@@ -42,8 +42,8 @@ class ScheduledDropPath(layers.Layer):
     Not registered for saving: it is part of no model that is kept.
     """
 
-    def __init__(self, rate: float, progress: Progress, name: str | None = None):
-        super().__init__(name=name)
+    def __init__(self, rate: float, progress: Progress, name: str | None = None, dtype: Any = None):
+        super().__init__(name=name, dtype=dtype)
         self.rate = rate
         self.progress = progress
         self.seed_generator = keras.random.SeedGenerator()
@@ -52,11 +52,11 @@ class ScheduledDropPath(layers.Layer):
         """Returns `inputs`, of any rank with the examples first, as they are outside of training."""
         if not training:
             return inputs
-        keep = ops.cast(1.0 - self.rate * self.progress.value, inputs.dtype)
+        keep = ops.cast(1.0 - self.rate * self.progress.value, "float32")
         shape = (ops.shape(inputs)[0], *(1 for _ in inputs.shape[1:]))
-        drawn = keras.random.uniform(shape, dtype=inputs.dtype, seed=self.seed_generator)
+        drawn = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
         # A chance of zero must drop nothing: drawn is below 1, and keep is then exactly 1.
-        return inputs * ops.cast(drawn < keep, inputs.dtype) / keep
+        return inputs * ops.cast(drawn < keep, inputs.dtype) / ops.cast(keep, inputs.dtype)
 
 
 class Scheduled(NamedTuple):
@@ -66,17 +66,21 @@ class Scheduled(NamedTuple):
     progress: Progress
 
 
-def schedule_drop_path(model: keras.Model) -> Scheduled:
+def schedule_drop_path(model: keras.Model, dtype: str | None = None) -> Scheduled:
     """Returns a twin of a flat functional model, with layers and weights of its own, and the progress, at 0.
 
     The twin's weights are the model's, in the same order: copy back by `model.set_weights(twin.get_weights())`.
+
+    Args:
+        dtype: the policy of the twin's layers, such as mixed_bfloat16; None for the model's.
     """
     progress = Progress()
 
     def clone(layer: layers.Layer) -> layers.Layer:
         if is_drop_path(layer):
-            return ScheduledDropPath(layer.rate, progress, name=layer.name)
-        return layer.__class__.from_config(layer.get_config())
+            return ScheduledDropPath(layer.rate, progress, layer.name, dtype or layer.dtype_policy)
+        other = {} if dtype is None or isinstance(layer, layers.InputLayer) else {"dtype": dtype}
+        return layer.__class__.from_config(layer.get_config() | other)
 
     twin: keras.Model = keras.models.clone_model(model, clone_function=clone)
     twin.set_weights(model.get_weights())

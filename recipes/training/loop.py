@@ -174,13 +174,21 @@ class Settings:
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"average is {self.average}; expected a number between 0 and 1, such as 0.9999, or none")
 
-    def make_learner(self, model: Any, mirror: Mirror | None = None) -> Learner:
+    def make_learner(
+        self,
+        model: Any,
+        mirror: Mirror | None = None,
+        class_weights: Sequence[float] | None = None,
+        soft_labels: bool = False,
+    ) -> Learner:
         """Returns the training step of a model with logits as outputs, [main] or [main, auxiliary]."""
         return Learner(
             model,
             self.optimizer,
             label_smoothing=self.label_smoothing,
             auxiliary_weight=self.auxiliary_weight,
+            class_weights=class_weights,
+            soft_labels=soft_labels,
             mirror=mirror,
         )
 
@@ -218,6 +226,8 @@ def fit(
     *,
     seed: int = 0,
     augment: augmentations.Step | None = None,
+    mix: augmentations.Mix | None = None,
+    class_weights: Sequence[float] | None = None,
     preprocess: Callable[[Any], Any] = augmentations.UNIT,
     drop_path: Progress | None = None,
     folder: Path | None = None,
@@ -233,6 +243,8 @@ def fit(
         settings: how.
         seed: of the order of the images and the augmentation; the model's own seeds are set where it is built.
         augment: of training batches.
+        mix: of training batches and their labels, after the augmentation.
+        class_weights: of each class in the training's loss; None for 1.
         preprocess: 0..255 to what the model reads.
         drop_path: of the model, from `recipes.training.drop_path.schedule_drop_path`.
         folder: for the state to resume from, history.json and history.csv; nothing is written unless given.
@@ -248,7 +260,10 @@ def fit(
     if not len(validation):
         raise ValueError("there is no validation image to choose the best epoch by; raise validation_fraction")
     steps = train.steps(settings.batch_size, training=True)
-    learner, kept = settings.make_learner(model), _KeptWeights(model, settings.average)
+    learner, kept = (
+        settings.make_learner(model, None, class_weights, mix is not None),
+        _KeptWeights(model, settings.average),
+    )
     facts = {"seed": seed, **dataclasses.asdict(settings), **(identity or {})}
     state = None if folder is None else TrainingState(folder / STATE_FILE, facts)
     writer = tf.summary.create_file_writer(str(folder / "tensorboard")) if folder and tensorboard else None
@@ -264,8 +279,8 @@ def fit(
         if batches is None:
             batches = iter(
                 train.dataset(
-                    settings.batch_size, training=True, augment=augment, preprocess=preprocess, seed=seed, epoch=epoch,
-                    epochs=None,
+                    settings.batch_size, training=True, augment=augment, mix=mix, preprocess=preprocess, seed=seed,
+                    epoch=epoch, epochs=None,
                 )
             )  # fmt: skip
         rate = settings.schedule.at_step(step, steps, settings.epochs)

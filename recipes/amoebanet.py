@@ -55,28 +55,13 @@ class Config(TrialConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
-        **PAPER_CIFAR10,
-        trials=20_000,
-        epochs=25,
-        learning_rate=0.025,
-        nodes=5,
-        population=100,
-        sample=25,
-        repeats=3,
-        filters=24,
-        folder=Path("runs/amoebanet-paper"),
+        **PAPER_CIFAR10, trials=20_000, epochs=25, learning_rate=0.025, nodes=5, population=100, sample=25, repeats=3,
+        filters=24, folder=Path("runs/amoebanet-paper"),
     ),
     "smoke": Config(
-        **SMOKE,
-        epochs=2,
-        trials=4,
-        nodes=1,
-        population=2,
-        sample=2,
-        filters=4,
-        folder=Path("runs/amoebanet-smoke"),
+        **SMOKE, epochs=2, trials=4, nodes=1, population=2, sample=2, filters=4, folder=Path("runs/amoebanet-smoke"),
     ),
-}
+}  # fmt: skip
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:

@@ -85,35 +85,16 @@ class Config(ControllerConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
-        trials=8000,
-        data="tfds:imagenet2012",
-        image_size=224,
-        training_images=None,
-        validation_images=50_000,
-        epochs=5,
-        batch_size=256,  # this and the next two are not stated for the search
-        learning_rate=0.1,
-        weight_decay=1e-5,
-        target=75.0,
-        width=1.0,
-        depth=1.0,
-        divisor=8,
-        strides="imagenet",
-        controller_rate=0.00035,
-        controller_batch=20,
-        folder=Path("runs/mnasnet-paper"),
+        trials=8000, data="tfds:imagenet2012", image_size=224, training_images=None, validation_images=50_000,
+        epochs=5, batch_size=256,  # this and the next two are not stated for the search
+        learning_rate=0.1, weight_decay=1e-5, target=75.0, width=1.0, depth=1.0, divisor=8, strides="imagenet",
+        controller_rate=0.00035, controller_batch=20, folder=Path("runs/mnasnet-paper"),
     ),
     "smoke": Config(
-        **SMOKE,
-        epochs=1,
-        trials=3,
-        width=0.125,
-        depth=0.1,
-        hidden=10,
-        controller_batch=2,
+        **SMOKE, epochs=1, trials=3, width=0.125, depth=0.1, hidden=10, controller_batch=2,
         folder=Path("runs/mnasnet-smoke"),
     ),
-}
+}  # fmt: skip
 
 
 def reward(accuracy: float, milliseconds: float, target: float, alpha: float, beta: float) -> float:

@@ -45,28 +45,15 @@ class Config(ControllerConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
-        **PAPER_CIFAR10,
-        trials=20_000,
-        epochs=20,
-        learning_rate=0.025,
-        nodes=5,
-        controller_rate=0.00035,
-        controller_batch=20,
-        repeats=2,
-        filters=32,  # not stated in the paper
+        **PAPER_CIFAR10, trials=20_000, epochs=20, learning_rate=0.025, nodes=5, controller_rate=0.00035,
+        controller_batch=20, repeats=2, filters=32,  # not stated in the paper
         folder=Path("runs/nasnet-paper"),
     ),
     "smoke": Config(
-        **SMOKE,
-        epochs=1,
-        trials=3,
-        nodes=1,
-        hidden=10,
-        controller_batch=2,
-        filters=4,
+        **SMOKE, epochs=1, trials=3, nodes=1, hidden=10, controller_batch=2, filters=4,
         folder=Path("runs/nasnet-smoke"),
     ),
-}
+}  # fmt: skip
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:

@@ -86,35 +86,14 @@ class Config(TrialConfig):
 PRESETS = {
     "laptop": Config(),
     "paper": Config(
-        **PAPER_CIFAR10,
-        trials=136 + 4 * 256,
-        epochs=20,
-        learning_rate=0.01,
-        nodes=5,
-        beam=256,
-        first=None,
-        round_size=256,
-        explore=0.0,
-        target="accuracy",
-        repeats=2,
-        filters=24,
-        folder=Path("runs/pnasnet-paper"),
+        **PAPER_CIFAR10, trials=136 + 4 * 256, epochs=20, learning_rate=0.01, nodes=5, beam=256, first=None,
+        round_size=256, explore=0.0, target="accuracy", repeats=2, filters=24, folder=Path("runs/pnasnet-paper"),
     ),
     "smoke": Config(
-        **SMOKE,
-        epochs=1,
-        trials=5,
-        nodes=2,
-        beam=2,
-        first=2,
-        round_size=1,
-        embedding=4,
-        hidden=8,
-        predictor_steps=20,
-        filters=4,
-        folder=Path("runs/pnasnet-smoke"),
+        **SMOKE, epochs=1, trials=5, nodes=2, beam=2, first=2, round_size=1, embedding=4, hidden=8,
+        predictor_steps=20, filters=4, folder=Path("runs/pnasnet-smoke"),
     ),
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

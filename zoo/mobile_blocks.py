@@ -64,74 +64,28 @@ def block(
     activation: Activation = "relu",
     drop_path_rate: float = 0.0,
 ) -> Tensor:
-    """Adds one block of a row: a plain convolution, a separable one, or an inverted residual."""
-    inputs = x.shape[-1]
-    options = {
-        "activation": activation,
-        "se_filters": max(1, int(inputs * row.se_ratio)) if row.se_ratio else 0,
-        "skip": row.skip,
-        "drop_path_rate": drop_path_rate,
-    }
+    """Adds one block of a row: a plain convolution, a separable one, or an inverted residual.
+
+    The latter two are a 1x1 convolution, which is left out where it would widen nothing, a depthwise and a 1x1
+    convolution without activation, each with BN. Squeeze-and-excite follows the plain or the depthwise convolution.
+    What is added to the result depends on `row.skip`: "identity" adds `x` where its shape is the result's and nothing
+    elsewhere; "none" never adds anything; "pool" always adds the 3x3 mean of `x` at the block's stride, brought to the
+    row's filters by a 1x1 convolution and BN where they differ. MnasNet's paper (section 4.1) names pooling as a choice
+    of its search space without saying more, and none of its published networks uses it, so this is our reading.
+    """
+    inputs, filters, shortcut = x.shape[-1], row.filters, _shortcut(x, row.filters, strides, row.skip, style, name)
     if row.op == "conv":
-        return plain_conv(x, row.filters, row.kernel_size, strides, style, name, **options)
-    middle = row.mid_filters or round(inputs * row.expansion)  # a separable convolution's expansion is 1
-    return inverted_residual(x, row.filters, row.kernel_size, strides, middle, style, name, **options)
-
-
-def inverted_residual(
-    x: Tensor,
-    filters: int,
-    kernel_size: int,
-    strides: int,
-    mid_filters: int,
-    style: Style,
-    name: str,
-    *,
-    activation: Activation = "relu",
-    se_filters: int = 0,
-    skip: Skip = "identity",
-    drop_path_rate: float = 0.0,
-) -> Tensor:
-    """1x1 convolution to `mid_filters`, depthwise convolution, 1x1 convolution without activation; each with BN.
-
-    The first is left out where `x` has `mid_filters` channels already: with expansion 1, in a separable convolution.
-    `se_filters` above 0 puts a squeeze-and-excite of that width after the depthwise convolution. `plain_conv` explains
-    `skip`.
-    """
-    shortcut = _shortcut(x, filters, strides, skip, style, name)
-    if mid_filters != x.shape[-1]:
-        x = _conv_bn_act(x, mid_filters, 1, 1, style, activation, f"{name}_expand")
-    x = blocks.depthwise(x, kernel_size, strides, style, f"{name}_depthwise")
-    x = _activate(blocks.batch_norm(x, style, f"{name}_depthwise_bn"), activation, f"{name}_depthwise")
-    if se_filters:
-        x = squeeze_excite(x, se_filters, f"{name}_se")
-    return _join(blocks.conv_bn(x, filters, 1, 1, style, f"{name}_project"), shortcut, drop_path_rate, name)
-
-
-def plain_conv(
-    x: Tensor,
-    filters: int,
-    kernel_size: int,
-    strides: int,
-    style: Style,
-    name: str,
-    *,
-    activation: Activation = "relu",
-    se_filters: int = 0,
-    skip: Skip = "identity",
-    drop_path_rate: float = 0.0,
-) -> Tensor:
-    """Convolution, BN, activation, squeeze-and-excite where `se_filters` is above 0.
-
-    What is added to the result depends on `skip`: "identity" adds `x` where its shape is the result's and nothing
-    elsewhere; "none" never adds anything; "pool" always adds the 3x3 mean of `x` at the block's stride, brought to
-    `filters` channels by a 1x1 convolution and BN where they differ. MnasNet's paper (section 4.1) names pooling as a
-    choice of its search space without saying more, and none of its published networks uses it, so this is our reading.
-    """
-    shortcut = _shortcut(x, filters, strides, skip, style, name)
-    x = _conv_bn_act(x, filters, kernel_size, strides, style, activation, name)
-    if se_filters:
-        x = squeeze_excite(x, se_filters, f"{name}_se")
+        x = _conv_bn_act(x, filters, row.kernel_size, strides, style, activation, name)
+    else:
+        middle = row.mid_filters or round(inputs * row.expansion)  # a separable convolution's expansion is 1
+        if middle != inputs:
+            x = _conv_bn_act(x, middle, 1, 1, style, activation, f"{name}_expand")
+        x = blocks.depthwise(x, row.kernel_size, strides, style, f"{name}_depthwise")
+        x = _activate(blocks.batch_norm(x, style, f"{name}_depthwise_bn"), activation, f"{name}_depthwise")
+    if row.se_ratio:
+        x = squeeze_excite(x, max(1, int(inputs * row.se_ratio)), f"{name}_se")
+    if row.op != "conv":
+        x = blocks.conv_bn(x, filters, 1, 1, style, f"{name}_project")
     return _join(x, shortcut, drop_path_rate, name)
 
 

@@ -64,8 +64,7 @@ def judge(
     for seed, state in states.items():
         with tensorflow_options.without_rewrites():
             search = begin(scorer.config, images, seed)
-            search.restore(state)
-            if not search.done:  # the state is gone, and with it the weights
+            if search.file(state).restore(search.variables) is None:  # it is gone, and with it the weights
                 continue
             batches = search.images.cut(normalized, images.validation.labels)
             accuracies = [search.shared.accuracy(space.encode(body), batches) for body in bodies]
@@ -84,7 +83,9 @@ def dry_run(scorer: NetworkScorer) -> Genotype:
     small = dataclasses.replace(config, search_batch_size=size, reward_images=size)
     with tensorflow_options.without_rewrites():
         search = begin(small, dataclasses.replace(images, train=part), config.seed)
-        step = time_steps(lambda number: search.step(), size)  # the path, and with it the time of a step, differs
+        step = time_steps(
+            lambda number: search.take_step(0, number), size
+        )  # the path, and with it the time of a step, differs
         path = search.controller.sample(1, np.random.default_rng(config.seed))[0]
         batch = search.images.reward_batch(np.random.default_rng(config.seed))
         reward = time_steps(lambda number: search.shared.accuracy(path, [batch]), size)

@@ -6,7 +6,6 @@ result.
 
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,14 @@ from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.oracles.attention import AttentionController
 from recipes.training.evaluation import evaluate
+from recipes.training.loop import Record, run_epochs
 from recipes.training.optimizer import Optimizer, Schedule
+from recipes.training.progress import Status
 from recipes.training.state import TrainingState
 
 _WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # what is drawn, each from a stream of its own
 _MOST_REFUSED = 100  # candidates in a row; to refuse one may cost building it
+_VERSION = 2  # of what a search's state holds
 _CLIP = 5.0  # largest norm of the gradient (melodyguan/enas, child_grad_bound)
 
 
@@ -126,7 +128,7 @@ class SearchImages:
 
 
 class Search:
-    """A search in progress: shared weights, controller, and how many steps of all are done."""
+    """What a search trains, shared weights and controller, and the steps that it takes."""
 
     def __init__(
         self, config: Config, shared: SharedWeights, controller: AttentionController, images: SearchImages, seed: int
@@ -134,11 +136,6 @@ class Search:
         self.config, self.shared, self.controller, self.images, self.seed = config, shared, controller, images, seed
         self._schedule = Schedule("restarts", config.search_rate, config.least_rate, period=config.rate_period)
         self._uniform = config.algorithm == "uniform"
-        self.done = 0
-        self.history: list[dict[str, Any]] = []  # a record an epoch
-        self._losses: list[float] = []  # of this epoch
-        self._rewards: list[list[float]] = []  # reward, entropy and penalty of each path of this epoch
-        self.scores: list[float] = []  # of the candidates that have been scored
         self._epoch_paths: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and the paths of its steps
 
     @property
@@ -155,24 +152,35 @@ class Search:
             saved = rewards // len(self.images.reward_batches())
         return config.candidates + saved
 
-    def step(self) -> None:
-        """Takes the next step of the shared weights, or the next update of the controller."""
-        epoch, number = divmod(self.done, self.epoch_steps)
+    def take_step(self, epoch: int, number: int) -> tuple[float, ...]:
+        """Takes a step of the shared weights and returns its loss, or after these an update of the controller.
+
+        That returns the means of reward, entropy and penalty over its paths.
+        """
         if number < self.images.training.steps:
             key = np.random.default_rng([self.seed, _DROPOUT, epoch, number]).integers(2**31, size=2)
             batch, rate = self.images.training.batch(epoch, number), self._schedule.at(epoch, self.config.search_epochs)
-            self._losses.append(self.shared.step(self._path_of_step(epoch, number), *batch, rate, key))
-        else:
-            rng = np.random.default_rng([self.seed, _PATHS, epoch, number])
-            paths = self.controller.sample(self.config.samples, rng)
-            rng = np.random.default_rng([self.seed, _REWARDS, epoch, number])
-            rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in paths]
-            found = self.controller.update(paths, rewards)
-            rows = zip(rewards, found["entropy"], found["skip_penalty"], strict=True)
-            self._rewards += [list(map(float, row)) for row in rows]
-        self.done += 1
-        if self.done % self.epoch_steps == 0:
-            self._end_epoch()
+            return (self.shared.step(self._path_of_step(epoch, number), *batch, rate, key),)
+        rng = np.random.default_rng([self.seed, _PATHS, epoch, number])
+        paths = self.controller.sample(self.config.samples, rng)
+        rng = np.random.default_rng([self.seed, _REWARDS, epoch, number])
+        rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in paths]
+        found = self.controller.update(paths, rewards)
+        return tuple(float(np.mean(each)) for each in (rewards, found["entropy"], found["skip_penalty"]))
+
+    def end_epoch(self, history: list[Record], values: list[Sequence[float]]) -> Record:
+        """Returns what is known after an epoch, from what its steps returned."""
+        steps = self.images.training.steps
+        record: Record = {
+            "step": (len(history) + 1) * self.epoch_steps,
+            "loss": round(float(np.mean(values[:steps])), 5),
+        }
+        if values[steps:]:
+            means = zip(("reward", "entropy", "skip_penalty"), np.mean(values[steps:], 0), strict=True)
+            record |= {name: round(float(value), 5) for name, value in means}
+        if self.controller.average is not None:
+            record["baseline"] = round(self.controller.average, 5)
+        return record
 
     def _path_of_step(self, epoch: int, number: int) -> np.ndarray:
         """Returns the path of a step of the weights; those of an epoch, in which no update falls, are drawn at once."""
@@ -185,16 +193,6 @@ class Search:
 
     def _draw_path(self, rng: np.random.Generator) -> np.ndarray:
         return self.shared.net.space.draw_path(rng) if self._uniform else self.controller.sample(1, rng)[0]
-
-    def _end_epoch(self) -> None:
-        record: dict[str, Any] = {"step": self.done, "loss": round(float(np.mean(self._losses)), 5)}
-        if self._rewards:
-            means = zip(("reward", "entropy", "skip_penalty"), np.mean(self._rewards, 0), strict=True)
-            record |= {name: round(float(value), 5) for name, value in means}
-        if self.controller.average is not None:
-            record["baseline"] = round(self.controller.average, 5)
-        self.history.append(record)
-        self._losses, self._rewards = [], []
 
     def draw_candidate(self, number: int, refuse: Callable[[np.ndarray], str | None]) -> np.ndarray:
         """Returns the path that is scored as number `number`: the first of a stream that `refuse` does not refuse.
@@ -211,76 +209,72 @@ class Search:
                 return path
         raise ValueError(f"{_MOST_REFUSED:,} paths in a row were refused, the last for {reason}; raise the limits")
 
-    def save(self, path: Path) -> None:
-        """Writes the state, whole or not at all."""
-        facts = {"done": self.done, "history": self.history, "scores": self.scores}
-        self._state(path).save(facts | {"losses": self._losses, "rewards": self._rewards}, self._groups)
-
-    def restore(self, path: Path) -> None:
-        """Takes over the state of the file; does nothing where there is none.
-
-        Raises:
-            StateError: it is of another search, or damaged.
-        """
-        groups = self._groups
-        facts = self._state(path).restore(groups)
-        if facts is None:
-            return
-        self.controller.restore({name: groups[name][0] for name in self.controller.arrays()})
-        self.done, self.history, self.scores = facts["done"], facts["history"], facts["scores"]
-        self._losses, self._rewards = facts["losses"], facts["rewards"]
-
-    def _state(self, path: Path) -> TrainingState:
-        return TrainingState(path, {"recipe": "enas", "seed": self.seed})
+    def file(self, path: Path) -> TrainingState:
+        """Returns the file that a search with this seed resumes from."""
+        return TrainingState(path, {"recipe": "enas", "seed": self.seed, "version": _VERSION})
 
     @property
-    def _groups(self) -> dict[str, Sequence[Any]]:
-        arrays = {name: [array.copy()] for name, array in self.controller.arrays().items()}
-        return {"weights": [self.shared.weights], "slots": self.shared.slots, **arrays}
+    def variables(self) -> dict[str, Sequence[Any]]:
+        """All that a step reads and changes, in groups, as the file holds them."""
+        return {"weights": [self.shared.weights], "slots": self.shared.slots, "controller": self.controller.arrays}
 
 
 def find_path(
     search: Search,
-    file: Path,
+    path: Path,
     report: Callable[[float, str], None],
     refuse: Callable[[np.ndarray], str | None] = lambda path: None,
 ) -> dict[str, Any]:
     """Runs a search to its end and returns its path, the score of that and the history, as JSON holds them.
 
     Args:
-        search: at its beginning; it resumes from the state in `file`, where there is one.
-        file: where the state is kept.
+        search: at its beginning; it resumes from its state at `path`, and from its scores beside it.
+        path: where the state is kept.
         report: called with the finished share and a few words.
         refuse: path -> why it must not be chosen, or None.
 
     Raises:
         FloatingPointError: the loss is not a number any more.
+        StateError: the state is another search's, or damaged.
     """
-    config, saved = search.config, time.monotonic()
-    search.restore(file)
-    steps = config.search_epochs * search.epoch_steps
-    while search.done < steps:
-        epoch = search.done // search.epoch_steps
-        loss = f", loss {search.history[-1]['loss']:.3g}" if search.history else ""
-        report(0.9 * search.done / steps, f"shared weights, epoch {epoch + 1} of {config.search_epochs}{loss}")
-        search.step()
-        if search.done % search.epoch_steps == 0 or time.monotonic() - saved > config.save_seconds:
-            search.save(file)
-            saved = time.monotonic()
+    config, loss = search.config, ""
+
+    def end_epoch(history: list[Record], values: list[Sequence[float]]) -> Record:
+        nonlocal loss
+        record = search.end_epoch(history, values)
+        loss = f", loss {record['loss']:.3g}"
+        return record
+
+    def observe(status: Status) -> None:
+        if status.done < config.search_epochs:
+            share = (status.done + status.share) / config.search_epochs
+            report(0.9 * share, f"shared weights, epoch {status.done + 1} of {config.search_epochs}{loss}")
+
+    history = run_epochs(
+        search.take_step,
+        end_epoch,
+        epochs=config.search_epochs,
+        steps=search.epoch_steps,
+        variables=search.variables,
+        state=search.file(path),
+        save_seconds=config.save_seconds,
+        observe=observe,
+    )
     batches, count = search.images.reward_batches(), search.candidates
     paths = [search.draw_candidate(number, refuse) for number in range(count)]
-    while len(search.scores) < count:
-        number = len(search.scores)
-        report(0.9 + 0.1 * number / count, f"scoring path {number + 1} of {count}")
-        search.scores.append(search.shared.accuracy(paths[number], batches))
-        if time.monotonic() - saved > config.save_seconds:
-            search.save(file)
-            saved = time.monotonic()
-    search.save(file)
-    best = int(np.argmax(search.scores))
+    (scored,) = run_epochs(
+        lambda epoch, number: (search.shared.accuracy(paths[number], batches),),
+        lambda history, values: {"scores": [score for (score,) in values]},
+        epochs=1,
+        steps=count,
+        state=search.file(path.with_suffix(".scores.npz")),
+        save_seconds=config.save_seconds,
+        observe=lambda status: report(0.9 + 0.1 * (status.done + status.share), f"scoring {count} paths"),
+    )
+    best = int(np.argmax(scored["scores"]))
     return {
         "path": paths[best].tolist(),
-        "score": search.scores[best],
-        "candidates": search.scores,
-        "history": search.history,
+        "score": scored["scores"][best],
+        "candidates": scored["scores"],
+        "history": history,
     }

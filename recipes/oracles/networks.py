@@ -117,21 +117,38 @@ class StackedDense(keras.layers.Layer):
 def lstm_outputs(cell: keras.layers.LSTMCell, inputs: Any) -> Any:
     """Returns what keras.layers.LSTM with this cell returns of a sequence, in half the time where batches are small.
 
-    TensorFlow's kernel takes all steps at once, forward and back. Its gates are in the order input, candidate, forget,
-    output. (BlockLSTMV2 has the order of Keras, but its gradient confuses the two gates in the middle.)
-
-    Args:
-        inputs: (steps, batch, units), the time first; so is the result.
+    `inputs` are (steps, batch, units), the time first; so is the result.
     """
+    start = tf.zeros([tf.shape(inputs)[1], cell.units])
+    return _lstm(lstm_weights(cell), inputs, start, start).h
+
+
+def take_lstm_step(weights: tuple[Any, Any], inputs: Any, states: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Returns the output of one step (batch, units), and the states after it, as a Keras cell does."""
+    output, kept = states
+    step = _lstm(weights, inputs[None], kept, output)
+    return step.h[0], [step.h[0], step.cs[0]]
+
+
+def lstm_weights(cell: keras.layers.LSTMCell) -> tuple[Any, Any]:
+    """Returns kernel and bias of a cell as TensorFlow's kernel takes them: input, candidate, forget, output."""
     weights = tf.concat([cell.kernel, cell.recurrent_kernel, cell.bias[None]], axis=0)
     opened, kept, new, shown = tf.split(weights, 4, axis=1)
     weights = tf.concat([opened, new, kept, shown], axis=1)
-    start, unused = tf.zeros([tf.shape(inputs)[1], cell.units]), tf.zeros([cell.units])
+    return weights[:-1], weights[-1]
+
+
+def _lstm(weights: tuple[Any, Any], inputs: Any, kept: Any, output: Any) -> Any:
+    """TensorFlow's kernel, which takes all steps at once, forward and back.
+
+    BlockLSTMV2 has Keras' order of the gates, but its gradient confuses the two in the middle.
+    """
+    unused = tf.zeros([output.shape[-1]])
     return tf.raw_ops.BlockLSTM(
         seq_len_max=tf.cast(tf.shape(inputs)[0], tf.int64),
-        x=inputs, cs_prev=start, h_prev=start, w=weights[:-1], b=weights[-1],
+        x=inputs, cs_prev=kept, h_prev=output, w=weights[0], b=weights[1],
         wci=unused, wcf=unused, wco=unused, forget_bias=0.0, cell_clip=-1.0, use_peephole=False,
-    ).h  # fmt: skip
+    )  # fmt: skip
 
 
 def packed(array: Any) -> dict[str, Any]:

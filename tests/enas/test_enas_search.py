@@ -185,7 +185,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
         begun.stdout.close()
     assert state.exists()
     with np.load(state) as found:
-        assert 0 < json.loads(found["header"].tobytes())["facts"]["done"] < 36
+        assert 0 < json.loads(found["header"].tobytes())["facts"]["step"] < 36
     with tensorflow_options.without_rewrites():
         again = find_path(seeds.begin(config, images, 3), state, lambda share, text: None)
     assert again == whole
@@ -204,7 +204,8 @@ config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_se
 images = child_networks.load_images(config)
 with without_rewrites():
     search = seeds.begin(config, images, 3)
-    find_path(search, Path(sys.argv[2]), lambda share, text: print("step" if search.done % 6 == 4 else "-", flush=True))
+    report = lambda share, text: print("step" if round(40 * share) % 6 == 4 else "-", flush=True)
+    find_path(search, Path(sys.argv[2]), report)
 """
 
 

@@ -170,7 +170,7 @@ class BayesianSearch(SearchOracle):
         near = list(dict.fromkeys(genome for parent, _ in best for genome in self.choices.neighbours(parent)))
         count = min(len(near), _MOST_CANDIDATES // 2)
         drawn = [near[place] for place in self.rng.permutation(len(near))[:count]]
-        drawn += [self.random_genome() for _ in range(count)]
+        drawn += map(tuple, self.rng.integers(self.choices.counts, size=(count, len(self.choices))).tolist())
         return [
             genome
             for genome in dict.fromkeys(drawn)

@@ -153,9 +153,9 @@ class BayesianSearch(SearchOracle):
         self._results: list[tuple[Genome, float]] = []
         self._parameters: list[float] | None = None  # logarithms: constant, length scale, noise
         self._estimated_at = 0  # results, when the parameters were estimated
-        self._columns: dict[Hashable, int] = {}  # feature -> its place, for those of the results
+        self._columns: dict[Hashable, int] = {}  # feature -> its place, for those of the results in the model
         self._seen: set[frozenset] = set()  # the counts of all results
-        self._counts: dict[Genome, frozenset] = {}  # counts that were asked for, to be looked up
+        self._counts: dict[Genome, tuple] = {}  # counts that were asked for, to be looked up
         self._model: Any = None  # fitted to the results; None until it is needed
 
     def propose(self) -> Genome:
@@ -174,15 +174,15 @@ class BayesianSearch(SearchOracle):
         return [
             genome
             for genome in dict.fromkeys(drawn)
-            if self._counts_of(genome) not in self._seen and self._is_open(genome)
+            if frozenset(self._counts_of(genome)) not in self._seen and self._is_open(genome)
         ]
 
-    def _counts_of(self, genome: Genome) -> frozenset[tuple[Hashable, int]]:
+    def _counts_of(self, genome: Genome) -> tuple[tuple[Hashable, int], ...]:
         counts = self._counts.get(genome)
         if counts is None:
             if len(self._counts) >= _MOST_COUNTS:
                 self._counts.clear()
-            counts = self._counts[genome] = frozenset(self.features(self.choices.values(genome)).items())
+            counts = self._counts[genome] = tuple(self.features(self.choices.values(genome)).items())
         return counts
 
     def _draw(self, candidates: list[Genome]) -> np.ndarray:
@@ -203,7 +203,10 @@ class BayesianSearch(SearchOracle):
             order = sorted(range(len(results)), key=lambda place: -results[place][1])
             kept = sorted([*order[:half], *sorted(order[half:])[-half:]])
             results = [results[place] for place in kept]
-        data = self._encode([genome for genome, _ in results])
+        genomes = [genome for genome, _ in results]
+        features = dict.fromkeys(feature for genome in genomes for feature, _ in self._counts_of(genome))
+        self._columns = {feature: column for column, feature in enumerate(features)}
+        data = self._encode(genomes)
         targets = quantiles(np.array([fitness for _, fitness in results])).astype(np.float64)
         if self._parameters is None or len(self._results) >= _REFIT_GROWTH * self._estimated_at:
             self._parameters = self._estimate(data, targets)
@@ -231,7 +234,7 @@ class BayesianSearch(SearchOracle):
         return self._gaussian_process.GaussianProcessRegressor(kernel, optimizer=optimizer)
 
     def _encode(self, genomes: Sequence[Genome]) -> np.ndarray:
-        """Returns a row of counts for each; what no result has is one column, its distance to all of them."""
+        """Returns a row of counts for each; what no result in the model has is one column, its distance to them all."""
         rows = np.zeros((len(genomes), len(self._columns) + 1))
         for row, genome in zip(rows, genomes, strict=True):
             for feature, count in self._counts_of(genome):
@@ -250,9 +253,7 @@ class BayesianSearch(SearchOracle):
         genome = self.choices.padded(genome)
         self._results.append((genome, fitness))
         self._model = None
-        self._seen.add(self._counts_of(genome))
-        for feature in self.features(self.choices.values(genome)):  # in its order, which a set does not keep
-            self._columns.setdefault(feature, len(self._columns))
+        self._seen.add(frozenset(self._counts_of(genome)))
 
     def learned(self) -> dict[str, Any]:
         """Returns all results, and the kernel's parameters with the number of results that they were estimated from."""
@@ -264,7 +265,7 @@ class BayesianSearch(SearchOracle):
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
-        self._results, self._columns, self._seen = [], {}, set()
+        self._results, self._seen = [], set()
         for genome, fitness in learned["results"]:
             self.learn(tuple(genome), fitness)
         self._parameters, self._estimated_at = learned["parameters"], learned["estimated_at"]

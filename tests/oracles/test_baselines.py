@@ -119,8 +119,10 @@ def test_a_draw_at_results_without_noise_is_what_was_seen():
 
 def test_features_that_no_result_has_are_one_distance():
     oracle = BayesianSearch(OBJECTIVE, hyperparameters=numbers(3, 3, 3), seed=0)
-    oracle.learn((0, 1, 2), 1.0)
-    assert oracle._encode([(0, 1, 2), (0, 0, 0)]).tolist() == [[1, 1, 1, 0], [1, 0, 0, np.sqrt(2)]]
+    for genome, fitness in (((0, 1, 2), 1.0), ((0, 1, 1), 2.0)):
+        oracle.learn(genome, fitness)
+    oracle._fitted()
+    assert oracle._encode([(0, 1, 2), (0, 0, 0)]).tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, np.sqrt(2)]]
 
 
 def test_of_many_results_the_process_sees_the_best_and_the_latest(monkeypatch):
@@ -128,7 +130,8 @@ def test_of_many_results_the_process_sees_the_best_and_the_latest(monkeypatch):
     oracle = BayesianSearch(OBJECTIVE, hyperparameters=numbers(10), seed=0, first=2)
     for x, fitness in enumerate((9.0, 1.0, 8.0, 2.0, 3.0, 4.0)):
         oracle.learn((x,), fitness)
-    assert oracle._fitted().X_train_[:, :6].argmax(axis=1).tolist() == [0, 2, 4, 5]
+    assert oracle._fitted().X_train_.tolist() == np.eye(4, 5).tolist()
+    assert list(oracle._columns) == [("a", 0), ("a", 2), ("a", 4), ("a", 5)]
 
 
 @pytest.mark.parametrize("make", BASELINES)

@@ -87,7 +87,7 @@ def exact_rows(table: tables.Table, budgets: Sequence[int]) -> list[list[str | N
     """Returns the rows of the baselines whose expectation is known exactly."""
     baselines = {
         "random search": table.random_search,
-        f"random among the largest {tables.LARGEST:.0%} by MACs": table.random_largest,
+        f"random among the largest {truth.LARGEST:.0%} by MACs": table.random_largest,
     }
     rows: list[list[str | None]] = []
     for name, expectation in baselines.items():

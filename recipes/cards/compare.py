@@ -143,7 +143,7 @@ def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) 
         wanted: how many networks the budget trains, for each of them.
         sign: 1 where more is better, -1 where less is.
     """
-    trials = [[trial for trial in search.trials if trial.score is not None] for search in random]
+    trials = [search.scored for search in random]
     if any(len(each) < LEAST_NETWORKS or any("macs" not in trial.metrics for trial in each) for each in trials):
         return None
     counts = [math.ceil(LARGEST * len(each)) for each in trials]

@@ -190,6 +190,8 @@ def _truth(card: Mapping[str, Any]) -> str:
     error = together["standard_error"]
     text += f" Gain over random search in the same time: {together['gain']:+.2f} points"
     text += f"{'' if error is None else f', standard error {error:.2f}'}: **{together['word']}**."
+    if together["largest"] is not None:
+        text += f" Random draws among the largest tenth by MACs are expected to find {together['largest']:.2f} %."
     reached = ", ".join(f"{name}: {'yes' if value else 'no'}" for name, value in together["reached"].items())
     return f"{text} Goals: {reached}."
 

@@ -15,6 +15,7 @@ from recipes.cards.compare import judge, mean_and_std
 
 BEST_DECILE = 90.0  # percentile that the finds of a search have on average
 LEAST_TAU = 0.4  # of shared weights that rank
+LARGEST = 0.1  # share of the networks that count as the largest
 RANKED_NETWORKS = 120  # that a tau is of, where the table has so many
 
 
@@ -27,18 +28,22 @@ class Truth:
         seen: (networks, seeds), what a search may see of each: the validation accuracy of each training, in percent.
         worth: (networks,), what each is worth: its test accuracy in percent, the mean over its trainings.
         seconds: of one training, on average.
+        macs: (networks,), multiply-accumulates of an image; None where they are not known.
     """
 
     keys: Sequence[str]
     seen: np.ndarray
     worth: np.ndarray
     seconds: float
+    macs: np.ndarray | None = None
 
     @classmethod
     def of(cls, networks: Sequence[Any], seconds: float) -> "Truth":
         """Returns the truth of the rows of a table (recipes.tables.Network); `seconds` are those of one training."""
         seen, tested = (np.array([getattr(row, part) for row in networks]) for part in ("validation", "test"))
-        return cls([row.key for row in networks], seen, tested.mean(axis=1), seconds)
+        macs = [row.metrics.get("macs") for row in networks]
+        known = None if None in macs else np.array(macs, np.float64)
+        return cls([row.key for row in networks], seen, tested.mean(axis=1), seconds, known)
 
     def judge(self, key: str, seconds: float) -> dict[str, Any]:
         """Returns what a find is worth beside the others, as JSON holds it; its worth is None where the table lacks it.
@@ -57,6 +62,7 @@ class Truth:
             "seconds": seconds,
             "training_seconds": self.seconds,
             "random": self.expect_random().tolist(),
+            "largest": self.expect_largest().tolist(),
         }
 
     def percentile(self, worth: float) -> float:
@@ -69,6 +75,21 @@ class Truth:
         It sees one training of each network, and takes the best on validation.
         """
         return np.mean([expect_picks(seen, self.worth) for seen in self.seen.T], axis=0)
+
+    def expect_largest(self) -> np.ndarray:
+        """Returns the same of random draws among the tenth of the networks that have the most MACs; empty without MACs.
+
+        It takes no search to know them. Networks of as many MACs as the last of the tenth belong to it.
+        """
+        if self.macs is None:
+            return np.zeros(0)
+        largest = find_largest(self.macs)
+        return np.mean([expect_picks(seen[largest], self.worth[largest]) for seen in self.seen.T], axis=0)
+
+
+def find_largest(macs: np.ndarray) -> np.ndarray:
+    """Returns which networks are the tenth with the most MACs: (networks,), true or false."""
+    return macs >= np.sort(macs)[::-1][math.ceil(LARGEST * len(macs)) - 1]
 
 
 def expect_picks(seen: Sequence[float] | np.ndarray, worth: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -125,6 +146,8 @@ def judge_together(finds: Sequence[Mapping[str, Any]], taus: Sequence[float]) ->
     found["random_trainings"] = draws if math.isfinite(draws) else None  # None: it never finds as much
     found["random_seconds"] = draws * training if math.isfinite(draws) else None
     gain = found["worth"] - expect_in(random, found["seconds"] / training)
+    largest = finds[0].get("largest")
+    found["largest"] = expect_in(largest, found["seconds"] / training) if largest else None
     error = None if found["worth_std"] is None else found["worth_std"] / math.sqrt(len(finds))
     found |= {"gain": gain, "standard_error": error}
     found["word"] = judge(len(finds), len(finds), gain, error, as_in_paper=False)

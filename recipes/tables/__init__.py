@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recipes.cards.truth import find_largest
 from recipes.engine.spaces import Decision, Space, check_values, count_cell_features, hyperparameters_of, kinds_of
 from zoo import atomic
 from zoo.genotype import CellGraph, Edge, Node, near
 
 METRICS = ("params", "macs", "sram", "flash", "latency_ms")  # columns after the accuracies of each training
-LARGEST = 0.1  # share of a table's networks that `Table.random_largest` draws from
 _FOLDER = Path(__file__).parent  # of the tables that come with the package
 _LAYOUT = 1
 _DIGITS = string.digits + string.ascii_lowercase  # places of choices in a genome
@@ -151,9 +151,7 @@ class Table:
         """
         if self.macs is None:
             return None
-        macs = self.macs.flat[self._networks]
-        least = np.sort(macs)[::-1][math.ceil(LARGEST * self.size) - 1]
-        largest = self._networks[macs >= least]
+        largest = self._networks[find_largest(self.macs.flat[self._networks])]
         return self._best_of_draws(largest, evaluations) if evaluations <= len(largest) else None
 
     def _best_of_draws(self, networks: np.ndarray, evaluations: int) -> float:

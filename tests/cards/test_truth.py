@@ -42,6 +42,15 @@ def test_random_search_sees_one_training_of_each_network():
     assert TABLE.expect_random()[0] == pytest.approx(TABLE.worth.mean())
 
 
+def test_the_largest_tenth_is_drawn_from_where_macs_are_known():
+    assert TABLE.expect_largest().tolist() == []
+    # a tenth of five is one network, and "c" has as many MACs as "b"
+    sized = Truth(TABLE.keys, SEEN, TABLE.worth, 10.0, np.array([1.0, 9.0, 9.0, 2.0, 3.0]))
+    assert sized.expect_largest() == pytest.approx([0.65, 0.7])
+    assert truth.judge_together([sized.judge("d", 15.0)], [])["largest"] == pytest.approx(0.675)
+    assert truth.judge_together([TABLE.judge("d", 15.0)], [])["largest"] is None
+
+
 def test_trainings_of_random_search_are_counted_until_it_is_expected_to_find_as_much():
     expected = Truth("abc", np.array([[1.0], [2.0], [3.0]]), np.array([1.0, 2.0, 3.0]), seconds=10.0).expect_random()
     assert expected == pytest.approx([2, 8 / 3, 3])  # the pairs (1,2), (1,3) and (2,3) have 2, 3 and 3
@@ -97,6 +106,8 @@ def test_a_find_that_a_sampled_table_lacks_has_no_worth():
 
 
 def test_the_truth_of_a_table_is_the_mean_of_its_tests():
-    rows = [SimpleNamespace(key="a", validation=(60.0, 62.0), test=(50.0, 54.0))]
+    rows = [SimpleNamespace(key="a", validation=(60.0, 62.0), test=(50.0, 54.0), metrics={"macs": 7.0})]
     made = Truth.of(rows, 3.0)
+    assert made.macs is not None
+    assert made.macs.tolist() == [7]
     assert (list(made.keys), made.seen.tolist(), made.worth.tolist(), made.seconds) == (["a"], [[60, 62]], [52], 3)

@@ -13,7 +13,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
     $$name $(suits) && echo $$name && break; done)
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
-BENCHMARKS := build darts_step enas_step gpu_training input_pipeline kernels quantizers \
+BENCHMARKS := build darts_step enas_step front_gates gpu_training halving_gates input_pipeline kernels quantizers \
     ray_scaling search_gates tabular_trials tinynas_score trial_cost
 
 venv_python := .venv/bin/python

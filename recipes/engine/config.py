@@ -162,7 +162,7 @@ class TrialConfig(ChildConfig):
     # two or three metrics and their directions, such as val_accuracy:max,latency:min, whose front is searched
     # (algorithm nsga2); genotype.json is the best by the first of them
     objectives: tuple[str, ...] = ()
-    generation: int = 12  # of nsga2: networks of a generation
+    generation: int = 8  # of nsga2: networks of a generation; the paper has 100, for searches of thousands
 
     added: ClassVar[tuple[str, ...]] = ("fidelity", "first_epochs", "halving_factor", "objectives", "generation")
 

@@ -11,6 +11,10 @@ Three layouts are known:
 * NAS-Bench-Macro (Su et al., 2021) as JSON: 8 digits, one a layer, -> `test_acc`, `mean_acc`, `params`, `flops`. It
   has no validation accuracy: the first of its three training runs is what a search sees, the mean of the other two
   is what is reported. All three are measured on the same test images, so its reports are a little too good.
+
+Either CSV may have learning curves: columns `val_0@1`, `val_0@3` (or `cifar10-val@1`, `cifar10-val@3`) and so on, with
+the validation accuracy after so many epochs of the first training. Searches by successive halving see them: their rungs
+are these epochs, and more for the whole training.
 """
 
 import csv
@@ -24,6 +28,7 @@ import re
 import string
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +41,7 @@ from zoo.genotype import CellGraph, Edge, Node, near
 METRICS = ("params", "macs", "sram", "flash", "latency_ms")  # columns after the accuracies of each training
 _FOLDER = Path(__file__).parent  # of the tables that come with the package
 _LAYOUT = 1
+_EPOCHS = "tuner/epochs"  # recipes.oracles.base.EPOCHS, which brings TensorFlow
 _DIGITS = string.digits + string.ascii_lowercase  # places of choices in a genome
 _MOST_POINTS = 10_000_000  # of a space that is held as an array
 
@@ -68,7 +74,8 @@ class Table:
         levels: names of the decisions that a progressive search adds at each level; before, they have their first
             choice, "none" or "identity", with which the rest is a smaller network.
         numbers: which network each point is, where several points are the same one; -1 where there is none.
-        macs: multiply-accumulates of an image, laid out like the accuracies; None where they are not known.
+        metrics: what else is known of all networks, such as "macs", an image's, each laid out like the accuracies.
+        curves: epochs -> validation accuracies after so many, laid out likewise.
         space: what the decisions make, where that is known.
     """
 
@@ -78,7 +85,8 @@ class Table:
     test: np.ndarray
     levels: tuple[tuple[str, ...], ...]
     numbers: np.ndarray | None = None
-    macs: np.ndarray | None = None
+    metrics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    curves: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
     space: Space | None = None
 
     @property
@@ -98,14 +106,28 @@ class Table:
     def evaluate(self, values: Mapping[str, Any]) -> Result:
         """Returns the accuracies of the network that `values` (decision -> choice) stand for.
 
+        With "tuner/epochs" among the values, validation is that after so many epochs, or of the whole training where
+        these are more than the curves have.
+
         Raises:
-            ValueError: a value that the space does not have, or a network that the table does not have.
+            ValueError: a value that the space does not have, or a network or epochs that the table does not have.
         """
-        index = self._index(values)
-        validation = float(self.validation[index])
+        index, epochs = self._index(values), values.get(_EPOCHS)
+        if epochs is not None and epochs not in self.curves and epochs <= max(self.curves, default=epochs):
+            raise ValueError(
+                f"the table {self.name} has no validation accuracy after {epochs} epochs, but "
+                f"{f'after {sorted(self.curves)}' if self.curves else 'at the end alone'}; choose the rungs by these"
+            )
+        validation = float((self.curves.get(epochs, self.validation) if epochs else self.validation)[index])
         if np.isnan(validation):
             raise ValueError(f"the table {self.name} has no network {dict(values)}")
         return Result(validation, float(self.test[index]))
+
+    def measure(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the network's validation accuracy, as val_accuracy, and all other metrics."""
+        index = self._index(values)
+        metrics = {name: float(numbers[index]) for name, numbers in self.metrics.items()}
+        return {"val_accuracy": self.evaluate(values).validation, **metrics}
 
     def key(self, values: Mapping[str, Any]) -> Any:
         """Returns what equal networks share, for the `key` of an oracle."""
@@ -117,6 +139,8 @@ class Table:
         return "the table has no such network" if np.isnan(self.validation[self._index(values)]) else None
 
     def _index(self, values: Mapping[str, Any]) -> tuple[int, ...]:
+        if _EPOCHS in values:
+            values = {name: value for name, value in values.items() if name != _EPOCHS}
         if len(values) != len(self.decisions):
             check_values(values, self.decisions)
         try:
@@ -149,9 +173,9 @@ class Table:
         where the table has no MACs, or where its largest tenth has fewer networks than `evaluations`. Networks of as
         many MACs as the last of the tenth belong to it.
         """
-        if self.macs is None:
+        if "macs" not in self.metrics:
             return None
-        largest = self._networks[find_largest(self.macs.flat[self._networks])]
+        largest = self._networks[find_largest(self.metrics["macs"].flat[self._networks])]
         return self._best_of_draws(largest, evaluations) if evaluations <= len(largest) else None
 
     def _best_of_draws(self, networks: np.ndarray, evaluations: int) -> float:
@@ -248,6 +272,7 @@ class Network(NamedTuple):
         genomes: all ways to write it, each with the place of the choice of every decision.
         validation, test: accuracies in percent, one for each training.
         metrics: METRICS -> number, None where it is not known.
+        curve: epochs -> validation accuracy of the first training after so many, where the table has such columns.
     """
 
     key: str
@@ -255,6 +280,7 @@ class Network(NamedTuple):
     validation: tuple[float, ...]
     test: tuple[float, ...]
     metrics: Mapping[str, float | None]
+    curve: Mapping[int, float] = MappingProxyType({})
 
 
 def write_networks(path: Path, about: Mapping[str, Any], networks: Sequence[Network]) -> None:
@@ -264,7 +290,7 @@ def write_networks(path: Path, about: Mapping[str, Any], networks: Sequence[Netw
     text.write(f"# {json.dumps({'table': _LAYOUT, **about})}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "genomes", *(f"val_{n}" for n in repeats), *(f"test_{n}" for n in repeats), *METRICS])
-    for key, genomes, validation, test, metrics in networks:
+    for key, genomes, validation, test, metrics, _ in networks:
         written = " ".join("".join(_DIGITS[place] for place in genome) for genome in genomes)
         numbers = ("" if metrics.get(name) is None else f"{metrics[name]:.10g}" for name in METRICS)
         writer.writerow([key, written, *(f"{value:.2f}" for value in (*validation, *test)), *numbers])
@@ -292,10 +318,16 @@ def read_networks(path: str | os.PathLike) -> tuple[dict[str, Any], list[Network
                 genomes = tuple(tuple(int(digit, 36) for digit in genome) for genome in row["genomes"].split())
                 validation, test = (tuple(float(row[f"{part}_{n}"]) for n in repeats) for part in ("val", "test"))
                 metrics = {name: float(row[name]) if row[name] else None for name in METRICS}
-                networks.append(Network(row["key"], genomes, validation, test, metrics))
+                networks.append(Network(row["key"], genomes, validation, test, metrics, _read_curve(row, "val_0")))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{path}, line {number}: {error!r}; expected a network and its numbers") from error
     return about, networks
+
+
+def _read_curve(row: Mapping[str, str], column: str) -> dict[int, float]:
+    """Returns epochs -> accuracy of the columns such as val_0@3."""
+    names = [name for name in row if name and name.startswith(f"{column}@")]
+    return {int(name.removeprefix(f"{column}@")): float(row[name]) for name in names}
 
 
 def decisions_of(about: Mapping[str, Any]) -> tuple[Decision, ...]:
@@ -319,18 +351,24 @@ def _read_own(path: Path) -> Table:
             "Its page and `read_networks` have the numbers; search a smaller space"
         )
     numbers, validation, test = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
-    macs = np.full(shape, np.nan)
+    metrics = {name: np.full(shape, np.nan) for name in METRICS}
+    curves = {epochs: np.full(shape, np.nan) for epochs in (networks[0].curve if networks else ())}
     for number, network in enumerate(networks):
         for genome in network.genomes:
             numbers[genome] = number
             validation[genome], test[genome] = network.validation[0], np.mean(network.test)
-            macs[genome] = network.metrics["macs"] or np.nan
+            for name, values in metrics.items():
+                values[genome] = np.nan if network.metrics[name] is None else network.metrics[name]
+            for epochs, values in curves.items():
+                values[genome] = network.curve[epochs]
     levels = tuple(tuple(names) for names in about["levels"])
-    return Table(about["name"], decisions, validation, test, levels, numbers, _if_complete(macs, validation))
+    known = _keep_complete(metrics, validation)
+    return Table(about["name"], decisions, validation, test, levels, numbers, known, curves)
 
 
-def _if_complete(macs: np.ndarray, validation: np.ndarray) -> np.ndarray | None:
-    return macs if np.isfinite(macs[np.isfinite(validation)]).all() else None
+def _keep_complete(metrics: Mapping[str, np.ndarray], validation: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns those that are known of every network."""
+    return {name: values for name, values in metrics.items() if np.isfinite(values[np.isfinite(validation)]).all()}
 
 
 def _read_nas_bench_201(path: Path) -> Table:
@@ -341,10 +379,13 @@ def _read_nas_bench_201(path: Path) -> Table:
             raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {', '.join(wanted)}")
         shape = (len(NAS_BENCH_201_OPS),) * len(_EDGES)
         validation, test = np.full(shape, np.nan), np.full(shape, np.nan)
+        curves: dict[int, np.ndarray] = {}
         for number, row in enumerate(reader, start=2):
             try:
                 place = tuple(NAS_BENCH_201_OPS.index(op) for op in _ops_of(row["cellstr"]))
                 validation[place], test[place] = float(row["cifar10-val"]), float(row["cifar10-test"])
+                for epochs, accuracy in _read_curve(row, "cifar10-val").items():
+                    curves.setdefault(epochs, np.full(shape, np.nan))[place] = accuracy
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}; expected a cell and its two accuracies") from error
     space = NasBench201Space()
@@ -354,7 +395,7 @@ def _read_nas_bench_201(path: Path) -> Table:
     for place in np.argwhere(np.isfinite(validation)).tolist():
         ops = (NAS_BENCH_201_OPS[op] for op in place)
         macs[tuple(place)] = space.macs(dict(zip(names, ops, strict=True)))
-    return Table("NAS-Bench-201", space.decisions, validation, test, levels, macs=macs, space=space)
+    return Table("NAS-Bench-201", space.decisions, validation, test, levels, None, {"macs": macs}, curves, space)
 
 
 def _ops_of(cell: str) -> list[str]:
@@ -374,20 +415,22 @@ def _read_nas_bench_macro(path: Path) -> Table:
     if not isinstance(records, dict) or not records:
         raise ValueError(f"{path} holds no object of networks; expected 8 digits -> test_acc")
     layers = len(next(iter(records)))
-    validation, test, macs = (np.full((3,) * layers, np.nan) for _ in range(3))
+    validation, test, macs, params = (np.full((3,) * layers, np.nan) for _ in range(4))
     for network, record in records.items():
         try:
             place = tuple("012".index(digit) for digit in network)
             first, *others = record["test_acc"]
             validation[place], test[place] = first, np.mean(others)
             macs[place] = record.get("flops", np.nan)  # as it calls them
+            params[place] = record.get("params", np.nan)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise ValueError(f"{path}, network {network!r}: {error!r}; expected digits 0-2 and test_acc") from error
     names = [f"layer{layer}" for layer in range(layers)]
     choices = ("identity", "mb_conv_k3_e3", "mb_conv_k5_e6")
     decisions = tuple(Decision(name, choices, "op") for name in names)
     levels = tuple((name,) for name in names)
-    return Table("NAS-Bench-Macro", decisions, validation, test, levels, macs=_if_complete(macs, validation))
+    metrics = _keep_complete({"params": params, "macs": macs}, validation)
+    return Table("NAS-Bench-Macro", decisions, validation, test, levels, metrics=metrics)
 
 
 _READERS = {".csv": _read_csv, ".json": _read_nas_bench_macro}

@@ -18,17 +18,20 @@ PROJECT = Path(__file__).resolve().parents[2]
 MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "weights_table", "embedded_images", "shipped_tables"}
 LIBRARY = {"machine", "table_search"}
 SCRIPTS = sorted({path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - MAINTAINERS - LIBRARY)
-QUICK = ["input_pipeline", "search_gates"]  # in a process that has TensorFlow already
+QUICK = ["front_gates", "halving_gates", "input_pipeline", "search_gates"]  # in a process that has TensorFlow already
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> dict[str, list[str]]:
-    """Script -> what it is given: search_gates a table of 2,187 networks, the others their own smoke size."""
-    networks = {"".join(digits): {"test_acc": [90.0, 91.0, 92.0]} for digits in itertools.product("012", repeat=7)}
+    """Script -> what it is given: the gates a table of 2,187 networks, the others their own smoke size."""
+    networks = {
+        "".join(digits): {"test_acc": [90.0 + number % 7, 91.0, 92.0], "flops": 10 + number % 7, "params": 1}
+        for number, digits in enumerate(itertools.product("012", repeat=7))
+    }
     table = tmp_path / "nas-bench-macro.json"
     table.write_text(json.dumps(networks))
     given = {name: ["--smoke"] for name in SCRIPTS}
-    return given | {"search_gates": [str(table), "--smoke"]}
+    return given | {name: [str(table), "--smoke"] for name in SCRIPTS if name.endswith("_gates")}
 
 
 def check_printed(text: str) -> None:

@@ -68,10 +68,26 @@ def test_a_table_of_nas_bench_201_holds_what_its_lines_say(tmp_path):
     # 15 cells, in each a 1x1 and a 3x3 convolution of 16 filters at 32 x 32 or as much; two residual blocks of twice
     # the filters at half the size: 3x3, 3x3 and 1x1; 3x3 of the stem; 64 x 10 of the classifier
     residual = 2 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32) * 16 * 16
-    assert table.macs is not None
-    assert table.macs.flat[np.flatnonzero(table.macs > 0)] == (
+    macs = table.metrics["macs"]
+    assert macs.flat[np.flatnonzero(macs > 0)] == (
         15 * 10 * 16 * 16 * 32 * 32 + residual * 1 + 9 * 3 * 16 * 32 * 32 + 640
     )
+
+
+def test_a_table_with_learning_curves_gives_each_rung_its_epochs(tmp_path):
+    path = tmp_path / "table.csv"
+    cell = "|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|"
+    path.write_text(f"cellstr,cifar10-val,cifar10-test,cifar10-val@1,cifar10-val@3\n{cell},63.5,69.25,20.5,41.0\n")
+    table = tables.load(path)
+    values = dict.fromkeys([decision.name for decision in table.decisions], "none") | {"node3/from0": "nor_conv_1x1"}
+    rungs = [table.evaluate(values | {"tuner/epochs": epochs}) for epochs in (1, 3, 9)]
+    assert rungs == [(20.5, 69.25), (41.0, 69.25), (63.5, 69.25)]
+    assert table.measure(values) == {"val_accuracy": 63.5, "macs": table.metrics["macs"][0, 0, 0, 2, 0, 0]}
+    with pytest.raises(ValueError, match=r"no validation accuracy after 2 epochs, but after \[1, 3\]"):
+        table.evaluate(values | {"tuner/epochs": 2})
+    path.write_text(f"cellstr,cifar10-val,cifar10-test\n{cell},63.5,69.25\n")
+    with pytest.raises(ValueError, match="after 9 epochs, but at the end alone"):
+        tables.load(path).evaluate(values | {"tuner/epochs": 9})
 
 
 def test_random_draws_among_the_largest_networks_have_the_expectation_that_counting_gives(tmp_path):

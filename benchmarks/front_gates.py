@@ -1,0 +1,114 @@
+"""NSGA-II and random search on tables of trained networks: hypervolumes of their fronts, mean +- standard error.
+
+    python -m benchmarks.front_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json tinynas
+    python -m benchmarks.front_gates tinynas --objectives=val_accuracy:max,macs:min,sram:min --seeds=50
+
+A hypervolume is a share of the whole table's, between its best values and a reference that is a tenth of its front's
+range worse than the front's worst values. A minute or two a table on 2 cores.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+
+import keras_tuner
+import numpy as np
+
+from recipes import tables
+from recipes.cards.compare import keep_front, measure_hypervolume
+from recipes.engine.config import read_directions
+from recipes.oracles import NSGA2, RandomSearch, SearchOracle
+from recipes.tables import Table
+
+FIRST_SEED = 1000  # those below were used to choose
+
+
+class Judge:
+    """Measures hypervolumes against that of the whole table.
+
+    Args:
+        table: with a metric for each objective.
+        objectives: metric -> "max" or "min".
+    """
+
+    def __init__(self, table: Table, objectives: Mapping[str, str]):
+        self.objectives = objectives
+        self._signs = np.array([1.0 if direction == "max" else -1.0 for direction in objectives.values()])
+        known = np.isfinite(table.validation)
+        columns = [table.validation if name == "val_accuracy" else table.metrics[name] for name in objectives]
+        whole = np.unique(np.stack([column[known] for column in columns], axis=1) * self._signs, axis=0)
+        front = keep_front(whole)
+        best, worst = front.max(0), front.min(0)
+        self._reference = worst - 0.1 * (best - worst)
+        self._box = best - self._reference
+        self.front = len(front)
+        self._whole = self._measure(front)
+
+    def _measure(self, points: np.ndarray) -> float:
+        return measure_hypervolume((points - self._reference) / self._box, [0.0] * len(self._signs))
+
+    def measure(self, metrics: Sequence[Mapping[str, float]]) -> float:
+        """Returns the share of the table's hypervolume that these networks have."""
+        return self._measure(np.array([[each[name] for name in self.objectives] for each in metrics]) * self._signs) / (
+            self._whole
+        )
+
+
+def search(oracle: SearchOracle, table: Table, budgets: Sequence[int], judge: Judge) -> list[float]:
+    """Returns the hypervolume after each number of evaluations."""
+    found: list[dict[str, float]] = []
+    while len(found) < max(budgets) and (proposal := oracle.ask(len(found))) is not None:
+        metrics = table.measure(proposal.values)
+        oracle.tell(len(found), metrics[oracle.objective.name], "", metrics)
+        found.append(metrics)
+    return [judge.measure(found[:budget]) for budget in budgets]
+
+
+def main() -> None:
+    """Runs both on each table and prints a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", help="files of recipes.tables, or names of shipped ones")
+    parser.add_argument("--objectives", default="val_accuracy:max,macs:min", help="metrics of the tables")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="numbers of evaluations")
+    parser.add_argument("--populations", type=int, nargs="+", default=[8, 20], help="of NSGA-II")
+    parser.add_argument("--smoke", action="store_true", help="two seeds and a few evaluations, as the tests run it")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.seeds, arguments.budgets, arguments.populations = 2, [8], [4]
+    if not arguments.tables:  # `make bench` has none
+        parser.print_help()
+        return
+    date = datetime.datetime.now(datetime.UTC).date()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.seeds} seeds, {date}, {arguments.objectives}")
+    for path in arguments.tables:
+        table = tables.load(path)
+        objectives = read_directions(
+            "objectives", tuple(arguments.objectives.split(",")), ("val_accuracy", *table.metrics)
+        )
+        judge = Judge(table, objectives)
+        several = [keras_tuner.Objective(*each) for each in objectives.items()]
+        common = {"hyperparameters": table.hyperparameters(), "key": table.key, "check": table.check}
+        makers = {"random": lambda seed: RandomSearch(several[0], seed=seed, **common)}  # noqa: B023 - used in this turn
+        for population in arguments.populations:
+            makers[f"nsga2, {population}"] = lambda seed, size=population: NSGA2(
+                several,  # noqa: B023
+                seed=seed,
+                population=size,
+                **common,  # noqa: B023
+            )
+        budgets = [min(budget, table.size) for budget in arguments.budgets]
+        seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+        print(f"\n{table.name}: {table.size:,} networks, {judge.front} on the front; % of its hypervolume")
+        print(f"{'':16}" + "".join(f"{budget:>16}" for budget in budgets))
+        for name, make in makers.items():
+            found = 100 * np.array([search(make(seed), table, budgets, judge) for seed in seeds])
+            means, errors = found.mean(0), found.std(0, ddof=1) / np.sqrt(len(found))
+            cells = [f"{mean:.2f} +- {error:.2f}" for mean, error in zip(means, errors, strict=True)]
+            print(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

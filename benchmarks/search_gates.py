@@ -123,6 +123,8 @@ def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None
     cells = [f"{name} {found[name]:.2f} +- {found[f'{name}_std'] or 0:.2f}" for name in ("percentile", "regret", "tau")]
     draws, seconds = found["random_trainings"], found["random_seconds"]
     random = "never" if draws is None else f"{draws:.1f} trainings, {seconds:.0f} s"
+    if found["ceiling"] is not None:
+        cells.append(f"of {found['ceiling']:.2f} at most")
     print(f"{recipe}: {', '.join(cells)}; {found['seconds']:.0f} s a search; random search finds as much: {random}; "
           f"gain in the same time {found['gain']:+.2f} +- {found['standard_error'] or 0:.2f} points: {found['word']}",
           flush=True)  # fmt: skip

@@ -337,17 +337,18 @@ def _judge_by_table(
     folder, space, (about, networks) = scorer.config.folder, scorer.space, table
     search = read_search(folder)
     assert search.best is not None
-    key = space.key(search.best.values(space.decisions))
-    found = Truth.of(networks, about["training_seconds"]).judge(key, search.seconds)
+    truth = Truth.of(networks, about["training_seconds"], tuple(about.get("images", (1, 1))))
+    found = truth.judge(space.key(search.best.values(space.decisions)), search.seconds)
     facts = {"table": about["name"], "networks": len(networks)}
     atomic.write_atomically(folder / "truth.json", json.dumps(facts | found, indent=1) + "\n")
     if rank is not None:
-        drawn = [networks[place] for place in np.random.default_rng(0).permutation(len(networks))[:RANKED_NETWORKS]]
+        drawn = np.random.default_rng(0).permutation(len(networks))[:RANKED_NETWORKS]
+        genomes = [networks[place].genomes[0] for place in drawn]
         values = [
-            {each.name: each.choices[place] for each, place in zip(space.decisions, row.genomes[0], strict=True)}
-            for row in drawn
+            {each.name: each.choices[place] for each, place in zip(space.decisions, genome, strict=True)}
+            for genome in genomes
         ]
-        _write_ranking(folder, rank(values), [float(np.mean(row.test)) for row in drawn])
+        _write_ranking(folder, rank(values), truth.worth[drawn].tolist())
 
 
 def _count_choices(decisions: Sequence[spaces.Decision]) -> str:

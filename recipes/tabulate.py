@@ -188,6 +188,7 @@ def _gather(
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
         "config": settings,
         "machines": search.about["machines"],
+        "images": [len(scorer.images.validation), len(scorer.images.test)],  # that the accuracies are of
         "training_seconds": round(sum(seconds) / len(seconds), 3),  # of one training, on average
         "latencies": name_machine() if config.latency and deployed else None,
         "decisions": [dataclasses.astuple(decision) for decision in decisions],

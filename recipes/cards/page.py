@@ -171,7 +171,7 @@ def _truth(card: Mapping[str, Any]) -> str:
     rows = [
         (text, *(None if each[name] is None else f"{each[name]:.2f}" for _, each in columns))
         for name, text in (
-            ("worth", "test accuracy of the find, %"),
+            ("worth", "accuracy of the find, mean of its trainings, %"),
             ("percentile", "percentile"),
             ("regret", "points to the best"),
             ("tau", "Kendall's tau of shared weights"),
@@ -180,6 +180,8 @@ def _truth(card: Mapping[str, Any]) -> str:
     rows.append(("time of the search", *(duration(each["seconds"]) for _, each in columns)))
     text = f"## Beside the truth\n\nOf {found['networks']:,} trained networks, the table {found['table']}:\n\n"
     text += make_table(("", *(head for head, _ in columns)), rows) + "\n\n"
+    if together["ceiling"] is not None and together["tau"] is not None:
+        text += f"A perfect ranking would have a tau of {together['ceiling']:.2f}: the trainings differ by their luck. "
     if together["random_seconds"] is None:
         text += "Random search of the whole table is expected to find less."
     else:

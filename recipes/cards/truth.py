@@ -5,6 +5,7 @@ in trainings of random search, exactly.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,24 +27,50 @@ class Truth:
     Attributes:
         keys: of each, what equal architectures share.
         seen: (networks, seeds), what a search may see of each: the validation accuracy of each training, in percent.
-        worth: (networks,), what each is worth: its test accuracy in percent, the mean over its trainings.
+        trained: (networks, seeds), the accuracy of each training in percent, on all images that it did not learn from.
         seconds: of one training, on average.
         macs: (networks,), multiply-accumulates of an image; None where they are not known.
     """
 
     keys: Sequence[str]
     seen: np.ndarray
-    worth: np.ndarray
+    trained: np.ndarray
     seconds: float
     macs: np.ndarray | None = None
 
     @classmethod
-    def of(cls, networks: Sequence[Any], seconds: float) -> "Truth":
-        """Returns the truth of the rows of a table (recipes.tables.Network); `seconds` are those of one training."""
+    def of(cls, networks: Sequence[Any], seconds: float, images: tuple[int, int] = (1, 1)) -> "Truth":
+        """Returns the truth of the rows of a table (recipes.tables.Network).
+
+        Args:
+            networks: the rows.
+            seconds: of one training.
+            images: how many images the accuracies of validation and test are of.
+        """
         seen, tested = (np.array([getattr(row, part) for row in networks]) for part in ("validation", "test"))
         macs = [row.metrics.get("macs") for row in networks]
         known = None if None in macs else np.array(macs, np.float64)
-        return cls([row.key for row in networks], seen, tested.mean(axis=1), seconds, known)
+        trained = (images[0] * seen + images[1] * tested) / sum(images)
+        return cls([row.key for row in networks], seen, trained, seconds, known)
+
+    @functools.cached_property
+    def worth(self) -> np.ndarray:
+        """What each network is worth, the mean over its trainings: (networks,)."""
+        return self.trained.mean(axis=1)
+
+    @functools.cached_property
+    def ceiling(self) -> float | None:
+        """Kendall's tau that a perfect ranking would have with the worth, which the luck of its trainings blurs.
+
+        By the correlation of the trainings, the formula of Spearman and Brown, and normal distributions; None where
+        each network was trained once.
+        """
+        count = self.trained.shape[1]
+        if count < 2:
+            return None
+        alike = float(np.corrcoef(self.trained.T)[np.triu_indices(count, 1)].mean())
+        reliability = max(0.0, count * alike / (1 + (count - 1) * alike))
+        return 2 / math.pi * math.asin(math.sqrt(reliability))
 
     def judge(self, key: str, seconds: float) -> dict[str, Any]:
         """Returns what a find is worth beside the others, as JSON holds it; its worth is None where the table lacks it.
@@ -61,6 +88,7 @@ class Truth:
             "regret": float(self.worth.max()) - worth,
             "seconds": seconds,
             "training_seconds": self.seconds,
+            "ceiling": self.ceiling,
             "random": self.expect_random().tolist(),
             "largest": self.expect_largest().tolist(),
         }
@@ -72,9 +100,10 @@ class Truth:
     def expect_random(self) -> np.ndarray:
         """Returns what random search without repetition is expected to find after 1, 2, .. trainings: (networks,).
 
-        It sees one training of each network, and takes the best on validation.
+        It sees one training of each network and takes the best on validation; what that is worth say the other
+        trainings, for the seen one is the luckiest.
         """
-        return np.mean([expect_picks(seen, self.worth) for seen in self.seen.T], axis=0)
+        return self._expect(np.full(len(self.seen), True))
 
     def expect_largest(self) -> np.ndarray:
         """Returns the same of random draws among the tenth of the networks that have the most MACs; empty without MACs.
@@ -83,8 +112,15 @@ class Truth:
         """
         if self.macs is None:
             return np.zeros(0)
-        largest = find_largest(self.macs)
-        return np.mean([expect_picks(seen[largest], self.worth[largest]) for seen in self.seen.T], axis=0)
+        return self._expect(find_largest(self.macs))
+
+    def _expect(self, among: np.ndarray) -> np.ndarray:
+        """Returns the expectation of random search among these networks: (networks,), true or false."""
+        found = []
+        for seed, seen in enumerate(self.seen.T):
+            others = np.delete(self.trained, seed, axis=1) if self.trained.shape[1] > 1 else self.trained
+            found.append(expect_picks(seen[among], others.mean(axis=1)[among]))
+        return np.mean(found, axis=0)
 
 
 def find_largest(macs: np.ndarray) -> np.ndarray:
@@ -141,6 +177,7 @@ def judge_together(finds: Sequence[Mapping[str, Any]], taus: Sequence[float]) ->
     for name in ("worth", "percentile", "regret", "seconds"):
         found[name], found[f"{name}_std"] = mean_and_std([find[name] for find in finds])
     found["tau"], found["tau_std"] = mean_and_std(taus) if taus else (None, None)
+    found["ceiling"] = finds[0]["ceiling"]
     random, training = finds[0]["random"], finds[0]["training_seconds"]
     draws = count_draws(random, found["worth"])
     found["random_trainings"] = draws if math.isfinite(draws) else None  # None: it never finds as much

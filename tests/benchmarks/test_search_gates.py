@@ -44,10 +44,19 @@ def test_a_search_that_ends_early_keeps_its_best(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "seeds"), [("plain evolution", 100), ("evolution", 100), ("progressive", 30)])
+@pytest.mark.parametrize(
+    ("name", "seeds"),
+    [("local", 100), ("bayesian", 12), ("plain evolution", 100), ("evolution", 100), ("progressive", 30)],
+)
 def test_a_search_beats_random_search_at_200_evaluations(table, name: str, seeds: int):
     means, errors = outcome(name, table, (50, 100, 200), seeds)
     assert means[2] - 2 * errors[2] > table.random_search(200)
+
+
+@pytest.mark.slow
+def test_bayesian_search_finds_in_a_hundred_evaluations_more_than_the_largest_networks_give_in_200(table):
+    means, errors = outcome("bayesian", table, (50, 100, 200), 12)
+    assert means[1] - 2 * errors[1] > table.random_largest(200)
 
 
 @pytest.mark.slow

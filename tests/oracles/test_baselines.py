@@ -14,6 +14,8 @@ from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.oracles import AgingEvolution, BayesianSearch, ControllerOracle, LocalSearch, ProgressiveOracle
 from recipes.oracles.choices import Choices
+from recipes.oracles.evolution import GenerationalEvolution
+from recipes.tinynas.space import TinySpace
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 BASELINES = (LocalSearch, BayesianSearch)
@@ -244,6 +246,7 @@ def test_wrong_arguments_say_what_was_expected():
         ("mnasnet", ControllerOracle),
         ("amoebanet", AgingEvolution),
         ("pnasnet", ProgressiveOracle),
+        ("tinynas", GenerationalEvolution),
     ],
 )
 def test_each_recipe_offers_the_baselines_beside_its_own_search(recipe: str, own: type):
@@ -254,10 +257,16 @@ def test_each_recipe_offers_the_baselines_beside_its_own_search(recipe: str, own
         space = {
             "mnasnet": mnasnet.BlockSpace(0.125, 0.1),
             "pnasnet": pnasnet.pnasnet(2, growing=algorithm == "progressive"),
+            "tinynas": TinySpace(0.25),
         }.get(recipe) or getattr(spaces, recipe)(2)
         scorer = child_networks.NetworkScorer(config, space, recipe, {}, None)  # pyright: ignore[reportArgumentType]
-        oracle = module.oracle(config, space, scorer)
-        proposal = ask(oracle, 0)
-        assert space.body(proposal.values)
+        oracle = module.make_oracle(config, scorer) if recipe == "tinynas" else module.oracle(config, space, scorer)
+        proposals = [ask(oracle, "first")]
+        if kinds:  # the paper's own search has tests of its own
+            oracle.tell("first", 0.5)
+            for number in range(11):
+                proposals.append(ask(oracle, number))
+                oracle.tell(number, number / 10)
+        assert all(space.body(proposal.values) for proposal in proposals)
         kinds.append(type(oracle))
     assert kinds == [own, LocalSearch, BayesianSearch]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from zoo.deploy.strips import Region
 
 COMPACT = "int8 compact"  # the scheme of the compact file
-_ROUNDED = ("int8", "int16x8", "uint8")  # schemes that the doctor looks into
+_ROUNDED = ("int8", "int4", "int16x8", "uint8")  # schemes that the doctor looks into
 _UNJUDGED_IMAGES = 32  # that a file is diagnosed on which is no classifier
 
 
@@ -48,9 +48,10 @@ class Config(ModelAndData):
     # a .keras file, a genotype file, a name of zoo.list_models(), or a .tflite file to judge as it is
     model: str = "runs/train/model.keras"
     reference: Path | None = None  # for a quantized .tflite file: the float .tflite file of the same model
-    schemes: tuple[Literal["int8", "int16x8", "dynamic", "float16"], ...] = ("int8",)  # besides float32
+    # besides float32; int4 is int8 with weights of four bits: less flash, a larger arena
+    schemes: tuple[Literal["int8", "int4", "int16x8", "dynamic", "float16"], ...] = ("int8",)
     gate: float | None = None  # largest loss of accuracy, as a share, that any scheme may have; exit code 1 beyond
-    diagnose: bool = False  # shows the operators of the int8 (or int16x8) file that lose the most
+    diagnose: bool = False  # shows the operators of the int8 (or int4, int16x8) file that lose the most
     # says which files fit, and draws the lifetimes of the tensors of that which takes the least RAM; of a board with a
     # neural processor (corstone300) also what runs there
     board: (
@@ -82,11 +83,11 @@ class Config(ModelAndData):
             raise ValueError("gate compares a .tflite file with its float one; give that as reference=, too")
         if not self.is_file and self.reference is not None:
             raise ValueError(f"reference goes with a .tflite file, and model={self.model} is none; leave it out")
-        if self.diagnose and not self.is_file and not {"int8", "int16x8"} & set(self.schemes):
-            raise ValueError("diagnose looks into the int8 or int16x8 file, and schemes has neither; add one")
+        if self.diagnose and not self.is_file and not set(_ROUNDED) & set(self.schemes):
+            raise ValueError("diagnose looks into the int8, int4 or int16x8 file, and schemes has none; add one")
         for name in ("c_array", "firmware"):
-            if getattr(self, name) and not self.is_file and "int8" not in self.schemes:
-                raise ValueError(f"{name} writes the int8 file, and schemes leaves int8 out; add it")
+            if getattr(self, name) and not self.is_file and not {"int8", "int4"} & set(self.schemes):
+                raise ValueError(f"{name} writes the int8 or int4 file, and schemes has neither; add one")
         if self.compact is not None and self.is_file:
             raise ValueError(f"compact makes a file of a Keras model, and model={self.model} is one already; give that")
         if self.strips and self.compact is None:
@@ -178,7 +179,7 @@ def deploy(config: Config) -> "Report":
 
 
 def _file_for_boards(files: dict[str, bytes]) -> bytes:
-    return files.get(COMPACT) or files.get("int8") or list(files.values())[-1]
+    return files.get(COMPACT) or files.get("int8") or files.get("int4") or list(files.values())[-1]
 
 
 def _write_firmware(config: Config, judged: "_Judged") -> None:
@@ -318,7 +319,7 @@ def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.nd
     scheme = next((one for one in _ROUNDED if one in files), None)
     if scheme is None:
         kinds = ", ".join(files)
-        return f"\n## Rounding noise\n\nNone: {config.model} is {kinds}, and only int8 or int16x8 files round.\n"
+        return f"\n## Rounding noise\n\nNone: {config.model} is {kinds}, and only int8, int4 and int16x8 files round.\n"
     if images is not None:
         images = turn.images(images) if compact.is_turned(files[scheme]) else images
     try:

@@ -3,11 +3,12 @@
     python -m recipes.quantize --model=runs/train/model.keras            # minutes on 2 cores
     python -m recipes.quantize --model=nasnet_a --model_preset=cifar10 --weights=my.weights.h5 --data=tfds:cifar10
     python -m recipes.quantize --sparsity=0.5 --clusters=16              # pruned and clustered int8 files, too
+    python -m recipes.quantize --scheme=int4                             # weights of four bits, activations int8
 
 Writes into runs/quantize the files (float32, int8, "int8 QAT", "int8 pruned", "int8 clustered"), deploy.json, deploy.md
 (with each file's size after compression) and, with --copy_back, model.keras with the weights learnt. All are judged on
 the same held-out images. Started again after a kill, training resumes after the last whole epoch. Expected: where int8
-after training loses more than a point of accuracy, most of it comes back.
+or int4 after training loses more than a point of accuracy, most of it comes back.
 
 The images are trained on as they are, without augmentation: the network knows them, only the rounding is new to it.
 """
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 class Config(ModelAndData):
     """Options of the training."""
 
+    scheme: Literal["int8", "int4"] = "int8"  # int4: weights of four bits, but for depthwise convolutions
     epochs: int = 2  # of quantization-aware training
     learning_rate: float = 1e-4  # of Adam at the start; a cosine brings it to zero
     batch_size: int = 64  # images a step
@@ -83,14 +85,14 @@ def train(config: Config) -> "report.Report":
         subject = dataclasses.replace(subject, model=_with_one_output(config, subject.model))
         config = dataclasses.replace(config, output=None)
     with show_steps("quantize") as tell:
-        tell("float32 and int8 after training")
+        tell(f"float32 and {config.scheme} after training")
         files = {
             "float32": tflite.convert(subject.model),
-            "int8": tflite.convert(subject.model, quantize="int8", calibration=subject.calibration),
+            config.scheme: tflite.convert(subject.model, quantize=config.scheme, calibration=subject.calibration),
         }
         tell("quantization-aware training: building")
-        aware = quantize.prepare(subject.model, subject.calibration)
-        files["int8 QAT"] = _trained(config, subject, aware, tell)
+        aware = quantize.prepare(subject.model, subject.calibration, config.scheme)
+        files[f"{config.scheme} QAT"] = _trained(config, subject, aware, tell)
         files |= _compressed(config, subject, tell)
         result = report.assemble(
             subject.model, files, subject.images, subject.labels, config.folder,
@@ -121,7 +123,7 @@ def _with_one_output(config: Config, model: "keras.Model") -> "keras.Model":
 
 
 def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:
-    """Returns the int8 files of the pruned and of the clustered model, as far as they are wanted."""
+    """Returns the files of the pruned and of the clustered model, as far as they are wanted."""
     from zoo.deploy import compress, tflite
 
     if config.sparsity is None and config.clusters is None:
@@ -133,13 +135,13 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
     models: dict[str, keras.Model] = {}
     if config.sparsity is not None:
         tell(f"pruning to {config.sparsity:.0%} zeros")
-        models["int8 pruned"] = compress.prune(subject.model, images, labels, sparsity=config.sparsity, **options)
+        models["pruned"] = compress.prune(subject.model, images, labels, sparsity=config.sparsity, **options)
     if config.clusters is not None:
         tell(f"clustering to {config.clusters} values")
-        models["int8 clustered"] = compress.cluster(subject.model, images, labels, clusters=config.clusters, **options)
+        models["clustered"] = compress.cluster(subject.model, images, labels, clusters=config.clusters, **options)
     return {
-        scheme: tflite.convert(model, quantize="int8", calibration=subject.calibration)
-        for scheme, model in models.items()
+        f"{config.scheme} {how}": tflite.convert(model, quantize=config.scheme, calibration=subject.calibration)
+        for how, model in models.items()
     }
 
 

@@ -82,7 +82,7 @@ def test_int8_file_is_int8_from_input_to_output_with_one_weight_scale_a_channel(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "tolerance"), [("int8", 0.01), ("int16x8", 1e-3), ("dynamic", 0.01), ("float16", 1e-3)]
+    ("scheme", "tolerance"), [("int8", 0.01), ("int4", 0.05), ("int16x8", 1e-3), ("dynamic", 0.01), ("float16", 1e-3)]
 )
 def test_each_scheme_stays_near_the_float_model(model, images, scheme, tolerance):
     calibration = images if scheme in tflite.CALIBRATED_SCHEMES else None
@@ -129,7 +129,10 @@ def test_int8_without_calibration_images_says_what_to_pass(model, calibration):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "int4"}, "quantize='int4' is unknown; expected None or one of int8, int16x8, dynamic, float16"),
+        (
+            {"quantize": "int2"},
+            "quantize='int2' is unknown; expected None or one of int8, int4, int16x8, dynamic, float16",
+        ),
         ({"quantize": "float16", "calibration": np.zeros((1, 16, 16, 3))}, "measures no ranges"),
         ({"quantize": "int8", "calibration": np.zeros((1, 8, 8, 3))}, "has the shape (8, 8, 3)"),
         ({"quantize": "int8", "calibration": np.full((1, 16, 16, 3), np.nan)}, "not finite"),

@@ -1,4 +1,4 @@
-"""What is rewritten in a converted file: joins of many tensors, scales of units that have died; no output changes."""
+"""What is rewritten in a file: joins of many tensors, scales of units that have died, weights of four bits."""
 
 import keras
 import numpy as np
@@ -128,3 +128,57 @@ def test_file_of_living_units_is_left_alone(refused):
     once = rewrites.widen_scales(refused)
     assert once != refused
     assert rewrites.widen_scales(once) is once
+
+
+def network_of_weights(kind: str) -> keras.Model:
+    """One layer of three inputs and outputs: weights for whole steps of 1, for steps of 0.1, and none."""
+    kernel = np.array([[7.0, -3.4, 1.0], [0.7, 0.31, -0.7], [0.0, 0.0, 0.0]], np.float32).T
+    image = keras.Input((1, 1, 3))
+    if kind == "FULLY_CONNECTED":
+        layer = layers.Dense(3)
+        model = keras.Model(image, layer(layers.Flatten()(image)))
+    else:
+        layer = layers.Conv2D(3, 1) if kind == "CONV_2D" else layers.DepthwiseConv2D(1)
+        model = keras.Model(image, layer(image))
+    shape = layer.kernel.shape
+    layer.set_weights([kernel[:, 0].reshape(shape) if kind == "DEPTHWISE_CONV_2D" else kernel.reshape(shape),
+                       np.array([1.0, -0.5, 0.25], np.float32)])  # fmt: skip
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "scales"),
+    [
+        ("CONV_2D", [[7, -3, 1], [7, 3, -7], [0, 0, 0]], [1, 0.1, 1 / 7]),
+        ("FULLY_CONNECTED", [[7, -3, 1], [1, 0, -1], [0, 0, 0]], [1]),  # TFLM has no more scales there
+        ("DEPTHWISE_CONV_2D", [[127, -127, 127]], [7 / 127, 3.4 / 127, 1 / 127]),
+    ],
+)
+def test_weights_of_four_bits_are_the_nearest_of_fifteen_steps(kind, stored, scales):
+    images = np.random.default_rng(0).uniform(-1, 1, (32, 1, 1, 3)).astype(np.float32)
+    model = network_of_weights(kind)
+    file = tflite.convert(model, quantize="int4", calibration=images)
+    parsed = tflite_file.parse(file)
+    graph = parsed.subgraphs[0]
+    (operator,) = (one for one in graph.operators if tflite_file.kind_of(parsed, one) == kind)
+    weights, bias = (graph.tensors[operator.inputs[place]] for place in (1, 2))
+    assert tflite_file.constant_of(parsed, int(operator.inputs[1])).reshape(-1, 3).tolist() == stored
+    assert tflite_file.type_of(weights) == ("int8" if kind == "DEPTHWISE_CONV_2D" else "int4")
+    np.testing.assert_allclose(weights.quantization.scale, scales, rtol=1e-5)
+    biases = tflite_file.constant_of(parsed, int(operator.inputs[2])) * bias.quantization.scale
+    np.testing.assert_allclose(biases, [1, -0.5, 0.25], atol=0.005)
+    if kind != "DEPTHWISE_CONV_2D":
+        assert len(parsed.buffers[weights.buffer].data) == 5  # nine halves of bytes
+    outputs = [measure.predict(file, images, kernels=kernels) for kernels in ("xnnpack", "builtin", "reference")]
+    step = graph.tensors[operator.outputs[0]].quantization.scale[0]  # dense layers of one scale round apart
+    np.testing.assert_allclose(measure.predict_tflm(file, images), outputs[2], atol=1.01 * step)
+    for output in outputs:
+        np.testing.assert_allclose(output, measure.predict(model, images), atol=0.8)
+
+
+def test_weights_of_four_bits_take_less_flash_and_the_arena_of_the_unpacked():
+    model = joining(3)
+    files = [tflite.convert(model, quantize=scheme, calibration=IMAGES) for scheme in ("int8", "int4")]
+    assert planner.scheme(files[1]) == "int4"
+    assert planner.plan(files[1]).arena == pytest.approx(measure.arena(files[1]).total, abs=64)
+    assert not planner.plan(files[1]).refusals

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zoo import graph
-from zoo.deploy import compress, int8_graph, measure, quantize, tf_keras_twin, tflite, tflite_file
+from zoo.deploy import compress, int8_graph, measure, planner, quantize, tf_keras_twin, tflite, tflite_file
 
 layers = keras.layers
 CLASSES = 4
@@ -147,6 +147,16 @@ def test_file_is_int8_throughout_with_a_scale_for_each_channel_of_each_kernel(tu
 def test_tflm_and_litert_agree(tuned, data):
     litert, tflm = (run(tuned[2], data[0][:4]) for run in (measure.predict, measure.predict_tflm))
     assert np.abs(litert - tflm).max() <= 6 * STEP  # one step of a logit is up to six of its probability
+
+
+def test_weights_of_four_bits_are_exported_as_they_were_trained(model, data):
+    aware = quantize.prepare(model, data[0], "int4")
+    quantize.fine_tune(aware, *data, epochs=1, learning_rate=1e-3)
+    file = quantize.convert(aware)
+    assert planner.scheme(file) == "int4"
+    difference = np.abs(measure.predict(file, data[0]) - aware.model.predict(data[0], verbose=0))
+    assert difference.mean() <= 1.5 * STEP
+    assert difference.max() <= 16 * STEP
 
 
 def test_before_training_the_file_is_as_good_as_post_training_quantization(model, data):

@@ -9,7 +9,7 @@ import pytest
 from recipes import deployable, quantize
 from recipes.images import sources as data
 from recipes.images.augment import UNIT
-from zoo.deploy import report, tflite_file
+from zoo.deploy import planner, report, tflite_file
 
 layers = keras.layers
 
@@ -58,6 +58,14 @@ def test_all_files_are_judged_on_the_same_images(result, config):
         "small_int8_qat.tflite",
         "source.json",
     ]
+
+
+def test_scheme_int4_trains_for_weights_of_four_bits(config, tmp_path):
+    options = {"scheme": "int4", "training_images": 64, "images": 100, "copy_back": False, "folder": tmp_path}
+    result = quantize.train(dataclasses.replace(config, **options, sparsity=None, clusters=None))
+    assert result.schemes == ("float32", "int4", "int4 QAT")
+    assert {planner.scheme(tmp_path / f"small_{name}.tflite") for name in ("int4", "int4_qat")} == {"int4"}
+    assert abs(result.drop("int4 QAT")) <= 0.1
 
 
 def test_pruned_and_clustered_files_are_smaller_once_compressed_as_the_page_says(result, config):

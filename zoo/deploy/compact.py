@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo import graph
 from zoo.deploy import memory_plan, planner, strips, tflite, turn
-from zoo.deploy.tflite_file import Source, metadata, pack, parse, read, set_metadata
+from zoo.deploy.tflite_file import Source, drop_unused_buffers, metadata, pack, parse, read, set_metadata
 
 
 def convert(
@@ -123,7 +123,4 @@ def share_constants(model: Any) -> None:
         data = model.buffers[tensor.buffer].data
         if data is not None and len(data):
             tensor.buffer = first.setdefault(np.asarray(data, np.uint8).tobytes(), tensor.buffer)
-    used = {tensor.buffer for tensor in tensors} | {entry.buffer for entry in model.metadata or []}
-    for number, buffer in enumerate(model.buffers):
-        if number not in used:
-            buffer.data = None
+    drop_unused_buffers(model)

@@ -48,10 +48,14 @@ class RunningRange(tfmot.quantization.keras.quantizers.Quantizer):
 
 
 class ChannelGrid(tfmot.quantization.keras.quantizers.Quantizer):
-    """Rounds a kernel to 8 bits, symmetric, with one scale for each output channel, from its values of the moment."""
+    """Rounds a kernel, symmetric, with one scale for each output channel, from its values of the moment.
 
-    def __init__(self, depthwise: bool) -> None:
-        self.depthwise = depthwise
+    Of four bits a dense kernel has one scale, and a depthwise one keeps eight, as `zoo.deploy.rewrites.narrow_weights`.
+    """
+
+    def __init__(self, kind: str, bits: int = 8) -> None:
+        self.kind = kind
+        self.bits = 8 if kind == "DepthwiseConv2D" else bits
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """There is no state: what the optimizer has just written is what is rounded."""
@@ -59,26 +63,30 @@ class ChannelGrid(tfmot.quantization.keras.quantizers.Quantizer):
 
     def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
         """Rounds a kernel (..., outputs), or one of a depthwise convolution (height, width, channels, multiplier)."""
-        if _EXPORTING.get():
-            return inputs
-        columns = tf.reshape(inputs, [-1, math.prod(inputs.shape[-2:]) if self.depthwise else inputs.shape[-1]])
+        is_depthwise = self.kind == "DepthwiseConv2D"
+        columns = tf.reshape(inputs, [-1, math.prod(inputs.shape[-2:]) if is_depthwise else inputs.shape[-1]])
         high = tf.maximum(tf.reduce_max(tf.abs(columns), axis=0), SMALLEST_RANGE)
+        if self.kind == "Dense" and self.bits == 4:
+            high = tf.fill(high.shape, tf.reduce_max(high))
+        if _EXPORTING.get():
+            return inputs if self.bits == 8 else tf.reshape(tf.round(columns / high * 7) * (high / 7), inputs.shape)
         rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            columns, -high, high, num_bits=8, narrow_range=True
+            columns, -high, high, num_bits=self.bits, narrow_range=True
         )
         return tf.reshape(rounded, inputs.shape)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of __init__."""
-        return {"depthwise": self.depthwise}
+        return {"kind": self.kind, "bits": self.bits}
 
 
 @contextlib.contextmanager
 def exporting() -> Iterator[None]:
-    """Leaves kernels as they are in the block.
+    """Leaves kernels of eight bits as they are in the block, and rounds those of four as constants.
 
     The converter puts them on the same grid itself, after it has folded the normalization in, which scales a channel
-    and its grid alike; and it fails on a kernel that is rounded already.
+    and its grid alike; and it fails on a kernel that is rounded by a node for it. Of four bits each step is then found
+    again among its eight.
     """
     token = _EXPORTING.set(True)
     try:
@@ -90,15 +98,17 @@ def exporting() -> Iterator[None]:
 class LayerConfig(tfmot.quantization.keras.QuantizeConfig):
     """Rounds the kernel of a layer where it has one, and its output where `output` says so."""
 
-    def __init__(self, kernel: str | None, output: bool) -> None:
-        self.kernel = kernel
+    def __init__(self, kind: str, output: bool, bits: int = 8) -> None:
+        self.kind = kind
+        self.kernel = KERNELS.get(kind)
         self.output = output
+        self.bits = bits
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         """The kernel and how it is rounded."""
         if self.kernel is None:
             return []
-        return [(getattr(layer, self.kernel), ChannelGrid(depthwise=self.kernel == "depthwise_kernel"))]
+        return [(getattr(layer, self.kernel), ChannelGrid(self.kind, self.bits))]
 
     def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         """None: every activation is a layer of its own in the graphs that are made here."""
@@ -118,7 +128,7 @@ class LayerConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of __init__."""
-        return {"kernel": self.kernel, "output": self.output}
+        return {"kind": self.kind, "output": self.output, "bits": self.bits}
 
 
 class FrozenStatistics(tf_keras.layers.BatchNormalization):

@@ -161,15 +161,15 @@ def padding_savings(tflite: Source) -> list[Saving]:
 
 
 def scheme(tflite: Source) -> str:
-    """Returns "int8", "int16x8", "uint8", "dynamic", "float16" or "float32", by what is computed and stored."""
+    """Returns "int8", "int4", "int16x8", "uint8", "dynamic", "float16" or "float32", by what is computed and stored."""
     graph = parse(tflite).subgraphs[0]
     written = {int(number) for operator in graph.operators for number in operator.outputs}
     computed = {type_of(graph.tensors[number]) for number in written}
-    for name, type_ in (("int16x8", "int16"), ("int8", "int8"), ("uint8", "uint8")):
-        if type_ in computed:
-            return name
     read_ = {int(number) for operator in graph.operators for number in operator.inputs if number >= 0}
     stored = {type_of(graph.tensors[number]) for number in read_ - written - set(map(int, graph.inputs))}
+    for name, type_ in (("int16x8", "int16"), ("int8", "int8"), ("uint8", "uint8")):
+        if type_ in computed:
+            return "int4" if name == "int8" and "int4" in stored else name
     return "dynamic" if "int8" in stored else "float16" if "float16" in stored else "float32"
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BATCH = 32  # images at once where ranges are measured
 
 OnEpoch = Callable[[int, dict[str, float]], None]
+Scheme = Literal["int8", "int4"]
 Loss = Literal["categorical", "binary", "regression"]  # cross-entropies, mean squared error
 
 
@@ -34,20 +35,22 @@ class Aware:
 
     `model` is a tf_keras model with float inputs and outputs. `variables` holds its float weights by layer, and `parts`
     says which of those layers make up a layer of the original. `heads` are the activations of its outputs, by the name
-    of the output's layer.
+    of the output's layer. `scheme` is what it is trained for.
     """
 
     model: Any
     variables: dict[str, list["tf.Variable"]]
     parts: dict[str, tuple[str, ...]]
     heads: dict[str, str]
+    scheme: Scheme = "int8"
 
 
-def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Aware:
+def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any], scheme: Scheme = "int8") -> Aware:
     """Returns the model with each kernel rounded per output channel and each activation rounded in a measured range.
 
     Args:
         calibration: images as `tflite.convert` takes them; the ranges start at what they show and move in training.
+        scheme: of the file, as `tflite.convert` has them.
 
     Raises:
         Int8Error, TwinError: a layer cannot be trained for int8, or has no twin under tf_keras.
@@ -65,7 +68,7 @@ def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Awar
     def make(layer_class: type, options: dict[str, Any]) -> tuple[Any, Any]:
         frozen = layer_class is tf_keras.layers.BatchNormalization
         layer = (fake_quant.FrozenStatistics if frozen else layer_class)(**options)
-        config = fake_quant.LayerConfig(fake_quant.KERNELS.get(layer_class.__name__), layer.name in rounded)
+        config = fake_quant.LayerConfig(layer_class.__name__, layer.name in rounded, 4 if scheme == "int4" else 8)
         wrappers[layer.name] = fake_quant.QuantizeWrapper(layer, config, name=f"quant_{layer.name}")
         return layer, wrappers[layer.name]
 
@@ -75,7 +78,7 @@ def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Awar
     for name, (low, high) in measure_ranges(rewritten.model, rounded, images).items():
         wrappers[name]._output_quantizer_vars["min"].assign(low)
         wrappers[name]._output_quantizer_vars["max"].assign(high)
-    return Aware(aware, variables, rewritten.parts, heads_of(model))
+    return Aware(aware, variables, rewritten.parts, heads_of(model), scheme)
 
 
 def fine_tune(
@@ -258,7 +261,7 @@ def _loss_of(name: str, activation: str, shape: tuple[int, ...], labels: np.ndar
 
 
 def convert(aware: Aware) -> bytes:
-    """Returns the int8 .tflite file (int8 input and output) with the ranges that training has found."""
+    """Returns the .tflite file (int8 input and output) with the ranges that training has found."""
     import tensorflow as tf
 
     _, fake_quant = _load()
@@ -266,7 +269,7 @@ def convert(aware: Aware) -> bytes:
     with quiet(), fake_quant.exporting():
         call = tf.function(lambda image: aware.model(image, training=False), autograph=False)
         function = call.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32, name="image"))
-    return tflite.from_function(function, quantize="int8", calibration=None, model=aware.model)
+    return tflite.from_function(function, quantize=aware.scheme, calibration=None, model=aware.model)
 
 
 def copy_back(aware: Aware, model: keras.Model) -> None:

@@ -1,9 +1,11 @@
-"""What is rewritten in a file after TensorFlow's converter, so that every runtime runs it; no output changes.
+"""What is rewritten in a file after TensorFlow's converter: for runtimes that take less, and weights of four bits.
 
 Concatenations of more tensors than TensorFlow Lite for Microcontrollers (TFLM) joins become nested ones. Scales that no
 runtime multiplies with become ones that it does: a ReLU that is zero on every calibration image (squeeze-excite's few
 channels die easily) gets a range of nothing, and a scale so small that the convolution before it would multiply its
-sums by thousands; XNNPACK, which LiteRT runs by default, refuses such a file.
+sums by thousands; XNNPACK, which LiteRT runs by default, refuses such a file. Neither changes an output.
+
+The converter has no weights of four bits, which LiteRT and TFLM compute with; they halve the flash.
 
 Rewrites of files, not of networks: layers, names and weights stay as their paper has them, and files after
 quantization-aware training or of other tools are rewritten by the same code.
@@ -15,11 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, constant_of, kinds_of, load_schema, pack, parse, read, text
+from zoo.deploy import tflite_file
+from zoo.deploy.tflite_file import (
+    OFFLINE_PLAN,
+    Source,
+    constant_of,
+    kinds_of,
+    load_schema,
+    pack,
+    parse,
+    read,
+    text,
+    type_of,
+)  # fmt: skip
 
 MOST_INPUTS = 10  # kMaxInputNum in TFLM's concatenation.cc
 LARGEST_FACTOR = 256.0  # of XNNPACK from a sum to its output, exclusive
 _SUMS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_INT4 = ("CONV_2D", "FULLY_CONNECTED")  # a depthwise convolution has few weights, and each counts
 _READERS = frozenset([*_SUMS, "ADD", "LOGISTIC", "MUL", "SUB"])  # of any scale, not only that of their output
 
 
@@ -108,11 +123,40 @@ def widen_scales(tflite: Source) -> bytes:
                 scale = graph.tensors[output].quantization
                 scale.scale = np.asarray(scale.scale, np.float32) * np.float32(factor)
                 scale.min = scale.max = None
-                for number in followers:
-                    if kinds[number] in _SUMS:
-                        _rescale_bias(model, graph.operators[number], factor)
+                for reader in (graph.operators[number] for number in followers if kinds[number] in _SUMS):
+                    weights = graph.tensors[int(reader.inputs[1])].quantization
+                    _set_bias_scale(model, reader, scale.scale[0] * np.asarray(weights.scale, np.float32))
                 changed = True
     return pack(model) if changed else read(tflite)
+
+
+def narrow_weights(tflite: Source) -> bytes:
+    """Returns an int8 file with the weights of its convolutions and dense layers in four bits, from -7 to 7.
+
+    Depthwise convolutions, activations and biases stay as they are. A convolution has a scale for each output channel,
+    a dense layer one for all, as TFLM wants it.
+    """
+    model = parse(tflite)
+    graph = model.subgraphs[0]
+    for operator, kind in zip(graph.operators, kinds_of(model), strict=True):
+        if kind not in _INT4:
+            continue
+        image, tensor = (graph.tensors[int(number)] for number in operator.inputs[:2])
+        stored = constant_of(model, int(operator.inputs[1]))
+        if stored is None or {type_of(image), type_of(tensor)} - {"int8", "int4"}:
+            continue
+        if type_of(tensor) == "int8":  # else another operator has the same weights
+            scale = np.asarray(tensor.quantization.scale, np.float32)  # one, or one for each place of the first axis
+            values = stored * scale.reshape(-1, *[1] * (stored.ndim - 1))
+            axes = tuple(range(1 if kind == "CONV_2D" else 0, stored.ndim))
+            largest = np.abs(values).max(axis=axes, keepdims=True)
+            scale = np.where(largest > 0, largest, 1) / np.float32(7)
+            tflite_file.store_int4(model, tensor, np.round(values / scale))
+            tensor.quantization.scale, tensor.quantization.zeroPoint = scale.ravel(), np.zeros(scale.size, np.int64)
+            tensor.quantization.min = tensor.quantization.max = None
+        _set_bias_scale(model, operator, image.quantization.scale[0] * tensor.quantization.scale)
+    tflite_file.drop_unused_buffers(model)
+    return pack(model)
 
 
 def _factor(graph: Any, operator: Any) -> float:
@@ -124,20 +168,22 @@ def _factor(graph: Any, operator: Any) -> float:
     return float(product.max()) / float(output.quantization.scale[0])
 
 
-def _rescale_bias(model: Any, operator: Any, factor: float) -> None:
-    """Gives a reader a bias of its own in steps that are `factor` times as large, as its input's are."""
+def _set_bias_scale(model: Any, operator: Any, scale: np.ndarray) -> None:
+    """Stores an operator's bias in steps of `scale`, one for all or one an output; as its own if others read it too."""
     if len(operator.inputs) < 3 or int(operator.inputs[2]) < 0:
         return
-    graph = model.subgraphs[0]
-    values = constant_of(model, int(operator.inputs[2]))
-    tensor, buffer = copy.deepcopy(graph.tensors[int(operator.inputs[2])]), load_schema().BufferT()
+    graph, number = model.subgraphs[0], int(operator.inputs[2])
+    tensor, values = graph.tensors[number], constant_of(model, number)
     if values is None or values.dtype != np.int32:
         return
-    buffer.data = np.frombuffer(np.round(values / factor).astype("<i4").tobytes(), np.uint8)
-    tensor.quantization.scale = np.asarray(tensor.quantization.scale, np.float32) * np.float32(factor)
+    if sum(number in one.inputs for one in graph.operators) > 1:
+        tensor = copy.deepcopy(tensor)
+        operator.inputs = np.array([*operator.inputs[:2], len(graph.tensors), *operator.inputs[3:]], np.int32)
+        graph.tensors.append(tensor)
+    buffer = load_schema().BufferT()
+    buffer.data = np.frombuffer(
+        np.round(values * (tensor.quantization.scale / scale)).astype("<i4").tobytes(), np.uint8
+    )
+    tensor.quantization.scale, tensor.quantization.zeroPoint = scale, np.zeros(len(scale), np.int64)
     tensor.buffer = len(model.buffers)
     model.buffers.append(buffer)
-    graph.tensors.append(tensor)
-    inputs = [int(number) for number in operator.inputs]
-    inputs[2] = len(graph.tensors) - 1
-    operator.inputs = np.array(inputs, np.int32)

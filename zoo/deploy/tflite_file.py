@@ -129,8 +129,31 @@ def constant_of(model: Any, number: int) -> np.ndarray | None:
     data = model.buffers[tensor.buffer].data
     if data is None or not len(data):
         return None
-    stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), _STORED[type_of(tensor)])
-    return stored.reshape([] if tensor.shape is None else tensor.shape)
+    data = np.asarray(data, np.uint8)
+    if type_of(tensor) == "int4":  # two a byte, the first in the lower half
+        halves = np.stack([data << 4, data], axis=-1).view(np.int8) >> 4
+        stored = halves.ravel()[: np.prod(shape_of(tensor), dtype=int)]
+    else:
+        stored = np.frombuffer(data.tobytes(), _STORED[type_of(tensor)])
+    return stored.reshape(shape_of(tensor))
+
+
+def store_int4(model: Any, tensor: Any, values: np.ndarray) -> None:
+    """Gives a tensor the values, from -8 to 7, as its constant of four bits each."""
+    halves = np.append(values.ravel().astype(np.uint8), np.zeros(values.size % 2, np.uint8)).reshape(-1, 2) & 15
+    buffer = load_schema().BufferT()
+    buffer.data = halves[:, 0] | halves[:, 1] << 4
+    tensor.type, tensor.buffer = load_schema().TensorType.INT4, len(model.buffers)
+    model.buffers.append(buffer)
+
+
+def drop_unused_buffers(model: Any) -> None:
+    """Empties the buffers that nothing in a parsed model names; the others keep their numbers."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in model.metadata or []}
+    for number, buffer in enumerate(model.buffers):
+        if number not in used:
+            buffer.data = None
 
 
 def outputs_of(model: Any) -> list[tuple[str, int]]:

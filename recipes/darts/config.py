@@ -25,9 +25,7 @@ class Config(ChildConfig):
     fixed_reduction: bool = False  # search the normal cell alone; the reduction cell has pools and identities
     alpha_rate: float = 0.03  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
     weights_learn: Literal["mixture", "cells"] = "mixture"  # a step trains all operations, or a cell drawn uniformly
-    # by the alphas; by what is lost without a part; or the best of some random cells by the shared weights
-    selection: Literal["strength", "perturbation", "accuracy"] = "strength"
-    candidates: int = 120  # random cells that a selection by accuracy scores
+    selection: Literal["strength", "perturbation"] = "strength"  # by the alphas, or by what is lost without a part
     selection_batches: int = 8  # of validation images that a perturbation is scored on
     tuning_steps: int = 10  # of the weights after each choice by perturbation
     stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
@@ -39,13 +37,13 @@ class Config(ChildConfig):
     filters: int = 8  # of their nodes before the first reduction
     folder: Path = Path("runs/darts")  # results, and the state to resume from
 
-    added: ClassVar[tuple[str, ...]] = ("weights_learn", "candidates")
+    added: ClassVar[tuple[str, ...]] = ("weights_learn",)
 
     def __post_init__(self):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
         least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0, "warm_up_epochs": 0, "dry_run_steps": 1}
-        least |= {"selection_batches": 1, "tuning_steps": 0, "candidates": 1}
+        least |= {"selection_batches": 1, "tuning_steps": 0}
         check_at_least(self, least)
         check_ops(self.ops, OPS[1:])
         if self.warm_up_epochs >= self.search_epochs:

@@ -86,12 +86,9 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
         observe=observe,
         stop=lambda record: record["normal_skips"] >= most_skips,
     )
-    if config.selection == "accuracy":
-        cells = _select_by_accuracy(config, state, scorer.images, report)
-    elif config.selection == "perturbation":
-        cells = _select(config, state, training, validation, report)
-    else:
-        cells = state.cells()
+    cells = (
+        _select(config, state, training, validation, report) if config.selection == "perturbation" else state.cells()
+    )
     tuner.forget_models()
     strengths.draw(state.net.space, history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
     return {
@@ -105,25 +102,6 @@ def _draw_strengths(state: Bilevel, epoch: int, number: int) -> np.ndarray:
     """Draws the cells that a step of the weights trains, all with the same probability."""
     space, rng = state.net.space, np.random.default_rng([state.seed, 3, epoch, number])
     return space.strengths(space.body(space.sample(rng)))
-
-
-def _select_by_accuracy(
-    config: Config, state: Bilevel, images: image_data.Data, report: Callable[[float, str], None]
-) -> Cells:
-    """Selects the best of random cells, and of those of the alphas, by the shared weights on the images of the alphas.
-
-    Source: Li and Talwalkar, "Random Search and Reproducibility for Neural Architecture Search", UAI 2019, whose
-    weights learn from random cells too.
-    """
-    part = images.train.split(0.5, state.seed)[1]
-    pixels, space = np.asarray(augment.Normalization.of(images.train.images)(part.images)), state.net.space
-    rng = np.random.default_rng([state.seed, 4])
-    drawn = [state.cells(), *(space.body(space.sample(rng)) for _ in range(config.candidates))]
-    accuracies = []
-    for number, cells in enumerate(drawn):
-        report(1.0, f"selection, cell {number + 1} of {len(drawn)}")
-        accuracies.append(state.accuracy(cells, pixels, part.labels))
-    return drawn[int(np.argmax(accuracies))]
 
 
 def _select(
@@ -209,14 +187,17 @@ def _count_skips(graph: CellGraph | None) -> int:
 def judge(
     scorer: NetworkScorer, states: Mapping[int, Path], cells: Sequence[Cells]
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yields each seed whose supernet is still there, with the accuracies of `cells` by its weights."""
-    images = scorer.images
+    """Yields each seed whose supernet is still there, with how strongly it is for `cells`.
+
+    That is the sum of the logarithms of the strengths of what they do, by which DARTS selects. Their accuracy with the
+    supernet's weights, all other operations left out, says nothing: docs/results.md has both.
+    """
     assert isinstance(scorer.config, Config)
-    normalized = augment.Normalization.of(images.train.images)(images.validation.images)
     for seed, path in states.items():
-        state = begin(scorer.config, images, seed)
-        if state.file(path).restore(state.variables) is not None:  # else it is gone, and with it the weights
-            yield seed, [state.accuracy(each, normalized, images.validation.labels) for each in cells]
+        state = begin(scorer.config, scorer.images, seed)
+        if state.file(path).restore(state.variables) is not None:  # else it is gone, and with it the alphas
+            logarithms = np.log(state.strengths())
+            yield seed, [float((state.net.space.strengths(each) * logarithms).sum()) for each in cells]
 
 
 def dry_run(scorer: NetworkScorer) -> Genotype:

@@ -26,7 +26,6 @@ _ALPHAS = Optimizer(
 )
 _HESSIAN_STEP = 0.01  # over the norm of the gradient (Liu et al. 2019, footnote 2)
 _EIGENVALUE_STEP = 0.01
-_SCORED_BATCH = 250  # images; the supernet normalises by the statistics of a batch
 
 
 class SupernetSession:
@@ -155,19 +154,6 @@ class Bilevel:
             return self.run(["alphas"], validation, self.weights, alphas)[1]
 
         return largest_eigenvalue(gradient, self.alphas.numpy(), iterations, np.random.default_rng(seed))
-
-    def accuracy(self, cells: Cells, images: np.ndarray, labels: np.ndarray) -> float:
-        """Returns the accuracy of cells with the weights of the supernet, 0 to 1.
-
-        Args:
-            cells: of the supernet's space.
-            images, labels: validation data, normalised as in the search; what does not fill a batch is left out, for it
-                would have other statistics.
-        """
-        size, strengths = min(_SCORED_BATCH, len(images)), self.net.space.strengths(cells)
-        batches = [slice(start, start + size) for start in range(0, len(images) - size + 1, size)]
-        found = [self.run([], (images[at], labels[at]), self.weights, strengths=strengths)[0][1] for at in batches]
-        return float(np.mean(found))
 
     def file(self, path: Path) -> TrainingState:
         """Returns the file that a search with this seed resumes from."""

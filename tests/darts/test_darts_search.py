@@ -19,7 +19,7 @@ from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, Bilevel, largest_eigenvalue
 from recipes.engine.children import NetworkScorer, load_images
-from zoo.genotype import CellGraph, Cells, Edge, Node
+from zoo.genotype import Cells
 
 SMOKE = darts.PRESETS["smoke"]
 
@@ -159,16 +159,32 @@ def test_strengths_of_cells_stand_for_these_cells():
         DartsSpace(2).strengths(cells)
 
 
-def test_shared_weights_judge_a_cell_as_the_supernet_does_with_all_strength_on_it():
-    state = Bilevel(Supernet(DartsSpace(1), 3, 2, 2, 1), order=1, alpha_rate=0.1, seed=0)
-    rng = np.random.default_rng(0)
-    images, labels = rng.standard_normal((6, 8, 8, 1)).astype(np.float32), rng.integers(0, 2, 6).astype(np.int32)
-    cell = CellGraph((Node((Edge("sep_conv_3x3", 0), Edge("max_pool_3x3", 1))),), (2,))
-    cells = Cells(cell, cell)
-    right = np.mean(
-        state.net.logits(state.weights, state.net.space.strengths(cells), images).numpy().argmax(1) == labels
-    )
-    assert state.accuracy(cells, images, labels) == pytest.approx(right)
+def test_cells_are_ranked_by_the_strengths_of_what_they_do(tmp_path):
+    config = dataclasses.replace(SMOKE, ops=("skip_connect", "sep_conv_3x3"), fixed_reduction=True)
+    searched = scorer(config)
+    state = seeds.begin(config, searched.images, 3)
+    state.alphas.assign(np.log([[[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]]]))
+    state.file(tmp_path / "3").save({}, state.variables)
+    cells = [
+        config.make_space().body({"normal/node0/states": "0,1", "normal/node0/op0": first, "normal/node0/op1": second})
+        for first, second in (("skip_connect", "skip_connect"), ("sep_conv_3x3", "skip_connect"))
+    ]
+    ((seed, found),) = seeds.judge(searched, {3: tmp_path / "3", 4: tmp_path / "gone"}, cells)
+    assert seed == 3
+    assert found == pytest.approx([np.log(0.3 * 0.6), np.log(0.5 * 0.6)])
+
+
+def test_a_step_of_the_weights_can_train_one_cell_in_place_of_the_mixture():
+    state, calls = Quadratic.search(1), []
+
+    def run(wanted: Any, batch: Any, weights: Any, alphas: Any = None, strengths: Any = None) -> list:
+        calls.append((list(wanted), alphas is not None, strengths))
+        return [np.zeros(2), np.ones(1, np.float32)]
+
+    state.run = run
+    state.learn((0, 0), None, 0.1)
+    state.learn((0, 0), None, 0.1, strengths="a cell")
+    assert calls == [(["weights"], True, None), (["weights"], False, "a cell")]
 
 
 def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():

@@ -89,6 +89,7 @@ def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
                 "metrics": dict(trial.metrics),
                 "seconds": trial.seconds,
                 "message": trial.message,
+                "rung": trial.rung,
                 "genome": trial.genome,
                 "parents": numbers.of_parents(trial),
                 "body": bodies.get(trial.number),
@@ -97,6 +98,7 @@ def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
     return {
         "name": f"{search.folder.name}, seed {search.seed}",
         "random": random,
+        "best": None if search.best is None else search.best.number,
         "planned": search.planned,
         "refused": search.refused,
         "seconds": search.seconds,
@@ -121,9 +123,12 @@ class _Numbers:
     def __init__(self, search: Search):
         self._space = search.space
         self._trials = {trial.genome: trial.number for trial in reversed(search.trials)}
+        self._rungs = {(trial.genome, trial.rung): trial.number for trial in search.trials}
         self._alike: dict[str, int] = {}
 
     def of_parents(self, trial: Trial) -> list[int]:
+        if trial.rung:  # the same network, trained further
+            return [self._rungs[trial.genome, trial.rung - 1]]
         found = [self._find(genome) for genome in dict.fromkeys(trial.parents)]
         return [number for number in found if number is not None]
 

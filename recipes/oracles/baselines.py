@@ -57,7 +57,8 @@ class LocalSearch(SearchOracle):
 
     def propose(self) -> Genome:
         """Returns the next neighbour, or a random point where a climb has ended."""
-        if self._left:
+        if self.centre is not None and self._left:
+            self.made_from = (self.centre[0],)
             return self._left.pop()
         if self.centre is not None:
             _, highest = self.centre

@@ -19,7 +19,7 @@ from recipes.darts.space import DartsSpace
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.engine import spaces
 from recipes.engine.tuner import Tuner
-from recipes.oracles import AgingEvolution
+from recipes.oracles import AgingEvolution, SuccessiveHalving
 from recipes.oracles.evolution import GenerationalEvolution
 from recipes.tinynas.space import TinySpace
 from zoo.genotype_json import body_as_dict
@@ -174,6 +174,23 @@ def test_evolution_notes_the_parents_of_each_child(tmp_path, oracle_class, own):
             assert sum(a != b for a, b in zip(trial.genome, trial.parents[0], strict=True)) == 1
         else:
             assert set(trial.parents) <= known  # it relearns no duplicates
+
+
+def test_a_network_that_is_trained_further_comes_from_its_own_earlier_trial(tmp_path):
+    space = spaces.amoebanet(2)
+    inner = AgingEvolution("val_accuracy", 12, space.hyperparameters(), seed=0, key=space.key, population=4)
+    oracle = SuccessiveHalving(inner, rungs=(1, 3), factor=3)
+    score = lambda task: len(set(task.values.values())) / 10  # noqa: E731
+    Tuner(oracle, score, tmp_path, settings={"fidelity": "halving", "recipe": "amoebanet"}).search()
+    read.write_about(amoebanet.Config(folder=tmp_path), "amoebanet", {}, space)
+    search = list_data(*read_searches([tmp_path]))["searches"][0]
+    further = [trial for trial in search["trials"] if trial["rung"] == 1]
+    assert further
+    assert search["best"] in {trial["number"] for trial in further}
+    for trial in further:
+        (parent,) = trial["parents"]
+        (earlier,) = [other for other in search["trials"] if other["number"] == parent]
+        assert (earlier["genome"], earlier["rung"]) == (trial["genome"], 0)
 
 
 def test_watching_rewrites_the_page_until_the_search_has_ended(tmp_path, monkeypatch, capsys):

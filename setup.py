@@ -11,7 +11,7 @@ DEPLOY = [
     "ai-edge-litert>=2.1,<3",
     "tflite-micro>=0.dev20261002000000",  # earlier wheels do not load on Python 3.11, or need pkg_resources
 ]
-ETHOS_U = ["ethos-u-vela>=4.2,<6"]  # recipes.deploy --board=corstone300
+ETHOS_U = ["ethos-u-vela>=5,<6"]  # recipes.deploy --board=corstone300
 HUB = ["huggingface_hub>=0.34"]  # zoo.from_pretrained("hf://user/name")
 BAYESIAN = ["scikit-learn>=1.5,<2"]  # --algorithm=bayesian; as KerasTuner calls its own extra
 RAY = ["ray[default]>=2.40"]  # searches on a cluster

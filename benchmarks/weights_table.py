@@ -53,7 +53,12 @@ def tabulate(config: Config) -> None:
 
 def _row(entry: manifest.Entry) -> tuple[str, ...]:
     def digest(source: manifest.Source) -> str:
-        kinds = {"SHA-256": source.sha256, "start of SHA-256": source.sha256_prefix, "MD5": source.md5}
+        kinds = {
+            "SHA-256": source.sha256,
+            "start of SHA-256": source.sha256_prefix,
+            "MD5": source.md5,
+            "SHA-1": source.sha1_inside,
+        }
         return next((name for name, value in kinds.items() if value), "first")
 
     return (

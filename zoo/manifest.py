@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from zoo.genotype import GenotypeError, near
 
-_FILES = (".h5", ".keras", ".safetensors", ".pth", ".pt", ".ckpt", ".index", ".tar.gz")
+_FILES = (".h5", ".keras", ".safetensors", ".pth", ".pth.zip", ".pt", ".ckpt", ".index", ".tar.gz")
 
 
 class NoWeightsError(GenotypeError):
@@ -25,8 +25,10 @@ class Source(NamedTuple):
 
     Attributes:
         url: of the file.
-        format: "h5" (Keras 2), "safetensors", "pth" (PyTorch) or "tar.gz" (an archive with a checkpoint of TensorFlow).
+        format: "h5" (Keras 2), "safetensors", "pth" (PyTorch), "pth.zip" (one in an archive) or
+            "tar.gz" (an archive with a checkpoint of TensorFlow).
         sha256, sha256_prefix, md5: of the file, those that are known.
+        sha1_inside: of the file in a zip archive.
     """
 
     url: str
@@ -34,6 +36,7 @@ class Source(NamedTuple):
     sha256: str | None = None
     sha256_prefix: str | None = None
     md5: str | None = None
+    sha1_inside: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

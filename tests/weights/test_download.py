@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import io
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -129,6 +131,19 @@ def test_the_digest_of_the_manifest_is_checked(server, cache, digests):
     assert files(cache) == []
     server.answer = whole
     assert fetch(entry(server.url, **digests)).read_bytes() == CONTENT
+
+
+def test_the_digest_of_the_file_in_an_archive_is_checked(server, cache):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
+        writer.writestr("darts.pth", CONTENT)
+    server.answer = lambda handler: whole(handler, archive.getvalue())
+    other = Source(server.url, "pth.zip", sha1_inside="0" * 40)
+    with pytest.raises(DownloadError, match=r"its sha1_inside is .* damaged or changed"):
+        fetch(entry_of(other))
+    assert files(cache) == []
+    right = other._replace(sha1_inside=hashlib.sha1(CONTENT, usedforsecurity=False).hexdigest())
+    assert fetch(entry_of(right)) == cache / "some_weights.pth.zip"
 
 
 def test_without_a_digest_in_the_manifest_later_downloads_must_equal_the_first(server, cache):

@@ -82,8 +82,23 @@ def test_damaged_safetensors_are_an_error(write, content):
         read_tensors(write(content), "safetensors")
 
 
+def test_a_pytorch_file_in_a_zip_archive_is_read_and_no_archive_of_more(tmp_path):
+    inside = pth(tmp_path / "inside.pth", tensor_program(), {"0": np.arange(6, dtype="<f4").tobytes()})
+    with zipfile.ZipFile(tmp_path / "one.pth.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(inside, "inside.pth")
+    found = read_tensors(tmp_path / "one.pth.zip", "pth.zip")
+    np.testing.assert_array_equal(found["a"], [[0, 1, 2], [3, 4, 5]])
+    with zipfile.ZipFile(tmp_path / "two.pth.zip", "w") as archive:
+        archive.write(inside, "inside.pth")
+        archive.write(inside, "another.pth")
+    (tmp_path / "cut.pth.zip").write_bytes((tmp_path / "one.pth.zip").read_bytes()[:-30])
+    for name in ("two.pth.zip", "cut.pth.zip"):
+        with pytest.raises(WeightsError, match=f"{name} is no zip archive of one file.*Delete it"):
+            read_tensors(tmp_path / name, "pth.zip")
+
+
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    with pytest.raises(WeightsError, match="expected one of safetensors, pth, ckpt"):
+    with pytest.raises(WeightsError, match=r"expected one of safetensors, pth, pth\.zip, ckpt"):
         read_tensors(tmp_path / "weights.onnx", "onnx")
 
 

@@ -116,7 +116,7 @@ def test_shapes_are_told_of_both_sides(tensors, network):
 @pytest.mark.parametrize("given", [{}, {"layer1.0.conv1.weight": np.zeros(3)}])
 def test_an_unknown_naming_is_told_with_the_known_ones(given, network):
     assert_refused(
-        rf"the names of these {len(given)} tensors.* are not known; expected those of quark0/darts, timm nasnetalarge",
+        rf"the names of these {len(given)} tensors.* are not known; expected those of quark0/darts, NNI darts, ",
         network, lambda: zoo.weights.from_torch(network, given),
     )  # fmt: skip
 
@@ -162,6 +162,43 @@ def test_every_operation_of_quark0_darts_has_its_names_in_both_skeletons(text, p
             kind = f"{op} strided" if op == "skip_connect" and reducing and state < 2 else op[:8]
             expected |= {f"cells.{number}._ops.{place}.{module}" for module in QUARK0.get(kind, [])}
         assert {module for module in modules if module.startswith(f"cells.{number}._ops")} == expected
+
+
+MIRRORS = {  # layer -> its module in quark0/darts, in NNI, in pytorchcv: as their state_dicts list them
+    "cell00_input0_conv": ("cells.0.preprocess0.op.1", "stages.0.0.preprocessor.pre0.1", "preprocess_prev.conv"),
+    "cell00_node2_edge1_dw2": ("cells.0._ops.1.op.5", "stages.0.0.ops.0.1.5", "body.ops.1.conv2.conv.dw_conv"),
+    "cell01_reduce_node3_edge0_path2_conv": ("cells.1._ops.2.conv_2", "stages.1.0.ops.1.0.conv_2", "body.ops.2.conv2"),
+    "cell02_input0_path1_bn": ("cells.2.preprocess0.bn", "stages.1.1.preprocessor.pre0.bn", "preprocess_prev.bn"),
+    "cell02_node5_edge1_dw1": ("cells.2._ops.7.op.1", "stages.1.1.ops.3.1.1", "body.ops.7.conv.dw_conv"),
+    "cell02_node5_edge1_bn1": ("cells.2._ops.7.op.3", "stages.1.1.ops.3.1.3", "body.ops.7.bn"),
+    "cell03_reduce_input1_bn": ("cells.3.preprocess1.op.2", "stages.2.0.preprocessor.pre1.2", "preprocess.bn"),
+}
+
+
+def test_names_of_the_mirrors_of_darts_weights():
+    units = ((1, 1), (1, 1), (2, 1), (2, 2), (2, 2), (2, 2), (3, 1))
+    pytorchcv = [
+        f"features.stage{stage}.unit{unit}.{names[2]}"
+        for (stage, unit), names in zip(units, MIRRORS.values(), strict=True)
+    ]
+    assert list(cell_names.darts(MIRRORS, []).values()) == [names[0] for names in MIRRORS.values()]
+    assert list(cell_names.nni_darts(MIRRORS, []).values()) == [names[1] for names in MIRRORS.values()]
+    assert list(cell_names.pytorchcv_darts(MIRRORS, [f"{pytorchcv[4]}.weight"]).values()) == pytorchcv
+    outside = {"stem_bn": "stem.1", "predictions": "classifier"}
+    assert cell_names.nni_darts(outside, []) == outside
+    outside = {"stem0_second_conv": "features.stem1_unit.conv2.conv", "stem1_bn": "features.stem2_unit.bn"}
+    assert cell_names.pytorchcv_darts(outside, []) == outside
+
+
+def test_weights_under_nni_names_give_the_same_network(tensors):
+    layers = [layer.name for layer in built("darts").layers if layer.weights]
+    quark0, nni = (names(layers, []) for names in (cell_names.darts, cell_names.nni_darts))
+    renamed = {module: nni[layer] for layer, module in quark0.items()}
+    state = {f"{renamed[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}": value for name, value in tensors.items()}
+    model = zoo.build(small("darts"))
+    assert zoo.weights.from_torch(model, state) == "NNI darts"
+    images = np.random.default_rng(0).normal(size=(1, *model.input_shape[1:])).astype("float32")
+    np.testing.assert_allclose(outputs_of(model, images), outputs_of(built("darts"), images), rtol=1e-5)
 
 
 def test_names_of_the_released_codes():

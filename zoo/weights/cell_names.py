@@ -1,4 +1,4 @@
-"""What quark0/darts and timm call the layers of networks made of cells.
+"""What quark0/darts, NNI, pytorchcv and timm call the layers of networks made of cells.
 
 Each function takes our layers' names and the tensors' names and returns our layer -> their module. Where two of our
 layers have one module, its tensors hold the channels of the one, then those of the other: our factorized reductions
@@ -52,6 +52,37 @@ _DARTS_EDGE = {
     "path2_conv": "conv_2",
     "path2_bn": "bn",
 }
+_PYTORCHCV_OUTSIDE = {
+    "stem0_first_conv": "features.stem1_unit.conv1.conv",
+    "stem0_first_bn": "features.stem1_unit.conv1.bn",
+    "stem0_second_conv": "features.stem1_unit.conv2.conv",
+    "stem0_second_bn": "features.stem1_unit.conv2.bn",
+    "stem1_conv": "features.stem2_unit.conv",
+    "stem1_bn": "features.stem2_unit.bn",
+    "predictions": "output",
+}
+_PYTORCHCV_INPUTS = {
+    "input0_conv": "preprocess_prev.conv",
+    "input0_bn": "preprocess_prev.bn",
+    "input0_path1_conv": "preprocess_prev.conv1",
+    "input0_path1_bn": "preprocess_prev.bn",
+    "input0_path2_conv": "preprocess_prev.conv2",
+    "input0_path2_bn": "preprocess_prev.bn",
+    "input1_conv": "preprocess.conv",
+    "input1_bn": "preprocess.bn",
+}
+_PYTORCHCV_EDGE = {
+    "dw1": "conv1.conv.dw_conv",
+    "pw1": "conv1.conv.pw_conv",
+    "bn1": "conv1.bn",
+    "dw2": "conv2.conv.dw_conv",
+    "pw2": "conv2.conv.pw_conv",
+    "bn2": "conv2.bn",
+    "path1_conv": "conv1",
+    "path1_bn": "bn",
+    "path2_conv": "conv2",
+    "path2_bn": "bn",
+}
 _TIMM_INPUTS = {
     "input0_conv": "conv_prev_1x1.conv",
     "input0_bn": "conv_prev_1x1.bn",
@@ -89,6 +120,56 @@ def darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str
             node, edge, step = matched(EDGE, part)
             names[layer] = f"cells.{int(number)}._ops.{2 * (int(node) - 2) + int(edge)}.{_DARTS_EDGE[step]}"
     return names
+
+
+def nni_darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
+    """Names of NNI's DARTS for CIFAR-10: quark0's, but for stages, and operations that are numbered in their node."""
+    places = _places(layers)
+    names = {}
+    for layer, module in darts(layers, tensors).items():
+        if module.startswith("cells."):
+            _, cell, inside = module.split(".", 2)
+            stage, unit = places[int(cell)]
+            inside = inside.replace("op.", "").replace("preprocess", "preprocessor.pre")
+            inside = re.sub(r"_ops\.(\d+)", lambda match: "ops.{}.{}".format(*divmod(int(match[1]), 2)), inside)
+            module = f"stages.{stage}.{unit}.{inside}"
+        names[layer] = module
+    return names
+
+
+def pytorchcv_darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
+    """Names of pytorchcv's DARTS for ImageNet, which counts stages and their units from one."""
+    places = _places(layers)
+    names = {}
+    for layer in layers:
+        if layer in _PYTORCHCV_OUTSIDE:
+            names[layer] = _PYTORCHCV_OUTSIDE[layer]
+            continue
+        _, number, _, part = matched(CELL, layer)
+        stage, unit = places[int(number)]
+        owner = f"features.stage{stage + 1}.unit{unit + 1}"
+        if part in _PYTORCHCV_INPUTS:
+            names[layer] = f"{owner}.{_PYTORCHCV_INPUTS[part]}"
+            continue
+        node, edge, step = matched(EDGE, part)
+        owner = f"{owner}.body.ops.{2 * (int(node) - 2) + int(edge)}"
+        dilated = f"{owner}.conv.dw_conv.weight" in tensors  # one convolution, whose name has no number
+        names[layer] = f"{owner}.{_PYTORCHCV_EDGE[step].removeprefix('conv1.' if dilated else '')}"
+    return names
+
+
+def _places(layers: Collection[str]) -> dict[int, tuple[int, int]]:
+    """Returns the number of a cell -> its stage and its place there; a reduction cell begins a stage."""
+    reducing: dict[int, bool] = {}
+    for layer in layers:
+        if layer.startswith("cell"):
+            _, number, reduction, _ = matched(CELL, layer)
+            reducing[int(number)] = bool(reduction)
+    stage, places = 0, {}
+    for number in sorted(reducing):
+        stage += reducing[number]
+        places[number] = (stage, sum(other == stage for other, _ in places.values()))
+    return places
 
 
 def timm_nasnet(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from typing import Any
 from zoo import atomic, manifest
 from zoo.manifest import Entry, Source
 from zoo.weights.importing import WeightsError
+from zoo.weights.tensor_files import zipped_file
 
 try:
     import fcntl
@@ -259,6 +260,7 @@ def _check(entry: Entry, source: Source, digests: dict[str, str], path: Path, wh
         ("sha256", source.sha256),
         ("sha256", source.sha256_prefix),
         ("md5", source.md5),
+        ("sha1_inside", source.sha1_inside),
         ("sha256", first),
     ):
         if expected and not digests[name].startswith(expected):
@@ -275,4 +277,7 @@ def _digests_of(path: Path) -> dict[str, str]:
         while piece := stream.read(_PIECE):
             for digest in hashes.values():
                 digest.update(piece)
+    if path.name.removesuffix(".part").endswith(".zip"):  # pytorchcv gives the SHA-1 of the file in the archive
+        with zipped_file(path) as stream:
+            hashes["sha1_inside"] = hashlib.file_digest(stream, lambda: hashlib.sha1(usedforsecurity=False))
     return {name: digest.hexdigest() for name, digest in hashes.items()}

@@ -33,6 +33,10 @@ class Naming(NamedTuple):
 
 NAMINGS = (
     Naming("quark0/darts", "cells.0.preprocess1.op.1.weight", cell_names.darts, ("classifier.", "auxiliary_head.")),
+    Naming(
+        "NNI darts", "stages.0.0.preprocessor.pre1.1.weight", cell_names.nni_darts, ("classifier.", "auxiliary_head.")
+    ),
+    Naming("pytorchcv darts", "features.stem1_unit.conv1.conv.weight", cell_names.pytorchcv_darts, ("output.",)),
     Naming("timm nasnetalarge", "conv0.conv.weight", cell_names.timm_nasnet, ("last_linear.",)),
     Naming("timm pnasnet5large", "conv_0.conv.weight", cell_names.timm_pnasnet, ("last_linear.",)),
     Naming("timm mnasnet", "conv_stem.weight", mobile_names.timm, ("classifier.",)),

@@ -18,7 +18,8 @@ from zoo.weights.tensor_files import read_tensors
 
 # Ends of the names of files -> their format
 FOREIGN = {
-    ".safetensors": "safetensors", ".pth": "pth", ".pt": "pth", ".tar.gz": "tar.gz", ".ckpt": "ckpt", ".index": "ckpt",
+    ".safetensors": "safetensors", ".pth": "pth", ".pth.zip": "pth.zip", ".pt": "pth", ".tar.gz": "tar.gz",
+    ".ckpt": "ckpt", ".index": "ckpt",
 }  # fmt: skip
 
 
@@ -57,8 +58,9 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
 def load_file(network: keras.Model, path: str | os.PathLike) -> None:
     """Fills a network of `zoo.build`, in place, from a file of weights of the same network.
 
-    Keras 3's .weights.h5 and .keras files; .safetensors and .pth files under the names of quark0/darts, timm,
-    torchvision or MCUNet; checkpoints of TF-slim and tensorflow/tpu, also in a .tar.gz.
+    Keras 3's .weights.h5 and .keras files; .safetensors and .pth files (also in a .pth.zip) under the names of
+    quark0/darts, NNI, pytorchcv, timm, torchvision or MCUNet; checkpoints of TF-slim and tensorflow/tpu, also in a
+    .tar.gz.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,7 +79,7 @@ def load_file(network: keras.Model, path: str | os.PathLike) -> None:
 def read_foreign(path: Path) -> tuple[Callable[[keras.Model, Any], Any], dict[str, np.ndarray]]:
     """Returns the tensors of a file that Keras did not write, and what puts them into a model."""
     suffix = next((suffix for suffix in FOREIGN if path.name.endswith(suffix)), ".ckpt")
-    fill = from_torch if suffix in (".pth", ".pt", ".safetensors") else from_tensorflow
+    fill = from_torch if suffix in (".pth", ".pth.zip", ".pt", ".safetensors") else from_tensorflow
     return fill, read_tensors(path, FOREIGN[suffix])
 
 

@@ -1,5 +1,6 @@
 """Files of tensors as numpy arrays: safetensors, PyTorch's, TensorFlow's checkpoints. None runs code from the file."""
 
+import contextlib
 import gzip
 import json
 import math
@@ -8,10 +9,11 @@ import re
 import shutil
 import tarfile
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,14 +30,17 @@ def read_tensors(path: str | os.PathLike, file_format: str) -> dict[str, np.ndar
 
     Args:
         path: the file; of a checkpoint, the beginning of its files' names, or one of them, or their folder.
-        file_format: "safetensors", "pth" (a PyTorch state_dict), "ckpt" (a checkpoint of TensorFlow) or "tar.gz" (an
-            archive with one).
+        file_format: "safetensors", "pth" (a PyTorch state_dict), "pth.zip" (one in a zip archive), "ckpt" (a checkpoint
+            of TensorFlow) or "tar.gz" (an archive with one).
 
     Raises:
         WeightsError: it is no such file, or it holds other things than tensors.
         OSError: it cannot be read.
     """
-    readers = {"safetensors": _read_safetensors, "pth": _read_pth, "ckpt": _read_checkpoint, "tar.gz": _read_archive}
+    readers = {
+        "safetensors": _read_safetensors, "pth": _read_pth, "pth.zip": _read_zipped, "ckpt": _read_checkpoint,
+        "tar.gz": _read_archive,
+    }  # fmt: skip
     if file_format not in readers:
         raise WeightsError(f"the format {file_format!r} is not known; expected one of {', '.join(readers)}")
     return readers[file_format](Path(path))
@@ -82,6 +87,36 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise WeightsError(f"{path} holds no state_dict (names and tensors); it is a {type(state).__name__}")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _read_zipped(path: Path) -> dict[str, np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder, zipped_file(path) as stream:
+        unpacked = Path(folder) / f"{path.name}.pth"
+        with unpacked.open("wb") as copy:
+            shutil.copyfileobj(stream, copy)
+        return _read_pth(unpacked)
+
+
+@contextlib.contextmanager
+def zipped_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opens the one file of a zip archive.
+
+    Raises:
+        WeightsError: it is no archive of one file, is damaged, or unpacks to more than any published file has.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (member,) = archive.infolist()
+            if member.file_size > _LARGEST_ARCHIVE:
+                raise WeightsError(f"{path} unpacks to more than {_LARGEST_ARCHIVE:,} bytes")
+            with archive.open(member) as stream:
+                yield stream
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(
+            f"{path} is no zip archive of one file: {error}. Delete it and let it be downloaded anew"
+        ) from error
 
 
 def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The picture of a space, from the table of its trained networks: a page of Markdown and a PNG."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,28 @@ def write_page(about: Mapping[str, Any], networks: Sequence[Network], folder: Pa
 
 
 def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
-    """Returns how well one training (networks, seeds) predicts another, each the mean over all pairs of seeds.
+    """Returns how well one training (networks, seeds) predicts another, and what that leaves for any ranking.
 
-    "pearson" and Kendall's "tau"; "noise" is the standard deviation of one network's trainings, "spread" that of the
-    networks' means. A single seed says nothing of noise, and gives NaN.
+    "pearson" and Kendall's "tau" are means over all pairs of seeds. "noise" is the standard deviation of one network's
+    trainings, "spread" that of the networks' means. "ceiling" is the correlation with these means that a ranking
+    without any noise would have (Spearman and Brown: the mean of k seeds has the reliability k r / (1 + (k - 1) r),
+    and the root of that is the ceiling), "tau_ceiling" its tau if both were normally distributed. What nobody can know
+    of one seed, or of equal networks, is NaN.
     """
     pairs = list(itertools.combinations(accuracies.T, 2))
-    spread = float(accuracies.mean(axis=1).std(ddof=1)) if len(accuracies) > 1 else float("nan")
-    if not pairs or len(accuracies) < 2 or not spread:
-        return {"pearson": float("nan"), "tau": float("nan"), "noise": float("nan"), "spread": spread}
-    return {
-        "pearson": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])),
+    found = dict.fromkeys(("pearson", "tau", "noise", "spread", "ceiling", "tau_ceiling"), float("nan"))
+    if len(accuracies) > 1:
+        found["spread"] = float(accuracies.mean(axis=1).std(ddof=1))
+    if not pairs or not all(np.ptp(seed) for seed in accuracies.T):
+        return found
+    pearson, seeds = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])), accuracies.shape[1]
+    ceiling = math.sqrt(seeds * pearson / (1 + (seeds - 1) * pearson)) if pearson > 0 else 0.0
+    return found | {
+        "pearson": pearson,
         "tau": float(np.mean([kendall_tau(a, b) for a, b in pairs])),
         "noise": float(np.sqrt(accuracies.var(axis=1, ddof=1).mean())),
-        "spread": spread,
+        "ceiling": ceiling,
+        "tau_ceiling": 2 / math.pi * math.asin(ceiling),
     }
 
 
@@ -71,8 +80,10 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
     for name, accuracies in (("validation", validation), ("test", test)):
         found, means = correlate_seeds(accuracies), accuracies.mean(axis=1)
         numbers = (means.min(), np.median(means), means.max(), found["spread"], found["noise"])
-        rows.append((name, *(_number(value) for value in numbers), *(_number(found[k], 3) for k in ("pearson", "tau"))))
-    head = ("accuracy, %", "least", "median", "most", "networks differ by", "seeds differ by", "correlation", "tau")
+        shares = (found[key] for key in ("pearson", "tau", "ceiling", "tau_ceiling"))
+        rows.append((name, *map(_number, numbers), *(_number(share, 3) for share in shares)))
+    head = ("accuracy, %", "least", "median", "most", "networks differ by", "seeds differ by", "correlation", "tau",
+            "ceiling", "its tau")  # fmt: skip
     ranked = sorted(range(len(networks)), key=lambda place: -test[place].mean())
     config = ", ".join(f"{name} {value}" for name, value in about["config"].items())
     machines = "; ".join(
@@ -89,9 +100,11 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
         "![The space](space.png)",
         "## Accuracies",
         make_table(head, rows, numbers_from=1),
-        "The columns say how far the networks' means differ (standard deviation), how far the trainings of one network "
-        "do, and the correlation and Kendall's tau of two seeds. No search that trains a network once can rank the "
-        "networks better than one seed ranks those of another: that correlation is its ceiling.",
+        "Networks differ by the standard deviation of their means, seeds by that of one network's trainings. "
+        "Correlation and Kendall's tau are those of two seeds: what one training tells of another. The ceiling is the "
+        "correlation with the means that a ranking without any noise would have, and its tau: no search can be seen "
+        "to rank the networks of this table better. It follows from the correlation r as the root of "
+        f"k r / (1 + (k - 1) r), with k = {seeds} seeds.",
         "## Best and worst networks, by mean test accuracy",
         _list_networks(about, [networks[place] for place in (*ranked[:_SHOWN], *ranked[_SHOWN:][-_SHOWN:])]),
         "## What each choice adds",
@@ -160,6 +173,7 @@ def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> N
     above, below = figure.subfigures(2, 1, height_ratios=(4, 1.4 + 0.34 * max(map(len, kinds.values()), default=1)))
     axes = above.subplots(1, 3)
     axes[0].hist(means, bins=min(30, max(5, len(means) // 8)), color=COLOURS[0])
+    axes[0].yaxis.get_major_locator().set_params(integer=True)
     axes[0].set(xlabel="mean test accuracy, %", ylabel="networks", title="How good they are")
     macs = [network.metrics["macs"] for network in networks]
     axes[1].plot(macs, means, "o", color=COLOURS[0], markersize=4, alpha=0.6)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from recipes import tables, tabulate
+from recipes.cards.compare import kendall_tau
 from recipes.engine import child_training
 from recipes.engine.repeated import RepeatedScorer, load_all_images
 from recipes.engine.workers import Task
@@ -102,15 +103,31 @@ def test_the_page_says_how_well_a_seed_predicts_the_other_and_what_each_choice_a
     assert found["pearson"] == pytest.approx((80 + 0 + 100) / math.sqrt(200 * 168))
     assert found["tau"] == 1
     assert found["noise"] == pytest.approx(math.sqrt((2 + 2 + 0) / 3))
+    assert found["ceiling"] == pytest.approx(math.sqrt(2 * found["pearson"] / (1 + found["pearson"])))
     # points: aa 62, ab 70, ba 70, bb 76; their mean is 69.5
     assert page.measure_effects(ABOUT, NETWORKS)["x"] == pytest.approx({"a": 66 - 69.5, "b": 73 - 69.5})
     path = page.write_page(ABOUT, NETWORKS, tmp_path)
     text = path.read_text()
     assert "| validation | 61.00 | 69.00 | 80.00 |" in text
-    assert "| 0.982 | 1.000 |" in text
+    assert "| 0.982 | 1.000 | 0.995 |" in text
     assert "b +3.50, a -3.50" in text
     assert "| latency, ms, measured | - | - | - | - |" in text
     assert (tmp_path / "space.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ceiling_is_what_a_ranking_without_noise_reaches():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000)
+    accuracies = truth[:, None] + rng.normal(size=(4000, 2))  # as much noise as there is to know
+    found = page.correlate_seeds(accuracies)
+    assert found["pearson"] == pytest.approx(0.5, abs=0.03)
+    assert np.corrcoef(truth, accuracies.mean(axis=1))[0, 1] == pytest.approx(found["ceiling"], abs=0.02)
+    assert kendall_tau(truth[:1000], accuracies.mean(axis=1)[:1000]) == pytest.approx(found["tau_ceiling"], abs=0.03)
+
+
+def test_one_training_and_equal_networks_say_nothing_of_noise():
+    assert math.isnan(page.correlate_seeds(np.array([[70.0], [71.0]]))["pearson"])
+    assert math.isnan(page.correlate_seeds(np.array([[70.0, 70.0], [70.0, 71.0]]))["ceiling"])
 
 
 def test_every_architecture_of_a_space_is_trained_and_written(tmp_path):

@@ -65,12 +65,9 @@ class Truth:
         By the correlation of the trainings, the formula of Spearman and Brown, and normal distributions; None where
         each network was trained once.
         """
-        count = self.trained.shape[1]
-        if count < 2:
+        if self.trained.shape[1] < 2:
             return None
-        alike = float(np.corrcoef(self.trained.T)[np.triu_indices(count, 1)].mean())
-        reliability = max(0.0, count * alike / (1 + (count - 1) * alike))
-        return 2 / math.pi * math.asin(math.sqrt(reliability))
+        return 2 / math.pi * math.asin(math.sqrt(measure_reliability(self.trained)))
 
     def judge(self, key: str, seconds: float) -> dict[str, Any]:
         """Returns what a find is worth beside the others, as JSON holds it; its worth is None where the table lacks it.
@@ -121,6 +118,19 @@ class Truth:
             others = np.delete(self.trained, seed, axis=1) if self.trained.shape[1] > 1 else self.trained
             found.append(expect_picks(seen[among], others.mean(axis=1)[among]))
         return np.mean(found, axis=0)
+
+
+def measure_reliability(accuracies: np.ndarray) -> float:
+    """Returns the share of the variance of the networks' means, 0 to 1, that is no luck of their trainings.
+
+    The root of it is the correlation with these means that a ranking without any noise would have.
+
+    Args:
+        accuracies: (networks, seeds), two seeds or more.
+    """
+    count = accuracies.shape[1]
+    alike = float(np.corrcoef(accuracies.T)[np.triu_indices(count, 1)].mean())
+    return max(0.0, count * alike / (1 + (count - 1) * alike))
 
 
 def find_largest(macs: np.ndarray) -> np.ndarray:

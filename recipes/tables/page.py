@@ -10,6 +10,7 @@ import numpy as np
 
 from recipes.cards.compare import kendall_tau
 from recipes.cards.pictures import COLOURS, new_figure, save_figure, style_axes
+from recipes.cards.truth import Truth, measure_reliability
 from recipes.tables import METRICS, Network, decisions_of
 from zoo import atomic
 from zoo.markdown import join_blocks, make_table
@@ -32,9 +33,7 @@ def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
 
     "pearson" and Kendall's "tau" are means over all pairs of seeds. "noise" is the standard deviation of one network's
     trainings, "spread" that of the networks' means. "ceiling" is the correlation with these means that a ranking
-    without any noise would have (Spearman and Brown: the mean of k seeds has the reliability k r / (1 + (k - 1) r),
-    and the root of that is the ceiling), "tau_ceiling" its tau if both were normally distributed. What nobody can know
-    of one seed, or of equal networks, is NaN.
+    without any noise would have, "tau_ceiling" its tau; see recipes.cards.truth. What one seed cannot tell is NaN.
     """
     pairs = list(itertools.combinations(accuracies.T, 2))
     found = dict.fromkeys(("pearson", "tau", "noise", "spread", "ceiling", "tau_ceiling"), float("nan"))
@@ -42,10 +41,9 @@ def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
         found["spread"] = float(accuracies.mean(axis=1).std(ddof=1))
     if not pairs or not all(np.ptp(seed) for seed in accuracies.T):
         return found
-    pearson, seeds = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])), accuracies.shape[1]
-    ceiling = math.sqrt(seeds * pearson / (1 + (seeds - 1) * pearson)) if pearson > 0 else 0.0
+    ceiling = math.sqrt(measure_reliability(accuracies))
     return found | {
-        "pearson": pearson,
+        "pearson": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])),
         "tau": float(np.mean([kendall_tau(a, b) for a, b in pairs])),
         "noise": float(np.sqrt(accuracies.var(axis=1, ddof=1).mean())),
         "ceiling": ceiling,
@@ -54,12 +52,13 @@ def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
 
 
 def measure_effects(about: Mapping[str, Any], networks: Sequence[Network]) -> dict[str, dict[Any, float]]:
-    """Returns decision -> choice -> by how much networks with it are better than all, in points of test accuracy.
+    """Returns decision -> choice -> by how much networks with it are better than all, in points of accuracy.
 
     Means over all ways to write a network, so that the other decisions are in balance; a decision without a choice and
     a choice that no network of a sample has are left out.
     """
-    points = [(genome, np.mean(network.test)) for network in networks for genome in network.genomes]
+    pairs = zip(networks, _read_truth(about, networks).worth, strict=True)
+    points = [(genome, worth) for network, worth in pairs for genome in network.genomes]
     genomes, accuracies = np.array([genome for genome, _ in points]), np.array([accuracy for _, accuracy in points])
     found: dict[str, dict[Any, float]] = {}
     for decision, places in zip(decisions_of(about), genomes.T, strict=True):
@@ -77,14 +76,15 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
     validation, test = (np.array([getattr(network, part) for network in networks]) for part in ("validation", "test"))
     seeds = len(about["seeds"])
     rows = []
-    for name, accuracies in (("validation", validation), ("test", test)):
+    truth = _read_truth(about, networks)
+    for name, accuracies in (("validation", validation), ("test", test), ("all images", truth.trained)):
         found, means = correlate_seeds(accuracies), accuracies.mean(axis=1)
         numbers = (means.min(), np.median(means), means.max(), found["spread"], found["noise"])
         shares = (found[key] for key in ("pearson", "tau", "ceiling", "tau_ceiling"))
         rows.append((name, *map(_number, numbers), *(_number(share, 3) for share in shares)))
     head = ("accuracy, %", "least", "median", "most", "networks differ by", "seeds differ by", "correlation", "tau",
             "ceiling", "its tau")  # fmt: skip
-    ranked = sorted(range(len(networks)), key=lambda place: -test[place].mean())
+    ranked = np.argsort(-truth.worth, kind="stable").tolist()
     config = ", ".join(f"{name} {value}" for name, value in about["config"].items())
     machines = "; ".join(
         f"{each['hardware']['processor']}, {each['hardware']['cores']} cores, "
@@ -95,7 +95,8 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
     return join_blocks(
         f"# The space {about['name']}",
         f"{len(networks):,} networks, each trained {seeds} times from scratch (seeds "
-        f"{', '.join(map(str, about['seeds']))}), {about['date']}.",
+        f"{', '.join(map(str, about['seeds']))}; {about['training_seconds']:.3g} s a training on average), "
+        f"{about['date']}. Accuracies are of {about['images'][0]:,} validation and {about['images'][1]:,} test images.",
         f"    {about['command']}",
         "![The space](space.png)",
         "## Accuracies",
@@ -103,12 +104,12 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
         "Networks differ by the standard deviation of their means, seeds by that of one network's trainings. "
         "Correlation and Kendall's tau are those of two seeds: what one training tells of another. The ceiling is the "
         "correlation with the means that a ranking without any noise would have, and its tau: no search can be seen "
-        "to rank the networks of this table better. It follows from the correlation r as the root of "
-        f"k r / (1 + (k - 1) r), with k = {seeds} seeds.",
-        "## Best and worst networks, by mean test accuracy",
+        "to rank the networks of this table better. It is the root of k r / (1 + (k - 1) r), with the correlation r of "
+        f"k = {seeds} seeds. Searches are judged by the accuracies on all images, as everything below is.",
+        "## Best and worst networks",
         _list_networks(about, [networks[place] for place in (*ranked[:_SHOWN], *ranked[_SHOWN:][-_SHOWN:])]),
         "## What each choice adds",
-        "Mean test accuracy of the networks with this choice, less that of all, in points.",
+        "Mean accuracy of the networks with this choice, less that of all, in points.",
         make_table(
             ("decision", "choices, the best first"),
             [
@@ -118,8 +119,8 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
         ),
         "## Costs",
         make_table(
-            ("", "least", "median", "most", "tau with test accuracy"),
-            [(_WORDS[name], *_summarize(name, networks, test.mean(axis=1))) for name in METRICS],
+            ("", "least", "median", "most", "tau with accuracy"),
+            [(_WORDS[name], *_summarize(name, networks, truth.worth)) for name in METRICS],
             numbers_from=1,
         ),
         f"{latencies}SRAM and flash are planned for the int8 file under TFLM.",
@@ -127,6 +128,10 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
         f"{config}.",
         f"{machines}.",
     )
+
+
+def _read_truth(about: Mapping[str, Any], networks: Sequence[Network]) -> Truth:
+    return Truth.of(networks, about["training_seconds"], about["images"])
 
 
 def _by_gain(item: tuple[Any, float]) -> float:
@@ -162,8 +167,7 @@ def _list_networks(about: Mapping[str, Any], networks: Sequence[Network]) -> str
 
 def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> None:
     """Draws histogram, accuracy against MACs, two seeds against each other, and what each choice adds."""
-    test = np.array([network.test for network in networks])
-    means = test.mean(axis=1)
+    means = _read_truth(about, networks).worth
     kinds: dict[str, list[str]] = {}
     effects = measure_effects(about, networks)
     for decision in decisions_of(about):
@@ -174,10 +178,12 @@ def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> N
     axes = above.subplots(1, 3)
     axes[0].hist(means, bins=min(30, max(5, len(means) // 8)), color=COLOURS[0])
     axes[0].yaxis.get_major_locator().set_params(integer=True)
-    axes[0].set(xlabel="mean test accuracy, %", ylabel="networks", title="How good they are")
+    axes[0].set(xlabel="accuracy, mean of the trainings, %", ylabel="networks", title="How good they are")
     macs = [network.metrics["macs"] for network in networks]
     axes[1].plot(macs, means, "o", color=COLOURS[0], markersize=4, alpha=0.6)
-    axes[1].set(xlabel="multiply-accumulates an image", ylabel="mean test accuracy, %", title="What they cost")
+    axes[1].set(
+        xlabel="multiply-accumulates an image", ylabel="accuracy, mean of the trainings, %", title="What they cost"
+    )
     from matplotlib.ticker import EngFormatter
 
     axes[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -185,7 +191,7 @@ def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> N
     for each in axes:
         style_axes(each)
     panels = below.subplots(1, max(1, len(kinds)), squeeze=False)[0]
-    below.suptitle("What each choice adds to the mean test accuracy, points", fontsize=12)
+    below.suptitle("What each choice adds to the accuracy, points", fontsize=12)
     largest = max((abs(gain) for gains in effects.values() for gain in gains.values()), default=1.0)
     for panel, (kind, names) in zip(panels, kinds.items(), strict=False):
         _draw_effects(panel, kind, {name: effects[name] for name in names}, largest or 1.0)

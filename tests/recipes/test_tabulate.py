@@ -31,6 +31,8 @@ ABOUT = {
     "config": {"epochs": 3},
     "machines": [{"hardware": {"processor": "abacus", "cores": 2}, "versions": {"keras": "3"}}],
     "latencies": None,
+    "images": [300, 100],
+    "training_seconds": 1.5,
     "decisions": [["x", OPS, "op"], ["y", OPS, "op"]],
     "levels": [["x", "y"]],
 }
@@ -104,13 +106,13 @@ def test_the_page_says_how_well_a_seed_predicts_the_other_and_what_each_choice_a
     assert found["tau"] == 1
     assert found["noise"] == pytest.approx(math.sqrt((2 + 2 + 0) / 3))
     assert found["ceiling"] == pytest.approx(math.sqrt(2 * found["pearson"] / (1 + found["pearson"])))
-    # points: aa 62, ab 70, ba 70, bb 76; their mean is 69.5
-    assert page.measure_effects(ABOUT, NETWORKS)["x"] == pytest.approx({"a": 66 - 69.5, "b": 73 - 69.5})
+    # of three validation images to a test image: aa 61.25, ab 69.25, ba 69.25, bb 79; their mean is 69.6875
+    assert page.measure_effects(ABOUT, NETWORKS)["x"] == pytest.approx({"a": 65.25 - 69.6875, "b": 74.125 - 69.6875})
     path = page.write_page(ABOUT, NETWORKS, tmp_path)
     text = path.read_text()
     assert "| validation | 61.00 | 69.00 | 80.00 |" in text
     assert "| 0.982 | 1.000 | 0.995 |" in text
-    assert "b +3.50, a -3.50" in text
+    assert "b +4.44, a -4.44" in text
     assert "| latency, ms, measured | - | - | - | - |" in text
     assert (tmp_path / "space.png").read_bytes().startswith(b"\x89PNG")
 

@@ -123,7 +123,7 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
             [(_WORDS[name], *_summarize(name, networks, truth.worth)) for name in METRICS],
             numbers_from=1,
         ),
-        f"{latencies}SRAM and flash are planned for the int8 file under TFLM.",
+        f"{latencies}SRAM and flash are those of the plan for the int8 file under TFLM.",
         "## Settings and machines",
         f"{config}.",
         f"{machines}.",

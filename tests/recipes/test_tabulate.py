@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import keras_tuner
 import numpy as np
 import pytest
 
+from benchmarks import table_search
 from recipes import tables, tabulate
 from recipes.cards.compare import kendall_tau
 from recipes.engine import child_training
@@ -99,6 +101,11 @@ def test_a_damaged_table_is_refused_with_the_place(written, before: str, after: 
         tables.load(written)
 
 
+def test_an_unknown_table_names_those_that_ship():
+    with pytest.raises(ValueError, match=r"no table 'dart'.*darts, tinynas"):
+        tables.load("dart")
+
+
 def test_the_page_says_how_well_a_seed_predicts_the_other_and_what_each_choice_adds(tmp_path):
     found = page.correlate_seeds(np.array([network.validation for network in NETWORKS]))
     # deviations from 70: (-10, 0, 10) and (-8, -2, 10)
@@ -182,6 +189,38 @@ def test_a_killed_trial_keeps_the_trainings_that_were_finished(tmp_path, monkeyp
 def test_what_no_table_can_have_is_refused(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMOKE, **options)
+
+
+@pytest.mark.parametrize("name", ["darts", "tinynas"])
+class TestShippedTables:
+    def test_it_is_the_whole_space_of_its_preset(self, name: str):
+        config = tabulate.PRESETS["laptop" if name == "darts" else name]
+        about, networks = tables.read_networks(name)
+        table, space = tables.load(name), config.make_space()
+        assert table.decisions == space.decisions
+        assert not np.isnan(table.validation).any()
+        assert table.size == len(networks) == len({network.key for network in networks})
+        for setting, value in json.loads(json.dumps(config.settings())).items():
+            assert about["config"][setting] == value, setting
+        genome = networks[-1].genomes[-1]
+        values = {each.name: each.choices[n] for each, n in zip(table.decisions, genome, strict=True)}
+        assert canonical_hash(space.body(values)) == networks[-1].key
+        assert table.evaluate(values).validation == networks[-1].validation[0]
+
+    def test_its_page_prints_how_one_seed_predicts_the_other(self, name: str):
+        about, networks = tables.read_networks(name)
+        first, second = np.array([network.validation for network in networks]).T
+        correlation, tau = np.corrcoef(first, second)[0, 1], kendall_tau(first, second)
+        assert f"| {correlation:.3f} | {tau:.3f} |" in page.make_page(about, networks)
+        assert correlation > 0.45
+        assert tau > 0.3
+
+    @pytest.mark.parametrize("oracle", ["evolution", "progressive", "ppo"])
+    def test_an_oracle_searches_it(self, name: str, oracle: str):
+        table = tables.load(name)
+        (found,) = table_search.search(table_search.ORACLES[oracle](table, 0), table, [30])
+        assert found > np.nanmedian(table.test)
+        assert isinstance(table.hyperparameters(), keras_tuner.HyperParameters)
 
 
 @pytest.mark.slow

@@ -36,7 +36,9 @@ def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
     without any noise would have, "tau_ceiling" its tau; see recipes.cards.truth. What one seed cannot tell is NaN.
     """
     pairs = list(itertools.combinations(accuracies.T, 2))
-    found = dict.fromkeys(("pearson", "tau", "noise", "spread", "ceiling", "tau_ceiling"), float("nan"))
+    found: dict[str, float] = dict.fromkeys(
+        ("pearson", "tau", "noise", "spread", "ceiling", "tau_ceiling"), float("nan")
+    )
     if len(accuracies) > 1:
         found["spread"] = float(accuracies.mean(axis=1).std(ddof=1))
     if not pairs or not all(np.ptp(seed) for seed in accuracies.T):

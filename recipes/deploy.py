@@ -6,6 +6,7 @@
     python -m recipes.deploy --model=model.keras --board=stm32f746       # does it fit, and by how much
     python -m recipes.deploy --model=model.keras --board=corstone300     # what runs on its neural processor, too
     python -m recipes.deploy --model=any.tflite --diagnose               # which operators lose the accuracy, and why
+    python -m recipes.deploy --model=model.keras --equalize              # where it says that channels' ranges differ
     python -m recipes.deploy --model=model.keras --compact=smallest      # an int8 file of least memory on a board, too
     python -m recipes.deploy --model=model.keras --firmware=board        # a C++ project that classifies an image
 
@@ -90,6 +91,8 @@ class Config(ModelAndData):
                 raise ValueError(f"{name} writes the int8 or int4 file, and schemes has neither; add one")
         if self.compact is not None and self.is_file:
             raise ValueError(f"compact makes a file of a Keras model, and model={self.model} is one already; give that")
+        if self.equalize and self.is_file:
+            raise ValueError(f"equalize changes a Keras model, and model={self.model} is converted already; give that")
         if self.strips and self.compact is None:
             raise ValueError("strips are for the compact file; add compact=smallest, or leave them out")
         self._split_strips()

@@ -79,6 +79,9 @@ class ModelAndData(ModelOptions, FolderOptions):
     data: str | None = None
     images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
     calibration: int = 256  # training images that int8 ranges are measured on
+    # before the conversion: brings channels that share a scale to like ranges, where --diagnose finds them unlike; the
+    # float outputs stay the same
+    equalize: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,11 +151,27 @@ def load(config: ModelAndData) -> Deployable:
     threshold = config.threshold if given is None else find_threshold(config, path, model)
     calibration, _ = source.train.first(config.calibration).head(config.calibration)
     images, labels = held_out(config, source, normalize)
+    calibration = _array(normalize(calibration))
+    if config.equalize:
+        model = _equalize(model, calibration)
     genotype = find_genotype(path, origin) if given is not None else genotype_json.to_json(zoo.load(config.model))
     return Deployable(
-        model, _array(normalize(calibration)), images, labels, source, normalize, threshold, genotype,
+        model, calibration, images, labels, source, normalize, threshold, genotype,
         "" if entry is None else entry.license,
     )  # fmt: skip
+
+
+def _equalize(model: "keras.Model", calibration: np.ndarray) -> "keras.Model":
+    from zoo.deploy import equalize
+
+    found = equalize.equalize(model, calibration)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.left.items())[:2])
+    print(
+        f"equalize: {len(found.done)} of {len(found.done) + len(found.left)} layers of {model.name} that make channels"
+        + (f"; not, for one, {reasons}" if reasons else ""),
+        file=sys.stderr,
+    )
+    return found.model
 
 
 def name_normalization(normalize: "Normalization") -> str | None:

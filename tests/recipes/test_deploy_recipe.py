@@ -187,13 +187,14 @@ def test_folder_that_is_a_file_is_named(model, tmp_path):
         ({"images": 0}, "images is 0; expected a whole number from 1"),
         ({"gate": 2.0}, "gate is 2.0; expected a share from 0 to 1"),
         ({"schemes": ("int8", "int8")}, "schemes=int8,int8 names one twice"),
-        ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8 file"),
+        ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8 or int4 file"),
         ({"schemes": ("float16",), "diagnose": True}, "diagnose looks into the int8, int4 or int16x8 file"),
         ({"model": "x.tflite", "gate": 0.01}, "give that as reference="),
         (
             {"model": "x.tflite", "compact": "upright"},
             "compact makes a file of a Keras model, and model=x.tflite is one",
         ),
+        ({"model": "x.tflite", "equalize": True}, "equalize changes a Keras model, and model=x.tflite is converted"),
         ({"strips": ("stem:stem:2",)}, "strips are for the compact file; add compact=smallest"),
         ({"compact": "upright", "strips": ("stem:2",)}, "strips has 'stem:2'; expected FIRST:LAST:COUNT"),
         ({"reference": Path("x.tflite")}, "reference goes with a .tflite file"),
@@ -254,6 +255,12 @@ def test_each_file_has_labels_preprocessing_and_genotype_inside(result, config):
     page = (config.folder / "deploy.md").read_text()
     assert "In small_float32.tflite, small_int8.tflite, as TFLite Metadata" in page
     assert "the names of 10 classes, mean 0, std 255, source.json, genotype.json" in page
+
+
+def test_equalized_model_computes_the_same_and_its_layers_are_counted(config, model, capsys):
+    subject = deployable.load(dataclasses.replace(config, equalize=True))
+    assert "equalize: 1 of 3 layers of small that make channels; not, for one, " in capsys.readouterr().err
+    np.testing.assert_array_equal(subject.model.predict(subject.images), model.predict(subject.images))
 
 
 def test_documented_program_classifies_a_picture_with_litert_alone(result, config, model, project, tmp_path):

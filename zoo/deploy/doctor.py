@@ -299,8 +299,8 @@ def _range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndar
         channels = np.abs(signal).max(axis=(0, 1, 2, 3))
         if channels.max() > CHANNEL_RATIO * max(float(np.median(channels)), 1e-12):
             found.append(
-                "channels of very different range share its scale: equalize (scale a channel down here and up in the "
-                "next layer), or quantization-aware training"
+                "channels of very different range share its scale: --equalize (zoo.deploy.equalize) where a ReLU or "
+                "nothing follows, else quantization-aware training"
             )
     return found
 

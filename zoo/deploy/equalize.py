@@ -1,0 +1,224 @@
+"""Cross-layer equalization: the channels of a tensor, which share one scale in int8, brought to like ranges.
+
+A channel is divided by a factor where it is made (its normalization, or kernel and bias) and multiplied by it where it
+is read. ReLU, pooling and what else gives s * y for s * x may lie between; ReLU6, sigmoid and swish may not, nor a sum
+with another tensor. The factors are powers of two, so that the network's outputs stay the same to the bit.
+
+Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (2019), section 4.1. Departures:
+they equalize the ranges of two kernels with a scale each. Here a kernel has a scale for each output channel, and what
+shares one is a tensor's channels and the weights of one output: the largest value that the calibration images show in a
+channel against the largest weight that reads it, as a share of the largest of its output; in a depthwise kernel, with a
+scale for each channel, the tensor alone. How much goes to which side is the power of Xiao et al., SmoothQuant (2023),
+chosen for each tensor by the noise that is expected; no factors are among the choices. No bias is absorbed.
+"""
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from zoo import graph
+from zoo.deploy import tflite
+
+LARGEST_RATIO = 64.0  # of ranges that are equalized: a channel that is silent in calibration need not stay so
+
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0 equalizes the weights, 1 the tensor
+
+_BATCH = 32  # images at once where ranges are measured
+_TINY = float(np.finfo(np.float32).tiny)
+_WEAKEST = 1e4  # of a channel's power to the strongest's: below it a channel counts no more
+_KERNELS = ("Conv2D", "DepthwiseConv2D", "Dense")
+_KEEP_FACTORS = frozenset(
+    ["AveragePooling2D", "Cropping2D", "Dropout", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "LeakyReLU",
+     "MaxPooling2D", "SpatialDropout2D", "UpSampling2D", "ZeroPadding2D"]
+)  # fmt: skip
+
+
+class Equalized(NamedTuple):
+    """The copy of a model, the layers whose channels were equalized, and why those of others were not, by name."""
+
+    model: keras.Model
+    done: tuple[str, ...]
+    left: Mapping[str, str]
+
+
+class _Channels(NamedTuple):
+    """What a factor for each channel of a tensor goes through."""
+
+    maker: Any  # the layer whose weights divide: a normalization, or what has kernel and bias
+    tensor: str  # the layer after which the channels are stored
+    readers: list[Any]  # the layers whose kernels multiply
+
+
+def equalize(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Equalized:
+    """Returns a copy of the model that computes the same and loses less in int8.
+
+    Args:
+        calibration: images as `tflite.convert` takes them.
+
+    Raises:
+        GraphError: the model is subclassed, or the copy does not compute the same.
+        ConversionError: no calibration images, or of another shape.
+    """
+    images = tflite.calibration_images(model, calibration)
+    model = graph.flatten(model, images[0].shape)
+    copy = graph.copy_model(model)
+    found, left = _find_channels(copy)
+    ranges = _measure_channels(copy, {one.tensor for one in found.values()}, images)
+    for channels in found.values():
+        _scale(channels, _choose_factors(*ranges[channels.tensor], channels.readers))
+    graph.check_copy(model, copy)
+    return Equalized(copy, tuple(found), left)
+
+
+def _find_channels(model: keras.Model) -> tuple[dict[str, _Channels], dict[str, str]]:
+    """Returns what can be equalized, and why others cannot, by the layers that make the channels."""
+    calls = graph.calls(model)
+    readers = graph.readers_of(model, calls)
+    uses = collections.Counter(id(call.layer) for call in calls)
+    found, left = {}, {}
+    for call in (call for call in calls if call.kind in _KERNELS):
+        maker = call
+        after = readers.get(id(call.outputs[0]), [])
+        if len(after) == 1 and after[0] is not None and after[0].kind == "BatchNormalization":
+            maker = after[0]
+        if max(uses[id(call.layer)], uses[id(maker.layer)]) > 1:
+            channels = "it is called several times"
+        elif not _keeps_factors(call) or (maker is not call and not maker.layer.scale):
+            channels = "it ends in an activation that keeps no factor, or in a normalization without one"
+        else:
+            channels = _follow(maker, readers, uses)
+        if isinstance(channels, str):
+            left[call.layer.name] = channels
+        else:
+            found[call.layer.name] = channels
+    return found, left
+
+
+def _follow(maker: graph.Call, readers: Mapping[int, Sequence[Any]], uses: Mapping[int, int]) -> _Channels | str:
+    """Returns what reads the channels that a call makes, or why they have to stay."""
+    channels, kernels, products = maker.outputs[0].shape[-1], [], []
+    scaled, waiting, stored = {id(maker.outputs[0])}, [maker.outputs[0]], maker.layer.name
+    while waiting:
+        tensor = waiting.pop()
+        after = readers.get(id(tensor), [])
+        if tensor is maker.outputs[0] and len(after) == 1 and getattr(after[0], "kind", "") in ("Activation", "ReLU"):
+            stored = after[0].layer.name  # the runtimes store only what comes after a ReLU
+        for call in after:
+            if call is None:
+                return "the model gives it out"
+            if call.kind in _KERNELS:
+                if uses[id(call.layer)] > 1 or getattr(call.layer, "groups", 1) > 1:
+                    return f"{call.layer.name} reads it, which is called several times or works in groups"
+                kernels.append(call.layer)
+                continue
+            reshapes = call.kind in ("Flatten", "Reshape") and call.outputs[0].shape[-1] == channels
+            if not (_keeps_factors(call) or reshapes or call.kind == "Multiply"):
+                return f"{call.layer.name} ({call.kind}) reads it, which keeps no factor"
+            products += [call] if call.kind == "Multiply" else []
+            if id(call.outputs[0]) not in scaled:
+                scaled.add(id(call.outputs[0]))
+                waiting.append(call.outputs[0])
+    for call in products:
+        if sum(id(one) in scaled for one in call.inputs) > 1 or call.outputs[0].shape[-1] != channels:
+            return f"{call.layer.name} multiplies it by itself"
+    return _Channels(maker.layer, stored, kernels)
+
+
+def _keeps_factors(call: graph.Call) -> bool:
+    """Whether a layer's activation, or the layer, gives s * y for s * x with any s above zero."""
+    layer = call.layer
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return False
+    if call.kind in (*_KERNELS, "Activation"):
+        return layer.activation.__name__ in ("linear", "relu", "leaky_relu")
+    return call.kind in _KEEP_FACTORS or (call.kind == "ReLU" and layer.max_value is None and layer.threshold == 0)
+
+
+def _measure_channels(
+    model: keras.Model, names: set[str], images: Sequence[np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns the largest absolute value and the mean square of each channel of the named layers' outputs."""
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def measure(batch: Any) -> Any:
+        ranges: dict[str, Any] = {}
+
+        def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            if call.layer._call_has_training_arg:
+                options = {**options, "training": False}
+            output = call.layer(*arguments, **options)
+            if call.layer.name in names:
+                axes = list(range(len(output.shape) - 1))
+                ranges[call.layer.name] = tf.reduce_max(tf.abs(output), axes), tf.reduce_mean(tf.square(output), axes)
+            return output
+
+        graph.replay(model, [batch], run)
+        return ranges
+
+    batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    found = [measure(tf.constant(batch)) for batch in batches] if names else []
+    return {
+        name: (np.max([one[name][0] for one in found], axis=0), np.mean([one[name][1] for one in found], axis=0))
+        for name in names
+    }
+
+
+def _choose_factors(largest: np.ndarray, power: np.ndarray, readers: Sequence[Any]) -> np.ndarray:
+    """Returns by what each channel is divided, powers of two: of the choices that with the least expected noise.
+
+    Args:
+        largest, power: absolute value and mean square of each channel.
+        readers: the layers that read them.
+    """
+    kernels = [_rows(layer) for layer in readers if graph.kind_of(layer) != "DepthwiseConv2D"]
+    tensor, weights = _limited(largest), np.ones_like(largest)
+    if kernels:
+        shares = [(one.max(axis=0) / np.maximum(one.max(axis=(0, 1)), _TINY)).max(axis=1) for one in kernels]
+        weights = _limited(np.max(shares, axis=0))
+    choices = [np.ones_like(tensor)]
+    for exponent in POWERS:
+        factors = tensor**exponent / (weights ** (1 - exponent) if kernels else 1)
+        choices.append(np.exp2(np.round(np.log2(factors / factors.max()))))
+    has_depthwise = len(kernels) < len(readers)
+    noises = [_expect_noise(factors, largest, power, kernels, has_depthwise) for factors in choices]
+    return choices[int(np.argmin(noises))].astype(np.float32)
+
+
+def _expect_noise(
+    factors: np.ndarray, largest: np.ndarray, power: np.ndarray, kernels: Sequence[np.ndarray], has_depthwise: bool
+) -> float:
+    """Returns the noise that rounding of the tensor and of the kernels that read it makes, against their signal."""
+    step, total = (largest / factors).max() / 255, 0.0
+    if has_depthwise:
+        total += float(np.mean((step * factors) ** 2 / np.maximum(power, max(power.max() / _WEAKEST, _TINY))))
+    for kernel in kernels:  # (places, inputs, outputs)
+        scaled = kernel * factors[:, None]
+        steps = scaled.max(axis=(0, 1)) / 127
+        noise = step**2 * np.square(scaled).sum() + np.square(steps).sum() * len(kernel) * (power / factors**2).sum()
+        total += float(noise / max((power[:, None] * np.square(kernel).sum(axis=0)).sum(), _TINY))
+    return total
+
+
+def _limited(ranges: np.ndarray) -> np.ndarray:
+    largest = ranges.max()
+    return np.ones_like(ranges) if largest == 0 else np.maximum(ranges / largest, 1 / LARGEST_RATIO)
+
+
+def _rows(layer: Any) -> np.ndarray:
+    """Returns the absolute values of a convolution's or dense kernel as (places, inputs, outputs)."""
+    return np.abs(layer.kernel.numpy()).reshape(-1, *layer.kernel.shape[-2:])
+
+
+def _scale(channels: _Channels, factors: np.ndarray) -> None:
+    maker = channels.maker
+    names = ("gamma", "beta") if graph.kind_of(maker) == "BatchNormalization" else ("kernel", "bias")
+    for variable in (getattr(maker, name, None) for name in names):
+        if variable is not None:  # outputs last; of a depthwise kernel channels and multiplier
+            divided = variable.numpy().reshape(-1, len(factors)) / factors
+            variable.assign(divided.reshape(variable.shape))
+    for layer in channels.readers:
+        layer.kernel.assign(layer.kernel.numpy() * factors[:, None])

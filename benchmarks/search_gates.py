@@ -114,11 +114,9 @@ def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None
         table_search.search_with_shared_weights(recipe, table, seed, arguments.folder / f"{recipe}-{seed}", options)
         for seed in seeds
     ]
-    training = table_search.time_training(table)
     for seed, find in zip(seeds, finds, strict=True):
-        find["training_seconds"] = training
         print(f"  {recipe} seed {seed}: percentile {find['percentile']:.1f}, {find['regret']:.2f} points to the best, "
-              f"tau {find['tau']:.2f}, {find['seconds']:.0f} s")  # fmt: skip
+              f"tau {find['tau']:.2f}, {find['seconds']:.0f} s, a training {find['training_seconds']:.0f}")  # fmt: skip
     found = truth.judge_together(finds, [find["tau"] for find in finds])
     cells = [f"{name} {found[name]:.2f} +- {found[f'{name}_std'] or 0:.2f}" for name in ("percentile", "regret", "tau")]
     draws, seconds = found["random_trainings"], found["random_seconds"]

@@ -129,10 +129,10 @@ ORACLES: dict[str, MakeOracle] = {
 _OF_TRAINING = "data image_size training_images epochs batch_size learning_rate weight_decay augment".split()
 _OF_CELLS = "nodes ops fixed_reduction cells filters".split()
 _OF_STAGES = "stages kernels expansions depths shares".split()
-# Recipe -> options of its laptop preset that a table stands for, and others: one search, and nothing beside it
+# Recipe -> options of its laptop preset that a table stands for, and others: nothing beside the search
 SHARED: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "darts": (_OF_TRAINING + _OF_CELLS, {"trials": 1, "random_cells": 0, "eigenvalue": False}),
-    "enas": (_OF_TRAINING + _OF_CELLS, {"trials": 1, "random_networks": 0}),
+    "darts": (_OF_TRAINING + _OF_CELLS, {"random_cells": 0, "eigenvalue": False}),
+    "enas": (_OF_TRAINING + _OF_CELLS, {"random_networks": 0}),
     "tinynas": (_OF_TRAINING + _OF_STAGES, {"random_networks": 0, "board": "stm32f746"}),  # in which all have room
 }
 
@@ -157,7 +157,9 @@ def search_with_shared_weights(
     chosen = taken | others | {"seed": seed, "folder": folder, "table": table} | options
     module.search(dataclasses.replace(module.PRESETS["laptop"], **chosen), observe=lambda status: None)
     found = read_search(folder)
-    return found.truth | {"tau": np.mean([each["tau"] for each in found.ranking.values()])}
+    trained = [trial.seconds for trial in found.trials if "loss" in trial.metrics]  # as the table's networks
+    here = {"training_seconds": float(np.mean(trained)) if trained else time_training(table)}
+    return found.truth | here | {"tau": np.mean([each["tau"] for each in found.ranking.values()])}
 
 
 def time_training(table: str, networks: int = 3) -> float:

@@ -188,7 +188,7 @@ def judge_together(finds: Sequence[Mapping[str, Any]], taus: Sequence[float]) ->
         found[name], found[f"{name}_std"] = mean_and_std([find[name] for find in finds])
     found["tau"], found["tau_std"] = mean_and_std(taus) if taus else (None, None)
     found["ceiling"] = finds[0]["ceiling"]
-    random, training = finds[0]["random"], finds[0]["training_seconds"]
+    random, training = finds[0]["random"], float(np.mean([find["training_seconds"] for find in finds]))
     draws = count_draws(random, found["worth"])
     found["random_trainings"] = draws if math.isfinite(draws) else None  # None: it never finds as much
     found["random_seconds"] = draws * training if math.isfinite(draws) else None

@@ -7,6 +7,7 @@ Every search selects by validation accuracy and reports the test accuracy of wha
 """
 
 import dataclasses
+import functools
 import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -162,6 +163,7 @@ def search_with_shared_weights(
     return found.truth | here | {"tau": np.mean([each["tau"] for each in found.ranking.values()])}
 
 
+@functools.cache
 def time_training(table: str, networks: int = 3) -> float:
     """Returns the seconds that one training of the table takes on this machine, now; a mean over random networks."""
     made = tables.read_networks(table)[0]["config"]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +164,19 @@ def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
     # 2 epochs x 2 updates x 2 samples = 8 rewards of a batch; a score takes the 20 images in 2 batches of 10
     assert search.candidates == 2 + 8 // 2
     assert search.epoch_steps == 4
+
+
+def test_the_weights_learn_from_uniform_paths_in_the_first_epochs_and_from_the_controllers_then():
+    space = MicroSpace(2)
+    from_controller = space.draw_path(np.random.default_rng(99))
+    controller: Any = SimpleNamespace(sample=lambda count, rng: np.stack([from_controller] * count))
+    parts: Any = SimpleNamespace(net=SimpleNamespace(space=space)), controller
+    images: Any = SimpleNamespace(training=SimpleNamespace(steps=3))
+    search = training.Search(dataclasses.replace(SMOKE, uniform_epochs=1), *parts, images, 0)
+    first = [search._path_of_step(0, number) for number in range(3)]
+    assert len({path.tobytes() for path in first}) == 3
+    assert np.array_equal(search._path_of_step(0, 1), first[1])  # drawn by its place alone
+    assert all(np.array_equal(search._path_of_step(1, number), from_controller) for number in range(3))
 
 
 @pytest.mark.slow

@@ -36,9 +36,6 @@ PRESETS = {"default": Config(), "smoke": Config()}
 
 def tabulate(config: Config) -> None:
     """Prints the table, or puts it into the document."""
-    from benchmarks.zoo_table import replace_between
-    from zoo.atomic import write_atomically
-
     text = make_table(HEAD, [_row(entry) for entry in manifest.entries()])
     text += (
         "\n\n`python -m benchmarks.weights_table`. A digest is the publisher's own; 'first' stands for none: that of "
@@ -47,6 +44,9 @@ def tabulate(config: Config) -> None:
     if config.readme is None:
         print(text)
     else:
+        from benchmarks.zoo_table import replace_between  # which needs TensorFlow
+        from zoo.atomic import write_atomically
+
         old = config.readme.read_text(encoding="utf-8")
         write_atomically(config.readme, replace_between(old, "weights-table", text))
 

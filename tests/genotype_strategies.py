@@ -5,19 +5,7 @@ import random
 
 from hypothesis import HealthCheck, settings, strategies
 
-from zoo.genotype import (
-    INPUT_STATES,
-    OP_NAMES,
-    Block,
-    Blocks,
-    CellGraph,
-    Cells,
-    Chain,
-    Edge,
-    Genotype,
-    Layer,
-    Node,
-)  # fmt: skip
+from zoo.genotype import INPUT_STATES, OP_NAMES, Block, Blocks, CellGraph, Cells, Chain, Edge, Genotype, Layer, Node
 
 OPS = tuple(sorted(OP_NAMES))
 LAYER_OPS = tuple(sorted(OP_NAMES - {"none"}))

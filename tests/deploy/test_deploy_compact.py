@@ -11,17 +11,7 @@ import pytest
 
 import zoo
 from zoo import graph
-from zoo.deploy import (
-    c_array,
-    compact,
-    measure,
-    memory_plan,
-    planner,
-    strips,
-    tflite,
-    tflite_file,
-    turn,
-)
+from zoo.deploy import c_array, compact, measure, memory_plan, planner, strips, tflite, tflite_file, turn
 from zoo.deploy.strips import Region
 from zoo.weights import tensor_files
 

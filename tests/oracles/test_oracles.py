@@ -29,7 +29,7 @@ def answer(oracle, trial, score: float | None) -> None:
     oracle.end_trial(trial)
 
 
-def run(oracle, score, trials: int) -> list[dict]:
+def run(oracle, score, trials: int = 10_000) -> list[dict]:
     seen = []
     for _ in range(trials):
         trial = oracle.create_trial("tuner")

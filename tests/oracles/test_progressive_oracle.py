@@ -13,6 +13,7 @@ from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.predictors import Predictor, quantiles
+from tests.oracles.test_oracles import answer, run
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 QUICK = Fitting(embedding=4, hidden=8, steps=30)
@@ -40,24 +41,6 @@ def digits(**options) -> ProgressiveOracle:
         hyperparameters.Choice(name, [0, 1, 2])
     options = {"seed": 0, "fitting": QUICK, "levels": [[name] for name in names], "kinds": {"digit": names}} | options
     return ProgressiveOracle(OBJECTIVE, hyperparameters=hyperparameters, **options)
-
-
-def answer(oracle, trial, score: float | None) -> None:
-    if score is not None:
-        oracle.update_trial(trial.trial_id, {"score": score})
-    trial.status = "INVALID" if score is None else "COMPLETED"
-    oracle.end_trial(trial)
-
-
-def run(oracle, score, trials: int = 10_000) -> list[dict]:
-    seen = []
-    for _ in range(trials):
-        trial = oracle.create_trial("tuner")
-        if trial.status == "STOPPED":
-            break
-        seen.append(dict(trial.hyperparameters.values))
-        answer(oracle, trial, score(trial.hyperparameters.values))
-    return seen
 
 
 def separable_convolutions(values: dict) -> float:

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,16 +19,9 @@ from recipes.cards.read import read_search
 from recipes.engine import children as child_networks
 from recipes.training import progress
 from recipes.training.progress import Status
+from tests.recipes.killed_search import kill_and_resume, outcome
 
 SMOKE = amoebanet.PRESETS["smoke"]
-
-
-def outcome(folder: Path) -> list[tuple]:
-    """What the journal says of trials and scores; not how long they took."""
-    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    starts = [(record["start"], record["genome"]) for record in records if "start" in record]
-    ends = [(record["end"], record["status"], record["metrics"]) for record in records if "end" in record]
-    return [*starts, *ends]
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +51,8 @@ def test_the_result_builds_as_searched_and_larger(found):
 def test_a_search_killed_in_the_middle_resumes_to_the_same_trials_and_scores(found, tmp_path, project):
     _, folder = found
     command = [sys.executable, "-m", "recipes.amoebanet", "--preset=smoke", f"--folder={tmp_path}"]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = tmp_path / "journal.jsonl", time.monotonic() + 120
-    while not (journal.exists() and b'"end":1' in journal.read_bytes()):
-        assert process.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)  # into the next trial
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=180, check=True)
-    assert "genotype.json" in done.stdout
+    # the pause leads into the next trial
+    assert "genotype.json" in kill_and_resume(command, tmp_path, project, b'"end":1', pause=0.5)
     assert outcome(tmp_path) == outcome(folder)
     assert zoo.load(tmp_path / "genotype.json").body == zoo.load(folder / "genotype.json").body
 

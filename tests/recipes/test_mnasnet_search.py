@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
@@ -19,6 +15,7 @@ from recipes.engine import latency
 from recipes.engine.children import Limits
 from recipes.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from recipes.training.progress import Status
+from tests.recipes.killed_search import kill_and_resume, outcome
 from zoo.genotype import Block
 
 SMOKE = mnasnet.PRESETS["smoke"]
@@ -33,12 +30,6 @@ def write_table(path, space: BlockSpace, milliseconds: float = 0.5):
     names = latency.list_layer_names(space, SHAPE, 10)
     path.write_text(json.dumps({"machine": "a phone", "milliseconds": dict.fromkeys(names, milliseconds)}))
     return path
-
-
-def outcome(folder) -> list[tuple]:
-    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    starts = [(record["start"], record["genome"]) for record in records if "start" in record]
-    return [*starts, *((record["end"], record["status"], record["metrics"]) for record in records if "end" in record)]
 
 
 def test_each_block_has_the_432_architectures_of_the_paper():
@@ -384,25 +375,9 @@ def test_a_table_measured_on_this_machine_goes_on_and_serves_a_search(tmp_path):
 @pytest.mark.slow
 def test_a_search_killed_in_the_middle_resumes_to_the_same_trials_and_scores(tabled, tmp_path, project):
     genotype, config = tabled
-    command = [
-        sys.executable,
-        "-m",
-        "recipes.mnasnet",
-        "--preset=smoke",
-        "--target=2",
-        "--trials=2",
-        f"--folder={tmp_path}",
-    ]
-    command.append(f"--latency_table={config.latency_table}")
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = tmp_path / "journal.jsonl", time.monotonic() + 180
-    while not (journal.exists() and b'"start":1' in journal.read_bytes()):
-        assert process.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run(command, cwd=project, capture_output=True, timeout=300, check=True)
+    command = [sys.executable, "-m", "recipes.mnasnet", "--preset=smoke", "--target=2", "--trials=2"]
+    command += [f"--folder={tmp_path}", f"--latency_table={config.latency_table}"]
+    kill_and_resume(command, tmp_path, project, b'"start":1')
     assert outcome(tmp_path) == outcome(config.folder)
     assert zoo.load(tmp_path / "genotype.json").body == genotype.body
 

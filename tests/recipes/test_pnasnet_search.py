@@ -1,28 +1,15 @@
 """The recipe of the PNASNet search and its space: what it writes, and the paper's numbers."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 import zoo
 from recipes import pnasnet
+from tests.recipes.killed_search import kill_and_resume, outcome
 
 SMOKE = pnasnet.PRESETS["smoke"]
-
-
-def outcome(folder: Path) -> list[tuple]:
-    """What the journal says of trials and scores; not how long they took."""
-    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    starts = [(record["start"], record["genome"]) for record in records if "start" in record]
-    ends = [(record["end"], record["status"], record["metrics"]) for record in records if "end" in record]
-    return [*starts, *ends]
 
 
 @pytest.mark.slow
@@ -54,15 +41,7 @@ def test_a_search_killed_in_the_middle_resumes_to_the_same_trials_and_scores(tmp
     pnasnet.search(dataclasses.replace(SMOKE, folder=tmp_path / "whole"), observe=lambda status: None)
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "recipes.pnasnet", "--preset=smoke", f"--folder={killed}"]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = killed / "journal.jsonl", time.monotonic() + 240
-    while not (journal.exists() and b'"end":2' in journal.read_bytes()):
-        assert process.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run(command, cwd=project, capture_output=True, timeout=300, check=True)
+    kill_and_resume(command, killed, project, b'"end":2')
     assert outcome(killed) == outcome(tmp_path / "whole")
 
 

@@ -10,18 +10,7 @@ from hypothesis import strategies as st
 
 from tests.genotype_strategies import blocks, cell_graphs, chains, examples
 from zoo.canonical import canonical_form, canonical_hash
-from zoo.genotype import (
-    INPUT_STATES,
-    Block,
-    Blocks,
-    CellGraph,
-    Cells,
-    Chain,
-    Edge,
-    Genotype,
-    Layer,
-    Node,
-)  # fmt: skip
+from zoo.genotype import INPUT_STATES, Block, Blocks, CellGraph, Cells, Chain, Edge, Genotype, Layer, Node
 
 FEW_OPS = ("none", "conv_1x1", "conv_3x3")  # few, so that ties and symmetries are common
 

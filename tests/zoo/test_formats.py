@@ -18,17 +18,7 @@ from tests.genotype_strategies import blocks, cell_graphs, chains, damaged, exam
 from zoo import formats
 from zoo.canonical import canonical_hash
 from zoo.formats import darts, enas, nasbench201
-from zoo.genotype import (
-    Block,
-    Blocks,
-    CellGraph,
-    Cells,
-    Chain,
-    Genotype,
-    GenotypeError,
-    Layer,
-    Node,
-)  # fmt: skip
+from zoo.genotype import Block, Blocks, CellGraph, Cells, Chain, Genotype, GenotypeError, Layer, Node
 
 DARTS_V2 = """Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
 ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5],

@@ -7,19 +7,7 @@ import sys
 
 import pytest
 
-from zoo.genotype import (
-    OP_NAMES,
-    Block,
-    Blocks,
-    CellGraph,
-    Cells,
-    Chain,
-    Edge,
-    Genotype,
-    GenotypeError,
-    Layer,
-    Node,
-)  # fmt: skip
+from zoo.genotype import OP_NAMES, Block, Blocks, CellGraph, Cells, Chain, Edge, Genotype, GenotypeError, Layer, Node
 
 NODE = Node((Edge("sep_conv_3x3", 0), Edge("skip_connect", 1)))
 CELL = CellGraph((NODE,), (2,))

@@ -14,17 +14,7 @@ import numpy as np
 from zoo.deploy import memory_plan, rewrites, tflm
 from zoo.deploy.memory_plan import Buffer
 from zoo.deploy.metadata import detach
-from zoo.deploy.tflite_file import (
-    OFFLINE_PLAN,
-    Source,
-    is_quantized,
-    kind_of,
-    metadata,
-    parse,
-    shape_of,
-    text,
-    type_of,
-)
+from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, is_quantized, kind_of, metadata, parse, shape_of, text, type_of
 from zoo.markdown import join_blocks
 
 _INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")  # of one layer, in a converter's names

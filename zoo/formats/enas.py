@@ -9,18 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from zoo.genotype import (
-    INPUT_STATES,
-    MOST_NODES,
-    CellGraph,
-    Cells,
-    Chain,
-    Edge,
-    Genotype,
-    GenotypeError,
-    Layer,
-    Node,
-)  # fmt: skip
+from zoo.genotype import INPUT_STATES, MOST_NODES, CellGraph, Cells, Chain, Edge, Genotype, GenotypeError, Layer, Node
 
 MICRO_OPS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
 MACRO_OPS = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")

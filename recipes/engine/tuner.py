@@ -12,7 +12,6 @@ of `recipes.engine.workers`; oracle and journal are in this process, and the ora
 import collections
 import dataclasses
 import errno
-import gc
 import json
 import math
 import os
@@ -418,8 +417,7 @@ def forget_models() -> None:
     """Frees what Keras and TensorFlow keep of the models of earlier trials."""
     import keras
 
-    keras.backend.clear_session()
-    gc.collect()
+    keras.backend.clear_session()  # collects garbage as well
 
 
 def pareto_front(history: Sequence[Record], objectives: Mapping[str, str]) -> list[Record]:

@@ -1,6 +1,7 @@
 """The frame of the searches: seeds that find architectures, a baseline, and what the screen says."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from recipes.engine import children as child_networks
 from recipes.engine import spaces
 from recipes.engine.children import NetworkScorer
 
+SMOKE = amoebanet.PRESETS["smoke"]
 SPACE = spaces.amoebanet(nodes=1)
 OPS = ("sep_conv_3x3", "max_pool_3x3", "avg_pool_3x3")
 
@@ -27,12 +29,18 @@ def untrained(monkeypatch):
         return {"val_accuracy": params / 1e6, "params": params}
 
     monkeypatch.setattr(child_networks.trial, "train", train)
+    monkeypatch.setattr(child_networks.tuner, "forget_models", lambda: None)  # they are few, and to look for them slow
+
+
+@functools.cache
+def load_images() -> Any:
+    return child_networks.load_images(SMOKE)
 
 
 def scorer(folder: Path, trials: int = 3, table: str | None = None) -> NetworkScorer:
-    config = dataclasses.replace(amoebanet.PRESETS["smoke"], folder=folder, trials=trials, seed=2, table=table)
+    config = dataclasses.replace(SMOKE, folder=folder, trials=trials, seed=2, table=table)
     presets = child_networks.cell_presets(1, 4)
-    return NetworkScorer(config, SPACE, "amoebanet", presets, child_networks.load_images(config))
+    return NetworkScorer(config, SPACE, "amoebanet", presets, load_images())
 
 
 def point(op: str) -> dict[str, Any]:

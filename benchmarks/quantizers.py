@@ -23,7 +23,8 @@ from benchmarks.int8_table import NETWORKS
 from benchmarks.machine import describe_machine
 from recipes.engine import child_training as trial
 from recipes.images import sources as data
-from zoo.deploy import measure, tflite, tflm
+from zoo import graph
+from zoo.deploy import equalize, measure, tflite, tflm
 from zoo.weights.published import transfer
 
 EPOCHS, SEED, CALIBRATION = 3, 0, 256
@@ -56,6 +57,16 @@ def trained(family: str, source: data.Data) -> keras.Model:
     return model
 
 
+def make_unlike(model: keras.Model) -> keras.Model:
+    """Returns the same function, its channels multiplied by random powers of two and divided where they are read."""
+    copy, rng = graph.copy_model(model), np.random.default_rng(SEED)
+    for channels in equalize._find_channels(copy)[0].values():
+        factors = np.exp2(np.round(rng.normal(0, 1.5, channels.maker.output.shape[-1])))
+        equalize._scale(channels, factors.astype(np.float32))
+    graph.check_copy(model, copy)
+    return copy
+
+
 def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, bytes]]:
     """Yields each way's name and its file."""
     from ai_edge_quantizer import quantizer, recipe  # pyright: ignore[reportMissingImports]
@@ -65,6 +76,11 @@ def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, by
     for scheme in tflite.SCHEMES:
         images = calibration if scheme in tflite.CALIBRATED_SCHEMES else None
         yield f"converter, {scheme}", tflite.convert(model, quantize=scheme, calibration=images)
+    unlike = make_unlike(model)
+    equalized = [equalize.equalize(one, calibration).model for one in (model, unlike)]
+    for name, one in (("equalized", equalized[0]), ("ranges unlike", unlike), ("they equalized", equalized[1])):
+        for scheme in ("int8", "int4"):
+            yield f"converter, {scheme}, {name}", tflite.convert(one, quantize=scheme, calibration=calibration)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "float.tflite")
         path.write_bytes(whole)

@@ -44,12 +44,7 @@ class SupernetSession:
     ) -> list[np.ndarray]:
         """Returns loss and accuracy (2,) on a batch (images, labels), then the gradients in what is `wanted`.
 
-        Args:
-            wanted: "alphas", "weights" or both, in any order.
-            batch: normalised images, and labels.
-            weights: the flat vector.
-            alphas: of the space's shape, or instead
-            strengths: what stands for their softmax.
+        That is "alphas", "weights" or both, in any order. `strengths` may be given in place of the alphas' softmax.
         """
         images, labels = (np.asarray(part) for part in batch)
         session, tensors = self._graphs.get(images.shape) or self._make(images.shape)

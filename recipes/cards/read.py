@@ -341,7 +341,7 @@ def list_versions() -> dict[str, str]:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "of a checkout"
+            found[package] = getattr(sys.modules.get(package), "__version__", "of a checkout")  # or of another package
     return found
 
 

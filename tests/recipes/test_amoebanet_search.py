@@ -107,6 +107,17 @@ def test_halving_trains_a_promoted_network_to_the_end_and_shows_only_such_ones(t
 
 
 @pytest.mark.slow
+def test_a_search_by_halving_killed_in_a_promoted_training_ends_as_one_that_was_not(tmp_path, project):
+    config = dataclasses.replace(SMOKE, fidelity="halving", halving_factor=2, trials=3, folder=tmp_path / "whole")
+    amoebanet.search(config)
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "recipes.amoebanet", "--preset=smoke", f"--folder={folder}"]
+    command += ["--fidelity=halving", "--halving_factor=2", "--trials=3"]
+    kill_and_resume(command, folder, project, b'"start":2', pause=0.5)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_objectives_search_their_front_and_random_search_is_its_baseline(tmp_path):
     config = dataclasses.replace(SMOKE, objectives=("accuracy:max", "sram:min"), generation=2, trials=3)
     assert (config.algorithm, config.objectives) == ("nsga2", ("val_accuracy:max", "peak_memory:min"))

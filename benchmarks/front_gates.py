@@ -3,7 +3,8 @@
     python -m benchmarks.front_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json tinynas
     python -m benchmarks.front_gates tinynas --objectives=val_accuracy:max,macs:min,sram:min --seeds=50
 
-A hypervolume is a share of the whole table's, between its best values and a reference that is a tenth of its front's
+The front is what nobody beats by the validation accuracies that the search saw, and its hypervolume is measured with
+test accuracies: as a share of the whole table's, between its best values and a reference that is a tenth of its front's
 range worse than the front's worst values. A minute or two a table on 2 cores.
 """
 
@@ -17,7 +18,7 @@ import keras_tuner
 import numpy as np
 
 from recipes import tables
-from recipes.cards.compare import keep_front, measure_hypervolume
+from recipes.cards.compare import find_front, keep_front, measure_hypervolume
 from recipes.engine.config import read_directions
 from recipes.oracles import NSGA2, RandomSearch, SearchOracle
 from recipes.tables import Table
@@ -37,7 +38,7 @@ class Judge:
         self.objectives = objectives
         self._signs = np.array([1.0 if direction == "max" else -1.0 for direction in objectives.values()])
         known = np.isfinite(table.validation)
-        columns = [table.validation if name == "val_accuracy" else table.metrics[name] for name in objectives]
+        columns = [table.test if name == "val_accuracy" else table.metrics[name] for name in objectives]
         whole = np.unique(np.stack([column[known] for column in columns], axis=1) * self._signs, axis=0)
         front = keep_front(whole)
         best, worst = front.max(0), front.min(0)
@@ -49,21 +50,26 @@ class Judge:
     def _measure(self, points: np.ndarray) -> float:
         return measure_hypervolume((points - self._reference) / self._box, [0.0] * len(self._signs))
 
-    def measure(self, metrics: Sequence[Mapping[str, float]]) -> float:
-        """Returns the share of the table's hypervolume that these networks have."""
-        return self._measure(np.array([[each[name] for name in self.objectives] for each in metrics]) * self._signs) / (
-            self._whole
-        )
+    def measure(self, metrics: Sequence[Mapping[str, float]], test: Sequence[float]) -> float:
+        """Returns the share of the table's hypervolume that these networks' front has, with test accuracies."""
+        points = np.array([[each[name] for name in self.objectives] for each in metrics]) * self._signs
+        found = find_front(points)
+        for column, name in enumerate(self.objectives):
+            if name == "val_accuracy":
+                points[:, column] = test
+        return self._measure(points[found]) / self._whole
 
 
 def search(oracle: SearchOracle, table: Table, budgets: Sequence[int], judge: Judge) -> list[float]:
     """Returns the hypervolume after each number of evaluations."""
     found: list[dict[str, float]] = []
+    test: list[float] = []
     while len(found) < max(budgets) and (proposal := oracle.ask(len(found))) is not None:
         metrics = table.measure(proposal.values)
         oracle.tell(len(found), metrics[oracle.objective.name], "", metrics)
         found.append(metrics)
-    return [judge.measure(found[:budget]) for budget in budgets]
+        test.append(table.evaluate(proposal.values).test)
+    return [judge.measure(found[:budget], test[:budget]) for budget in budgets]
 
 
 def main() -> None:

@@ -189,7 +189,12 @@ def measure_hypervolume(points: np.ndarray, reference: Sequence[float]) -> float
 
 def keep_front(points: np.ndarray) -> np.ndarray:
     """Returns the points, a row each, that no other dominates; more is better."""
-    return points[[not ((points >= point).all(1) & (points > point).any(1)).any() for point in points]]
+    return points[find_front(points)]
+
+
+def find_front(points: np.ndarray) -> list[bool]:
+    """Returns for each point, a row each, whether no other dominates it; more is better."""
+    return [not ((points >= point).all(1) & (points > point).any(1)).any() for point in points]
 
 
 def compare_fronts(

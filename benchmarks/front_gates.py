@@ -107,7 +107,7 @@ def main() -> None:
             )
         budgets = [min(budget, table.size) for budget in arguments.budgets]
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-        print(f"\n{table.name}: {table.size:,} networks, {judge.front} on the front; % of its hypervolume")
+        print(f"\n{table.name}: {judge.front} networks on its front; % of its hypervolume")
         print(f"{'':16}" + "".join(f"{budget:>16}" for budget in budgets))
         for name, make in makers.items():
             found = 100 * np.array([search(make(seed), table, budgets, judge) for seed in seeds])

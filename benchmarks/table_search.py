@@ -168,7 +168,9 @@ def time_training(table: str, networks: int = 3) -> float:
     """Returns the seconds that one training of the table takes on this machine, now; a mean over random networks."""
     made = tables.read_networks(table)[0]["config"]
     fields = {field.name for field in dataclasses.fields(tabulate.Config) if field.init}
-    taken = {name: tuple(value) if isinstance(value, list) else value for name, value in made.items() if name in fields}
+    taken: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in made.items() if name in fields
+    }
     with tempfile.TemporaryDirectory() as folder:
         few = {"sample": networks, "repeats": 1, "latency": False, "folder": Path(folder)}
         path = tabulate.tabulate(tabulate.Config(**taken | few), observe=lambda status: None)

@@ -15,6 +15,7 @@ class Config(ChildConfig):
     trials: int = 2  # searches, each with a seed of its own; random cells where the algorithm is random
     algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
     order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights, at four times the cost of the alphas
+    supernets: int = 1  # of each search, with seeds of their own; their mean strengths stand for the cells
     search_epochs: int = 8  # of a supernet
     warm_up_epochs: int = 2  # of these, in which only the weights learn; 0 in the paper, 10 of 25 in P-DARTS
     search_batch_size: int = 32  # images in a step of the supernet
@@ -24,7 +25,6 @@ class Config(ChildConfig):
     ops: tuple[str, ...] = OPS[1:]  # that an edge chooses from, beside none
     fixed_reduction: bool = False  # search the normal cell alone; the reduction cell has pools and identities
     alpha_rate: float = 0.03  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
-    weights_learn: Literal["mixture", "cells"] = "mixture"  # a step trains all operations, or a cell drawn uniformly
     selection: Literal["strength", "perturbation"] = "strength"  # by the alphas, or by what is lost without a part
     selection_batches: int = 8  # of validation images that a perturbation is scored on
     tuning_steps: int = 10  # of the weights after each choice by perturbation
@@ -37,15 +37,17 @@ class Config(ChildConfig):
     filters: int = 8  # of their nodes before the first reduction
     folder: Path = Path("runs/darts")  # results, and the state to resume from
 
-    added: ClassVar[tuple[str, ...]] = ("weights_learn",)
+    added: ClassVar[tuple[str, ...]] = ("supernets",)
 
     def __post_init__(self):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 3, "nodes": 1, "cells": 1, "filters": 2}
         least |= {"search_filters": 2, "stop_at_skips": 1, "random_cells": 0, "warm_up_epochs": 0, "dry_run_steps": 1}
-        least |= {"selection_batches": 1, "tuning_steps": 0}
+        least |= {"supernets": 1, "selection_batches": 1, "tuning_steps": 0}
         check_at_least(self, least)
         check_ops(self.ops, OPS[1:])
+        if self.selection == "perturbation" and self.supernets > 1:
+            raise ValueError(f"supernets is {self.supernets}; expected 1, for one is perturbed. Use more trials")
         if self.warm_up_epochs >= self.search_epochs:
             raise ValueError(
                 f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, for "

@@ -21,6 +21,8 @@ from recipes.training.loop import Record, run_epochs
 from recipes.training.progress import Status
 from zoo.genotype import CellGraph, Cells, Genotype
 
+_BETWEEN = 1_000_000  # the seeds of two supernets of a search, which no two searches share
+
 
 def split_batches(config: Config, images: image_data.Data, seed: int) -> tuple[Batches, Batches]:
     """Returns the batches of two halves of the training images, drawn by the seed: for the weights, for the alphas."""
@@ -48,9 +50,11 @@ def begin(config: Config, images: image_data.Data, seed: int) -> Bilevel:
 
 
 def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
-    """Trains a supernet and returns the values of its cells, its strengths and history, as JSON holds them.
+    """Trains supernets and returns the values of their cells, their strengths and the first one's history, for JSON.
 
-    It resumes from the state at `path`, beside which it draws how the strengths evolved.
+    The first resumes from the state at `path`, the others from files beside it, where the first one draws how its
+    strengths evolved. Of several the strengths are the geometric mean: the luck of each, of which alphas are full, is
+    averaged out as in an ensemble of networks.
 
     Raises:
         DivergedError: the loss is not a number any more.
@@ -58,21 +62,62 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
     """
     config = scorer.config
     assert isinstance(config, Config)
-    training, validation = split_batches(config, scorer.images, seed)
-    state = begin(config, scorer.images, seed)
+    records, files = [], _list_files(config, seed, path)
+    for number, (own, file) in enumerate(files.items()):
+
+        def report_one(share: float, text: str, number: int = number) -> None:
+            which = f" {number + 1}" if len(files) > 1 else ""
+            report((number + share) / len(files), f"supernet{which}, {text}")
+
+        state, history = _train(config, scorer.images, own, file, report_one)
+        records.append(history)
+    space = state.net.space
+    strengths.draw(space, records[0], f"seed {seed}", path.with_name(f"seed{seed}.png"))
+    found = _mean_strengths(config, scorer.images, files)
+    assert found is not None
+    if config.selection == "perturbation":
+        cells = _select(config, state, *split_batches(config, scorer.images, seed), report)
+    else:
+        cells = space.derive(found)
+    tuner.forget_models()
+    return {"values": space.values(cells), "strengths": np.round(found, 6).tolist(), "history": records[0]}
+
+
+def _list_files(config: Config, seed: int, path: Path) -> dict[int, Path]:
+    """Returns the seed of each supernet of a search, with the file of its state."""
+    others = (seed + number * _BETWEEN for number in range(1, config.supernets))
+    return {seed: path, **{other: path.with_name(f"seed{other}.state.npz") for other in others}}
+
+
+def _mean_strengths(config: Config, images: image_data.Data, files: Mapping[int, Path]) -> np.ndarray | None:
+    """Returns the geometric mean of the strengths of supernets, of the space's shape; None where a file is gone."""
+    logarithms = []
+    for seed, file in files.items():
+        state = begin(config, images, seed)
+        if state.file(file).restore(state.variables) is None:
+            return None
+        logarithms.append(np.log(state.strengths()))
+    return np.exp(np.mean(logarithms, axis=0))
+
+
+def _train(
+    config: Config, images: image_data.Data, seed: int, path: Path, report: Callable[[float, str], None]
+) -> tuple[Bilevel, list[Record]]:
+    """Trains one supernet from its state at `path` on; returns it with a record an epoch."""
+    training, validation = split_batches(config, images, seed)
+    state = begin(config, images, seed)
     epochs, steps = config.search_epochs, min(training.steps, validation.steps)
 
     def take_step(epoch: int, number: int) -> list[float]:
         alpha_batch = validation.batch(epoch, number) if epoch >= config.warm_up_epochs else None
-        cell = _draw_strengths(state, epoch, number) if config.weights_learn == "cells" else None
-        return state.learn(training.batch(epoch, number), alpha_batch, SCHEDULE.at(epoch, epochs), cell)
+        return state.learn(training.batch(epoch, number), alpha_batch, SCHEDULE.at(epoch, epochs))
 
     def end_epoch(history: list[Record], metrics: list[Sequence[float]]) -> Record:
         return _make_record(config, state, metrics, (len(history) + 1) * steps, validation.batch(len(history), 0))
 
     def observe(status: Status) -> None:
         if status.done < epochs:
-            report((status.done + status.share) / epochs, f"supernet, epoch {status.done + 1}")
+            report((status.done + status.share) / epochs, f"epoch {status.done + 1}")
 
     most_skips = math.inf if config.stop_at_skips is None else config.stop_at_skips
     history = run_epochs(
@@ -86,22 +131,7 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
         observe=observe,
         stop=lambda record: record["normal_skips"] >= most_skips,
     )
-    cells = (
-        _select(config, state, training, validation, report) if config.selection == "perturbation" else state.cells()
-    )
-    tuner.forget_models()
-    strengths.draw(state.net.space, history, f"seed {seed}", path.with_name(f"seed{seed}.png"))
-    return {
-        "values": state.net.space.values(cells),
-        "strengths": np.round(state.strengths(), 6).tolist(),
-        "history": history,
-    }
-
-
-def _draw_strengths(state: Bilevel, epoch: int, number: int) -> np.ndarray:
-    """Draws the cells that a step of the weights trains, all with the same probability."""
-    space, rng = state.net.space, np.random.default_rng([state.seed, 3, epoch, number])
-    return space.strengths(space.body(space.sample(rng)))
+    return state, history
 
 
 def _select(
@@ -187,17 +217,17 @@ def _count_skips(graph: CellGraph | None) -> int:
 def judge(
     scorer: NetworkScorer, states: Mapping[int, Path], cells: Sequence[Cells]
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yields each seed whose supernet is still there, with how strongly it is for `cells`.
+    """Yields each seed whose supernets are still there, with how strongly they are for `cells`.
 
     That is the sum of the logarithms of the strengths of what they do, by which DARTS selects. Their accuracy with the
     supernet's weights, all other operations left out, says nothing: docs/results.md has both.
     """
     assert isinstance(scorer.config, Config)
     for seed, path in states.items():
-        state = begin(scorer.config, scorer.images, seed)
-        if state.file(path).restore(state.variables) is not None:  # else it is gone, and with it the alphas
-            logarithms = np.log(state.strengths())
-            yield seed, [float((state.net.space.strengths(each) * logarithms).sum()) for each in cells]
+        mean = _mean_strengths(scorer.config, scorer.images, _list_files(scorer.config, seed, path))
+        if mean is not None:  # else a state is gone, and with it the alphas
+            logarithms, space = np.log(mean), scorer.config.make_space()
+            yield seed, [float((space.strengths(each) * logarithms).sum()) for each in cells]
 
 
 def dry_run(scorer: NetworkScorer) -> Genotype:

@@ -82,19 +82,16 @@ class Bilevel:
         self.alpha_slots = _ALPHAS.make_slots([self.alphas])
         self.run: Callable[..., list[Any]] = SupernetSession(net)
 
-    def learn(
-        self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float, strengths: Any = None
-    ) -> list[float]:
+    def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> list[float]:
         """Takes one step of the alphas and one of the weights, on batches (images, labels).
 
         Returns loss and accuracy, then those in validation. Without `validation` the alphas stay, and there are none.
-        The weights learn with `strengths`, where given, in place of the alphas.
         """
         validation_metrics: Any = ()
         if validation is not None:
             validation_metrics, gradient = self.alpha_gradient(training, validation, rate)
             _ALPHAS.apply([self.alphas], self.alpha_slots, [gradient], self._alpha_rate)
-        metrics = self.learn_weights(training, rate, self.alphas if strengths is None else None, strengths)
+        metrics = self.learn_weights(training, rate, alphas=self.alphas)
         return [float(value) for value in (*metrics, *validation_metrics)]
 
     def learn_weights(self, batch: tuple[Any, Any], rate: float, alphas: Any = None, strengths: Any = None) -> Any:

@@ -174,17 +174,18 @@ def test_cells_are_ranked_by_the_strengths_of_what_they_do(tmp_path):
     assert found == pytest.approx([np.log(0.3 * 0.6), np.log(0.5 * 0.6)])
 
 
-def test_a_step_of_the_weights_can_train_one_cell_in_place_of_the_mixture():
-    state, calls = Quadratic.search(1), []
-
-    def run(wanted: Any, batch: Any, weights: Any, alphas: Any = None, strengths: Any = None) -> list:
-        calls.append((list(wanted), alphas is not None, strengths))
-        return [np.zeros(2), np.ones(1, np.float32)]
-
-    state.run = run
-    state.learn((0, 0), None, 0.1)
-    state.learn((0, 0), None, 0.1, strengths="a cell")
-    assert calls == [(["weights"], True, None), (["weights"], False, "a cell")]
+def test_several_supernets_stand_for_the_cells_of_their_geometric_mean(tmp_path):
+    config = dataclasses.replace(SMOKE, ops=("skip_connect", "sep_conv_3x3"), fixed_reduction=True, supernets=2)
+    searched = scorer(config)
+    files = seeds._list_files(config, 3, tmp_path / "seed3.state.npz")
+    for (seed, file), first_edge in zip(files.items(), ([0.1, 0.8, 0.1], [0.5, 0.1, 0.4]), strict=True):
+        state = seeds.begin(config, searched.images, seed)
+        state.alphas.assign(np.log([[first_edge, [0.2, 0.2, 0.6]]]))
+        state.file(file).save({}, state.variables)
+    mean = seeds._mean_strengths(config, searched.images, files)
+    assert mean == pytest.approx(np.array([[[0.05, 0.08, 0.04], [0.04, 0.04, 0.36]]]) ** 0.5)
+    with pytest.raises(ValueError, match="for one is perturbed"):
+        dataclasses.replace(config, selection="perturbation")
 
 
 def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():

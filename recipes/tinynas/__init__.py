@@ -29,7 +29,7 @@ does); children that are known are drawn again.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from recipes.tinynas.config import PRESETS, Config
@@ -71,11 +71,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         weights = train_supernet(sized, net, images, untrained.normalization, report)
         scorer = dataclasses.replace(untrained, weights=weights)
         provenance = {"width": chosen.width, "budget": config.budget._asdict()}
-
-        def rank(networks: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
-            return [(config.seed, [scorer.inherited_accuracy(values)[0].accuracy for values in networks])]
-
-        found = _search.run_trials(make_oracle(sized, scorer), scorer, "tinynas", watch, provenance, rank)
+        found = _search.run_trials(make_oracle(sized, scorer), scorer, "tinynas", watch, provenance, scorer.rank)
         best = next(trial for trial in read_search(config.folder).trials if trial.number == found.source["trial"])
     with _watch(observe) as watch:
 

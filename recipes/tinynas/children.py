@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,16 @@ class SubNetworks(NetworkScorer):
     config: Config
     net: Supernet
     weights: np.ndarray
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Metric -> "max" or "min"; the first is the score."""
+        return {"val_loss": "min"} if self.config.score == "loss" else {"val_accuracy": "max"}
+
+    def rank(self, networks: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
+        """Returns the seed with scores of networks by the shared weights, the more the better."""
+        scores = [self.inherited_accuracy(values)[0] for values in networks]
+        return [(self.config.seed, [-each.loss if self.config.score == "loss" else each.accuracy for each in scores])]
 
     def predict_needs(self, values: Mapping[str, Any]) -> Needs:
         """Returns what the sub-network needs."""
@@ -184,7 +194,7 @@ def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], repo
     test = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **options).test
     result: dict[str, Any] = {
         "genotype": found.name,
-        "shared_accuracy": found.source["score"],
+        "shared_accuracy": found.source["metrics"]["val_accuracy"],
         "test_images": len(test),
         **_make_once(config.folder / "finetuned.json", lambda: _fine_tune(scorer, found, values, test, report)),
     }

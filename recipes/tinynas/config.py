@@ -40,6 +40,7 @@ class Config(ChildConfig):
     networks: int = 4  # sub-networks a step
     sampling: Literal["sandwich", "random"] = "sandwich"  # sandwich: largest, smallest, random ones; the paper: random
     distillation: float = 1.0  # weight of what the largest sub-network teaches the others; the paper has none
+    score: Literal["accuracy", "loss"] = "accuracy"  # of sub-networks; the loss ranks better without distillation
     supernet_rate: float = 0.05  # learning rate of the shared weights
     population: int = 20  # networks of a generation
     parents: int = 5  # of the next generation, the best until then
@@ -57,6 +58,8 @@ class Config(ChildConfig):
     metrics: ClassVar[tuple[str, ...]] = (
         "val_accuracy", "val_loss", "params", "macs", "peak_memory", "flash", "arena", "file"
     )  # fmt: skip
+
+    added: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,7 +19,7 @@ import tensorflow as tf
 import zoo
 from recipes import tinynas
 from recipes.oracles.evolution import GenerationalEvolution
-from recipes.tinynas.children import InheritedAccuracy, build_standalone
+from recipes.tinynas.children import InheritedAccuracy, SubNetworks, build_standalone
 from recipes.tinynas.needs import Budget, predict_needs
 from recipes.tinynas.space import (
     SMALL_STRIDES,
@@ -32,6 +32,7 @@ from recipes.tinynas.space import (
 from recipes.tinynas.supernet import Supernet
 from recipes.tinynas.training import ElasticTraining, sort_channels
 from recipes.training import tensorflow_options
+from recipes.training.evaluation import Scores
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
 
@@ -377,3 +378,16 @@ def test_dry_run_at_the_size_of_the_paper(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "steps" in text
     assert zoo.cost.of(zoo.build(found)).peak_memory < 320 * 1024
+
+
+@pytest.mark.parametrize(
+    ("score", "objective", "ranked"), [("accuracy", "max", [0.5, 0.6]), ("loss", "min", [-1.0, -2.0])]
+)
+def test_sub_networks_are_ranked_by_what_the_search_scores(score: Any, objective: str, ranked: list[float]):
+    config = dataclasses.replace(SMOKE, score=score, seed=7)
+    nothing: Any = None
+    scorer = SubNetworks(config, nothing, "mcunet", {}, nothing, nothing, nothing)
+    scorer.__dict__["inherited_accuracy"] = {"a": (Scores(0.5, 1.0), None), "b": (Scores(0.6, 2.0), None)}.get
+    assert list(scorer.objectives.values()) == [objective]
+    networks: Any = ["a", "b"]
+    assert scorer.rank(networks) == [(7, ranked)]

@@ -179,7 +179,8 @@ def draw_trade_off(searches: Sequence[Search], random: Sequence[Search], pareto:
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     panels[0].set_ylabel(name_of(names[0]))
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=9)
+    columns = 2 if len(labels) > 3 and len(names) == 2 else len(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncol=columns, frameon=False, fontsize=9)
     beside = f" and {len(others)} random ones" if len(others) else ""
     panels[0].set_title(f"{searches[0].recipe}: {len(own)} networks{beside}", loc="left", fontsize=11)
     save_figure(figure, path)

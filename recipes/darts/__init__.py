@@ -4,19 +4,22 @@
     python -m recipes.darts --algorithm=random           # random cells of the space alone, trained alike
     python -m recipes.darts --order=2                    # second order
     python -m recipes.darts --selection=perturbation     # operations by what the supernet loses without them
+    python -m recipes.darts --trials=1 --supernets=3     # the cells of three supernets' mean strengths, not one's luck
     python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
 
 The result is runs/darts/genotype.json; runs/darts/card shows how the strengths of the operations and the cells evolved,
 with losses, accuracies, skip connections and the largest eigenvalue, all of which runs/darts/seeds holds for each seed.
 runs/darts/baseline holds random cells of the space, trained as the found ones; with 12 or more of them
-runs/darts/ranking.json says how well the supernet ranks them. Killed and started again with the same command, it
+runs/darts/ranking.json says how well the strengths rank them, and with --table=TABLE how well they rank the cells of
+a table of recipes.tabulate, beside which the card judges the find. Killed and started again with the same command, it
 resumes where it was.
 
 Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
 Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); epochs of warm-up by Chen et
 al., "Progressive Differentiable Architecture Search", ICCV 2019; --selection=perturbation by Wang et al., "Rethinking
-Architecture Selection in Differentiable NAS", ICLR 2021. Departures: the halves are drawn by the seed, and validation
-batches come in shuffled epochs where quark0/darts draws them with replacement.
+Architecture Selection in Differentiable NAS", ICLR 2021; the mean over supernets as in deep ensembles, Lakshminarayanan
+et al., NeurIPS 2017. Departures: the halves are drawn by the seed, and validation batches come in shuffled epochs where
+quark0/darts draws them with replacement.
 """
 
 from recipes.darts.config import PRESETS, Config

@@ -278,6 +278,8 @@ def _digests_of(path: Path) -> dict[str, str]:
             for digest in hashes.values():
                 digest.update(piece)
     if path.name.removesuffix(".part").endswith(".zip"):  # pytorchcv gives the SHA-1 of the file in the archive
+        hashes["sha1_inside"] = hashlib.sha1(usedforsecurity=False)
         with zipped_file(path) as stream:
-            hashes["sha1_inside"] = hashlib.file_digest(stream, lambda: hashlib.sha1(usedforsecurity=False))
+            while piece := stream.read(_PIECE):
+                hashes["sha1_inside"].update(piece)
     return {name: digest.hexdigest() for name, digest in hashes.items()}

@@ -125,11 +125,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--networks", type=int, nargs="+", default=[12, 24, 50, 100], help="budgets")
     parser.add_argument("--overhead", type=float, default=0.0, help="epochs that each trial costs before it trains")
-    parser.add_argument("--cells", type=int, default=0, help="random cells to train, instead of tables")
+    parser.add_argument("--cells", type=int, default=0, help="random cells to train, two or more")
     parser.add_argument("--smoke", action="store_true", help="two seeds and a small budget, as the tests run it")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.seeds, arguments.networks = 2, [3]
+    if arguments.cells == 1:
+        parser.error("--cells is 1, which has no order; expected two or more")
     if not arguments.tables and not arguments.cells:  # `make bench` has none
         parser.print_help()
         return

@@ -50,6 +50,7 @@ def test_make_bench_runs_every_measurement_and_no_maintainers_program():
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_scripts_print_measurements(name: str, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *arguments[name]])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)  # where another test has imported it
     runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     check_printed(capsys.readouterr().out)
 

@@ -124,9 +124,7 @@ def test_labels_and_loss_follow_from_the_activation(units, activation, threshold
     image = keras.Input((28, 28, 1))
     model = keras.Model(image, layers.Dense(units, activation)(layers.Flatten()(image)))
     parts = data.load(limit=40)
-    subject = deployable.Deployable(
-        model, None, None, None, parts, UNIT, threshold
-    )  # fmt: skip
+    subject = deployable.Deployable(model, None, None, None, parts, UNIT, threshold, genotype=None)
     config = quantize.Config(training_images=20)
     if units == 1 and threshold is None:
         with pytest.raises(ValueError, match=r"one unit without a sigmoid\. If it is a logit give --threshold=0"):

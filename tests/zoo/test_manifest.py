@@ -25,11 +25,12 @@ def test_every_entry_says_where_whose_and_how_good(entry):
     assert 30 < entry.top1 < 100
     for source in entry.sources:
         assert source.url.startswith("https://")
-        assert source.format in ("h5", "safetensors", "pth", "tar.gz")
+        assert source.format in ("h5", "safetensors", "pth", "pth.zip", "tar.gz")
         for digest, pattern in (
             (source.sha256, "[0-9a-f]{64}"),
             (source.sha256_prefix, "[0-9a-f]{8,}"),
             (source.md5, "[0-9a-f]{32}"),
+            (source.sha1_inside, "[0-9a-f]{40}"),
         ):
             assert digest is None or re.fullmatch(pattern, digest)
 

@@ -242,7 +242,7 @@ def dry_run(scorer: NetworkScorer) -> Genotype:
         place = number % epoch_steps
         state.learn(training.batch(0, place), validation.batch(0, place), SCHEDULE.rate)
 
-    size, steps = config.search_batch_size, epoch_steps * config.search_epochs
+    size, steps = config.search_batch_size, epoch_steps * config.search_epochs * config.supernets
     cost = time_steps(take_step, size, 1 + config.dry_run_steps)
     print(
         f"dry run: {state.net.packing.size:,} weights, {cost.describe(size, 'images of each half')}, "

@@ -311,7 +311,7 @@ SERVER = """
     import os, signal, sys, time, traceback
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    import test_tuner_search as t
+    from tests.engine import test_tuner_search as t
 
     def slow(task):
         time.sleep(0.02)
@@ -343,7 +343,7 @@ class Searches:
     """Runs searches in processes that can be killed."""
 
     def __init__(self, project: Path):
-        command = [sys.executable, "-c", textwrap.dedent(SERVER), str(project / "tests")]
+        command = [sys.executable, "-c", textwrap.dedent(SERVER), str(project)]
         self.server = subprocess.Popen(command, cwd=project, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, folder: Path, size: float = math.inf, seconds: float = 0.0) -> int:

@@ -224,10 +224,10 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         return dry_run(scorer, space.largest())
     try:
         target = config.target or scorer.latency(space.mobilenet_v2())
-        rewarded = functools.partial(reward, target=target, alpha=config.alpha, beta=config.beta)
-        scorer = dataclasses.replace(scorer, reward=rewarded)
     finally:
         scorer.close()
+    rewarded = functools.partial(reward, target=target, alpha=config.alpha, beta=config.beta)
+    scorer = dataclasses.replace(scorer, reward=rewarded)
     provenance = {"target_ms": target, "latency_of": name_machine() if table is None else table.machine}
     return _search.run_trials(oracle(config, space, scorer), scorer, "mnasnet", observe, provenance)
 

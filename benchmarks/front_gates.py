@@ -42,7 +42,7 @@ class Judge:
         whole = np.unique(np.stack([column[known] for column in columns], axis=1) * self._signs, axis=0)
         front = keep_front(whole)
         best, worst = front.max(0), front.min(0)
-        self._reference = worst - 0.1 * (best - worst)
+        self._reference = worst - 0.1 * np.where(best > worst, best - worst, 1)  # of one point, too
         self._box = best - self._reference
         self.front = len(front)
         self._whole = self._measure(front)

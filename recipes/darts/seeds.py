@@ -63,6 +63,7 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
     config = scorer.config
     assert isinstance(config, Config)
     records, files = [], _list_files(config, seed, path)
+    state: Bilevel | None = None
     for number, (own, file) in enumerate(files.items()):
 
         def report_one(share: float, text: str, number: int = number) -> None:
@@ -71,6 +72,7 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
 
         state, history = _train(config, scorer.images, own, file, report_one)
         records.append(history)
+    assert state is not None  # `supernets` is one at least
     space = state.net.space
     strengths.draw(space, records[0], f"seed {seed}", path.with_name(f"seed{seed}.png"))
     found = _mean_strengths(config, scorer.images, files)

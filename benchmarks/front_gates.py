@@ -9,14 +9,13 @@ range worse than the front's worst values. A minute or two a table on 2 cores.
 """
 
 import argparse
-import datetime
-import os
-import platform
+import functools
 from collections.abc import Mapping, Sequence
 
 import keras_tuner
 import numpy as np
 
+from benchmarks.machine import describe_machine
 from recipes import tables
 from recipes.cards.compare import find_front, keep_front, measure_hypervolume
 from recipes.engine.config import read_directions
@@ -87,8 +86,7 @@ def main() -> None:
     if not arguments.tables:  # `make bench` has none
         parser.print_help()
         return
-    date = datetime.datetime.now(datetime.UTC).date()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.seeds} seeds, {date}, {arguments.objectives}")
+    print(f"{describe_machine()}; {arguments.seeds} seeds, {arguments.objectives}")
     for path in arguments.tables:
         table = tables.load(path)
         objectives = read_directions(
@@ -97,20 +95,16 @@ def main() -> None:
         judge = Judge(table, objectives)
         several = [keras_tuner.Objective(*each) for each in objectives.items()]
         common = {"hyperparameters": table.hyperparameters(), "key": table.key, "check": table.check}
-        makers = {"random": lambda seed: RandomSearch(several[0], seed=seed, **common)}  # noqa: B023 - used in this turn
-        for population in arguments.populations:
-            makers[f"nsga2, {population}"] = lambda seed, size=population: NSGA2(
-                several,  # noqa: B023
-                seed=seed,
-                population=size,
-                **common,  # noqa: B023
-            )
+        makers = {"random": functools.partial(RandomSearch, several[0], **common)} | {
+            f"nsga2, {size}": functools.partial(NSGA2, several, population=size, **common)
+            for size in arguments.populations
+        }
         budgets = [min(budget, table.size) for budget in arguments.budgets]
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
         print(f"\n{table.name}: {judge.front} networks on its front; % of its hypervolume")
         print(f"{'':16}" + "".join(f"{budget:>16}" for budget in budgets))
         for name, make in makers.items():
-            found = 100 * np.array([search(make(seed), table, budgets, judge) for seed in seeds])
+            found = 100 * np.array([search(make(seed=seed), table, budgets, judge) for seed in seeds])
             means, errors = found.mean(0), found.std(0, ddof=1) / np.sqrt(len(found))
             cells = [f"{mean:.2f} +- {error:.2f}" for mean, error in zip(means, errors, strict=True)]
             print(f"{name:16}" + "".join(f"{cell:>16}" for cell in cells), flush=True)

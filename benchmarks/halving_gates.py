@@ -11,15 +11,14 @@ selects on validation and reports the mean test accuracy, +- its standard error.
 
 import argparse
 import dataclasses
-import datetime
-import os
-import platform
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import keras
 import numpy as np
 
 from benchmarks import table_search
+from benchmarks.machine import describe_machine
 from recipes import nasnet, tables
 from recipes.cards.compare import kendall_tau
 from recipes.oracles import SearchOracle, SuccessiveHalving
@@ -135,12 +134,8 @@ def main() -> None:
     if not arguments.tables and not arguments.cells:  # `make bench` has none
         parser.print_help()
         return
-    date = datetime.datetime.now(datetime.UTC).date()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, keras {keras.__version__}, {arguments.seeds} seeds, {date}")
+    print(f"{describe_machine('keras')}; {arguments.seeds} seeds")
     if arguments.cells:
-        import tempfile
-        from pathlib import Path
-
         with tempfile.TemporaryDirectory() as folder:
             train_cells(arguments.cells, nasnet.Config(epochs=RUNGS[-1], folder=Path(folder)))
     for path in arguments.tables:

@@ -15,16 +15,14 @@ beside that of random search which finds as much, both on this machine.
 """
 
 import argparse
-import datetime
 import functools
 import importlib
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import table_search
+from benchmarks.machine import describe_machine
 from recipes import _main, tables
 from recipes.cards import truth
 from zoo.markdown import make_table
@@ -53,7 +51,7 @@ def main() -> None:
     if arguments.smoke:
         arguments.seeds, arguments.budgets, arguments.only = 2, [2], arguments.only or ["evolution"]
     if arguments.shared:
-        print_machine(arguments.seeds)
+        print(f"{describe_machine()}; {arguments.seeds} seeds")
         for pair in arguments.shared:
             print_shared(*pair.split("="), arguments)
         return
@@ -66,7 +64,7 @@ def main() -> None:
         population, sample = map(int, sizes.split(":"))
         oracles[sizes] = functools.partial(table_search.evolution, population=population, sample=sample)
     names = [name for name in table_search.ORACLES if name != "random"] if arguments.only is None else arguments.only
-    print_machine(arguments.seeds)
+    print(f"{describe_machine()}; {arguments.seeds} seeds")
     for path in arguments.tables:
         table = tables.load(path)
         head = [f"{table.name}, test accuracy, %", "seeds", *(f"{n:,}" for n in budgets), "s a seed"]
@@ -94,12 +92,6 @@ def exact_rows(table: tables.Table, budgets: Sequence[int]) -> list[list[str | N
         values = [expectation(budget) if budget <= table.size else None for budget in budgets]
         rows.append([name, "exact", *(None if value is None else f"{value:.2f}" for value in values), None])
     return rows
-
-
-def print_machine(seeds: int) -> None:
-    """Prints where and when."""
-    date = datetime.datetime.now(datetime.UTC).date()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {seeds} seeds, {date}")
 
 
 def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None:

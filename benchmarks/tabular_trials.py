@@ -4,16 +4,14 @@ It prints the time a trial in stretches of the search, the size on disk, and the
 over 200 trials in the same run.
 """
 
-import datetime
 import itertools
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import keras_tuner
 
+from benchmarks.machine import describe_machine
 from recipes.engine import spaces, tuner
 from recipes.oracles import AgingEvolution
 
@@ -37,8 +35,7 @@ class Plain(keras_tuner.Tuner):
 
 def main() -> None:
     """Runs both and prints."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores, keras_tuner {keras_tuner.__version__}, "
-          f"seed {SEED}, {datetime.datetime.now(datetime.UTC).date()}")  # fmt: skip
+    print(f"{describe_machine('keras-tuner')}; seed {SEED}")
     objective = keras_tuner.Objective("score", "max")
     times: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:

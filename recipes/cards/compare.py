@@ -26,8 +26,6 @@ class Best(NamedTuple):
 def expected_best(scores: Sequence[float], draws: int, sign: int = 1) -> Best:
     """Returns the exact mean and deviation of the best of `draws` of these scores, drawn without replacement.
 
-    The i-th smallest of m is the largest of k with probability C(i-1, k-1) / C(m, k).
-
     Args:
         scores: of networks that were drawn at random.
         draws: 1 to as many as there are scores.
@@ -36,12 +34,19 @@ def expected_best(scores: Sequence[float], draws: int, sign: int = 1) -> Best:
     if not 1 <= draws <= len(scores):
         raise ValueError(f"the best of {draws} draws from {len(scores)} scores; expected 1 to {len(scores)} draws")
     worth = np.sort(sign * np.asarray(scores, np.float64))[::-1]
-    count = len(worth)
-    above = np.arange(count - draws)  # how many are better than the place before
-    shares = np.cumprod(np.r_[draws / count, (count - above - draws) / (count - above - 1)])
+    shares = chance_to_be_best(len(worth), draws)
     kept = worth[: len(shares)]
     mean = float(shares @ kept)
     return Best(sign * mean, math.sqrt(max(0.0, float(shares @ (kept - mean) ** 2))))
+
+
+def chance_to_be_best(count: int, draws: int) -> np.ndarray:
+    """Returns the probability that the best of `draws` of `count`, drawn without replacement, is the i-th best of all.
+
+    That is C(count - i, draws - 1) / C(count, draws), for i from 1 to count - draws + 1; later ones are never it.
+    """
+    above = np.arange(count - draws)  # how many are better than the place before
+    return np.cumprod(np.r_[draws / count, (count - above - draws) / (count - above - 1)])
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.cards.compare import judge, mean_and_std
+from recipes.cards.compare import chance_to_be_best, judge, mean_and_std
 
 BEST_DECILE = 90.0  # percentile that the finds of a search have on average
 LEAST_TAU = 0.4  # of shared weights that rank
@@ -139,19 +139,10 @@ def find_largest(macs: np.ndarray) -> np.ndarray:
 
 
 def expect_picks(seen: Sequence[float] | np.ndarray, worth: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Returns the exact expected worth of the network with the largest `seen` of k, for k from 1 to all of them.
-
-    The i-th best of n is the pick of k draws without repetition with probability C(n-i, k-1) / C(n, k).
-    """
+    """Returns the exact expected worth of the network with the largest `seen` of k, for k from 1 to all of them."""
     worth = np.asarray(worth, np.float64)[np.argsort(-np.asarray(seen), kind="stable")]
     count = len(worth)
-    draws = np.arange(1, count + 1)
-    shares, expected = draws / count, np.zeros(count)
-    for better, value in enumerate(worth):  # how many come before it
-        expected += shares * value
-        if better + 1 < count:
-            shares = shares * np.maximum(count - better - draws, 0) / (count - better - 1)
-    return expected
+    return np.array([chance_to_be_best(count, draws) @ worth[: count - draws + 1] for draws in range(1, count + 1)])
 
 
 def count_draws(expected: Sequence[float], worth: float) -> float:

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recipes.cards.compare import chance_to_be_best
 from recipes.cards.truth import find_largest
 from recipes.engine.spaces import Decision, Space, check_values, count_cell_features, hyperparameters_of, kinds_of
 from zoo import atomic
@@ -179,20 +180,12 @@ class Table:
         return self._best_of_draws(largest, evaluations) if evaluations <= len(largest) else None
 
     def _best_of_draws(self, networks: np.ndarray, evaluations: int) -> float:
-        """Returns the expected test accuracy of the best of these networks on validation, of so many of them drawn.
-
-        The i-th best of n networks on validation is the pick of k draws with probability C(n-i, k-1) / C(n, k).
-        """
+        """Returns the expected test accuracy of the best of these networks on validation, of so many of them drawn."""
         order = networks[np.argsort(-self.validation.flat[networks], kind="stable")]
         size = len(order)
-        expected, probability = 0.0, evaluations / size
         if not 1 <= evaluations <= size:
             raise ValueError(f"evaluations is {evaluations}; expected 1 to {size}, what the table {self.name} has")
-        for rank, place in enumerate(order[: size - evaluations + 1], start=1):
-            expected += probability * float(self.test.flat[place])
-            if rank < size:
-                probability *= (size - rank - evaluations + 1) / (size - rank)
-        return expected
+        return float(chance_to_be_best(size, evaluations) @ self.test.flat[order[: size - evaluations + 1]])
 
     @functools.cached_property
     def _networks(self) -> np.ndarray:

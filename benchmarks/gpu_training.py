@@ -12,6 +12,7 @@ PyTorch's autocast; float32 lets both use TF32. Each side runs in a process of i
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -269,31 +270,27 @@ def main() -> None:
             return
     if wrong := set(args.models) - set(MODELS):
         parser.error(f"no model {', '.join(wrong)}; expected {', '.join(MODELS)}")
-    for model in args.models or MODELS:
-        for precision in args.precision:
-            rates = {}
-            for side in args.sides:
-                if args.one:
-                    _, _, pixels, batch, classes = MODELS[model]
-                    pixels, batch = (SMOKE_SIDE, SMOKE_BATCH) if args.smoke else (pixels, batch)
-                    train = {"jax": train_jax, "torch": train_torch}[side]
-                    print(
-                        json.dumps(train(model, precision, pixels, batch, classes, 0 if args.smoke else args.seconds))
-                    )
-                    continue
-                options = ["--sides", side, "--precision", precision, "--seconds", str(args.seconds), "--one"]
-                command = [sys.executable, "-m", "benchmarks.gpu_training", model, *options]
-                done = subprocess.run(
-                    command + ["--smoke"] * args.smoke, check=False, stdout=subprocess.PIPE, text=True
-                )
-                if done.returncode:
-                    print(f"{model}, {precision}, {side}: failed", flush=True)
-                    continue
-                result = json.loads(done.stdout.splitlines()[-1])
-                rates[side] = result["images_per_s"]
-                print(f"{model}, {precision}, {side}: {json.dumps(result)}", flush=True)
-            if len(rates) == 2:
-                print(f"{model}, {precision}: {rates['jax'] / rates['torch']:.2f} times PyTorch's", flush=True)
+    if args.one:
+        (model,), (precision,), (side,) = args.models, args.precision, args.sides
+        _, _, pixels, batch, classes = MODELS[model]
+        pixels, batch, seconds = (SMOKE_SIDE, SMOKE_BATCH, 0) if args.smoke else (pixels, batch, args.seconds)
+        train = {"jax": train_jax, "torch": train_torch}[side]
+        print(json.dumps(train(model, precision, pixels, batch, classes, seconds)))
+        return
+    for model, precision in itertools.product(args.models or MODELS, args.precision):
+        rates = {}
+        for side in args.sides:
+            options = ["--sides", side, "--precision", precision, "--seconds", str(args.seconds), "--one"]
+            command = [sys.executable, "-m", "benchmarks.gpu_training", model, *options]
+            done = subprocess.run(command + ["--smoke"] * args.smoke, check=False, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                print(f"{model}, {precision}, {side}: failed", flush=True)
+                continue
+            result = json.loads(done.stdout.splitlines()[-1])
+            rates[side] = result["images_per_s"]
+            print(f"{model}, {precision}, {side}: {json.dumps(result)}", flush=True)
+        if len(rates) == 2:
+            print(f"{model}, {precision}: {rates['jax'] / rates['torch']:.2f} times PyTorch's", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from recipes import tables
-from recipes.cards.compare import find_front, keep_front, measure_hypervolume
+from recipes.cards.compare import find_front, frame_front, keep_front, measure_hypervolume
 from recipes.engine.config import read_directions
 from recipes.oracles import NSGA2, RandomSearch, SearchOracle
 from recipes.tables import Table
@@ -40,9 +40,7 @@ class Judge:
         columns = [table.test if name == "val_accuracy" else table.metrics[name] for name in objectives]
         whole = np.unique(np.stack([column[known] for column in columns], axis=1) * self._signs, axis=0)
         front = keep_front(whole)
-        best, worst = front.max(0), front.min(0)
-        self._reference = worst - 0.1 * np.where(best > worst, best - worst, 1)  # of one point, too
-        self._box = best - self._reference
+        self._reference, self._box = frame_front(whole)
         self.front = len(front)
         self._whole = self._measure(front)
 

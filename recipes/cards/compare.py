@@ -170,7 +170,7 @@ def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) 
     }
 
 
-def measure_hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
+def measure_hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
     """Returns the exact volume between the reference and the front of the points, a row each; more is better.
 
     Slices it along the last objective, from the best point down: two and three objectives take milliseconds.
@@ -197,6 +197,19 @@ def keep_front(points: np.ndarray) -> np.ndarray:
     return points[find_front(points)]
 
 
+def frame_front(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the reference of a hypervolume and the sides of the box between it and the best values of the points.
+
+    The reference is a tenth of the front's range worse than its worst values; where the front has no range, of the
+    range of all points, and of 1 where they have none.
+    """
+    front = keep_front(points)
+    best, worst = front.max(0), front.min(0)
+    worst = np.where(worst < best, worst, points.min(0))
+    reference = worst - 0.1 * np.where(worst < best, best - worst, 1.0)
+    return reference, best - reference
+
+
 def find_front(points: np.ndarray) -> list[bool]:
     """Returns for each point, a row each, whether no other dominates it; more is better."""
     return [not ((points >= point).all(1) & (points > point).any(1)).any() for point in points]
@@ -207,8 +220,7 @@ def compare_fronts(
 ) -> dict[str, Any] | None:
     """Returns the hypervolumes of the searches' fronts, and of as many random networks'; None where there are none.
 
-    The reference is a tenth of the range of the common front, of all networks here, worse than its worst values; a
-    hypervolume is a share of the box between it and the best values.
+    A hypervolume is a share of the box that `frame_front` lays around all networks here.
 
     Args:
         searches, random: as for `compare`.
@@ -224,14 +236,10 @@ def compare_fronts(
     everyone = np.concatenate([*own, *others])
     if not len(everyone) or not all(map(len, own)):
         return None
-    front = keep_front(everyone)
-    best, worst = front.max(0), front.min(0)
-    worst = np.where(worst < best, worst, everyone.min(0))  # a front of one point has no range
-    reference = worst - 0.1 * (best - worst)
-    box = np.where(best > reference, best - reference, 1.0)
+    reference, box = frame_front(everyone)
 
     def measure(points: np.ndarray) -> float:
-        return measure_hypervolume((points - reference) / box, np.zeros(len(signs)))  # pyright: ignore[reportArgumentType]
+        return measure_hypervolume((points - reference) / box, np.zeros(len(signs)))
 
     seeds = [search.seed for search in searches]
     paired = sorted(seeds) == sorted(search.seed for search in random)

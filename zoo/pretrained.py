@@ -24,7 +24,7 @@ from zoo import atomic, cost, genotype_json, registry
 from zoo.genotype import Genotype, GenotypeError
 from zoo.markdown import join_blocks, make_table
 from zoo.weights.importing import WeightsError
-from zoo.weights.published import load_file
+from zoo.weights.published import load_file, make_preprocessing
 
 HUB = "hf://"
 MARKER = "pretrained.json"  # digests of the other files
@@ -62,9 +62,7 @@ class Pretrained:
         """
         if self.normalization is None:
             raise PretrainedError(f"{self.folder} says nothing of preprocessing; look into its {CARD}")
-        mean, std = self.normalization["mean"], self.normalization["std"]
-        offset = [-center / spread for center, spread in zip(mean, std, strict=True)]
-        return keras.layers.Rescaling([1 / (255 * spread) for spread in std], offset, name="preprocess")
+        return make_preprocessing(self.normalization["mean"], self.normalization["std"])
 
 
 def save_pretrained(

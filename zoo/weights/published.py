@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,11 @@ def preprocess(model: str, weights: str | None = None, *, channels: int = 3) -> 
     mean, deviation = entry.preprocessing["mean"], entry.preprocessing["std"]
     if channels != len(mean):
         mean, deviation = [[sum(values) / len(values)] * channels for values in (mean, deviation)]
+    return make_preprocessing(mean, deviation)
+
+
+def make_preprocessing(mean: Sequence[float], deviation: Sequence[float]) -> keras.layers.Layer:
+    """Returns the layer that turns values from 0 to 255 into (value / 255 - mean) / deviation, by channel."""
     scale = [1 / (255 * value) for value in deviation]
     offset = [-center / value for center, value in zip(mean, deviation, strict=True)]
     return keras.layers.Rescaling(scale, offset, name="preprocess")

@@ -16,6 +16,7 @@ import zoo
 from recipes import deployable
 from recipes.deployable import ModelOptions
 from recipes.training.results import CLASS_NAMES, Origin, Weights, find_class_names, find_origin, find_weights
+from zoo.class_names import list_class_names
 from zoo.manifest import Entry
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -180,6 +181,8 @@ def _make(
     entry: Entry | None = None,
 ) -> Classifier:
     names = None if place is None else find_class_names(place)
+    if names is None and entry is not None:
+        names = list_class_names(entry.dataset)
     if names is not None and len(names) != classes:
         raise ValueError(
             f"{name} tells {classes} classes apart, and the files beside it name {len(names)}; mend or remove "

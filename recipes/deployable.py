@@ -381,9 +381,9 @@ def held_out(config: ModelAndData, source: "Data", normalize: "Normalization") -
 
 def number_imagenet_folders() -> dict[str, int]:
     """Returns the label of ImageNet's class folders, which have synset ids or names; a name of two classes has none."""
-    from zoo import imagenet
+    from zoo.class_names import read_imagenet_classes
 
-    classes = imagenet.read_classes()
+    classes = read_imagenet_classes()
     names = [one.name for one in classes]
     labels = {name if names.count(name) == 1 else f"{name}_{synset}": label
               for label, (synset, name) in enumerate(classes)}  # fmt: skip

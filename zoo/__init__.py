@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from zoo import cost, formats, weights
     from zoo.builder import build
     from zoo.cell import Cell
+    from zoo.class_names import decode_predictions
     from zoo.drawing import draw
-    from zoo.imagenet import decode_predictions
     from zoo.pretrained import from_pretrained, save_pretrained
     from zoo.weights.published import preprocess
 
@@ -50,7 +50,7 @@ __all__ = [
 _LAZY = {
     "build": "zoo.builder",
     "Cell": "zoo.cell",
-    "decode_predictions": "zoo.imagenet",
+    "decode_predictions": "zoo.class_names",
     "draw": "zoo.drawing",
     "cost": None,
     "formats": None,

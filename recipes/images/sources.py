@@ -110,7 +110,7 @@ def load(
         download, data_dir: for TFDS: whether to fetch a set that is not prepared, and where it is.
         labels: class folder -> label, of a model's classes, of which a folder may have a part; None numbers the class
             folders in the order of their names.
-        interpolation: of a folder's images that are resized; the others' is bilinear.
+        interpolation: of the images that are resized.
 
     Raises:
         ValueError: the text says which argument, folder or file, and what to do.
@@ -122,12 +122,13 @@ def load(
     skipped: dict[Path, str] = {}
     if name in (EMBEDDED, "embedded"):
         name = EMBEDDED
-        class_names, parts = EMBEDDED_CLASSES, _embedded_parts(size, channels or 1)
+        class_names, parts = EMBEDDED_CLASSES, _embedded_parts(size, channels or 1, interpolation)
     elif name.startswith("tfds:"):
         class_names, parts = tfds_sets.parts(
             name.removeprefix("tfds:"),
             size,
             channels,
+            interpolation,
             memory_limit=memory_limit,
             download=download,
             data_dir=data_dir,
@@ -208,13 +209,15 @@ def _check_classes(data: Data) -> None:
         )
 
 
-def _embedded_parts(size: int | tuple[int, int] | None, channels: int) -> dict[str, Part]:
+def _embedded_parts(
+    size: int | tuple[int, int] | None, channels: int, interpolation: images.Interpolation
+) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     for part in EMBEDDED_SHA256:
         pixels = read_mosaic(part)
         labels = np.repeat(np.arange(len(EMBEDDED_CLASSES)), len(pixels) // len(EMBEDDED_CLASSES))
         if size is not None and size not in (EMBEDDED_SIDE, (EMBEDDED_SIDE, EMBEDDED_SIDE)):
-            pixels = np.stack([images.fit(Image.fromarray(image[..., 0]), size) for image in pixels])
+            pixels = np.stack([images.fit(Image.fromarray(image[..., 0]), size, interpolation) for image in pixels])
         parts[part] = Arrays(np.repeat(pixels, channels, axis=-1), labels)
     return parts
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from recipes.images.files import Interpolation
 from recipes.images.parts import Part, Stream
 
 # Sets whose "test" split has no labels: what the papers report on is another one.
@@ -21,6 +22,7 @@ def parts(
     name: str,
     size: int | tuple[int, int] | None,
     channels: int | None,
+    interpolation: Interpolation = "bilinear",
     *,
     memory_limit: int,
     download: bool,
@@ -33,6 +35,7 @@ def parts(
     Args:
         name: as TFDS has it: NAME, NAME/CONFIG or NAME:VERSION.
         size, channels: of the images; None keeps the set's own.
+        interpolation: of the resizing.
         memory_limit: bytes; a set with more pixels streams.
         download: fetches and prepares a set that is not there.
         data_dir: where sets are; None is TFDS' own folder.
@@ -50,7 +53,7 @@ def parts(
     in_memory = sum(counts.values()) * math.prod(image_shape) <= memory_limit
     found: dict[str, Part] = {}
     for part, split in splits.items():
-        stream = TfdsPart(builder, (image_key, label_key), split, range(counts[part]), image_shape)
+        stream = TfdsPart(builder, (image_key, label_key), split, range(counts[part]), image_shape, interpolation)
         found[part] = stream.in_memory() if in_memory else stream
         if in_memory and found[part].labels.min() < 0:
             raise ValueError(
@@ -63,18 +66,27 @@ class TfdsPart(Stream):
     """A range of a split, read from its files."""
 
     def __init__(
-        self, builder: Any, keys: tuple[str, str], split: str, indices: range, image_shape: tuple[int, int, int]
+        self,
+        builder: Any,
+        keys: tuple[str, str],
+        split: str,
+        indices: range,
+        image_shape: tuple[int, int, int],
+        interpolation: Interpolation,
     ):
         image_key, label_key = keys
+        read = indices or range(1)  # TFDS has no empty range
         examples = builder.as_dataset(
-            split=f"{split}[{indices.start}:{indices.stop}]",
+            split=f"{split}[{read.start}:{read.stop}]",
             decoders={image_key: tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(try_autocache=False),
             shuffle_files=False,
         )
         stored = examples.map(lambda example: (example[image_key], tf.cast(example[label_key], tf.int32)))
+        stored = stored if indices else stored.take(0)
         super().__init__(stored, len(indices), image_shape, buffer=_SHUFFLE_BUFFER)
         self._origin = builder, keys, split, indices
+        self._interpolation: Interpolation = interpolation
 
     @property
     def labels(self) -> np.ndarray:
@@ -89,7 +101,8 @@ class TfdsPart(Stream):
         start = int(indices[0]) if len(indices) else 0
         if not np.array_equal(indices, np.arange(start, start + len(indices))):
             raise ValueError("a streamed set can be cut only into ranges: load it with a larger memory_limit")
-        return TfdsPart(builder, keys, split, mine[start : start + len(indices)], self.image_shape)
+        chosen = mine[start : start + len(indices)]
+        return TfdsPart(builder, keys, split, chosen, self.image_shape, self._interpolation)
 
     def _order(self, seed: int | None) -> np.ndarray:
         """As stored, whatever the seed: ranges can be read without the rest, and TFDS shuffled when it stored them."""
@@ -97,10 +110,11 @@ class TfdsPart(Stream):
 
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
         builder, (image_key, _), _, _ = self._origin
-        return fit(builder.info.features[image_key].decode_example(stored), self.image_shape)
+        image = builder.info.features[image_key].decode_example(stored)
+        return fit(image, self.image_shape, self._interpolation)
 
 
-def fit(image: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
+def fit(image: tf.Tensor, image_shape: tuple[int, int, int], interpolation: Interpolation) -> tf.Tensor:
     """Crops the longer side's ends off, resizes and converts as recipes.images.folder does with Pillow."""
     height, width, channels = image_shape
     if image.shape[-1] != channels:
@@ -112,7 +126,7 @@ def fit(image: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     window_width = tf.minimum(stored[1], _rounded(stored[0], width / height))
     top, left = (stored[0] - window_height) // 2, (stored[1] - window_width) // 2
     window = tf.image.crop_to_bounding_box(image, top, left, window_height, window_width)
-    resized = tf.image.resize(window, (height, width), antialias=True)
+    resized = tf.image.resize(window, (height, width), interpolation, antialias=True)
     return tf.ensure_shape(tf.cast(tf.round(tf.clip_by_value(resized, 0, 255)), tf.uint8), image_shape)
 
 

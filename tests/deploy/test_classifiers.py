@@ -97,6 +97,11 @@ def test_imagenet_has_its_classes_in_the_order_of_the_challenge():
         zoo.decode_predictions(np.zeros((1, 10)))
     with pytest.raises(ValueError, match="top=0; expected a whole number from 1 to 1000"):
         zoo.decode_predictions(np.zeros((1, 1000)), top=0)
+    frog = np.eye(10)[[6]]
+    assert zoo.decode_predictions(frog, 1, "cifar10") == [[("frog", "frog", 1.0)]]
+    assert zoo.decode_predictions([[0.25, 0.75]], 1, "vww") == [[("person", "person", 0.75)]]
+    with pytest.raises(zoo.GenotypeError, match=r"dataset 'cifar' is not known \(did you mean 'cifar10'\?\)"):
+        zoo.decode_predictions(frog, 1, "cifar")
 
 
 def test_import_zoo_needs_no_numpy():

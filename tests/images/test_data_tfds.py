@@ -42,6 +42,29 @@ class Blots(tfds.core.GeneratorBasedBuilder):
             yield number, {"picture": blot(number), "kind": number % 2}
 
 
+class Steps(tfds.core.GeneratorBasedBuilder):
+    """Two images of two columns each, 40 and 200."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    IMAGE = np.broadcast_to(np.array([40, 200], np.uint8)[:, None], (2, 2, 3))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "picture": tfds.features.Image(shape=(2, 2, 3), encoding_format="png"),
+                "kind": tfds.features.ClassLabel(num_classes=2),
+            }
+        )
+        return self.dataset_info_from_configs(features=features, supervised_keys=("picture", "kind"))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(2):
+            yield number, {"picture": self.IMAGE, "kind": number}
+
+
 class Words(tfds.core.GeneratorBasedBuilder):
     """No images."""
 
@@ -100,13 +123,40 @@ def test_a_streamed_epoch_can_be_repeated_after_a_resume(prepared: Path):
     assert not np.array_equal(straight[0], straight[4])
 
 
-def test_size_and_channels_are_converted_as_pillow_does(prepared: Path):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_size_and_channels_are_converted_as_pillow_does(interpolation, prepared: Path):
     loaded = data.load("tfds:blots", data_dir=prepared, size=6, channels=1, validation_fraction=0)
     assert loaded.input_shape == (6, 6, 1)
     smooth = np.asarray(Image.fromarray(blot(0)).resize((60, 80), Image.Resampling.BICUBIC))
-    ours = tfds_sets.fit(tf.constant(smooth), (20, 20, 3)).numpy().astype(int)
-    pillows = images.fit(Image.fromarray(smooth), 20).astype(int)
+    ours = tfds_sets.fit(tf.constant(smooth), (20, 20, 3), interpolation).numpy().astype(int)
+    pillows = images.fit(Image.fromarray(smooth), 20, interpolation).astype(int)
     assert np.abs(ours - pillows).max() <= 2
+
+
+# Four columns of two, whose centres lie a quarter of a column beside theirs. Bilinear: 3/4 of the near one, and at the
+# border all of it. Bicubic (Keys, a = -1/2): weights .8672 and .2266 over their sum; at the border .8672 and -.0703.
+@pytest.mark.parametrize(
+    ("interpolation", "columns"), [("bilinear", [40, 80, 160, 200]), ("bicubic", [26, 73, 167, 214])]
+)
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_every_source_resizes_by_the_interpolation_asked_for(interpolation, columns, memory_limit, tmp_path: Path):
+    Steps(data_dir=tmp_path / "tfds").download_and_prepare()
+    for number in range(2):
+        (tmp_path / "folder" / f"class{number}").mkdir(parents=True)
+        Image.fromarray(Steps.IMAGE).save(tmp_path / "folder" / f"class{number}" / "step.png")
+    for source in ("tfds:steps", tmp_path / "folder"):
+        loaded = data.load(
+            source, size=4, data_dir=tmp_path / "tfds", validation_fraction=0, test_fraction=0,
+            interpolation=interpolation, memory_limit=memory_limit,
+        )  # fmt: skip
+        np.testing.assert_array_equal(loaded.train.take(np.arange(1)).head(1)[0][0, :, :, 0], [columns] * 4)
+
+
+def test_the_embedded_images_resize_by_the_interpolation_asked_for():
+    first = Image.fromarray(data.read_mosaic("test")[0, :, :, 0])
+    for interpolation in ("bilinear", "bicubic"):
+        loaded = data.load(size=40, interpolation=interpolation)
+        np.testing.assert_array_equal(loaded.test.images[0], images.fit(first, 40, interpolation))
 
 
 def test_limit_of_a_stream_reads_only_so_many(prepared: Path):

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import zoo
@@ -15,6 +16,8 @@ ENTRIES = pytest.mark.parametrize("entry", manifest.entries(), ids=lambda entry:
 def test_every_entry_belongs_to_a_preset_of_a_model(entry):
     preset = zoo.load(entry.model).presets[entry.preset]
     assert preset["classes"] == entry.classes
+    names = zoo.decode_predictions(np.ones((1, entry.classes)), top=entry.classes, dataset=entry.dataset)[0]
+    assert len({name for name, *_ in names}) == entry.classes
     assert preset["input_shape"][2] == len(entry.preprocessing["mean"]) == len(entry.preprocessing["std"])
 
 

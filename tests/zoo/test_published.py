@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
+from recipes import classifiers, deployable
 from zoo import manifest
 from zoo.weights import mobile_names
 from zoo.weights.download import CACHE_VARIABLE
@@ -93,6 +94,12 @@ def test_features_take_the_weights_without_a_word(published, trained):
     network = zoo.build(MODEL, weights="vww", features_only=True)
     last = keras.Model(trained.inputs[0], trained.get_layer("avg_pool").input)
     np.testing.assert_allclose(network(IMAGES)[-1], last(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_published_weights_have_the_names_of_their_data_set(published):
+    classifier = classifiers.load(deployable.ModelOptions(model=MODEL, weights="vww"))
+    assert classifier.class_names == ("non_person", "person")
+    assert classifier.labels == {"non_person": 0, "person": 1}
 
 
 def test_a_model_without_published_weights_says_which_have_some(published):

@@ -41,7 +41,7 @@ def measure(scorer, values, images, repeats):
     moments = scorer.statistics(values)
     start = time.perf_counter()
     genotype = Genotype("found", "mcunet", space.body(values), {}, preset)
-    model = build_standalone(net, scorer.weights.numpy(), moments, values, genotype)
+    model = build_standalone(net, scorer.weights[0].numpy(), moments, values, genotype)
     predict = tf.function(lambda image: model(image, training=False), [tf.TensorSpec([None, *SHAPE])], autograph=False)
     batches = [tf.constant(images[first : first + BATCH]) for first in range(0, len(images), BATCH)]
 
@@ -72,7 +72,7 @@ def main():
     space, rng = TinySpace(0.3, SMALL_STRIDES, depths=(1, 2)), np.random.default_rng(0)
     net = Supernet(space, CLASSES, SHAPE[2])
     images = rng.normal(size=(IMAGES, *SHAPE)).astype(np.float32)
-    scorer = InheritedAccuracy(net, net.initial(0), images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES, int))
+    scorer = InheritedAccuracy(net, net.initial(0)[None], images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES, int))
     first = timed(lambda: scorer(space.largest()))
     print(f"tracing for all sub-networks, once: {first:.1f} s")
     networks = {"largest": space.largest(), "smallest": space.smallest()}

@@ -19,9 +19,8 @@ from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.training.loop import Record, run_epochs
 from recipes.training.progress import Status
+from recipes.training.supernet import list_seeds
 from zoo.genotype import CellGraph, Cells, Genotype
-
-_BETWEEN = 1_000_000  # the seeds of two supernets of a search, which no two searches share
 
 
 def split_batches(config: Config, images: image_data.Data, seed: int) -> tuple[Batches, Batches]:
@@ -87,8 +86,7 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
 
 def _list_files(config: Config, seed: int, path: Path) -> dict[int, Path]:
     """Returns the seed of each supernet of a search, with the file of its state."""
-    others = (seed + number * _BETWEEN for number in range(1, config.supernets))
-    return {seed: path, **{other: path.with_name(f"seed{other}.state.npz") for other in others}}
+    return {own: path.with_name(f"seed{own}.state.npz") for own in list_seeds(seed, config.supernets)} | {seed: path}
 
 
 def _mean_strengths(config: Config, images: image_data.Data, files: Mapping[int, Path]) -> np.ndarray | None:

@@ -54,7 +54,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     from recipes.engine.children import load_images
     from recipes.tinynas.children import SubNetworks, describe_result, dry_run, finish
     from recipes.tinynas.supernet import Supernet
-    from recipes.tinynas.training import train_supernet
+    from recipes.tinynas.training import train_supernets
 
     with _watch(observe) as watch:
 
@@ -66,10 +66,10 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         images = load_images(sized)
         net = Supernet(config.make_space(chosen.width), images.classes, images.input_shape[2], config.kernel_transform)
         presets = {"search": {"input_shape": list(images.input_shape), "classes": images.classes}}
-        untrained = SubNetworks(sized, net.space, "mcunet", presets, images, net, net.initial(config.seed))
+        untrained = SubNetworks(sized, net.space, "mcunet", presets, images, net, net.initial(config.seed)[None])
         if config.dry_run:
             return dry_run(untrained)
-        weights = train_supernet(sized, net, images, untrained.normalization, report)
+        weights = train_supernets(sized, net, images, untrained.normalization, report)
         scorer = dataclasses.replace(untrained, weights=weights)
         provenance = {"width": chosen.width, "budget": config.budget._asdict()}
         found = _search.run_trials(make_oracle(sized, scorer), scorer, "tinynas", watch, provenance, scorer.rank)

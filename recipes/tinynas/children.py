@@ -47,13 +47,14 @@ class InheritedAccuracy:
     """Accuracy of sub-networks by the weights that they inherit, normalisation recalibrated for each.
 
     Args:
-        net, weights: the once-for-all network.
+        net: the once-for-all network.
+        weights: of each of those that were trained of it, (supernets, size).
         calibration: batches of images (batches, batch, height, width, channels) for the statistics.
         images, labels: what is scored on.
     """
 
     def __init__(self, net: Supernet, weights: Any, calibration: np.ndarray, images: np.ndarray, labels: np.ndarray):
-        self.net, self.weights = net, tf.constant(weights)
+        self.net, self.weights = net, tf.unstack(tf.constant(weights))
         self._calibration = [tf.constant(batch, tf.float32) for batch in calibration]
         self._batches = [
             (tf.constant(images[start : start + _SCORING_BATCH], tf.float32), labels[start : start + _SCORING_BATCH])
@@ -64,30 +65,35 @@ class InheritedAccuracy:
         self._moments = tf.function(net.moments, [vector, encoded, pixels], autograph=False)
         self._infer = tf.function(net.infer, [vector, statistics, encoded, pixels], autograph=False)
 
-    def statistics(self, values: Mapping[str, Any]) -> np.ndarray:
+    def statistics(self, values: Mapping[str, Any], supernet: int = 0) -> np.ndarray:
         """Returns mean and variance of every normalisation in this sub-network, averaged over the batches."""
         encoded = tf.constant(self.net.space.encode(values))
         total = np.zeros(self.net.statistics.size, np.float64)
         for images in self._calibration:
-            total += self._moments(self.weights, encoded, images).numpy()
+            total += self._moments(self.weights[supernet], encoded, images).numpy()
         return (total / len(self._calibration)).astype(np.float32)
 
-    def predictor(self, values: Mapping[str, Any], statistics: np.ndarray) -> Callable[[Any], Any]:
+    def predictor(
+        self, values: Mapping[str, Any], statistics: np.ndarray, supernet: int = 0
+    ) -> Callable[[Any], Any]:
         """Returns the sub-network with these statistics, as a function of normalised images to logits."""
         encoded, moments = tf.constant(self.net.space.encode(values)), tf.constant(statistics)
-        return lambda images: self._infer(self.weights, moments, encoded, images)
+        return lambda images: self._infer(self.weights[supernet], moments, encoded, images)
 
-    def __call__(self, values: Mapping[str, Any]) -> tuple[Scores, np.ndarray]:
-        """Returns accuracy and loss, and the statistics."""
-        statistics = self.statistics(values)
-        return evaluate(self.predictor(values, statistics), self._batches), statistics
+    def __call__(self, values: Mapping[str, Any]) -> Scores:
+        """Returns accuracy and loss, means over the supernets; the loss then is that of their geometric mean."""
+        found = []
+        for supernet in range(len(self.weights)):
+            predict = self.predictor(values, self.statistics(values, supernet), supernet)
+            found.append(evaluate(predict, self._batches))
+        return Scores(*np.mean(found, axis=0).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
 class SubNetworks(NetworkScorer):
     """Sub-networks of the once-for-all network `net`, scored by the weights that they inherit.
 
-    `weights` is the flat vector of the trained network.
+    `weights` are the flat vectors of the trained networks, (supernets, size); the first is fine-tuned.
     """
 
     config: Config
@@ -101,7 +107,7 @@ class SubNetworks(NetworkScorer):
 
     def rank(self, networks: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
         """Returns the seed with scores of networks by the shared weights, the more the better."""
-        scores = [self.inherited_accuracy(values)[0] for values in networks]
+        scores = [self.inherited_accuracy(values) for values in networks]
         return [(self.config.seed, [-each.loss if self.config.score == "loss" else each.accuracy for each in scores])]
 
     def predict_needs(self, values: Mapping[str, Any]) -> Needs:
@@ -130,10 +136,8 @@ class SubNetworks(NetworkScorer):
         return InheritedAccuracy(self.net, self.weights, calibration, np.asarray(self.normalization(images)), labels)
 
     def score(self, task: tuner.Task) -> dict[str, float]:
-        """Returns the accuracy by inherited weights, and what is predicted; the statistics are the checkpoint."""
-        scores, statistics = self.inherited_accuracy(task.values)
-        with atomic.replacing(task.folder / "statistics.npy") as stream:
-            np.save(stream, statistics)
+        """Returns accuracy and loss by inherited weights, and what is predicted."""
+        scores = self.inherited_accuracy(task.values)
         predicted = self.predict_needs(task.values)._asdict()
         return {"val_accuracy": scores.accuracy, "val_loss": scores.loss, **{k: float(v) for k, v in predicted.items()}}
 
@@ -242,7 +246,7 @@ def _fine_tune(
     folder, statistics = scorer.config.folder / "finetuned", scorer.inherited_accuracy.statistics(values)
 
     def build() -> keras.Model:
-        return build_standalone(scorer.net, scorer.weights, statistics, values, found)
+        return build_standalone(scorer.net, scorer.weights[0], statistics, values, found)
 
     before = measure_accuracy(build(), test, scorer.normalization)
     tuner.forget_models()
@@ -305,7 +309,7 @@ def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report:
 
     def train_from_scratch(name: str, values: Mapping[str, Any]) -> dict[str, float]:
         def make() -> dict[str, float]:
-            shared, _ = scorer.inherited_accuracy(values)
+            shared = scorer.inherited_accuracy(values)
             label = f"from scratch, {name}: "
             alone = _train(scorer, lambda: scorer.build(values), folder / name, test, report, label)
             return {"shared_accuracy": shared.accuracy, **alone, "macs": scorer.predict_needs(values).macs}
@@ -344,6 +348,7 @@ def dry_run(scorer: SubNetworks) -> Genotype:
     pixels, labels = part.images / np.float32(255), part.labels
     with without_rewrites():
         cost = time_steps(lambda number: training.take_step(number, pixels, labels), batch, count=2)
+    steps *= config.supernets
     seconds = cost.scale(config.batch_size) * steps * (config.largest_epochs + config.networks * config.elastic_epochs)
     total = steps * (config.largest_epochs + config.elastic_epochs)
     drawn = itertools.islice(scorer.sample_fitting(), _DRY_RUN_NETWORKS)

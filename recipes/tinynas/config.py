@@ -38,9 +38,12 @@ class Config(ChildConfig):
     largest_epochs: int = 3  # of the largest sub-network alone
     elastic_epochs: int = 6  # of several sub-networks a step
     networks: int = 4  # sub-networks a step
-    sampling: Literal["sandwich", "random"] = "sandwich"  # sandwich: largest, smallest, random ones; the paper: random
+    # sandwich: the largest, the smallest and random ones; the paper: random; fair: random ones, but that each choice of
+    # a decision is in as many networks of a step (Chu et al., "FairNAS", ICCV 2021, strict fairness)
+    sampling: Literal["sandwich", "random", "fair"] = "sandwich"
     distillation: float = 1.0  # weight of what the largest sub-network teaches the others; the paper has none
     score: Literal["accuracy", "loss"] = "accuracy"  # of sub-networks; the loss ranks better without distillation
+    supernets: int = 1  # once-for-all networks, with seeds of their own; a sub-network has the mean of their scores
     supernet_rate: float = 0.05  # learning rate of the shared weights
     population: int = 20  # networks of a generation
     parents: int = 5  # of the next generation, the best until then
@@ -59,11 +62,11 @@ class Config(ChildConfig):
         "val_accuracy", "val_loss", "params", "macs", "peak_memory", "flash", "arena", "file"
     )  # fmt: skip
 
-    added: ClassVar[tuple[str, ...]] = ("score",)
+    added: ClassVar[tuple[str, ...]] = ("score", "supernets")
 
     def __post_init__(self):
         super().__post_init__()
-        least = {"largest_epochs": 0, "elastic_epochs": 0, "networks": 1, "population": 2, "parents": 1}
+        least = {"largest_epochs": 0, "elastic_epochs": 0, "networks": 1, "population": 2, "parents": 1, "supernets": 1}
         check_at_least(self, least | {"calibration_batches": 1, "random_networks": 0, "space_networks": 1})
         if not self.resolutions or min(self.resolutions) < 8 or not self.widths:
             raise ValueError(

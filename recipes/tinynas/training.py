@@ -8,6 +8,7 @@ Slimmable Networks", ICCV 2019. Departure: the gradients of a step's sub-network
 code adds them up, so that one learning rate serves both phases.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,13 @@ from recipes.images import augment
 from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.tinynas.config import Config
+from recipes.tinynas.space import TinySpace
 from recipes.tinynas.supernet import Supernet
 from recipes.training.loop import DivergedError, Record, run_epochs
 from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Status
 from recipes.training.state import TrainingState
+from recipes.training.supernet import list_seeds
 from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
@@ -39,19 +42,45 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def train_supernet(
+def train_supernets(
     config: Config,
     net: Supernet,
     images: image_data.Data,
     normalize: Callable[[Any], Any],
     report: Callable[[float, str], None],
 ) -> np.ndarray:
-    """Returns the weights of the trained once-for-all network; resumes where an earlier process has saved them.
+    """Returns the weights of each trained once-for-all network; resumes where an earlier process has saved them.
+
+    The first is trained with the seed of `config`, the others with seeds of their own, in files beside the first one's.
 
     Raises:
-        DivergedError: the training diverged.
+        DivergedError: a training diverged.
         StateError: the state is that of other options.
     """
+    first, trained = config.supernet or config.folder / "supernet.npz", []
+    for number, seed in enumerate(list_seeds(config.seed, config.supernets)):
+
+        def report_one(share: float, text: str, number: int = number) -> None:
+            which = f" {number + 1}" if config.supernets > 1 else ""
+            report((number + share) / config.supernets, f"supernet{which}, {text}")
+
+        suffix = str(seed) if number else ""
+        own = dataclasses.replace(config, seed=seed, supernet=first.with_stem(first.stem + suffix))
+        weights, history = _train(own, net, images, normalize, report_one)
+        trained.append(weights)
+        atomic.write_atomically(config.folder / f"supernet{suffix}.json", json.dumps(history, indent=1) + "\n")
+    return np.stack(trained)
+
+
+def _train(
+    config: Config,
+    net: Supernet,
+    images: image_data.Data,
+    normalize: Callable[[Any], Any],
+    report: Callable[[float, str], None],
+) -> tuple[np.ndarray, list[Record]]:
+    """Trains one once-for-all network from the state in `config.supernet` on; returns it with a record an epoch."""
+    assert config.supernet is not None
     crop_and_flip = augment.cifar(padding=images.input_shape[0] // 8, cutout_length=0) if config.augment else None
     batches = Batches(
         images.train, config.batch_size, config.seed, stream=[0], normalize=normalize, augment=crop_and_flip
@@ -61,7 +90,7 @@ def train_supernet(
 
     def observe(status: Status) -> None:
         if status.done < epochs:
-            report((status.done + status.share) / epochs, f"supernet, epoch {status.done + 1} of {epochs}{loss}")
+            report((status.done + status.share) / epochs, f"epoch {status.done + 1} of {epochs}{loss}")
 
     def end_epoch(history: list[Record], losses: list[Sequence[float]]) -> Record:
         nonlocal loss, begun
@@ -77,12 +106,11 @@ def train_supernet(
             epochs=epochs,
             steps=batches.steps,
             variables={"vector": [training.weights, training.velocity]},
-            state=TrainingState(config.supernet or config.folder / "supernet.npz", training.identity),
+            state=TrainingState(config.supernet, training.identity),
             save_seconds=config.save_seconds,
             observe=observe,
         )
-    atomic.write_atomically(config.folder / "supernet.json", json.dumps(history, indent=1) + "\n")
-    return training.weights.numpy()
+    return training.weights.numpy(), history
 
 
 class ElasticTraining:
@@ -123,6 +151,8 @@ class ElasticTraining:
             return [self._largest]
         space, count = self.net.space, self._config.networks
         rng = np.random.default_rng([self._config.seed, 2, step])
+        if self._config.sampling == "fair":
+            return [space.encode(values) for values in draw_fairly(space, count, rng)]
         fixed = [space.largest(), space.smallest()][:count] if self._config.sampling == "sandwich" else []
         return [space.encode(values) for values in [*fixed, *(space.sample(rng) for _ in range(count - len(fixed)))]]
 
@@ -167,6 +197,15 @@ class ElasticTraining:
             soft = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher), logits)
             total = loss + distillation * tf.reduce_mean(soft)
         return loss, logits, tape.gradient(total, weights)
+
+
+def draw_fairly(space: TinySpace, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Draws `count` sub-networks, in which each choice of a decision is as often as any other, or once more."""
+    dealt = {each.name: np.resize(rng.permutation(len(each.choices)), count) for each in space.decisions}
+    dealt = {name: rng.permutation(choices) for name, choices in dealt.items()}
+    return [
+        {each.name: each.choices[dealt[each.name][number]] for each in space.decisions} for number in range(count)
+    ]
 
 
 def sort_channels(net: Supernet, weights: np.ndarray) -> np.ndarray:

@@ -14,6 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 EPSILON = 1e-5  # of the variance; PyTorch's default, which DARTS and ENAS' successors use
+_BETWEEN = 1_000_000  # the seeds of two supernets of one search, so that no two searches share a supernet
+
+
+def list_seeds(seed: int, supernets: int) -> list[int]:
+    """Returns the seed of each of the `supernets` of a search with this seed; the first has the search's own."""
+    return [seed + number * _BETWEEN for number in range(supernets)]
 
 
 @dataclasses.dataclass(frozen=True)

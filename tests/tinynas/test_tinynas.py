@@ -30,7 +30,7 @@ from recipes.tinynas.space import (
     save_configurations,
 )
 from recipes.tinynas.supernet import Supernet
-from recipes.tinynas.training import ElasticTraining, sort_channels
+from recipes.tinynas.training import ElasticTraining, draw_fairly, sort_channels
 from recipes.training import tensorflow_options
 from recipes.training.evaluation import Scores
 from zoo.deploy import measure, planner, tflite
@@ -188,7 +188,7 @@ def test_one_trace_serves_all_sub_networks_and_sorting_channels_changes_no_outpu
     blank = np.zeros((5, 16, 16, 1), np.float32)
     weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
     scorers = [
-        InheritedAccuracy(net, w, images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))
+        InheritedAccuracy(net, w[None], images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))
     ]
     large, small = (
         [scorer.predictor(values, scorer.statistics(values))(images).numpy() for scorer in scorers]
@@ -238,6 +238,25 @@ def test_steps_draw_by_their_number_alone_and_a_sandwich_has_the_largest_and_the
     np.testing.assert_array_equal(drawn[1], SMALL.encode(SMALL.smallest()))
     np.testing.assert_array_equal(drawn, training.choose(7))
     assert not np.array_equal(drawn, training.choose(8))
+
+
+def test_fair_steps_have_each_choice_of_a_decision_equally_often():
+    space = dataclasses.replace(SMALL, kernels=(3, 5), expansions=(2, 3, 4, 6))
+    drawn = draw_fairly(space, 4, np.random.default_rng(0))
+    for decision in space.decisions:
+        counts = [sum(values[decision.name] == choice for values in drawn) for choice in decision.choices]
+        assert counts == [4 // len(decision.choices)] * len(decision.choices)
+    assert drawn != draw_fairly(space, 4, np.random.default_rng(1))
+
+
+def test_several_supernets_score_by_the_mean_of_what_each_says():
+    net, rng = Supernet(SMALL, 4, 1), np.random.default_rng(0)
+    images, labels = rng.normal(size=(6, 16, 16, 1)).astype(np.float32), np.arange(6) % 4
+    weights = np.stack([net.initial(seed) for seed in (0, 1)])
+    alone = [InheritedAccuracy(net, each[None], images[None], images, labels) for each in weights]
+    together = InheritedAccuracy(net, weights, images[None], images, labels)
+    expected = np.mean([scorer(SMALL.smallest()) for scorer in alone], axis=0)
+    np.testing.assert_allclose(together(SMALL.smallest()), expected)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training_with_the_remedy():
@@ -387,7 +406,7 @@ def test_sub_networks_are_ranked_by_what_the_search_scores(score: Any, objective
     config = dataclasses.replace(SMOKE, score=score, seed=7)
     nothing: Any = None
     scorer = SubNetworks(config, nothing, "mcunet", {}, nothing, nothing, nothing)
-    scorer.__dict__["inherited_accuracy"] = {"a": (Scores(0.5, 1.0), None), "b": (Scores(0.6, 2.0), None)}.get
+    scorer.__dict__["inherited_accuracy"] = {"a": Scores(0.5, 1.0), "b": Scores(0.6, 2.0)}.get
     assert list(scorer.objectives.values()) == [objective]
     networks: Any = ["a", "b"]
     assert scorer.rank(networks) == [(7, ranked)]

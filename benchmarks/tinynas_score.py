@@ -72,7 +72,9 @@ def main():
     space, rng = TinySpace(0.3, SMALL_STRIDES, depths=(1, 2)), np.random.default_rng(0)
     net = Supernet(space, CLASSES, SHAPE[2])
     images = rng.normal(size=(IMAGES, *SHAPE)).astype(np.float32)
-    scorer = InheritedAccuracy(net, net.initial(0)[None], images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES, int))
+    scorer = InheritedAccuracy(
+        net, net.initial(0)[None], images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES, int)
+    )
     first = timed(lambda: scorer(space.largest()))
     print(f"tracing for all sub-networks, once: {first:.1f} s")
     networks = {"largest": space.largest(), "smallest": space.smallest()}

@@ -6,7 +6,7 @@ result.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from recipes.images import augment
 from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.oracles.attention import AttentionController
-from recipes.training.evaluation import evaluate
+from recipes.training.evaluation import Scores, evaluate
 from recipes.training.loop import Record, run_epochs
 from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Status
@@ -81,9 +81,9 @@ class SharedWeights:
         self._optimizer.apply([self.weights], self.slots, [tape.gradient(loss, self.weights)], rate)
         return loss
 
-    def accuracy(self, path: Any, batches: Sequence[tuple[Any, Any]]) -> float:
-        """Returns the share of images that a path classifies right, each batch normalised by its own statistics."""
-        return evaluate(functools.partial(self._logits, path), batches).accuracy
+    def score(self, path: Any, batches: Sequence[tuple[Any, Any]]) -> Scores:
+        """Returns accuracy and loss of a path, each batch normalised by its own statistics."""
+        return evaluate(functools.partial(self._logits, path), batches)
 
     def statistics(self, path: Any, batches: Sequence[Any]) -> np.ndarray:
         """Returns the mean over batches of images of all means and variances by which a path normalises."""
@@ -91,9 +91,9 @@ class SharedWeights:
 
 
 class SearchImages:
-    """Batches for the weights, and images that are kept for rewards."""
+    """Batches for the weights, in an order by `seed`, and images that are kept for rewards, drawn by `split`."""
 
-    def __init__(self, config: Config, images: image_data.Data, seed: int):
+    def __init__(self, config: Config, images: image_data.Data, seed: int, split: int):
         self._size = config.search_batch_size
         share = config.reward_images / len(images.train)
         if not 0 < share < 1 or config.reward_images < self._size:
@@ -101,7 +101,7 @@ class SearchImages:
                 f"reward_images is {config.reward_images} of {len(images.train)} training images; expected fewer than "
                 f"these, and a batch of {self._size} at least"
             )
-        train, rewarding = images.train.split(share, seed)
+        train, rewarding = images.train.split(share, split)
         if len(train) < self._size:
             raise ValueError(
                 f"{len(train)} images make no batch of {self._size}; lower the batch size, or take more training_images"
@@ -164,7 +164,7 @@ class Search:
         rng = np.random.default_rng([self.seed, _PATHS, epoch, number])
         paths = self.controller.sample(self.config.samples, rng)
         rng = np.random.default_rng([self.seed, _REWARDS, epoch, number])
-        rewards = [self.shared.accuracy(path, [self.images.reward_batch(rng)]) for path in paths]
+        rewards = [self.shared.score(path, [self.images.reward_batch(rng)]).accuracy for path in paths]
         found = self.controller.update(paths, rewards)
         return tuple(float(np.mean(each)) for each in (rewards, found["entropy"], found["skip_penalty"]))
 
@@ -220,16 +220,14 @@ class Search:
 
 
 def find_path(
-    search: Search,
-    path: Path,
+    searches: Mapping[Path, Search],
     report: Callable[[float, str], None],
     refuse: Callable[[np.ndarray], str | None] = lambda path: None,
 ) -> dict[str, Any]:
-    """Runs a search to its end and returns its path, the score of that and the history, as JSON holds them.
+    """Runs supernets to their end; returns the path of the best mean score, that score and the first one's history.
 
     Args:
-        search: at its beginning; it resumes from its state at `path`, and from its scores beside it.
-        path: where the state is kept.
+        searches: each at its beginning, by the file of its state, from which it resumes; scores are beside the first.
         report: called with the finished share and a few words.
         refuse: path -> why it must not be chosen, or None.
 
@@ -237,6 +235,43 @@ def find_path(
         FloatingPointError: the loss is not a number any more.
         StateError: the state is another search's, or damaged.
     """
+    supernets, file = list(searches.values()), next(iter(searches))
+    first, histories = supernets[0], []
+    for number, (path, search) in enumerate(searches.items()):
+
+        def report_one(share: float, text: str, number: int = number) -> None:
+            which = f" {number + 1}" if len(supernets) > 1 else ""
+            report(0.9 * (number + share) / len(supernets), f"shared weights{which}, {text}")
+
+        histories.append(_train(search, path, report_one))
+    batches, count = first.images.reward_batches(), first.candidates
+    paths = [supernets[number % len(supernets)].draw_candidate(number, refuse) for number in range(count)]
+    (scored,) = run_epochs(
+        lambda epoch, number: (score_path(supernets, paths[number], batches),),
+        lambda history, values: {"scores": [score for (score,) in values]},
+        epochs=1,
+        steps=count,
+        state=first.file(file.with_suffix(".scores.npz")),
+        save_seconds=first.config.save_seconds,
+        observe=lambda status: report(0.9 + 0.1 * (status.done + status.share), f"scoring {count} paths"),
+    )
+    best = int(np.argmax(scored["scores"]))
+    return {
+        "path": paths[best].tolist(),
+        "score": scored["scores"][best],
+        "candidates": scored["scores"],
+        "history": histories[0],
+    }
+
+
+def score_path(searches: Sequence[Search], path: Any, batches: Sequence[tuple[Any, Any]]) -> float:
+    """Returns the mean over supernets of a path's accuracy, or of minus its loss, as the option `score` says."""
+    accuracy, loss = np.mean([search.shared.score(path, batches) for search in searches], axis=0)
+    return float(-loss if searches[0].config.score == "loss" else accuracy)
+
+
+def _train(search: Search, path: Path, report: Callable[[float, str], None]) -> list[Record]:
+    """Trains one supernet and its controller from their state at `path` on; returns a record an epoch."""
     config, loss = search.config, ""
 
     def end_epoch(history: list[Record], values: list[Sequence[float]]) -> Record:
@@ -248,9 +283,9 @@ def find_path(
     def observe(status: Status) -> None:
         if status.done < config.search_epochs:
             share = (status.done + status.share) / config.search_epochs
-            report(0.9 * share, f"shared weights, epoch {status.done + 1} of {config.search_epochs}{loss}")
+            report(share, f"epoch {status.done + 1} of {config.search_epochs}{loss}")
 
-    history = run_epochs(
+    return run_epochs(
         search.take_step,
         end_epoch,
         epochs=config.search_epochs,
@@ -260,21 +295,3 @@ def find_path(
         save_seconds=config.save_seconds,
         observe=observe,
     )
-    batches, count = search.images.reward_batches(), search.candidates
-    paths = [search.draw_candidate(number, refuse) for number in range(count)]
-    (scored,) = run_epochs(
-        lambda epoch, number: (search.shared.accuracy(paths[number], batches),),
-        lambda history, values: {"scores": [score for (score,) in values]},
-        epochs=1,
-        steps=count,
-        state=search.file(path.with_suffix(".scores.npz")),
-        save_seconds=config.save_seconds,
-        observe=lambda status: report(0.9 + 0.1 * (status.done + status.share), f"scoring {count} paths"),
-    )
-    best = int(np.argmax(scored["scores"]))
-    return {
-        "path": paths[best].tolist(),
-        "score": scored["scores"][best],
-        "candidates": scored["scores"],
-        "history": history,
-    }

@@ -73,9 +73,7 @@ class InheritedAccuracy:
             total += self._moments(self.weights[supernet], encoded, images).numpy()
         return (total / len(self._calibration)).astype(np.float32)
 
-    def predictor(
-        self, values: Mapping[str, Any], statistics: np.ndarray, supernet: int = 0
-    ) -> Callable[[Any], Any]:
+    def predictor(self, values: Mapping[str, Any], statistics: np.ndarray, supernet: int = 0) -> Callable[[Any], Any]:
         """Returns the sub-network with these statistics, as a function of normalised images to logits."""
         encoded, moments = tf.constant(self.net.space.encode(values)), tf.constant(statistics)
         return lambda images: self._infer(self.weights[supernet], moments, encoded, images)

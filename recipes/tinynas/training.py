@@ -203,9 +203,7 @@ def draw_fairly(space: TinySpace, count: int, rng: np.random.Generator) -> list[
     """Draws `count` sub-networks, in which each choice of a decision is as often as any other, or once more."""
     dealt = {each.name: np.resize(rng.permutation(len(each.choices)), count) for each in space.decisions}
     dealt = {name: rng.permutation(choices) for name, choices in dealt.items()}
-    return [
-        {each.name: each.choices[dealt[each.name][number]] for each in space.decisions} for number in range(count)
-    ]
+    return [{each.name: each.choices[dealt[each.name][number]] for each in space.decisions} for number in range(count)]
 
 
 def sort_channels(net: Supernet, weights: np.ndarray) -> np.ndarray:

@@ -21,9 +21,10 @@ from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.enas.supernet import draw_weights
-from recipes.enas.training import SharedWeights, find_path
+from recipes.enas.training import SharedWeights, find_path, score_path
 from recipes.engine import children as child_networks
 from recipes.training import tensorflow_options
+from recipes.training.evaluation import Scores
 from tests.enas.exported import export
 
 pytestmark = pytest.mark.usefixtures("fast_start")
@@ -179,15 +180,33 @@ def test_the_weights_learn_from_uniform_paths_in_the_first_epochs_and_from_the_c
     assert all(np.array_equal(search._path_of_step(1, number), from_controller) for number in range(3))
 
 
+@pytest.mark.parametrize(("score", "expected"), [("accuracy", 0.5), ("loss", -2.0)])
+def test_a_path_has_the_mean_score_of_all_supernets(score, expected):
+    config: Any = SimpleNamespace(score=score)
+    found = [Scores(0.4, 1.0), Scores(0.6, 3.0)]
+    searches: Any = [SimpleNamespace(config=config, shared=SimpleNamespace(score=lambda *_, s=s: s)) for s in found]
+    assert score_path(searches, None, []) == pytest.approx(expected)
+
+
+def test_supernets_of_a_search_have_other_weights_and_the_same_images_for_rewards(tmp_path):
+    config = dataclasses.replace(SMOKE, supernets=2)
+    searches = seeds.begin_all(config, child_networks.load_images(config), 3, tmp_path / "seed3.state.npz")
+    assert [file.name for file in searches] == ["seed3.state.npz", "seed1000003.state.npz"]
+    first, second = searches.values()
+    assert not np.array_equal(first.shared.weights, second.shared.weights)
+    pairs = zip(first.images.reward_batches(), second.images.reward_batches(), strict=True)
+    assert all(np.array_equal(one[0], other[0]) for one, other in pairs)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["smoke", "smoke-macro"])
-def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset, tmp_path):
-    config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6)
+@pytest.mark.parametrize(("preset", "supernets"), [("smoke", 2), ("smoke-macro", 1)])
+def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset, supernets, tmp_path):
+    config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6, supernets=supernets)
     images = child_networks.load_images(config)
     with tensorflow_options.without_rewrites():
-        whole = find_path(seeds.begin(config, images, 3), tmp_path / "whole.npz", lambda share, text: None)
+        whole = find_path(seeds.begin_all(config, images, 3, tmp_path / "whole.npz"), lambda share, text: None)
     state = tmp_path / "killed.npz"
-    command = [sys.executable, "-c", _KILLED, preset, str(state)]
+    command = [sys.executable, "-c", _KILLED, preset, str(state), str(supernets)]
     for _ in range(2):
         begun = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         assert begun.stdout is not None
@@ -202,7 +221,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
     with np.load(state) as found:
         assert 0 < json.loads(found["header"].tobytes())["facts"]["step"] < 36
     with tensorflow_options.without_rewrites():
-        again = find_path(seeds.begin(config, images, 3), state, lambda share, text: None)
+        again = find_path(seeds.begin_all(config, images, 3, state), lambda share, text: None)
     assert again == whole
 
 
@@ -215,12 +234,12 @@ from recipes.engine import children as child_networks
 from recipes.training.tensorflow_options import without_rewrites
 from recipes.enas.training import find_path
 
-config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0)
+config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0, supernets=int(sys.argv[3]))
 images = child_networks.load_images(config)
 with without_rewrites():
-    search = seeds.begin(config, images, 3)
+    searches = seeds.begin_all(config, images, 3, Path(sys.argv[2]))
     report = lambda share, text: print("step" if round(40 * share) % 6 == 4 else "-", flush=True)
-    find_path(search, Path(sys.argv[2]), report)
+    find_path(searches, report)
 """
 
 

@@ -188,7 +188,8 @@ def test_one_trace_serves_all_sub_networks_and_sorting_channels_changes_no_outpu
     blank = np.zeros((5, 16, 16, 1), np.float32)
     weights = (net.initial(0) + rng.normal(0, 0.05, net.packing.size)).astype(np.float32)
     scorers = [
-        InheritedAccuracy(net, w[None], images[None], images, np.zeros(5)) for w in (weights, sort_channels(net, weights))
+        InheritedAccuracy(net, w[None], images[None], images, np.zeros(5))
+        for w in (weights, sort_channels(net, weights))
     ]
     large, small = (
         [scorer.predictor(values, scorer.statistics(values))(images).numpy() for scorer in scorers]

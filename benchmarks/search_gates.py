@@ -10,16 +10,20 @@ for 200 of the progressive one, 1 to 3 for 1,000 of a controller. The first two 
 an hour.
 
 --shared runs the searches with shared weights, in the space of a table of recipes.tabulate each: percentile, points to
-the best and Kendall's tau of the shared weights, mean +- standard deviation over the seeds, and the time of a search
-beside that of random search which finds as much, both on this machine.
+the best and Kendall's tau of the shared weights (of a ceiling), mean and standard deviation over the seeds; the time of
+a search, in trainings of a network on this machine by processor time; how many trainings random search needs to find as
+much, and how many points less it finds in the same time, with the standard error.
 """
 
 import argparse
 import functools
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks import table_search
 from benchmarks.machine import describe_machine
@@ -108,16 +112,32 @@ def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None
     ]
     for seed, find in zip(seeds, finds, strict=True):
         print(f"  {recipe} seed {seed}: percentile {find['percentile']:.1f}, {find['regret']:.2f} points to the best, "
-              f"tau {find['tau']:.2f}, {find['seconds']:.0f} s, a training {find['training_seconds']:.0f}")  # fmt: skip
+              f"tau {find['tau']:.2f}, {find['seconds']:.0f} s, a training {find['training_seconds']:.1f}")  # fmt: skip
+    print(f"\n{describe_shared(f'{recipe} {arguments.options}'.strip(), finds)}\n", flush=True)
+
+
+def describe_shared(name: str, finds: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table of what several searches of a name found, and of the baselines in the same time."""
     found = truth.judge_together(finds, [find["tau"] for find in finds])
-    cells = [f"{name} {found[name]:.2f} +- {found[f'{name}_std'] or 0:.2f}" for name in ("percentile", "regret", "tau")]
-    draws, seconds = found["random_trainings"], found["random_seconds"]
-    random = "never" if draws is None else f"{draws:.1f} trainings, {seconds:.0f} s"
-    if found["ceiling"] is not None:
-        cells.append(f"of {found['ceiling']:.2f} at most")
-    print(f"{recipe}: {', '.join(cells)}; {found['seconds']:.0f} s a search; random search finds as much: {random}; "
-          f"gain in the same time {found['gain']:+.2f} +- {found['standard_error'] or 0:.2f} points: {found['word']}",
-          flush=True)  # fmt: skip
+
+    def show(name: str) -> str:
+        return f"{found[name]:.2f} ± {found[f'{name}_std'] or 0:.2f}"
+
+    draws = found["seconds"] / float(np.mean([find["training_seconds"] for find in finds]))
+    enough = "never" if found["random_trainings"] is None else f"{found['random_trainings']:.1f}"
+    ceiling = "" if found["ceiling"] is None else f" of {found['ceiling']:.2f}"
+    head = ["search", "percentile", "points to the best", "tau", "time in trainings", "random needs", "gain", "status"]
+    gain = f"{found['gain']:+.2f} ± {found['standard_error'] or 0:.2f}"
+    row = [name, show("percentile"), show("regret"), show("tau") + ceiling, f"{draws:.1f}", enough, gain, found["word"]]
+    rows: list[list[str | None]] = [row]
+    for baseline, worth in (
+        ("random search", found["worth"] - found["gain"]),
+        (f"random among the largest {truth.LARGEST:.0%} by MACs", found["largest"]),
+    ):
+        if worth is not None:
+            missing = found["worth"] + found["regret"] - worth
+            rows.append([f"{baseline}, in the same time", None, f"{missing:.2f}", None, f"{draws:.1f}", *[None] * 3])
+    return make_table(head, rows, numbers_from=1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ Every search selects by validation accuracy and reports the test accuracy of wha
 import dataclasses
 import functools
 import importlib
+import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 
 from recipes import tables, tabulate
 from recipes.cards.read import read_search
+from recipes.engine.workers import Task
 from recipes.oracles import (
     AgingEvolution,
     BayesianSearch,
@@ -30,6 +33,8 @@ from recipes.oracles import (
     SearchOracle,
 )
 from recipes.tables import Table
+from recipes.training.progress import Status
+from zoo import atomic
 
 _SIDE = 28  # pixels of the embedded images
 OBJECTIVE = keras_tuner.Objective("val_accuracy", "max")
@@ -143,6 +148,8 @@ def search_with_shared_weights(
 ) -> dict[str, Any]:
     """Runs a recipe's laptop preset in the space of a table; returns what its card says beside the truth.
 
+    Its seconds, and those of a training, are processor time: of all cores, and whatever else the machine does.
+
     Args:
         recipe: of SHARED.
         table: see recipes.tables.load.
@@ -156,25 +163,39 @@ def search_with_shared_weights(
     if recipe == "tinynas":
         taken |= {"widths": (made["width"],), "image_size": made["image_size"] or _SIDE}
     chosen = taken | others | {"seed": seed, "folder": folder, "table": table} | options
-    module.search(dataclasses.replace(module.PRESETS["laptop"], **chosen), observe=lambda status: None)
+    cost = folder / "processor_seconds.json"
+    if folder.exists() and not cost.exists():
+        raise ValueError(f"the search in {folder} was interrupted, so that its processor time is not known; delete it")
+    begun, spent = time.process_time(), 0.0
+
+    def observe(status: Status) -> None:
+        nonlocal spent
+        if status.done < (status.total or 0):  # afterwards the table is ranked, and what was found is converted
+            spent = time.process_time() - begun
+
+    module.search(dataclasses.replace(module.PRESETS["laptop"], **chosen), observe=observe)
+    if not cost.exists():
+        atomic.write_atomically(cost, json.dumps(spent))
     found = read_search(folder)
-    trained = [trial.seconds for trial in found.trials if "loss" in trial.metrics]  # as the table's networks
-    here = {"training_seconds": float(np.mean(trained)) if trained else time_training(table)}
-    return found.truth | here | {"tau": np.mean([each["tau"] for each in found.ranking.values()])}
+    times = {"seconds": json.loads(cost.read_text(encoding="utf-8")), "training_seconds": time_training(table)}
+    return found.truth | times | {"tau": np.mean([each["tau"] for each in found.ranking.values()])}
 
 
 @functools.cache
 def time_training(table: str, networks: int = 3) -> float:
-    """Returns the seconds that one training of the table takes on this machine, now; a mean over random networks."""
+    """Returns the processor seconds that one training of the table takes on this machine; a mean over networks."""
     made = tables.read_networks(table)[0]["config"]
     fields = {field.name for field in dataclasses.fields(tabulate.Config) if field.init}
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in made.items() if name in fields
     }
-    with tempfile.TemporaryDirectory() as folder:
-        few = {"sample": networks, "repeats": 1, "latency": False, "folder": Path(folder)}
-        path = tabulate.tabulate(tabulate.Config(**taken | few), observe=lambda status: None)
-        return tables.read_networks(path)[0]["training_seconds"]
+    scorer, rng = tabulate.make_scorer(tabulate.Config(**taken | {"repeats": 1})), np.random.default_rng(0)
+    begun = time.process_time()
+    for number in range(networks):
+        values = {each.name: each.choices[rng.integers(len(each.choices))] for each in scorer.space.decisions}
+        with tempfile.TemporaryDirectory() as folder:
+            scorer.score(Task(number, values, seed=number, folder=Path(folder)))
+    return (time.process_time() - begun) / networks
 
 
 def search(oracle: SearchOracle, table: Table, budgets: Sequence[int]) -> list[float]:

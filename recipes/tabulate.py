@@ -120,18 +120,12 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
     """
     from recipes import _search, tables
     from recipes.engine.dry_run import dry_run
-    from recipes.engine.repeated import RepeatedScorer, load_all_images
     from recipes.oracles import RandomSearch
     from recipes.tables import page
 
-    space, images = config.make_space(), load_all_images(config, config.validation_fraction)
-    family, preset = _describe_networks(config, images.input_shape, images.classes)
-    scorer = RepeatedScorer(
-        config, space, family, {"search": preset}, images, repeats=config.repeats,
-        validation_fraction=config.validation_fraction,
-    )  # fmt: skip
+    scorer = make_scorer(config)
     if config.dry_run:
-        dry_run(scorer, [{each.name: each.choices[-1] for each in space.decisions}])
+        dry_run(scorer, [{each.name: each.choices[-1] for each in scorer.space.decisions}])
         return config.folder
     _search.run_trials(RandomSearch(**scorer.oracle_arguments()), scorer, "tabulate", observe)
     path = config.folder / "table.csv"
@@ -141,6 +135,18 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
     if observe is None:
         print(f"table of {len(networks):,} networks: {path}\nits picture: {shown}")
     return path
+
+
+def make_scorer(config: Config) -> "RepeatedScorer":
+    """Returns what trains a network of the table."""
+    from recipes.engine.repeated import RepeatedScorer, load_all_images
+
+    images = load_all_images(config, config.validation_fraction)
+    family, preset = _describe_networks(config, images.input_shape, images.classes)
+    return RepeatedScorer(
+        config, config.make_space(), family, {"search": preset}, images, repeats=config.repeats,
+        validation_fraction=config.validation_fraction,
+    )  # fmt: skip
 
 
 def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: int) -> tuple[str, dict[str, Any]]:

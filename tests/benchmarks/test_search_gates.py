@@ -48,7 +48,9 @@ def test_a_search_that_ends_early_keeps_its_best(tmp_path):
 
 
 def test_searches_with_shared_weights_print_a_row_of_their_means(monkeypatch, capsys):
-    truth = Truth("abcd", np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[1.0], [2.0], [3.0], [4.0]]), seconds=9.0)
+    truth = Truth(
+        "abcd", np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[1.0], [2.0], [3.0], [4.0]]), 9.0, np.arange(4.0)
+    )
     asked = []
 
     def search(recipe: str, table: str, seed: int, folder: Path, options: dict) -> dict:
@@ -59,11 +61,18 @@ def test_searches_with_shared_weights_print_a_row_of_their_means(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", "x --shared darts=t.csv --seeds=2 --options search_epochs=3".split())
     search_gates.main()
     assert asked == [("darts", "t.csv", seed, f"darts-{seed}", {"search_epochs": 3}) for seed in (0, 1)]
-    row = capsys.readouterr().out.splitlines()[-1]
+    rows = {row[0]: row[1:] for row in cells_of(capsys.readouterr().out)}
     # The best of four; the best of three draws, which take as long as a search, is expected to be worth 3.75.
-    assert "percentile 87.50 +- 0.00" in row
-    assert "6 s a search; random search finds as much: 4.0 trainings, 8 s" in row
-    assert "gain in the same time +0.25 +- 0.00 points" in row
+    search = rows["darts search_epochs=3"]
+    assert search[:3] == ["87.50 ± 0.00", "0.00 ± 0.00", "0.50 ± 0.00"]
+    assert search[3:6] == ["3.0", "4.0", "+0.25 ± 0.00"]
+    assert rows["random search, in the same time"][1] == "0.25"
+    assert rows["random among the largest 10% by MACs, in the same time"][1] == "0.00"  # the one largest is the best
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The cells of each row of the Markdown tables in `text`."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
 
 
 @pytest.mark.slow

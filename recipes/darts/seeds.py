@@ -18,7 +18,7 @@ from recipes.images import augment
 from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.training.loop import Record, run_epochs
-from recipes.training.progress import Status
+from recipes.training.progress import Report, Status, report_part
 from recipes.training.supernet import list_seeds
 from zoo.genotype import CellGraph, Cells, Genotype
 
@@ -48,7 +48,7 @@ def begin(config: Config, images: image_data.Data, seed: int) -> Bilevel:
     return Bilevel(net, config.order, config.alpha_rate, seed)
 
 
-def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
+def find(scorer: NetworkScorer, seed: int, path: Path, report: Report) -> dict[str, Any]:
     """Trains supernets and returns the values of their cells, their strengths and the first one's history, for JSON.
 
     The first resumes from the state at `path`, the others from files beside it, where the first one draws how its
@@ -64,12 +64,8 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Callable[[float, 
     records, files = [], _list_files(config, seed, path)
     state: Bilevel | None = None
     for number, (own, file) in enumerate(files.items()):
-
-        def report_one(share: float, text: str, number: int = number) -> None:
-            which = f" {number + 1}" if len(files) > 1 else ""
-            report((number + share) / len(files), f"supernet{which}, {text}")
-
-        state, history = _train(config, scorer.images, own, file, report_one)
+        part = report_part(report, number, len(files), "supernet")
+        state, history = _train(config, scorer.images, own, file, part)
         records.append(history)
     assert state is not None  # `supernets` is one at least
     space = state.net.space
@@ -101,7 +97,7 @@ def _mean_strengths(config: Config, images: image_data.Data, files: Mapping[int,
 
 
 def _train(
-    config: Config, images: image_data.Data, seed: int, path: Path, report: Callable[[float, str], None]
+    config: Config, images: image_data.Data, seed: int, path: Path, report: Report
 ) -> tuple[Bilevel, list[Record]]:
     """Trains one supernet from its state at `path` on; returns it with a record an epoch."""
     training, validation = split_batches(config, images, seed)
@@ -134,9 +130,7 @@ def _train(
     return state, history
 
 
-def _select(
-    config: Config, state: Bilevel, training: Batches, validation: Batches, report: Callable[[float, str], None]
-) -> Cells:
+def _select(config: Config, state: Bilevel, training: Batches, validation: Batches, report: Report) -> Cells:
     """Selects by perturbation; a search that was killed here selects anew, to the same result."""
     step = 0
 

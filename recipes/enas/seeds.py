@@ -1,7 +1,7 @@
 """What the search with one seed does for the recipe: finds a path, judges architectures, or makes a dry run."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from recipes.engine.dry_run import peak_memory, time_steps
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization
 from recipes.training import tensorflow_options
+from recipes.training.progress import Report
 from recipes.training.supernet import list_seeds
 from zoo.genotype import Genotype
 
@@ -51,7 +52,7 @@ def begin_all(config: Config, images: image_data.Data, seed: int, state: Path) -
     return {file: begin(config, images, own, split=seed) for own, file in files.items()}
 
 
-def find(scorer: NetworkScorer, seed: int, state: Path, report: Callable[[float, str], None]) -> dict[str, Any]:
+def find(scorer: NetworkScorer, seed: int, state: Path, report: Report) -> dict[str, Any]:
     """Returns the values of what the search with this seed finds, and its history; resumes from the file `state`."""
     space: Any = scorer.space
     assert isinstance(scorer.config, Config)

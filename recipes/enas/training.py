@@ -22,7 +22,7 @@ from recipes.oracles.attention import AttentionController
 from recipes.training.evaluation import Scores, evaluate
 from recipes.training.loop import Record, run_epochs
 from recipes.training.optimizer import Optimizer, Schedule
-from recipes.training.progress import Status
+from recipes.training.progress import Report, Status, report_part
 from recipes.training.state import TrainingState
 
 _WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # what is drawn, each from a stream of its own
@@ -221,7 +221,7 @@ class Search:
 
 def find_path(
     searches: Mapping[Path, Search],
-    report: Callable[[float, str], None],
+    report: Report,
     refuse: Callable[[np.ndarray], str | None] = lambda path: None,
 ) -> dict[str, Any]:
     """Runs supernets to their end; returns the path of the best mean score, that score and the first one's history.
@@ -237,13 +237,12 @@ def find_path(
     """
     supernets, file = list(searches.values()), next(iter(searches))
     first, histories = supernets[0], []
+
+    def report_training(share: float, text: str) -> None:
+        report(0.9 * share, text)
+
     for number, (path, search) in enumerate(searches.items()):
-
-        def report_one(share: float, text: str, number: int = number) -> None:
-            which = f" {number + 1}" if len(supernets) > 1 else ""
-            report(0.9 * (number + share) / len(supernets), f"shared weights{which}, {text}")
-
-        histories.append(_train(search, path, report_one))
+        histories.append(_train(search, path, report_part(report_training, number, len(supernets), "supernet")))
     batches, count = first.images.reward_batches(), first.candidates
     paths = [supernets[number % len(supernets)].draw_candidate(number, refuse) for number in range(count)]
     (scored,) = run_epochs(
@@ -270,7 +269,7 @@ def score_path(searches: Sequence[Search], path: Any, batches: Sequence[tuple[An
     return float(-loss if searches[0].config.score == "loss" else accuracy)
 
 
-def _train(search: Search, path: Path, report: Callable[[float, str], None]) -> list[Record]:
+def _train(search: Search, path: Path, report: Report) -> list[Record]:
     """Trains one supernet and its controller from their state at `path` on; returns a record an epoch."""
     config, loss = search.config, ""
 

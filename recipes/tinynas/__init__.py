@@ -30,11 +30,10 @@ does); children that are known are drawn again.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from recipes.tinynas.config import PRESETS, Config
-from recipes.training.progress import Observe, Status, show_progress
+from recipes.training.progress import Observe, Report, Status, show_progress
 from zoo.genotype import Genotype
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -90,7 +89,7 @@ def _watch(observe: Observe | None) -> Any:
     return show_progress("tinynas") if observe is None else contextlib.nullcontext(observe)
 
 
-def choose_configuration(config: Config, report: Callable[[float, str], None]) -> "Configuration":
+def choose_configuration(config: Config, report: Report) -> "Configuration":
     """Returns the resolution and width to search at, by the first stage; writes space.json and space.png."""
     from recipes.engine.children import load_images
     from recipes.tinynas.space import explore, rank_configurations, save_configurations

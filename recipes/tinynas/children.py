@@ -28,7 +28,7 @@ from recipes.tinynas.needs import Needs, predict_needs
 from recipes.tinynas.supernet import MOMENTS, Supernet
 from recipes.tinynas.training import ElasticTraining
 from recipes.training.evaluation import Scores, evaluate, measure_accuracy
-from recipes.training.progress import duration
+from recipes.training.progress import Report, duration
 from recipes.training.results import describe_images, make_metadata
 from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic, genotype_json
@@ -39,8 +39,6 @@ _SCORING_BATCH = 500  # images
 _INT8_IMAGES = 500  # test images that the int8 file is judged on
 _CALIBRATION = 256  # training images that its ranges are measured on
 _DRY_RUN_NETWORKS = 30  # of which the largest that fits is measured
-
-Report = Callable[[float, str], None]  # called with the share that is done, and a few words
 
 
 class InheritedAccuracy:

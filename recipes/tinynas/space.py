@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from recipes.engine.spaces import Decision, Space
 from recipes.tinynas.needs import Budget, predict_needs
+from recipes.training.progress import Report
 from zoo import atomic
 from zoo.genotype import Block, Blocks
 
@@ -208,7 +209,7 @@ def explore(
     classes: int,
     networks: int,
     seed: int = 0,
-    report: Callable[[float, str], None] = lambda share, text: None,
+    report: Report = lambda share, text: None,
 ) -> list[Configuration]:
     """Draws `networks` from `space` at each resolution and width, and counts the multiply-adds of those that fit.
 

@@ -25,7 +25,7 @@ from recipes.tinynas.space import TinySpace
 from recipes.tinynas.supernet import Supernet
 from recipes.training.loop import DivergedError, Record, run_epochs
 from recipes.training.optimizer import Optimizer, Schedule
-from recipes.training.progress import Status
+from recipes.training.progress import Report, Status, report_part
 from recipes.training.state import TrainingState
 from recipes.training.supernet import list_seeds
 from recipes.training.tensorflow_options import without_rewrites
@@ -47,7 +47,7 @@ def train_supernets(
     net: Supernet,
     images: image_data.Data,
     normalize: Callable[[Any], Any],
-    report: Callable[[float, str], None],
+    report: Report,
 ) -> np.ndarray:
     """Returns the weights of each trained once-for-all network; resumes where an earlier process has saved them.
 
@@ -59,14 +59,10 @@ def train_supernets(
     """
     first, trained = config.supernet or config.folder / "supernet.npz", []
     for number, seed in enumerate(list_seeds(config.seed, config.supernets)):
-
-        def report_one(share: float, text: str, number: int = number) -> None:
-            which = f" {number + 1}" if config.supernets > 1 else ""
-            report((number + share) / config.supernets, f"supernet{which}, {text}")
-
+        part = report_part(report, number, config.supernets, "supernet")
         suffix = str(seed) if number else ""
         own = dataclasses.replace(config, seed=seed, supernet=first.with_stem(first.stem + suffix))
-        weights, history = _train(own, net, images, normalize, report_one)
+        weights, history = _train(own, net, images, normalize, part)
         trained.append(weights)
         atomic.write_atomically(config.folder / f"supernet{suffix}.json", json.dumps(history, indent=1) + "\n")
     return np.stack(trained)
@@ -77,7 +73,7 @@ def _train(
     net: Supernet,
     images: image_data.Data,
     normalize: Callable[[Any], Any],
-    report: Callable[[float, str], None],
+    report: Report,
 ) -> tuple[np.ndarray, list[Record]]:
     """Trains one once-for-all network from the state in `config.supernet` on; returns it with a record an epoch."""
     assert config.supernet is not None

@@ -28,6 +28,13 @@ class Status:
 
 
 Observe = Callable[[Status], None]
+Report = Callable[[float, str], None]  # called with the share that is done, 0 to 1, and a few words
+
+
+def report_part(report: Report, number: int, count: int, name: str) -> Report:
+    """Returns what reports part `number`, from 0, of `count` equal parts called `name` as a share of the whole."""
+    which = f"{name} {number + 1}" if count > 1 else name
+    return lambda share, text: report((number + share) / count, f"{which}, {text}")
 
 
 @contextlib.contextmanager

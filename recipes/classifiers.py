@@ -14,17 +14,12 @@ import numpy as np
 
 import zoo
 from recipes import deployable
-from recipes.deployable import ModelOptions
-from recipes.training.results import CLASS_NAMES, Origin, Weights, find_class_names, find_origin, find_weights
-from zoo.class_names import list_class_names
-from zoo.manifest import Entry
+from recipes.deployable import ModelOptions, Reading
+from recipes.training.results import CLASS_NAMES, Origin, find_class_names, find_origin, find_weights
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
     import keras
-
-    from recipes.images.augment import Normalization
-    from recipes.images.files import Interpolation
 
 _IMAGENET_CLASSES = 1000
 
@@ -35,14 +30,12 @@ class Classifier:
 
     model: "keras.Model | bytes"  # bytes of a .tflite file
     name: str
-    input_shape: tuple[int, int, int]  # height, width, channels
-    read_size: tuple[int, int]  # that images are resized to; their middle, as large as `input_shape`, is what it reads
-    interpolation: "Interpolation"  # of the resizing
-    normalize: "Normalization"
+    channels: int
+    reading: Reading
     class_names: tuple[str, ...]
     knows_names: bool  # whether the names are more than numbers
     origin: Origin
-    preprocess_by: str  # where `normalize` is known from
+    preprocess_by: str  # where the normalisation is known from
     output: str | int | None = None  # as zoo.deploy.measure takes it
     threshold: float | None = None  # of one unit: above it the second class is meant
     threads: int = 1
@@ -50,35 +43,21 @@ class Classifier:
     @property
     def labels(self) -> dict[str, int] | None:
         """The label of each class folder's name; None where the classes have no names."""
-        if not self.knows_names:
-            return None
-        imagenet = deployable.number_imagenet_folders()
-        names = {name: label for label, name in enumerate(self.class_names)}
-        return imagenet if self.class_names == tuple(imagenet)[: len(self.class_names)] else names
+        return deployable.number_folders(self.class_names) if self.knows_names else None
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """Returns the classes' scores (n, classes), 0 to 1, of images (n, *read_size, channels) of 0..255."""
+        """Returns the classes' scores (n, classes), 0 to 1, of images (n, *reading.resize, channels) of 0..255."""
         from zoo.deploy import compact, measure, turn
 
-        height, width, _ = self.input_shape
-        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-        pixels = np.asarray(self.normalize(images[:, top : top + height, left : left + width]), np.float32)
+        pixels = self.reading(images)
         if isinstance(self.model, bytes) and compact.is_turned(self.model):
             pixels = turn.images(pixels)
         outputs = measure.predict(self.model, pixels, output=self.output, threads=self.threads)
         return make_scores(outputs, self.threshold)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Returns what an image goes through before the model, as results.json has it."""
-        return {
-            "resize": list(self.read_size),
-            "interpolation": self.interpolation,
-            "image_size": list(self.input_shape[:2]),
-            "channels": self.input_shape[2],
-            "preprocess": deployable.name_normalization(self.normalize),
-            "normalization": {"mean": list(self.normalize.mean), "std": list(self.normalize.std)},
-            "by": self.preprocess_by,
-        }
+        return {**self.reading.describe(), "channels": self.channels, "by": self.preprocess_by}
 
 
 def load(options: ModelOptions) -> Classifier:
@@ -90,38 +69,48 @@ def load(options: ModelOptions) -> Classifier:
     path = Path(options.model).expanduser()
     if path.suffix == ".tflite":
         return _load_tflite(options, path)
-    if path.suffix in deployable.KERAS_FILES or path.is_dir():
-        if options.model_preset is not None or options.weights is not None:
-            raise ValueError(
-                f"model={options.model} is a network with its weights; leave model_preset= and weights= out"
-            )
-        return _load_keras(options, path)
+    given = deployable.load_given(options)
+    if given is not None:
+        return _take(options, given.model, given.place, options.model)
     weights = find_weights(options.model, options.model_preset, options.weights)
     if weights.source is None:
         raise ValueError(
             f"model={options.model} is a network without weights; give weights=, a file or published ones such as "
             "imagenet, or the .keras file of a training"
         )
-    if isinstance(weights.source, Path) and weights.source.suffix == ".keras":
-        return _load_keras(options, weights.source)
-    return _build(options, weights)
+    place = Path(weights.source) if isinstance(weights.source, Path) else None
+    if place is not None and place.suffix == ".keras":
+        return _take(options, deployable.load_file(place), place, str(place))
+    names = None if place is None else find_class_names(place)
+    presets = zoo.load(options.model).presets
+    shape: Any = presets.get(weights.preset or next(iter(presets), ""), {}).get("input_shape") or (None, None, 3)
+    size = _choose_size(options, None, None, weights.origin, options.model)
+    classes = weights.entry.classes if weights.entry is not None else None if names is None else len(names)
+    model = zoo.build(
+        options.model, weights.preset, classes=classes, input_shape=(*size, shape[2]), weights=weights.source
+    )
+    name = f"{options.model} ({weights.preset or 'its first preset'}), weights {weights.source}"
+    count = _count_classes(options.model, model.outputs[0].shape)
+    published = deployable.name_published_classes(weights.entry)
+    return _make(
+        options, model, name, (*size, shape[2]), weights.origin, place, count, options.threshold,
+        published_names=published,
+    )  # fmt: skip
 
 
-def _load_keras(options: ModelOptions, path: Path) -> Classifier:
+def _take(options: ModelOptions, given: "keras.Model", place: Path, name: str) -> Classifier:
+    """Returns the classifier of a network whose file is, or would be, at `place`."""
     from zoo import graph
     from zoo.deploy import measure
 
-    given: Any = deployable.load_file(path)
-    origin = find_origin(path.with_suffix(".keras"))
+    origin = find_origin(place.with_suffix(".keras"))
     _, height, width, channels = deployable.find_image_shape(given)
-    fixed = None if height is None or width is None else (height, width)
-    channels = channels or 3
-    size = _choose_size(options, fixed, origin, path)
-    model = graph.flatten(given, (*size, channels))
-    units = model.outputs[measure.choose_keras_output(model, options.output_key)].shape
-    classes = _count_classes(path, units)
-    threshold = deployable.find_threshold(options, path, model)
-    return _make(options, model, str(path), (*size, channels), origin, path, classes, threshold, given=given)
+    size = _choose_size(options, height, width, origin, name)
+    shape = (*size, channels or 3)
+    model = graph.flatten(given, shape)
+    classes = _count_classes(name, model.outputs[measure.choose_keras_output(model, options.output_key)].shape)
+    threshold = deployable.find_threshold(options, place, model)
+    return _make(options, model, name, shape, origin, place, classes, threshold, given=given)
 
 
 def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
@@ -135,36 +124,14 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
     shape = planner.input_shape(file)
     if len(shape) != 4 or shape[3] not in (1, 3):
         raise ValueError(f"model={path} takes {list(shape)}, and an image [1, height, width, 1 or 3] was expected")
-    _, height, width, channels = shape
     origin = find_origin(path)
-    size = _choose_size(options, (height, width), origin, path)
+    size = _choose_size(options, shape[1], shape[2], origin, options.model)
     parsed: Any = tflite_file.parse(file)
     units = tflite_file.shape_of(parsed.subgraphs[0].tensors[measure.choose_output(parsed, options.output_key)])
     classes, threshold = _count_classes(path, units), options.threshold
     if threshold is None and classes != units[-1]:
         threshold = measure.find_threshold(file, options.output_key)
-    return _make(options, file, str(path), (*size, channels), origin, path, classes, threshold)
-
-
-def _build(options: ModelOptions, weights: Weights) -> Classifier:
-    entry, genotype = weights.entry, zoo.load(options.model)
-    place = Path(weights.source) if isinstance(weights.source, Path) else None
-    names = None if place is None else find_class_names(place)
-    preset = genotype.presets.get(weights.preset or next(iter(genotype.presets), ""), {})
-    shape: Any = preset.get("input_shape") or (None, None, 3)
-    own = weights.origin.image_size or (None if None in shape[:2] else (shape[0], shape[1]))
-    wanted = own if options.image_size is None else (options.image_size, options.image_size)
-    if wanted is None:
-        raise ValueError(f"{options.model} has images of no size of its own; give image_size=")
-    size: tuple[int, int] = (wanted[0], wanted[1])
-    classes = entry.classes if entry is not None else None if names is None else len(names)
-    model = zoo.build(
-        options.model, weights.preset, classes=classes, input_shape=(size[0], size[1], shape[2]), weights=weights.source
-    )
-    name = f"{options.model} ({weights.preset or 'its first preset'}), weights {weights.source}"
-    count = _count_classes(options.model, model.outputs[0].shape)
-    shape = (size[0], size[1], shape[2])
-    return _make(options, model, name, shape, weights.origin, place, count, options.threshold, entry=entry)
+    return _make(options, file, str(path), (*size, shape[3]), origin, path, classes, threshold)
 
 
 def _make(
@@ -176,13 +143,11 @@ def _make(
     place: Path | None,
     classes: int,
     threshold: float | None,
-    *,
     given: "keras.Model | None" = None,
-    entry: Entry | None = None,
+    published_names: tuple[str, ...] | None = None,
 ) -> Classifier:
     names = None if place is None else find_class_names(place)
-    if names is None and entry is not None:
-        names = list_class_names(entry.dataset)
+    names = names or published_names
     if names is not None and len(names) != classes:
         raise ValueError(
             f"{name} tells {classes} classes apart, and the files beside it name {len(names)}; mend or remove "
@@ -202,22 +167,19 @@ def _make(
         known_by = "the network's first layers"
     else:
         known_by = "nothing beside the model says; --preprocess does"
-    evaluation: Any = {} if entry is None else entry.preprocessing
-    height, width = (round(side / evaluation.get("crop", 1)) for side in input_shape[:2])
+    reading = Reading(input_shape[:2], normalize, origin.crop, origin.interpolation)
     return Classifier(
-        model, name, input_shape, (height, width), evaluation.get("interpolation", "bilinear"), normalize,
-        names or tuple(f"class {label}" for label in range(classes)),
+        model, name, input_shape[2], reading, names or tuple(f"class {label}" for label in range(classes)),
         names is not None, origin, known_by, options.output_key, threshold, options.threads,
     )  # fmt: skip
 
 
-def _choose_size(options: ModelOptions, fixed: tuple[int, int] | None, origin: Origin, path: Path) -> tuple[int, int]:
-    wanted = None if options.image_size is None else (options.image_size, options.image_size)
-    if fixed is not None and wanted is not None and wanted != fixed:
-        raise ValueError(f"image_size={wanted[0]}, but {path} takes {fixed[0]} x {fixed[1]}; leave it out")
-    size = fixed or wanted or origin.image_size
+def _choose_size(
+    options: ModelOptions, height: int | None, width: int | None, origin: Origin, name: str
+) -> tuple[int, int]:
+    size = deployable.choose_size(options, height, width, origin)
     if size is None:
-        raise ValueError(f"{path} takes images of any size; give image_size=")
+        raise ValueError(f"{name} takes images of any size; give image_size=")
     return size
 
 

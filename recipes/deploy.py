@@ -26,18 +26,18 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from recipes.training.progress import show_steps
-from recipes.training.results import find_origin
+from recipes.training.results import find_class_names, find_origin
 from zoo.atomic import check_folder, write_atomically
 from zoo.deploy import boards, planner, tflite_file
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
-    from recipes.images.augment import Normalization
     from recipes.images.sources import Data
     from zoo.deploy.report import Report
     from zoo.deploy.strips import Region
 
 COMPACT = "int8 compact"  # the scheme of the compact file
+_FOR_BOARDS = ("int8", "uint8", "int4")
 _ROUNDED = ("int8", "int4", "int16x8", "uint8")  # schemes that the doctor looks into
 _UNJUDGED_IMAGES = 32  # that a file is diagnosed on which is no classifier
 
@@ -46,11 +46,14 @@ _UNJUDGED_IMAGES = 32  # that a file is diagnosed on which is no classifier
 class Config(ModelAndData):
     """Options of the export."""
 
-    # a .keras file, a genotype file, a name of zoo.list_models(), or a .tflite file to judge as it is
+    # a .keras file, a folder of zoo.save_pretrained or hf://user/name, a genotype file, a name of zoo.list_models(), or
+    # a .tflite file to judge as it is
     model: str = "runs/train/model.keras"
     reference: Path | None = None  # for a quantized .tflite file: the float .tflite file of the same model
-    # besides float32; int4 is int8 with weights of four bits: less flash, a larger arena
-    schemes: tuple[Literal["int8", "int4", "int16x8", "dynamic", "float16"], ...] = ("int8",)
+    # besides float32; int4 is int8 with weights of four bits: less flash, a larger arena; uint8 is int8 with uint8 in
+    # and out, as MediaPipe takes it
+    schemes: tuple[Literal["int8", "uint8", "int4", "int16x8", "dynamic", "float16"], ...] = ("int8",)
+    pixels: bool = False  # the files normalise by themselves and read pixels of 0..255
     gate: float | None = None  # largest loss of accuracy, as a share, that any scheme may have; exit code 1 beyond
     diagnose: bool = False  # shows the operators of the int8 (or int4, int16x8) file that lose the most
     # says which files fit, and draws the lifetimes of the tensors of that which takes the least RAM; of a board with a
@@ -87,12 +90,15 @@ class Config(ModelAndData):
         if self.diagnose and not self.is_file and not set(_ROUNDED) & set(self.schemes):
             raise ValueError("diagnose looks into the int8, int4 or int16x8 file, and schemes has none; add one")
         for name in ("c_array", "firmware"):
-            if getattr(self, name) and not self.is_file and not {"int8", "int4"} & set(self.schemes):
-                raise ValueError(f"{name} writes the int8 or int4 file, and schemes has neither; add one")
+            if getattr(self, name) and not self.is_file and not set(_FOR_BOARDS) & set(self.schemes):
+                raise ValueError(f"{name} writes the int8, uint8 or int4 file, and schemes has none; add one")
         if self.compact is not None and self.is_file:
             raise ValueError(f"compact makes a file of a Keras model, and model={self.model} is one already; give that")
-        if self.equalize and self.is_file:
-            raise ValueError(f"equalize changes a Keras model, and model={self.model} is converted already; give that")
+        for name in ("equalize", "pixels"):
+            if getattr(self, name) and self.is_file:
+                raise ValueError(
+                    f"{name} changes a Keras model, and model={self.model} is converted already; give that"
+                )
         if self.strips and self.compact is None:
             raise ValueError("strips are for the compact file; add compact=smallest, or leave them out")
         self._split_strips()
@@ -139,7 +145,7 @@ def deploy(config: Config) -> "Report":
         if config.is_file:
             judged = _judge(config)
         else:
-            subject = deployable.load(config)
+            subject = deployable.load(config, config.pixels)
             report = export(
                 subject.model,
                 subject.images,
@@ -157,7 +163,7 @@ def deploy(config: Config) -> "Report":
             deployable.warn_near_chance(report.accuracy, subject.data.classes, report.n, report.model)
             files = {row.scheme: tflite_file.read(config.folder / row.file) for row in report.rows}
             found = subject.describe(config)
-            judged = _Judged(report, files, subject.images, found, subject.data, subject.normalize)
+            judged = _Judged(report, files, subject.images, found, subject.data, subject.reading)
         result, files, images, found = judged[:4]
         page = result.to_markdown()
         if config.diagnose:
@@ -182,23 +188,25 @@ def deploy(config: Config) -> "Report":
 
 
 def _file_for_boards(files: dict[str, bytes]) -> bytes:
-    return files.get(COMPACT) or files.get("int8") or files.get("int4") or list(files.values())[-1]
+    return next((files[scheme] for scheme in (COMPACT, *_FOR_BOARDS) if scheme in files), list(files.values())[-1])
 
 
 def _write_firmware(config: Config, judged: "_Judged") -> None:
     from zoo.deploy import firmware
 
-    if judged.found is None or judged.source is None or judged.normalize is None:
+    if judged.found is None or judged.source is None or judged.reading is None:
         raise ValueError(f"firmware needs a classifier of images: {judged.report.unjudged}")
-    image = judged.source.test.first(1).head(1)[0][0]
+    image = judged.reading.take_middle(judged.source.test.first(1).head(1)[0])[0]
     firmware.write(
         _file_for_boards(judged.files),
         config.firmware or "",
         name=judged.report.model,
         image=np.asarray(image, np.uint8),
-        normalize=judged.normalize,
+        normalize=judged.reading.normalize,
         class_names=judged.found["class_names"],
         output=config.output_key,
+        resize=judged.reading.resize,
+        interpolation=judged.reading.interpolation,
     )
 
 
@@ -223,7 +231,7 @@ class _Judged(NamedTuple):
     images: np.ndarray | None
     found: dict[str, Any] | None  # what is known of the images; None if the file is no classifier of theirs
     source: "Data | None"
-    normalize: "Normalization | None"
+    reading: deployable.Reading | None
 
 
 def _judge(config: Config) -> _Judged:
@@ -234,17 +242,19 @@ def _judge(config: Config) -> _Judged:
     files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
     given = tflite_file.read(path)
     files[planner.scheme(given)] = given
-    images = labels = found = source = normalize = None
+    images = labels = found = source = reading = None
     unjudged = _find_obstacle(given, config)
     rounds = config.diagnose and planner.scheme(given) in _ROUNDED
     if not unjudged or (rounds and _takes_images(given)):
         origin = find_origin(path)
-        source = deployable.load_data(config, planner.input_shape(given), origin)
+        shape = planner.input_shape(given)
+        source = deployable.load_data(config, shape, origin, find_class_names(path))
         unjudged = unjudged or _find_mismatch(given, config, source)
         normalize = deployable.find_file_normalization(config.preprocess, origin, given, config.model)
+        reading = deployable.Reading((shape[1], shape[2]), normalize, origin.crop, origin.interpolation)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
-        images, labels = deployable.held_out(wanted, source, normalize)
-        found = deployable.describe(config, source, normalize)
+        images, labels = deployable.held_out(wanted, source, reading)
+        found = deployable.describe(config, source, reading)
     if unjudged and config.gate is not None:
         raise ValueError(f"gate compares accuracies, and that of {path} cannot be known: {unjudged}")
     names = {"float32": str(config.reference or path)}
@@ -262,7 +272,7 @@ def _judge(config: Config) -> _Judged:
     result.save(config.folder)
     if found is not None and not unjudged:
         deployable.warn_near_chance(rows[0].accuracy, len(found["class_names"]), n, path.name)
-    return _Judged(result, files, images, None if unjudged else found, source, normalize)
+    return _Judged(result, files, images, None if unjudged else found, source, reading)
 
 
 def _takes_images(file: bytes) -> bool:

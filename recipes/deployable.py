@@ -7,18 +7,20 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import zoo
-from recipes.images import EMBEDDED, FolderOptions, Preprocess
+from recipes.images import EMBEDDED, FolderOptions, Interpolation, Preprocess
 from recipes.training.results import (
     CLASS_NAMES,
+    MODEL,
     SOURCE,
     Origin,
     Weights,
     describe_images,
+    find_class_names,
     find_genotype,
     find_origin,
     find_weights,
@@ -44,7 +46,8 @@ _PIXEL_SCALE = 0.1  # of a Rescaling: below it reads pixels; and 1 / 0.1 the spr
 class ModelOptions:
     """The options that name a model and say what it reads and answers."""
 
-    # a .keras or .h5 file, a genotype file, or a name of zoo.list_models()
+    # a .keras or .h5 file, a folder of zoo.save_pretrained or hf://user/name, a genotype file, or a name that
+    # zoo.list_models() has
     model: str = "runs/train/model.keras"
     # of a name or genotype: its preset as zoo.build takes it, such as cifar10; none takes that of the weights, or the
     # first
@@ -96,6 +99,42 @@ def _check_counts(options: Any, *names: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reading:
+    """How an image becomes what a network reads: resized, its middle taken, normalised."""
+
+    image_size: tuple[int, int]  # height, width
+    normalize: "Normalization"
+    crop: float = 1.0  # the share of each side that is read, around the middle
+    interpolation: Interpolation = "bilinear"  # of the resizing
+
+    @property
+    def resize(self) -> tuple[int, int]:
+        """Height and width that images are resized to, so that their middle is as large as the network wants."""
+        height, width = (round(side / self.crop) for side in self.image_size)
+        return height, width
+
+    def take_middle(self, images: np.ndarray) -> np.ndarray:
+        """Returns the middle of images (n, *resize, channels), as large as the network wants."""
+        height, width = self.image_size
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        return images[:, top : top + height, left : left + width]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Returns what the network reads of images (n, *resize, channels) of 0..255, as float32."""
+        return np.asarray(self.normalize(self.take_middle(images)), np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns it as results.json and SOURCE have it."""
+        return {
+            "resize": list(self.resize),
+            "interpolation": self.interpolation,
+            "image_size": list(self.image_size),
+            "preprocess": name_normalization(self.normalize),
+            "normalization": {"mean": list(self.normalize.mean), "std": list(self.normalize.std)},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Deployable:
     """A flat model with images of its input's shape, preprocessed; `data` has the whole parts, not preprocessed."""
 
@@ -104,61 +143,116 @@ class Deployable:
     images: np.ndarray
     labels: np.ndarray
     data: "Data"
-    normalize: "Normalization"
+    reading: Reading
     threshold: float | None  # as zoo.deploy.measure.accuracy takes it; the option's, or what the model's loss says
     genotype: str | None  # the text of its file
     license: str = ""  # of published weights
 
     def describe(self, config: ModelAndData) -> dict[str, Any]:
         """Returns what SOURCE holds, under the names of a training's results.json."""
-        return describe(config, self.data, self.normalize)
+        return describe(config, self.data, self.reading)
 
     def make_metadata(self, config: ModelAndData) -> "Metadata":
         """Returns what the .tflite files say of themselves."""
         return make_metadata(self.model.name, self.describe(config), self.genotype, self.license)
 
 
-def load(config: ModelAndData) -> Deployable:
+class Given(NamedTuple):
+    """A network that came with its weights."""
+
+    model: "keras.Model"
+    place: Path  # a .keras file, or where it would be: what else is known stands beside it
+
+
+def load_given(options: ModelOptions) -> Given | None:
+    """Loads the network of a Keras file, or of a folder or repository that zoo.save_pretrained wrote.
+
+    Returns None where `model` is a genotype file or a name of zoo.list_models().
+
+    Raises:
+        ValueError, OSError, ImportError: there is none, or it cannot be loaded; the text says what to do.
+    """
+    path = Path(options.model).expanduser()
+    is_hub = options.model.startswith("hf://")
+    is_folder = not is_hub and path.is_dir() and options.model not in zoo.list_models()
+    if not (is_hub or is_folder or path.suffix in KERAS_FILES):
+        return None
+    if options.model_preset is not None or options.weights is not None:
+        raise ValueError(f"model={options.model} is a network with its weights; leave model_preset= and weights= out")
+    if is_hub or (path / "model.weights.h5").is_file():
+        found = zoo.from_pretrained(options.model if is_hub else path)
+        return Given(found.model, found.folder / MODEL)
+    return Given(load_file(path), path.with_suffix(".keras"))
+
+
+def load(config: ModelAndData, pixels: bool = False) -> Deployable:
     """Loads what the options name.
+
+    Args:
+        config: the options.
+        pixels: makes the normalisation the model's first layer: what it reads are pixels of 0..255.
 
     Raises:
         ValueError, OSError: the text says which option, and what to do.
     """
     from zoo import graph
 
-    path = Path(config.model).expanduser()
-    given = load_file(path) if path.suffix in KERAS_FILES or path.is_dir() else None
-    if given is not None and (config.model_preset is not None or config.weights is not None):
-        raise ValueError(f"model={config.model} is a network with its weights; leave model_preset= and weights= out")
-    if given is None:
-        weights = find_weights(config.model, config.model_preset, config.weights)
-    else:
-        weights = Weights(None, None, find_origin(path.with_suffix(".keras")), None)
+    given = load_given(config)
+    weights = (
+        find_weights(config.model, config.model_preset, config.weights)
+        if given is None
+        else Weights(None, None, find_origin(given.place), None)
+    )
     origin, entry = weights.origin, weights.entry
-    source = load_data(config, None if given is None else find_image_shape(given), origin, entry)
+    class_names = name_published_classes(entry) if given is None else find_class_names(given.place)
+    source = load_data(config, None if given is None else find_image_shape(given.model), origin, class_names)
+    height, width = (round(side * origin.crop) for side in source.input_shape[:2])
+    input_shape = height, width, source.input_shape[2]
     if given is None:
-        shape = {"classes": source.classes if entry is None else entry.classes, "input_shape": source.input_shape}
-        model = zoo.build(config.model, weights.preset, **shape, weights=weights.source)
+        classes = source.classes if entry is None else entry.classes
+        model = zoo.build(
+            config.model, weights.preset, classes=classes, input_shape=input_shape, weights=weights.source
+        )
         if weights.source is None:
             print(
                 f"{config.model} is untrained: its accuracy says nothing. Give weights=, or a .keras file",
                 file=sys.stderr,
             )
+        threshold, genotype = config.threshold, genotype_json.to_json(zoo.load(config.model))
     else:
-        model = graph.flatten(given, source.input_shape)
+        model = graph.flatten(given.model, input_shape)
+        threshold, genotype = find_threshold(config, given.place, model), find_genotype(given.place, origin)
     check_classes(f"model {model.name!r}", _output_shape(model, config.output_key), source)
-    normalize = find_normalization(config.preprocess, origin, given, config.model)
-    threshold = config.threshold if given is None else find_threshold(config, path, model)
-    calibration, _ = source.train.first(config.calibration).head(config.calibration)
-    images, labels = held_out(config, source, normalize)
-    calibration = _array(normalize(calibration))
+    normalize = find_normalization(config.preprocess, origin, given and given.model, config.model)
+    reading = Reading((height, width), normalize, origin.crop, origin.interpolation)
+    if pixels:
+        model, reading = _read_pixels(model, reading)
+    calibration = reading(source.train.first(config.calibration).head(config.calibration)[0])
+    if pixels:  # the scale of the input is one then
+        calibration[0, 0, 0], calibration[0, -1, -1] = 0, 255
+    images, labels = held_out(config, source, reading)
     if config.equalize:
         model = _equalize(model, calibration)
-    genotype = find_genotype(path, origin) if given is not None else genotype_json.to_json(zoo.load(config.model))
-    return Deployable(
-        model, calibration, images, labels, source, normalize, threshold, genotype,
-        "" if entry is None else entry.license,
-    )  # fmt: skip
+    license_ = "" if entry is None else entry.license
+    return Deployable(model, calibration, images, labels, source, reading, threshold, genotype, license_)
+
+
+def _read_pixels(model: "keras.Model", reading: Reading) -> "tuple[keras.Model, Reading]":
+    """Returns a model that normalises pixels of 0..255 by itself, in a depthwise convolution, and how it reads them."""
+    import keras
+
+    from recipes.images.augment import PIXELS
+    from zoo import graph
+
+    if reading.normalize == PIXELS:
+        return model, reading
+    shape = model.inputs[0].shape[1:]
+    mean, std = (np.resize(np.float32(values), shape[-1]) for values in dataclasses.astuple(reading.normalize))
+    layer = keras.layers.DepthwiseConv2D(1, name="normalization")
+    image = keras.Input(shape)
+    whole = keras.Model(image, model(layer(image)), name=model.name)
+    layer.set_weights([(1 / (255 * std)).reshape(1, 1, -1, 1), -mean / std])
+    return graph.flatten(whole), dataclasses.replace(reading, normalize=PIXELS)
 
 
 def _equalize(model: "keras.Model", calibration: np.ndarray) -> "keras.Model":
@@ -188,11 +282,12 @@ def load_file(path: Path, compile: bool = False) -> "keras.Model":
         ValueError, OSError: there is none, or Keras cannot load it; the text says what to do.
     """
     if path.is_dir():
-        kind = "a SavedModel, a program without layers" if (path / "saved_model.pb").is_file() else "a folder"
+        is_saved = (path / "saved_model.pb").is_file()
+        kind = "a SavedModel, a program without layers" if is_saved else "a folder without config.json and weights"
         raise ValueError(
-            f"model={path} is {kind}; a file was expected. Give the .keras file that it was exported from "
-            f"(model.save('model.keras')), or a .tflite file: tflite_convert --saved_model_dir={path} "
-            "--output_file=model.tflite"
+            f"model={path} is {kind}; a file, or a folder of zoo.save_pretrained, was expected. Give the .keras file "
+            f"that it was exported from (model.save('model.keras'))"
+            + (f", or a .tflite file: tflite_convert --saved_model_dir={path} --output_file=model.tflite" * is_saved)
         )
     if not path.is_file():
         raise FileNotFoundError(
@@ -360,10 +455,10 @@ def _near_chance(classes: int) -> float:
     return min(0.6, 1.5 / classes)
 
 
-def describe(config: ModelAndData, source: "Data", normalize: "Normalization") -> dict[str, Any]:
+def describe(config: ModelAndData, source: "Data", reading: Reading) -> dict[str, Any]:
     """Returns what SOURCE holds, under the names of a training's results.json."""
-    preprocess = name_normalization(normalize)
-    return {"model": config.model, **describe_images(str(config.data or source.name), source, preprocess, normalize)}
+    images = describe_images(str(config.data or source.name), source, None, reading.normalize)
+    return {"model": config.model, **images, **reading.describe()}
 
 
 def write_labels(folder: Path, found: dict[str, Any]) -> None:
@@ -372,11 +467,11 @@ def write_labels(folder: Path, found: dict[str, Any]) -> None:
     write_atomically(folder / SOURCE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
-def held_out(config: ModelAndData, source: "Data", normalize: "Normalization") -> tuple[np.ndarray, np.ndarray]:
+def held_out(config: ModelAndData, source: "Data", reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Returns the held-out images, preprocessed, and their labels."""
     test = source.test.first(config.images)
     images, labels = test.head(len(test))
-    return _array(normalize(images)), labels
+    return reading(images), labels
 
 
 def number_imagenet_folders() -> dict[str, int]:
@@ -390,37 +485,65 @@ def number_imagenet_folders() -> dict[str, int]:
     return labels | {synset: label for label, (synset, _) in enumerate(classes)}
 
 
+def name_published_classes(entry: manifest.Entry | None) -> tuple[str, ...] | None:
+    """Returns the class names of published weights by their labels; None where nobody knows them."""
+    from zoo.class_names import list_class_names
+
+    if entry is not None and entry.dataset == "imagenet":
+        return tuple(number_imagenet_folders())[: entry.classes]
+    return None if entry is None else list_class_names(entry.dataset)
+
+
+def number_folders(class_names: Sequence[str] | None) -> dict[str, int] | None:
+    """Returns the label of each class folder's name for a model of these classes; None where they have no names."""
+    if class_names is None:
+        return None
+    imagenet = number_imagenet_folders()
+    is_imagenet = tuple(class_names) == tuple(imagenet)[: len(class_names)]
+    return imagenet if is_imagenet else {name: label for label, name in enumerate(class_names)}
+
+
 def load_data(
     config: ModelAndData,
     input_shape: Sequence[int | None] | None,
-    origin: Origin | None = None,
-    entry: manifest.Entry | None = None,
+    origin: Origin,
+    class_names: Sequence[str] | None,
 ) -> "Data":
-    """Loads the images at the size that a model takes, (..., height, width, channels); None keeps their own.
+    """Loads the images at the size that `Reading` takes for a model of (..., height, width, channels).
 
-    With published weights of ImageNet the class folders of an image folder are some of its classes.
+    An input shape of None keeps their own size and channels. The class folders of an image folder are some of the
+    model's classes, where those have names.
 
     Raises:
         ValueError: the options ask for another size, or the data cannot be had.
     """
     from recipes.images import sources
 
-    origin = origin or Origin()
     name = config.data or origin.data or EMBEDDED
     if config.data is None and origin.data is not None:
         print(f"data={name}, as in {origin.place}", file=sys.stderr)
-    folder = name not in (EMBEDDED, "embedded") and not name.startswith("tfds:")
-    labels = number_imagenet_folders() if folder and entry is not None and entry.dataset == "imagenet" else None
-    if input_shape is None:
-        size = config.image_size or origin.image_size
-        return sources.load(name, size=size, labels=labels, **config.folder_options)
-    *_, height, width, channels = input_shape
-    fixed = (height, width) if height is not None and width is not None else None
-    if fixed is not None and config.image_size is not None and fixed != (config.image_size, config.image_size):
-        raise ValueError(f"image_size={config.image_size}, but {config.model} takes {height} x {width}; leave it out")
-    size = fixed or config.image_size or origin.image_size
-    return sources.load(name, size=size, channels=channels, **config.folder_options)
+    is_folder = name not in (EMBEDDED, "embedded") and not name.startswith("tfds:")
+    *_, height, width, channels = input_shape or (None, None, None)
+    size = choose_size(config, height, width, origin)
+    return sources.load(
+        name,
+        size=None if size is None else (round(size[0] / origin.crop), round(size[1] / origin.crop)),
+        channels=channels,
+        labels=number_folders(class_names) if is_folder else None,
+        interpolation=origin.interpolation,
+        **config.folder_options,
+    )
 
 
-def _array(images: Any) -> np.ndarray:
-    return np.asarray(images, np.float32)
+def choose_size(options: ModelOptions, height: int | None, width: int | None, origin: Origin) -> tuple[int, int] | None:
+    """Returns height and width of a model's images: its own, else the option's, else those of its training.
+
+    Raises:
+        ValueError: the option asks for another size than the model has.
+    """
+    wanted = None if options.image_size is None else (options.image_size, options.image_size)
+    if height is None or width is None:
+        return wanted or origin.image_size
+    if wanted not in (None, (height, width)):
+        raise ValueError(f"image_size={wanted[0]}, but {options.model} takes {height} x {width}; leave it out")
+    return height, width

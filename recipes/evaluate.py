@@ -37,7 +37,8 @@ _OTHER = "other"  # the column of predictions that are no class of the data
 class Config(ModelOptions, FolderOptions):
     """Options of the evaluation."""
 
-    # a .keras or .h5 file, a .tflite file, or with weights a genotype file or a name of zoo.list_models()
+    # a .keras or .h5 file, a folder of zoo.save_pretrained or hf://user/name, a .tflite file, or with weights a
+    # genotype file or a name of zoo.list_models()
     model: str = "runs/train/model.keras"
     # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the model was
     # trained on
@@ -124,10 +125,10 @@ def _load_images(config: Config, classifier: "Classifier") -> _Judged:
     seen = classifier.origin.data is not None and _same(name, classifier.origin.data)
     folder = Path(name).expanduser().is_dir()
     options: dict[str, Any] = {
-        "size": classifier.read_size,
-        "channels": classifier.input_shape[2],
+        "size": classifier.reading.resize,
+        "channels": classifier.channels,
         "labels": classifier.labels if folder else None,
-        "interpolation": classifier.interpolation,
+        "interpolation": classifier.reading.interpolation,
         **config.folder_options,
     }
     # test images are cut off a folder for a model that was trained on the others

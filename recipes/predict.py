@@ -26,7 +26,8 @@ _BATCH = 64  # pictures at once
 class Config(ModelOptions):
     """Options of the prediction."""
 
-    # a .keras or .h5 file, a .tflite file, or with weights a genotype file or a name of zoo.list_models()
+    # a .keras or .h5 file, a folder of zoo.save_pretrained or hf://user/name, a .tflite file, or with weights a
+    # genotype file or a name of zoo.list_models()
     model: str = "runs/train/model.keras"
     images: tuple[Path, ...] = dataclasses.field(default=(), metadata={"positional": True})  # files of pictures
     top: int = 5  # how many classes of each picture
@@ -59,8 +60,8 @@ def predict(config: Config) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for start in range(0, len(config.images), _BATCH):
         paths = config.images[start : start + _BATCH]
-        channels, how = classifier.input_shape[2], classifier.interpolation
-        pixels = [read_image(path.resolve(), classifier.read_size, channels, interpolation=how) for path in paths]
+        size, how = classifier.reading.resize, classifier.reading.interpolation
+        pixels = [read_image(path.resolve(), size, classifier.channels, interpolation=how) for path in paths]
         for path, scores in zip(paths, classifier.score(np.stack(pixels)), strict=True):
             best = np.argsort(-scores, kind="stable")[: config.top]
             classes = [

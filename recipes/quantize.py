@@ -189,7 +189,7 @@ def _training_images(config: Config, subject: Deployable) -> "tuple[np.ndarray, 
         loss = "binary"
     elif units > 1 and activation == "sigmoid":  # yes or no for each class
         labels, loss = np.eye(units, dtype=np.float32)[labels], "binary"
-    return np.asarray(subject.normalize(pixels), np.float32), labels, loss
+    return subject.reading(pixels), labels, loss
 
 
 def _state(config: Config, model: "keras.Model") -> Path:

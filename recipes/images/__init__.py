@@ -10,6 +10,8 @@ EMBEDDED = "fashion_mnist_small"  # the name of the images that come with the pa
 # CIFAR-10 or ImageNet (torchvision's), or pixels of 0..255 as they are
 Preprocess = Literal["unit", "0..1", "centered", "-1..1", "cifar10", "imagenet", "torch", "pixels"]
 
+Interpolation = Literal["bilinear", "bicubic"]  # of an image that is resized; both antialiased
+
 
 @dataclasses.dataclass(frozen=True)
 class FolderOptions:

@@ -6,10 +6,12 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from recipes.images import Interpolation
 
 SUFFIXES = (
     ".apng", ".bmp", ".dib", ".gif", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
@@ -30,7 +32,6 @@ _NO_CLASS = "in no class folder"
 _NO_LABEL = "of a part without class folders, and so without labels"
 
 Size = int | tuple[int, int] | None  # an integer means a square; a pair is (height, width)
-Interpolation = Literal["bilinear", "bicubic"]  # both antialiased
 
 
 class UnreadableImageError(ValueError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zoo
+from recipes.images import Interpolation
 from recipes.training.state import StateError
 from zoo import atomic, genotype_json, manifest, markdown
 
@@ -34,6 +35,8 @@ class Origin:
     normalization: Mapping[str, Sequence[float]] | None = None  # {"mean", "std"}
     place: str = ""  # where this is written
     model: str | None = None  # the genotype file, or a name of zoo.list_models()
+    crop: float = 1.0  # the share of each side of an image that is read, around its middle
+    interpolation: Interpolation = "bilinear"  # of an image that is resized
 
 
 def find_origin(model: str | Path) -> Origin:
@@ -114,6 +117,8 @@ def _origin_of_entry(entry: manifest.Entry) -> Origin:
         None,
         {name: entry.preprocessing[name] for name in ("mean", "std")},
         f"the weights {entry.name}",
+        crop=entry.preprocessing.get("crop", 1.0),
+        interpolation=entry.preprocessing.get("interpolation", "bilinear"),
     )
 
 
@@ -132,6 +137,8 @@ def _origin_of_metadata(tflite: Path) -> Origin:
 def _origin_of_results(results: Mapping[str, Any], place: str) -> Origin:
     old = results.get("config", {})  # where the version before had these
     size = results.get("image_size")
+    if size is not None and None in size:  # a network of any size
+        size = None
     return Origin(
         old.get("data") if "image_size" not in results else results.get("data"),
         None if size is None else (size[0], size[1]),
@@ -139,6 +146,8 @@ def _origin_of_results(results: Mapping[str, Any], place: str) -> Origin:
         results.get("normalization"),
         place,
         results.get("model", old.get("model")),
+        crop=1.0 if size is None or "resize" not in results else size[0] / results["resize"][0],
+        interpolation=results.get("interpolation", "bilinear"),
     )
 
 

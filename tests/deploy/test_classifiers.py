@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import zoo
-from recipes import classifiers, evaluate, predict
+from recipes import classifiers, deploy, deployable, evaluate, predict
 from recipes.training.results import find_origin, find_weights
-from zoo.deploy import metadata, tflite
+from zoo.deploy import metadata, tflite, tflite_file
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 
@@ -168,7 +168,9 @@ def test_published_weights_see_the_middle_of_a_larger_image(model: Path):
     whole = np.zeros((1, 12, 10, 3), np.uint8)
     whole[..., 0] = 250  # a red border of two rows and one column
     whole[:, 2:10, 1:9] = COLOURS["green"]
-    middle = dataclasses.replace(classifier, read_size=(12, 10))
+    cropped = dataclasses.replace(classifier.reading, crop=0.8)
+    assert cropped.resize == (10, 10)
+    middle = dataclasses.replace(classifier, reading=cropped)
     np.testing.assert_array_equal(middle.score(whole), classifier.score(whole[:, 2:10, 1:9]))
     assert middle.score(whole).argmax() == 1
 
@@ -183,6 +185,73 @@ def test_a_network_that_rescales_by_itself_reads_pixels(tmp_path: Path, capsys):
     assert found[0]["classes"][0]["score"] == pytest.approx(1 / (1 + 2 * np.exp(-4 * 240 / 255)), abs=1e-5)
     assert found[0]["classes"][0]["class"] == "class 0"
     assert "reads pixels of 0..255" in capsys.readouterr().err
+
+
+def test_predict_takes_a_folder_of_save_pretrained(model: Path, tmp_path: Path):
+    results = {"image_size": [8, 8], "preprocess": None, "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    model.with_name("results.json").write_text(json.dumps(results))
+    pictures = (paint(tmp_path / "a.png", "green"),)
+    expected = predict.predict(predict.Config(model=str(model), images=pictures))
+    folder = zoo.save_pretrained(model, tmp_path / "colours")
+    config = predict.Config(model=str(folder), images=pictures)
+    assert predict.predict(config) == expected
+    assert expected[0]["classes"][0]["class"] == "green"
+    with pytest.raises(ValueError, match="is a network with its weights; leave model_preset= and weights= out"):
+        predict.predict(dataclasses.replace(config, weights="imagenet"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty is a folder without config\.json and weights"):
+        predict.predict(dataclasses.replace(config, model=str(tmp_path / "empty")))
+
+
+def test_every_program_reads_the_middle_where_the_training_did(model: Path, tmp_path: Path):
+    results = json.loads(model.with_name("results.json").read_text()) | {"resize": [10, 10]}
+    model.with_name("results.json").write_text(json.dumps(results))
+    for name, colour in (("red", "green"), ("green", "blue"), ("blue", "red")):
+        inner = np.full((8, 8, 3), COLOURS[name], np.uint8)
+        framed = np.full((10, 10, 3), COLOURS[colour], np.uint8)  # at 8 x 8 the frame would be seen, too
+        framed[1:9, 1:9] = inner
+        for number in range(4):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(framed).save(tmp_path / "images" / name / f"{number}.png")
+    images = str(tmp_path / "images")
+    judged = evaluate.evaluate(evaluate.Config(model=str(model), data=images, folder=tmp_path / "judged"))
+    assert (judged["accuracy"], judged["preprocessing"]["resize"]) == (1.0, [10, 10])
+    config = deploy.Config(model=str(model), data=images, folder=tmp_path / "deployed")
+    subject = deployable.load(config)
+    assert np.ptp(subject.calibration, axis=(1, 2)).max() == np.ptp(subject.images, axis=(1, 2)).max() == 0
+    deploy.deploy(config)
+    again = evaluate.Config(model=str(config.folder / f"{subject.model.name}_int8.tflite"), data=images)
+    again = evaluate.evaluate(dataclasses.replace(again, folder=tmp_path / "again"))
+    assert (again["accuracy"], again["preprocessing"]["resize"]) == (1.0, [10, 10])
+
+
+@pytest.mark.parametrize("mean", [0.5, (0.5, 0.4, 0.3)])
+def test_files_that_read_pixels_take_bytes_as_they_are(model: Path, tmp_path: Path, mean):
+    normalization = {"mean": np.resize(mean, 3).tolist(), "std": [0.5, 0.25, 0.2]}
+    results = {"image_size": [8, 8], "data": None, "normalization": normalization, "config": {}}
+    model.with_name("results.json").write_text(json.dumps(results))
+    data = paint_classes(tmp_path / "images")
+    config = deploy.Config(
+        model=str(model), data=str(data), schemes=("uint8",), pixels=True, folder=tmp_path / "out",
+        firmware=tmp_path / "board",
+    )  # fmt: skip
+    deploy.deploy(config)
+    pictures = (paint(tmp_path / "a.png", "red"), paint(tmp_path / "b.png", "blue"))
+    expected = predict.predict(predict.Config(model=str(model), images=pictures))
+    for scheme in ("float32", "uint8"):
+        (path,) = config.folder.glob(f"*_{scheme}.tflite")
+        found = predict.predict(predict.Config(model=str(path), images=pictures))
+        for one, other in zip(found, expected, strict=True):
+            assert one["classes"][0]["class"] == other["classes"][0]["class"]
+            assert one["classes"][0]["score"] == pytest.approx(other["classes"][0]["score"], abs=0.02)
+        described = metadata.read(path)
+        assert described is not None
+        assert (described.mean, described.std) == ((0,), (1,))
+    graph = tflite_file.parse(path).subgraphs[0]
+    source, scores = (graph.tensors[numbers[0]] for numbers in (graph.inputs, graph.outputs))
+    assert [tflite_file.type_of(one) for one in (source, scores)] == ["uint8", "uint8"]
+    assert (source.quantization.scale.tolist(), source.quantization.zeroPoint.tolist()) == ([1], [0])
+    assert "#define MODEL_INPUT_TYPE uint8_t" in (tmp_path / "board" / "model.h").read_text()
 
 
 def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):

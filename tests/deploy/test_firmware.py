@@ -174,6 +174,23 @@ def test_c_preprocessing_of_any_size_equals_python_to_the_last_bit(program, int8
     np.testing.assert_array_equal(preprocessed(program, pixels, np.int8), expected.ravel())
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(97, 61), (11, 30), (25, 31)])
+def test_c_preprocessing_reads_the_middle_of_a_larger_image_by_either_filter(
+    int8_file, photo, size, interpolation, tmp_path
+):
+    project = firmware.write(
+        int8_file, tmp_path / "board", name="tiny", image=photo, normalize=IMAGENET, class_names=tuple("abcde"),
+        resize=(25, 31), interpolation=interpolation,
+    )  # fmt: skip
+    pixels = np.random.default_rng(size[0]).integers(0, 256, (*size, 3), np.uint8)
+    resized = files.fit(Image.fromarray(pixels), (25, 31), interpolation)
+    (details,) = measure.interpret(int8_file, threads=1).get_input_details()
+    expected = measure.quantize(IMAGENET(resized[2:22, 1:29]), details)
+    program = compile_preprocessing(project, tmp_path)
+    np.testing.assert_array_equal(preprocessed(program, pixels, np.int8), expected.ravel())
+
+
 def test_c_preprocessing_makes_gray_and_turns_where_the_file_wants_that(tmp_path, monkeypatch):
     image = keras.Input((12, 12, 1))
     x = layers.Flatten()(layers.Conv2D(2, 3, name="conv")(image))

@@ -187,7 +187,7 @@ def test_folder_that_is_a_file_is_named(model, tmp_path):
         ({"images": 0}, "images is 0; expected a whole number from 1"),
         ({"gate": 2.0}, "gate is 2.0; expected a share from 0 to 1"),
         ({"schemes": ("int8", "int8")}, "schemes=int8,int8 names one twice"),
-        ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8 or int4 file"),
+        ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8, uint8 or int4 file"),
         ({"schemes": ("float16",), "diagnose": True}, "diagnose looks into the int8, int4 or int16x8 file"),
         ({"model": "x.tflite", "gate": 0.01}, "give that as reference="),
         (

@@ -15,6 +15,7 @@ from zoo.deploy.tflite_file import Source, parse
 TEMPLATES = Path(__file__).with_name("firmware_files")
 MARKER = "firmware.json"  # what `atomic.write_folder` knows its own folders by
 _NUMBERS_A_LINE = 16
+_SUPPORTS = {"bilinear": 1, "bicubic": 2}  # pixels on each side that a filter takes
 _TOLERANCE = 2  # steps of an integer output, by which kernels of one board and another may differ
 _FLOAT_TOLERANCE = 1e-4
 
@@ -32,6 +33,8 @@ def write(
     normalize: Callable[[np.ndarray], Any],
     class_names: Sequence[str],
     output: str | int | None = None,
+    resize: tuple[int, int] | None = None,
+    interpolation: str = "bilinear",
 ) -> Path:
     """Writes the project into a new folder, or anew into one that it wrote before; returns the folder.
 
@@ -44,6 +47,8 @@ def write(
             written.
         class_names: in the order of the labels.
         output: which of several, as `measure.predict` takes it.
+        resize: height and width that images are resized to, whose middle the model reads; None takes the input's.
+        interpolation: of the resizing, bilinear or bicubic.
 
     Raises:
         FirmwareError: TFLM cannot run the file, or it is no classifier.
@@ -68,7 +73,7 @@ def write(
     for path in TEMPLATES.iterdir():
         files[path.name] = path.read_text(encoding="utf-8")
     table = _make_table(data, shape[3], normalize)
-    files["normalization.h"] = _render_table(table)
+    files["normalization.h"] = _render_table(table, resize or (shape[1], shape[2]), _SUPPORTS[interpolation])
     files["test_image.h"] = _render_test(data, result, table, image)
     files["README.md"] = str(files["README.md"]).format(
         name=name,
@@ -93,10 +98,16 @@ def _make_table(data: bytes, channels: int, normalize: Callable[[np.ndarray], An
     return measure.quantize(np.asarray(normalize(values), np.float32), source)
 
 
-def _render_table(table: np.ndarray) -> str:
+def _render_table(table: np.ndarray, resize: tuple[int, int], support: int) -> str:
     rows = ",\n".join(f"    {{\n{_render_numbers(values)}\n    }}" for values in table.T)
-    return f"""/* What the model reads for each value of a pixel, channel by channel. */
-#include "model.h"
+    return f"""#include "model.h"
+
+/* Images are scaled to this size, by a filter of this many pixels on each side; the model reads the middle. */
+#define RESIZED_HEIGHT {resize[0]}
+#define RESIZED_WIDTH {resize[1]}
+#define FILTER_SUPPORT {support}
+
+/* What the model reads for each value of a pixel, channel by channel. */
 
 static const MODEL_INPUT_TYPE normalized[MODEL_INPUT_CHANNELS][256] = {{
 {rows}

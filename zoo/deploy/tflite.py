@@ -23,9 +23,9 @@ from zoo.deploy.tflite_file import quiet
 if TYPE_CHECKING:
     import tensorflow as tf
 
-Quantize = Literal["int8", "int4", "int16x8", "dynamic", "float16"]
-SCHEMES = ("int8", "int4", "int16x8", "dynamic", "float16")
-CALIBRATED_SCHEMES = ("int8", "int4", "int16x8")
+Quantize = Literal["int8", "uint8", "int4", "int16x8", "dynamic", "float16"]
+SCHEMES = ("int8", "uint8", "int4", "int16x8", "dynamic", "float16")
+CALIBRATED_SCHEMES = ("int8", "uint8", "int4", "int16x8")
 CALIBRATION_LIMIT = 512  # images; ranges hardly move after some hundred, and an endless data set must end
 _CONTROL_FLOW = (
     "If",
@@ -56,10 +56,11 @@ def convert(
 
     Args:
         quantize: None keeps float32. "int8": weights per output channel, activations, input and output int8.
-            "int4": as int8, but weights of four bits (`rewrites.narrow_weights`): less flash, and a larger arena.
+            "uint8": as int8, but input and output uint8. "int4": as int8, but weights of four bits
+            (`rewrites.narrow_weights`): less flash, and a larger arena.
             "int16x8": int8 weights, int16 activations, input and output. "dynamic": int8 weights, float activations.
             "float16": weights stored in half precision.
-        calibration: what "int8", "int4" and "int16x8" measure ranges on: images (n, height, width, channels),
+        calibration: what "int8", "uint8", "int4" and "int16x8" measure ranges on: images (n, height, width, channels),
             preprocessed as in training, or an iterable of images, of batches or of (images, labels), a tf.data.Dataset
             among them. The first 512 images are used.
         input_shape: (height, width, channels), needed only where the model leaves a size open and no calibration image
@@ -154,7 +155,7 @@ def from_function(
         raise failure
     if failure is not None:
         raise _explained(failure, printed.text, model) from failure
-    return rewrites.narrow_joins(rewrites.widen_scales(data) if quantize == "int8" else data)
+    return rewrites.narrow_joins(rewrites.widen_scales(data) if quantize in ("int8", "uint8") else data)
 
 
 def _written_out(model: keras.Model) -> keras.Model:
@@ -240,10 +241,10 @@ def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.nd
         converter.representative_dataset = lambda: ([image[None]] for image in calibration)
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    elif quantize == "int8":
+    elif quantize in ("int8", "uint8"):
         if calibration is not None:  # the converter takes this setting as a demand for calibration
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.int8
+        converter.inference_input_type = converter.inference_output_type = getattr(tf, quantize)
     elif quantize == "int16x8":
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8

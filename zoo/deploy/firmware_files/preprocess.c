@@ -4,9 +4,14 @@
 
 #include "normalization.h"
 
-/* Scales as Pillow does with its bilinear filter, for that is what training did: each axis by weights of 22 bits, and
-   rounded to a byte between the two. */
-enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1) };
+/* Scales as Pillow does, for that is what training did: each axis by weights of 22 bits, and rounded to a byte between
+   the two. Of the scaled image the middle is read. */
+enum {
+    WEIGHT_BITS = 22,
+    HALF = 1 << (WEIGHT_BITS - 1),
+    LEFT = (RESIZED_WIDTH - MODEL_INPUT_WIDTH) / 2,
+    TOP = (RESIZED_HEIGHT - MODEL_INPUT_HEIGHT) / 2
+};
 
 /* The pixels that one new pixel of an axis is made of, and how much of each. */
 typedef struct {
@@ -14,20 +19,25 @@ typedef struct {
     double center, shrink, sum;
 } Window;
 
-static double tent(double distance) {
-    distance = fabs(distance);
-    return distance < 1.0 ? 1.0 - distance : 0.0;
+static double filter(double distance) {
+    const double x = fabs(distance);
+#if FILTER_SUPPORT == 2 /* bicubic */
+    return x < 1.0 ? (1.5 * x - 2.5) * x * x + 1.0 : x < 2.0 ? (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 : 0.0;
+#else
+    return x < 1.0 ? 1.0 - x : 0.0;
+#endif
 }
 
 static double weigh(const Window *window, int place) {
-    return tent((place + window->first - window->center + 0.5) * (1.0 / window->shrink));
+    return filter((place + window->first - window->center + 0.5) * (1.0 / window->shrink));
 }
 
 static Window find_window(int place, int old_size, int new_size) {
     const double scale = (double)old_size / new_size;
     const double shrink = scale < 1.0 ? 1.0 : scale;
     const double center = (place + 0.5) * scale;
-    Window window = {(int)(center - shrink + 0.5), (int)(center + shrink + 0.5), center, shrink, 0.0};
+    const double support = FILTER_SUPPORT * shrink;
+    Window window = {(int)(center - support + 0.5), (int)(center + support + 0.5), center, shrink, 0.0};
     if (window.first < 0) window.first = 0;
     if (window.count > old_size) window.count = old_size;
     window.count -= window.first;
@@ -36,7 +46,8 @@ static Window find_window(int place, int old_size, int new_size) {
 }
 
 static int32_t find_weight(const Window *window, int place) {
-    return (int32_t)(0.5 + weigh(window, place) / window->sum * (1 << WEIGHT_BITS));
+    const double weight = weigh(window, place) / window->sum * (1 << WEIGHT_BITS);
+    return (int32_t)(weight < 0 ? weight - 0.5 : weight + 0.5);
 }
 
 static uint8_t to_byte(int32_t sum) {
@@ -69,26 +80,26 @@ static int limit(double wanted, int most) {
 void preprocess(const uint8_t *pixels, int width, int height, MODEL_INPUT_TYPE *input) {
     static int32_t sums[MODEL_INPUT_WIDTH * MODEL_INPUT_CHANNELS]; /* of one row of the input */
     int old_width = width, old_height = height;
-    if (width != MODEL_INPUT_WIDTH || height != MODEL_INPUT_HEIGHT) {
-        old_width = limit((double)height * MODEL_INPUT_WIDTH / MODEL_INPUT_HEIGHT, width);
-        old_height = limit((double)width * MODEL_INPUT_HEIGHT / MODEL_INPUT_WIDTH, height);
+    if (width != RESIZED_WIDTH || height != RESIZED_HEIGHT) {
+        old_width = limit((double)height * RESIZED_WIDTH / RESIZED_HEIGHT, width);
+        old_height = limit((double)width * RESIZED_HEIGHT / RESIZED_WIDTH, height);
     }
     pixels += 3 * (((height - old_height) / 2) * width + (width - old_width) / 2);
-    if (old_width == MODEL_INPUT_WIDTH && old_height == MODEL_INPUT_HEIGHT) {
+    if (old_width == RESIZED_WIDTH && old_height == RESIZED_HEIGHT) {
         for (int y = 0; y < MODEL_INPUT_HEIGHT; y++)
             for (int x = 0; x < MODEL_INPUT_WIDTH; x++)
                 for (int c = 0; c < MODEL_INPUT_CHANNELS; c++)
-                    store(input, y, x, c, read_pixel(pixels + 3 * (y * width + x), c));
+                    store(input, y, x, c, read_pixel(pixels + 3 * ((TOP + y) * width + LEFT + x), c));
         return;
     }
     for (int y = 0; y < MODEL_INPUT_HEIGHT; y++) {
-        const Window rows = find_window(y, old_height, MODEL_INPUT_HEIGHT);
+        const Window rows = find_window(TOP + y, old_height, RESIZED_HEIGHT);
         for (int i = 0; i < MODEL_INPUT_WIDTH * MODEL_INPUT_CHANNELS; i++) sums[i] = HALF;
         for (int row = 0; row < rows.count; row++) {
             const uint8_t *line = pixels + 3 * (rows.first + row) * width;
             const int32_t row_weight = find_weight(&rows, row);
             for (int x = 0; x < MODEL_INPUT_WIDTH; x++) {
-                const Window columns = find_window(x, old_width, MODEL_INPUT_WIDTH);
+                const Window columns = find_window(LEFT + x, old_width, RESIZED_WIDTH);
                 int32_t across[MODEL_INPUT_CHANNELS];
                 for (int c = 0; c < MODEL_INPUT_CHANNELS; c++) across[c] = HALF;
                 for (int i = 0; i < columns.count; i++) {

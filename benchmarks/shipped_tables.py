@@ -1,7 +1,7 @@
 """Makes the tables that come with the package, and their pictures for the documents.
 
-python -m benchmarks.shipped_tables                 # three hours on two cores, seven minutes with --workers=16 on 16
-python -m benchmarks.shipped_tables --folder=DIR    # resumes what is in DIR/darts and DIR/tinynas
+python -m benchmarks.shipped_tables                 # four hours on two cores, ten minutes with --workers=16 on 16
+python -m benchmarks.shipped_tables --folder=DIR    # resumes what is in DIR/darts, DIR/enas and DIR/tinynas
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 from recipes import _main, tabulate
 from recipes.engine.config import PlaceConfig
 
-NAMES = {"darts": "laptop", "tinynas": "tinynas"}  # table -> preset
+NAMES = {"darts": "laptop", "enas": "enas", "tinynas": "tinynas"}  # table -> preset
 PROJECT = Path(__file__).resolve().parent.parent
 
 

@@ -1,6 +1,7 @@
 r"""Trains every architecture of a small space, and writes the table that searches of this space are judged by.
 
     python -m recipes.tabulate                            # DARTS' cells of two nodes and three operations
+    python -m recipes.tabulate --preset=enas              # ENAS' cells of two nodes and two operations
     python -m recipes.tabulate --preset=tinynas           # sub-networks of four stages of MobileNetV2's
     python -m recipes.tabulate --data=path/to/images --workers=16 --folder=runs/mine      # on images of your own
     python -m recipes.tabulate --nodes=4 --ops=max_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3 --sample=300
@@ -14,7 +15,7 @@ every oracle searches it. runs/tabulate/page/page.md shows the space: how far it
 predicts another, and which choices help. Killed and started again with the same command, it resumes; on another machine
 too, with the folder copied there.
 
-The tables that come with this package are those of the presets laptop and tinynas.
+The tables that come with this package are those of the presets laptop (darts), enas and tinynas.
 """
 
 import contextlib
@@ -106,6 +107,7 @@ PRESETS = {
     "tinynas": Config(
         space="tinynas", image_size=20, epochs=4, learning_rate=0.2, folder=Path("runs/tabulate-tinynas"),
     ),
+    "enas": Config(space="enas", ops=("max_pool_3x3", "sep_conv_3x3"), folder=Path("runs/tabulate-enas")),
     "smoke": Config(
         nodes=1, ops=("max_pool_3x3", "skip_connect"), filters=2, image_size=8, training_images=60,
         validation_images=50, epochs=1, folder=Path("runs/tabulate-smoke"),

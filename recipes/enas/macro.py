@@ -26,21 +26,18 @@ class MacroSupernet:
         layers = space.layers
         self.thirds = (layers // 3, 2 * (layers // 3))
         shapes = [Shape("stem", (3, 3, channels, filters), 9 * channels), *norm_shapes("stem", (), filters)]
-        statistics = [Shape("stem", (2, filters))]
         self.widths: list[int] = []
         for number in range(1, layers + 1):
             name = f"layer{number:02d}"
             self.widths.append(filters)
             shapes += self._layer_shapes(name, number, filters)
-            statistics += [Shape(f"{name}/{part}", (2, filters)) for part in ("narrow", "op", "join")]
             if number in self.thirds:
                 stack = (number + 1,)  # one for each state
                 shapes.append(Shape(f"{name}/halve", (*stack, 2, filters, filters), filters))
                 filters *= 2
                 shapes += norm_shapes(f"{name}/halve", stack, filters)
-                statistics.append(Shape(f"{name}/halve", (*stack, 2, filters)))
         shapes.append(Shape("classifier", (filters, classes), filters))
-        self.packing, self.statistics = Packing(shapes), Packing(statistics)
+        self.packing = Packing(shapes)
         self._operation = supernet.trace_once(_operation)
 
     def _layer_shapes(self, name: str, number: int, filters: int) -> list[Shape]:
@@ -60,9 +57,9 @@ class MacroSupernet:
             shapes += norm_shapes(f"{name}/join", (), filters)
         return shapes
 
-    def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
-        """Returns logits and statistics; see PathSupernet."""
-        run, layers = Pass(self, vector, statistics), self.space.layers
+    def logits(self, vector: Any, path: Any, images: Any, drop: Any = None) -> Any:
+        """Returns logits; see PathSupernet."""
+        run, layers = Pass(self, vector), self.space.layers
         x = run.stem(images)
         states = supernet.make_states(layers + 1, x.shape[1:3], x.shape[-1]).write(0, x)
         for number in range(1, layers + 1):
@@ -74,9 +71,7 @@ class MacroSupernet:
                 kernel = tf.reshape(kernel, [-1, x.shape[-1]])
                 sides = x.shape[1:]
                 x = pointwise(tf.nn.relu(supernet.join(states.write(number, x), chosen, number)), kernel)
-                x, run.used[f"{name}/join"] = run.norm(tf.ensure_shape(x, [None, *sides]), f"{name}/join")
-            else:
-                run.used[f"{name}/join"] = tf.zeros([2, x.shape[-1]])
+                x = run.norm(tf.ensure_shape(x, [None, *sides]), f"{name}/join")
             if number == layers:
                 break
             states = states.write(number, x)
@@ -86,7 +81,7 @@ class MacroSupernet:
                 states = supernet.make_states(layers + 1, x.shape[1:3], x.shape[-1])
                 for state, tensor in enumerate(halved):
                     states = states.write(state, tensor)
-        return run.classify(x, run.weights["classifier"], drop)
+        return supernet.classify(x, run.weights["classifier"], drop)
 
     def _layer(self, run: Pass, name: str, path: Any, x: Any) -> Any:
         """What a layer makes of the state before it: ReLU, 1x1, BN, ReLU, then the operation."""
@@ -94,37 +89,31 @@ class MacroSupernet:
         names = [f"{name}/narrow", f"{name}/narrow/scale", f"{name}/narrow/shift"]
         kernel, scale, shift = (tf.gather(weights[part], op) for part in names)
         x = pointwise(tf.nn.relu(x), kernel)
-        x, run.used[f"{name}/narrow"] = supernet.normalize(x, scale, shift, run.fixed.get(f"{name}/narrow"))
+        x = supernet.normalize(x, scale, shift)
         inside = {key.removeprefix(f"{name}/"): weight for key, weight in weights.items() if key.startswith(f"{name}/")}
         kernels = {key: weight for key, weight in inside.items() if key.split("/")[0] in CONVOLUTIONS}
-        x, run.used[f"{name}/op"] = self._operation(op, tf.nn.relu(x), kernels, run.fixed.get(f"{name}/op"))
-        return tf.ensure_shape(x, [None, *sides])
+        return tf.ensure_shape(self._operation(op, tf.nn.relu(x), kernels), [None, *sides])
 
     def _halve(self, run: Pass, name: str, states: list) -> list[Any]:
-        used, halved = [], []
+        halved = []
         for state, x in enumerate(states):
-            x = supernet.reduce_factorized(x, run.weights[name][state])
             scale, shift = run.weights[f"{name}/scale"][state], run.weights[f"{name}/shift"][state]
-            x, statistics = supernet.normalize(x, scale, shift, run.fixed[name][state] if run.fixed else None)
-            halved.append(x)
-            used.append(statistics)
-        run.used[name] = tf.stack(used)
+            halved.append(supernet.normalize(supernet.reduce_factorized(x, run.weights[name][state]), scale, shift))
         return halved
 
 
-def _operation(op: Any, x: Any, kernels: Any, fixed: Any) -> Any:
-    """Runs operation number `op` of MACRO_OPS on a state; returns the tensor and statistics (2, channels)."""
+def _operation(op: Any, x: Any, kernels: Any) -> Any:
+    """Runs operation number `op` of MACRO_OPS on a state."""
 
-    def convolution(op: str) -> tuple[Any, Any]:
+    def convolution(op: str) -> Any:
         if op.startswith("sep"):
             y = tf.nn.depthwise_conv2d(x, kernels[f"{op}/depthwise"], [1, 1, 1, 1], "SAME")
             y = pointwise(y, kernels[op])
         else:
             y = tf.nn.conv2d(x, kernels[op], 1, "SAME")
-        return supernet.normalize(y, kernels[f"{op}/scale"], kernels[f"{op}/shift"], fixed)
+        return supernet.normalize(y, kernels[f"{op}/scale"], kernels[f"{op}/shift"])
 
-    def pool(op: str) -> tuple[Any, Any]:
-        y = supernet.max_pool(x, 1) if op.startswith("max") else tf.nn.avg_pool2d(x, int(op[-1]), 1, "SAME")
-        return y, tf.zeros([2, x.shape[-1]])
+    def pool(op: str) -> Any:
+        return supernet.max_pool(x, 1) if op.startswith("max") else tf.nn.avg_pool2d(x, int(op[-1]), 1, "SAME")
 
     return tf.switch_case(op, [lambda op=op: (convolution if op in CONVOLUTIONS else pool)(op) for op in MACRO_OPS])

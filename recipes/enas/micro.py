@@ -4,7 +4,7 @@ Under a path the values are those of the network that zoo/families/enas.py build
 to the cell, node, edge, operation and to the state that is read, as in melodyguan/enas.
 
 Departure: that code searches with another network than it trains afterwards (reductions before the cells, loose ends
-through one more 1x1 convolution); here they are the same, so that a path can be exported with its weights.
+through one more 1x1 convolution); here they are the same, so that what is scored is what is built.
 """
 
 import dataclasses
@@ -81,16 +81,11 @@ class MicroSupernet:
         self._rows = 2 * sum(range(INPUT_STATES, INPUT_STATES + nodes))
         stem = 3 * self.filters
         shapes = [Shape("stem", (3, 3, channels, stem), 9 * channels), *norm_shapes("stem", (), stem)]
-        statistics = [Shape("stem", (2, stem))]
         for number, place in enumerate(self.places):
             shapes += self._cell_shapes(f"cell{number}", place)
-            parts = ["calibrate", "input0", "input1"]
-            parts += [f"output{state}" for state in range(INPUT_STATES) if place.reducing]
-            statistics += [Shape(f"cell{number}/{part}", (2, place.filters)) for part in parts]
-            statistics.append(Shape(f"cell{number}/edges", (nodes, 2, REPEATS, 2, place.filters)))
         states, filters = outputs[1]
         shapes.append(Shape("classifier", (states, filters, classes), states * filters))
-        self.packing, self.statistics = Packing(shapes), Packing(statistics)
+        self.packing = Packing(shapes)
 
     def _cell_shapes(self, name: str, place: Place) -> list[Shape]:
         filters, shapes = place.filters, []
@@ -112,47 +107,42 @@ class MicroSupernet:
                 shapes += [Shape(end, (2, filters, filters // 2), filters), *norm_shapes(end, (), filters)]
         return shapes
 
-    def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
-        """Returns logits and statistics; see PathSupernet."""
-        run = Pass(self, vector, statistics)
+    def logits(self, vector: Any, path: Any, images: Any, drop: Any = None) -> Any:
+        """Returns logits; see PathSupernet."""
+        run = Pass(self, vector)
         stem = run.stem(images)
         outputs = [_Output(stem), _Output(stem)]
         for number, place in enumerate(self.places):
             name = f"cell{number}"
             newest = self._calibrate(run, f"{name}/calibrate", place.newest, place.filters, outputs[1])
             newest = pointwise(tf.nn.relu(newest), run.weights[f"{name}/input1"])
-            newest, run.used[f"{name}/input1"] = run.norm(newest, f"{name}/input1")
+            newest = run.norm(newest, f"{name}/input1")
             oldest = self._oldest(run, name, place, outputs[0])
             part = path[int(place.reducing)]
             outputs = [outputs[1], self._cell(run, name, place, part, (oldest, newest))]
-        return run.classify(tf.nn.relu(outputs[1].tensor), outputs[1].kernel(run.weights["classifier"]), drop)
+        return supernet.classify(tf.nn.relu(outputs[1].tensor), outputs[1].kernel(run.weights["classifier"]), drop)
 
     def _calibrate(self, run: Pass, name: str, source: tuple[int, int], filters: int, output: _Output) -> Any:
         """The output of a cell at the width of the next: as it is where that agrees, else by ReLU, 1x1 and BN."""
         height, width = output.tensor.shape[1:3]
 
-        def projected() -> tuple[Any, Any]:
+        def projected() -> Any:
             return run.norm(pointwise(tf.nn.relu(output.tensor), output.kernel(run.weights[name])), name)
-
-        def untouched() -> tuple[Any, Any]:
-            return output.tensor, tf.zeros([2, filters])
 
         states, channels = source
         count = filters // channels if filters % channels == 0 else states + 1
         if output.chosen is None:
-            x, run.used[name] = untouched() if count == states else projected()
+            x = output.tensor if count == states else projected()
         else:
             agrees = tf.equal(tf.shape(output.chosen)[0], count)
-            x, run.used[name] = tf.cond(agrees, untouched, projected) if count <= states else projected()
+            x = tf.cond(agrees, lambda: tf.identity(output.tensor), projected) if count <= states else projected()
         return tf.ensure_shape(x, [None, height, width, filters])
 
     def _oldest(self, run: Pass, name: str, place: Place, output: _Output) -> Any:
         name = f"{name}/input0"
         if not place.after_reduction:
             return self._calibrate(run, name, place.oldest, place.filters, output)
-        x = supernet.reduce_factorized(tf.nn.relu(output.tensor), output.kernel(run.weights[name]))
-        x, run.used[name] = run.norm(x, name)
-        return x
+        return run.norm(supernet.reduce_factorized(tf.nn.relu(output.tensor), output.kernel(run.weights[name])), name)
 
     def _cell(self, run: Pass, name: str, place: Place, path: Any, inputs: Any) -> _Output:
         """Returns the output of a cell for its part (nodes, 2, 2) of the path."""
@@ -169,43 +159,38 @@ class MicroSupernet:
             states = states.write(number, x)
         rows = tf.reshape(self.first_rows + path[..., 0], [-1])
         chosen = {key: tf.unstack(tf.gather(stack, rows)) for key, stack in stacks_of(name, run.weights).items()}
-        statistics = []
         for node in range(nodes):
             sums = []
             for side in (0, 1):
                 kernels = {key: parts[2 * node + side] for key, parts in chosen.items()}
-                fixed = run.fixed[f"{name}/edges"][node, side] if run.fixed else None
-                x, used = self._run_edge(node, path[node, side], ends, states, kernels, fixed)
+                x = self._run_edge(node, path[node, side], ends, states, kernels)
                 sums.append(tf.ensure_shape(x, [None, *after, place.filters]))
-                statistics.append(used)
             states = states.write(INPUT_STATES + node, sums[0] + sums[1])
-        run.used[f"{name}/edges"] = tf.reshape(tf.stack(statistics), [nodes, 2, REPEATS, 2, place.filters])
         loose = tf.cast(tf.where(unread)[:, 0], tf.int32)
         return _Output(supernet.join(states, loose, nodes + 1), loose)
 
-    def _run_edge(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any, fixed: Any) -> Any:
+    def _run_edge(self, node: int, choice: Any, ends: Any, states: tf.TensorArray, kernels: Any) -> Any:
         """Runs one edge of a node; `ends` are the inputs of a reduction cell, which are read at stride 2."""
         state, op = choice[0], choice[1]
         if ends is None:
-            return self._edges[1](op, states.read(state), None, kernels, fixed)
+            return self._edges[1](op, states.read(state), None, kernels)
         if node == 0:
-            return self._edges[2](op, ends.read(state), None, kernels, fixed)
+            return self._edges[2](op, ends.read(state), None, kernels)
         inner = states.read(tf.maximum(state, INPUT_STATES))
         op += len(MICRO_OPS) * tf.cast(state >= INPUT_STATES, tf.int32)
-        return self._edges[2](op, ends.read(tf.minimum(state, INPUT_STATES - 1)), inner, kernels, fixed)
+        return self._edges[2](op, ends.read(tf.minimum(state, INPUT_STATES - 1)), inner, kernels)
 
     def _end(self, run: Pass, name: str, x: Any, unread: Any) -> Any:
         """An input of a reduction cell as part of its output: halved where no node reads it, else of no account."""
 
-        def halved() -> tuple[Any, Any]:
+        def halved() -> Any:
             return run.norm(supernet.reduce_factorized(x, run.weights[name]), name)
 
-        def nothing() -> tuple[Any, Any]:
+        def nothing() -> Any:
             height, width = (-(-side // 2) for side in x.shape[1:3])
-            return tf.zeros([tf.shape(x)[0], height, width, x.shape[-1]]), tf.zeros([2, x.shape[-1]])
+            return tf.zeros([tf.shape(x)[0], height, width, x.shape[-1]])
 
-        x, run.used[name] = tf.cond(unread, halved, nothing)
-        return x
+        return tf.cond(unread, halved, nothing)
 
     def _unread(self, path: Any) -> Any:
         """Says of each state of a cell whether no node reads it."""
@@ -219,40 +204,35 @@ def stacks_of(cell: str, weights: Any) -> dict[str, Any]:
     return {name: weights[f"{cell}/{name}"] for name in names if f"{cell}/{name}" in weights}
 
 
-def _edge(strides: int, op: Any, x: Any, inner: Any, kernels: Any, fixed: Any) -> Any:
+def _edge(strides: int, op: Any, x: Any, inner: Any, kernels: Any) -> Any:
     """Runs operation `op` on an edge: one of MICRO_OPS on `x`, or, from their number on, at stride 1 on `inner`."""
-    operations = _operations(x, kernels, strides, fixed)
-    return tf.switch_case(op, operations + ([] if inner is None else _operations(inner, kernels, 1, fixed)))
+    operations = _operations(x, kernels, strides)
+    return tf.switch_case(op, operations + ([] if inner is None else _operations(inner, kernels, 1)))
 
 
-def _operations(x: Any, kernels: Any, strides: int, fixed: Any) -> list[Any]:
-    """Returns the operations on a state, in the order of MICRO_OPS, as functions that return (tensor, statistics)."""
-    none = tf.zeros([REPEATS, 2, x.shape[-1]])
+def _operations(x: Any, kernels: Any, strides: int) -> list[Any]:
+    """Returns the operations on a state, in the order of MICRO_OPS, as functions of nothing."""
 
-    def separable(op: str) -> tuple[Any, Any]:
-        y, used = x, []
+    def separable(op: str) -> Any:
+        y = x
         for repeat in range(REPEATS):
             step = strides if repeat == 0 else 1
             depthwise = kernels[f"{op}/depthwise"][repeat]
             y = tf.nn.depthwise_conv2d(tf.nn.relu(y), depthwise, [1, step, step, 1], "SAME")
             y = pointwise(y, kernels[f"{op}/pointwise"][repeat])
-            scale, shift = kernels[f"{op}/scale"][repeat], kernels[f"{op}/shift"][repeat]
-            y, statistics = supernet.normalize(y, scale, shift, None if fixed is None else fixed[repeat])
-            used.append(statistics)
-        return y, tf.stack(used)
+            y = supernet.normalize(y, kernels[f"{op}/scale"][repeat], kernels[f"{op}/shift"][repeat])
+        return y
 
-    def skip() -> tuple[Any, Any]:
+    def skip() -> Any:
         if strides == 1:
-            return tf.identity(x), none
+            return tf.identity(x)
         y = supernet.reduce_factorized(x, kernels["skip_connect"])
-        scale, shift = kernels["skip_connect/scale"], kernels["skip_connect/shift"]
-        y, statistics = supernet.normalize(y, scale, shift, None if fixed is None else fixed[0])
-        return y, tf.stack([statistics, none[1]])
+        return supernet.normalize(y, kernels["skip_connect/scale"], kernels["skip_connect/shift"])
 
     return [
         lambda: separable("sep_conv_3x3"),
         lambda: separable("sep_conv_5x5"),
-        lambda: (tf.nn.avg_pool2d(x, 3, strides, "SAME"), none),
-        lambda: (supernet.max_pool(x, strides), none),
+        lambda: tf.nn.avg_pool2d(x, 3, strides, "SAME"),
+        lambda: supernet.max_pool(x, strides),
         skip,
     ]

@@ -20,48 +20,39 @@ class PathSupernet(Protocol):
 
     space: Any
     packing: Packing
-    statistics: Packing
     classes: int
 
-    def logits(self, vector: Any, path: Any, images: Any, statistics: Any = None, drop: Any = None) -> tuple[Any, Any]:
-        """Returns the logits (batch, classes), and the statistics that were normalised by.
+    def logits(self, vector: Any, path: Any, images: Any, drop: Any = None) -> Any:
+        """Returns the logits (batch, classes), normalised by the statistics of the batch.
 
         Args:
             vector: all weights.
             path: int32, of the shape that the space says.
             images: normalised, (batch, height, width, channels).
-            statistics: what another call returned, for inference; those of this batch unless given.
             drop: a function of the features, such as dropout.
         """
         ...
 
 
 class Pass:
-    """A forward pass: the weights by name, statistics to normalise by (or none: the batch's), and those that were used.
+    """A forward pass with the weights by name; those of a stack are cut by the caller."""
 
-    Weights and statistics of a stack are cut by the caller; the name of a normalisation is that of its statistics.
-    """
-
-    def __init__(self, net: PathSupernet, vector: Any, statistics: Any = None):
-        self._net = net
+    def __init__(self, net: PathSupernet, vector: Any):
         self.weights = net.packing.unpack(vector)
-        self.fixed = {} if statistics is None else net.statistics.unpack(statistics)
-        self.used: dict[str, Any] = {}
 
-    def norm(self, x: Any, name: str) -> tuple[Any, Any]:
-        """Normalises by the weights of this name; returns the statistics too, (2, channels)."""
-        return normalize(x, self.weights[f"{name}/scale"], self.weights[f"{name}/shift"], self.fixed.get(name))
+    def norm(self, x: Any, name: str) -> Any:
+        """Normalises by the weights of this name."""
+        return normalize(x, self.weights[f"{name}/scale"], self.weights[f"{name}/shift"])
 
     def stem(self, images: Any) -> Any:
         """Returns the first state."""
-        x, self.used["stem"] = self.norm(tf.nn.conv2d(images, self.weights["stem"], 1, "SAME"), "stem")
-        return x
+        return self.norm(tf.nn.conv2d(images, self.weights["stem"], 1, "SAME"), "stem")
 
-    def classify(self, x: Any, kernel: Any, drop: Any) -> tuple[Any, Any]:
-        """Returns what `PathSupernet.logits` returns, from the last state."""
-        features = tf.reduce_mean(x, [1, 2])
-        logits = tf.matmul(features if drop is None else drop(features), kernel)
-        return logits, tf.concat([tf.reshape(self.used[shape.name], [-1]) for shape in self._net.statistics.shapes], 0)
+
+def classify(x: Any, kernel: Any, drop: Any) -> Any:
+    """Returns the logits from the last state; see `PathSupernet.logits`."""
+    features = tf.reduce_mean(x, [1, 2])
+    return tf.matmul(features if drop is None else drop(features), kernel)
 
 
 def draw_weights(packing: Packing, seed: int) -> np.ndarray:
@@ -76,18 +67,11 @@ def draw_weights(packing: Packing, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def normalize(x: Any, scale: Any, shift: Any, fixed: Any = None) -> tuple[Any, Any]:
-    """Batch normalisation by the statistics of the batch, or by `fixed` ones.
-
-    Returns:
-        The normalised tensor, and the mean and the variance (2, channels) that were used.
-    """
-    training = fixed is None
-    mean, variance = ([], []) if training else (fixed[0], fixed[1])
-    found = tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=scale, offset=shift, mean=mean, variance=variance, epsilon=supernet.EPSILON, is_training=training
-    )
-    return found[0], tf.stop_gradient(tf.stack(found[1:3])) if training else fixed
+def normalize(x: Any, scale: Any, shift: Any) -> Any:
+    """Batch normalisation by the statistics of the batch."""
+    return tf.raw_ops.FusedBatchNormV3(x=x, scale=scale, offset=shift, mean=[], variance=[], epsilon=supernet.EPSILON)[
+        0
+    ]
 
 
 def norm_shapes(name: str, stack: tuple[int, ...], filters: int) -> list[Shape]:

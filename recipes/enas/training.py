@@ -54,8 +54,7 @@ class SharedWeights:
         images, labels = tf.TensorSpec([None, *input_shape]), tf.TensorSpec([None], tf.int32)
         step = [path, images, labels, tf.TensorSpec([]), tf.TensorSpec([2], tf.int32)]
         self._step = tf.function(self._one_step, step, autograph=False)
-        self._logits = tf.function(lambda *given: self.net.logits(self.weights, *given)[0], [path, images], False)
-        self._used = tf.function(lambda *given: self.net.logits(self.weights, *given)[1], [path, images], False)
+        self._logits = tf.function(lambda *given: self.net.logits(self.weights, *given), [path, images], False)
 
     def step(self, path: Any, images: Any, labels: Any, rate: float, key: Any) -> float:
         """Trains the weights of a path on a batch and returns its loss; `key`, two whole numbers, seeds the dropout.
@@ -76,7 +75,7 @@ class SharedWeights:
             return tf.nn.experimental.stateless_dropout(features, self._dropout, key)
 
         with tf.GradientTape() as tape:
-            logits, _ = self.net.logits(self.weights, path, images, drop=drop if self._dropout else None)
+            logits = self.net.logits(self.weights, path, images, drop if self._dropout else None)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         self._optimizer.apply([self.weights], self.slots, [tape.gradient(loss, self.weights)], rate)
         return loss
@@ -84,10 +83,6 @@ class SharedWeights:
     def score(self, path: Any, batches: Sequence[tuple[Any, Any]]) -> Scores:
         """Returns accuracy and loss of a path, each batch normalised by its own statistics."""
         return evaluate(functools.partial(self._logits, path), batches)
-
-    def statistics(self, path: Any, batches: Sequence[Any]) -> np.ndarray:
-        """Returns the mean over batches of images of all means and variances by which a path normalises."""
-        return np.mean([self._used(path, images).numpy() for images in batches], axis=0)
 
 
 class SearchImages:

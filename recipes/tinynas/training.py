@@ -43,11 +43,7 @@ _OPTIONS = (
 
 
 def train_supernets(
-    config: Config,
-    net: Supernet,
-    images: image_data.Data,
-    normalize: Callable[[Any], Any],
-    report: Report,
+    config: Config, net: Supernet, images: image_data.Data, normalize: Callable[[Any], Any], report: Report
 ) -> np.ndarray:
     """Returns the weights of each trained once-for-all network; resumes where an earlier process has saved them.
 
@@ -69,11 +65,7 @@ def train_supernets(
 
 
 def _train(
-    config: Config,
-    net: Supernet,
-    images: image_data.Data,
-    normalize: Callable[[Any], Any],
-    report: Report,
+    config: Config, net: Supernet, images: image_data.Data, normalize: Callable[[Any], Any], report: Report
 ) -> tuple[np.ndarray, list[Record]]:
     """Trains one once-for-all network from the state in `config.supernet` on; returns it with a record an epoch."""
     assert config.supernet is not None

@@ -32,6 +32,7 @@ class Config(ChildConfig):
     least_rate: float = 0.0005  # at its end
     rate_period: int = 60  # epochs of the first period; each is twice as long as the one before
     search_decay: float = 2e-4  # L2 on all shared weights
+    shared_joins: bool = False  # what joins loose ends has a part that all states share (micro); not in the paper
     search_dropout: float = 0.1  # share of features that a step leaves out
     reward_images: int = 400  # training images that are kept for rewards and the choice of the path
     updates: int = 12  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
@@ -54,7 +55,7 @@ class Config(ChildConfig):
     filters: int = 8  # of these networks before the first reduction
     folder: Path = Path("runs/enas")  # results, and the state to resume from
 
-    added: ClassVar[tuple[str, ...]] = ("uniform_epochs", "score", "supernets")
+    added: ClassVar[tuple[str, ...]] = ("uniform_epochs", "score", "supernets", "shared_joins")
 
     def __post_init__(self):
         super().__post_init__()

@@ -32,7 +32,7 @@ def begin(config: Config, images: image_data.Data, seed: int, split: int | None 
     settings = {name: getattr(config, name) for name in names} | {"learning_rate": config.controller_rate, "seed": seed}
     space, filters, channels = config.make_space(), config.search_filters, images.input_shape[2]
     if isinstance(space, MicroSpace):
-        net: Any = MicroSupernet(space, config.search_cells, filters, images.classes, channels)
+        net: Any = MicroSupernet(space, config.search_cells, filters, images.classes, channels, config.shared_joins)
         controller: Any = MicroController(space, **settings)
     else:
         net = MacroSupernet(space, filters, images.classes, channels)

@@ -7,7 +7,7 @@ import numpy as np
 
 import zoo
 from recipes.enas.macro import CONVOLUTIONS, MacroSupernet
-from recipes.enas.micro import REPEATS, SEPARABLE, MicroSupernet, stacks_of
+from recipes.enas.micro import REPEATS, SEPARABLE, MicroSupernet, share_rows, stacks_of
 from recipes.enas.supernet import PathSupernet
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS
 from zoo.genotype import INPUT_STATES, Genotype
@@ -39,6 +39,10 @@ def export(net: PathSupernet, vector: np.ndarray, path: np.ndarray, input_shape:
 def _micro_layers(net: MicroSupernet, vector: np.ndarray, path: np.ndarray) -> dict[str, list]:
     """Returns the weights under a path as the layers of zoo/families/enas.py have them: name of a layer -> arrays."""
     weights = net.packing.unpack(vector)
+
+    def join(kernel: np.ndarray) -> np.ndarray:
+        return np.asarray(share_rows(kernel)) if net.shared_joins else kernel
+
     layers: dict[str, list] = {"stem_conv": [weights["stem"]]}
     layers["stem_bn"] = [weights["stem/scale"], weights["stem/shift"]]
     cells = net.space.decode(path)
@@ -48,7 +52,7 @@ def _micro_layers(net: MicroSupernet, vector: np.ndarray, path: np.ndarray) -> d
         name, cell = f"cell{number}", f"cell{number:02d}" + ("_reduce" if place.reducing else "")
         for part, chosen in zip(("input0", "calibrate"), before, strict=True):
             kernel = weights[f"{name}/{part}"]
-            kernel = kernel if chosen is None else kernel.take(chosen, axis=-3)
+            kernel = kernel if chosen is None else join(kernel).take(chosen, axis=-3)
             kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
             affine = weights[f"{name}/{part}/scale"], weights[f"{name}/{part}/shift"]
             layers |= _convolution(f"{cell}_{part}", kernel, *affine)
@@ -65,7 +69,7 @@ def _micro_layers(net: MicroSupernet, vector: np.ndarray, path: np.ndarray) -> d
             kernels = {key: stack[row] for key, stack in stacks.items()}
             layers |= _edge_layers(edge, MICRO_OPS[part[node, side, 1]], kernels)
         before = [before[1], loose[int(place.reducing)]]
-    kernel = weights["classifier"].take(before[1], axis=0)
+    kernel = join(weights["classifier"]).take(before[1], axis=0)
     return layers | {"predictions": [kernel.reshape(-1, kernel.shape[-1])]}
 
 

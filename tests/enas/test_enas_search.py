@@ -18,7 +18,7 @@ import zoo
 from recipes import enas
 from recipes.enas import seeds, training
 from recipes.enas.macro import MacroSupernet
-from recipes.enas.micro import MicroSupernet
+from recipes.enas.micro import MicroSupernet, share_rows
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.enas.supernet import draw_weights
 from recipes.enas.training import SharedWeights, find_path, score_path
@@ -57,8 +57,9 @@ def check_export(net, shared: SharedWeights, path: np.ndarray) -> None:
 
 
 @pytest.mark.slow  # traces for 4 s
-def test_an_exported_cell_path_is_the_network_that_zoo_builds():
-    net = MicroSupernet(MicroSpace(2), 1, 2, 3, 1)
+@pytest.mark.parametrize("shared_joins", [False, True])
+def test_an_exported_cell_path_is_the_network_that_zoo_builds(shared_joins):
+    net = MicroSupernet(MicroSpace(2), 1, 2, 3, 1, shared_joins)
     shared = SharedWeights(net, SHAPE)
     shared.weights.assign(noisy(net))
     check_export(net, shared, DEEP)
@@ -70,6 +71,15 @@ def test_an_exported_chain_path_is_the_network_that_zoo_builds():
     shared = SharedWeights(net, SHAPE)
     shared.weights.assign(noisy(net))
     check_export(net, shared, path)
+
+
+def test_shared_rows_keep_the_variance_and_move_with_those_of_other_states():
+    weight = np.random.default_rng(0).standard_normal((4, 50, 50))
+    assert np.std(share_rows(weight)) == pytest.approx(1, abs=0.03)
+    moved = weight.copy()
+    moved[2] += 1
+    steps = (share_rows(moved) - share_rows(weight)).numpy()[:, 0, 0]
+    assert steps == pytest.approx(np.array([1, 1, 2, 1]) / 7**0.5)
 
 
 @pytest.mark.slow

@@ -218,8 +218,8 @@ class TestShippedTables:
     @pytest.mark.parametrize("oracle", ["evolution", "progressive", "ppo"])
     def test_an_oracle_searches_it(self, name: str, oracle: str):
         table = tables.load(name)
-        (found,) = table_search.search(table_search.ORACLES[oracle](table, 0), table, [30])
-        assert found > np.nanmedian(table.test)
+        found = [table_search.search(table_search.ORACLES[oracle](table, seed), table, [30]) for seed in range(3)]
+        assert np.mean(found) > np.nanmedian(table.test)
         assert isinstance(table.hyperparameters(), keras_tuner.HyperParameters)
 
 

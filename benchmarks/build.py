@@ -32,7 +32,8 @@ def measure(side: str, preset: str) -> dict[str, float]:
     import numpy as np
 
     import zoo
-    from recipes.training.loop import Settings
+    from recipes.training.learner import Learner
+    from recipes.training.optimizer import Settings
 
     keras.utils.set_random_seed(0)
     applications = keras.applications
@@ -59,7 +60,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
     )
     lap()
     if side == SIDES[1]:
-        Settings().make_learner(model).step(images, labels, 0.01)  # a softmax more than training has costs nothing
+        Learner(model, Settings()).step(images, labels, 0.01)  # a softmax more than training has costs nothing
     else:
         model.compile(keras.optimizers.SGD(0.01, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
         model.train_on_batch(images, labels)

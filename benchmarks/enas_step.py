@@ -28,8 +28,8 @@ from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.enas.training import SharedWeights
 from recipes.training import tensorflow_options
-from recipes.training.loop import Settings
-from recipes.training.optimizer import Optimizer
+from recipes.training.learner import Learner
+from recipes.training.optimizer import Optimizer, Settings
 from zoo.genotype import Genotype
 
 STEPS = 5
@@ -74,7 +74,7 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
         fixed = []
         for rewritten in (False, True):
             optimizer = Optimizer(nesterov=True, weight_decay=2e-4, clip=5.0)
-            learner = Settings(optimizer=optimizer).make_learner(fixed_network(net, path))
+            learner = Learner(fixed_network(net, path), Settings(optimizer=optimizer))
 
             def step(learner: Any = learner) -> float:
                 return float(learner.step(images, labels, 0.05)[0])

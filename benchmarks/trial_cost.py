@@ -46,10 +46,11 @@ def networks(nodes: int, repeats: int):
 def ours(build, images, labels) -> None:
     """Builds a network and takes one step, as recipes.engine.child_training does."""
     from recipes.engine import child_training
+    from recipes.training.learner import Learner
     from recipes.training.tensorflow_options import without_rewrites
 
     with without_rewrites():
-        learner = child_training.child_settings(len(images), 1, BATCH, 0.05, 1e-4).make_learner(build())
+        learner = Learner(build(), child_training.child_settings(len(images), 1, BATCH, 0.05, 1e-4))
         float(learner.step(images, labels, 0.05)[0])
 
 

@@ -74,7 +74,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         ValueError: the data's classes are not the model's, or an image cannot be read.
     """
     from recipes import classifiers, deployable
-    from recipes.training.evaluation import EvaluationBatches
+    from recipes.training.evaluation import read_batches
     from recipes.training.progress import show_steps
 
     with show_steps("evaluate") as tell:
@@ -82,9 +82,10 @@ def evaluate(config: Config) -> dict[str, Any]:
         judged = _load_images(config, classifier)
         classes, n = len(classifier.class_names), len(judged.part)
         confusions, top = np.zeros((classes, classes), np.int64), 0
-        batches = EvaluationBatches(judged.part, lambda images: images, config.batch_size)
+        steps = judged.part.steps(config.batch_size)
+        batches = read_batches(judged.part, lambda images: images, config.batch_size)
         for number, (images, labels) in enumerate(batches):
-            tell(f"batch {number + 1} of {len(batches)}")
+            tell(f"batch {number + 1} of {steps}")
             scores = classifier.score(np.asarray(images))
             top += int((classifiers.rank_labels(scores, labels) < _TOP).sum())
             confusions += classifiers.count_confusions(labels, scores.argmax(axis=1), classes)

@@ -17,8 +17,9 @@ import numpy as np
 
 import zoo
 from recipes import _main
+from recipes.engine.config import check_at_least
 from recipes.images import EMBEDDED, Preprocess
-from recipes.training.options import ADAMW_RATE, TrainingOptions
+from recipes.training import ADAMW_RATE, TrainingOptions, check_options
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
 if TYPE_CHECKING:
@@ -58,16 +59,8 @@ class Config(TrainingOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        least = {"image_size": 8, "head_epochs": 0, "epochs": 1, "batch_size": 1, "seed": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
-        if any(rate is not None and rate <= 0 for rate in (self.head_learning_rate, self.learning_rate)):
-            raise ValueError(
-                f"head_learning_rate is {self.head_learning_rate} and learning_rate {self.learning_rate}; "
-                "expected numbers above 0"
-            )
+        check_at_least(self, {"image_size": 8, "head_epochs": 0, "epochs": 1, "batch_size": 1, "seed": 0})
+        check_options(self, "head_learning_rate learning_rate", "a number above 0, or none", lambda value: value > 0)
 
 
 PRESETS = {
@@ -100,31 +93,24 @@ def finetune(config: Config) -> Finetuned:
         return _finetune(config) if results is None else _read_finetuned(config.folder, results)
 
 
-class _Weights(NamedTuple):
-    """What the weights bring: a network where they are of other classes, and what it was trained on."""
-
-    network: "keras.Model | None"
-    origin: Origin
-
-
 def _finetune(config: Config) -> Finetuned:
     import keras
 
     from recipes.classifiers import count_confusions, measure_classes
     from recipes.deployable import find_normalization, name_normalization
     from recipes.images import augment
-    from recipes.training.drop_path import schedule_drop_path
-    from recipes.training.evaluation import EvaluationBatches
-    from recipes.training.loop import STATE_FILE, Outcome, Settings, fit
-    from recipes.training.optimizer import Optimizer, Schedule
+    from recipes.training.evaluation import read_batches
+    from recipes.training.learner import schedule_drop_path
+    from recipes.training.loop import STATE_FILE, Outcome, fit
+    from recipes.training.optimizer import Optimizer, Schedule, Settings, choose_optimizer
     from recipes.training.progress import show_progress
     from zoo.graph import copy_model
 
-    weights = _load_weights(config)
-    preprocess = find_normalization(config.preprocess, weights.origin, weights.network, config.weights or config.model)
-    name, images = _load_images(config, weights)
+    source, origin = _load_weights(config)
+    preprocess = find_normalization(config.preprocess, origin, source, config.weights or config.model)
+    name, images = _load_images(config, source, origin)
     keras.utils.set_random_seed(config.seed)
-    network, notes = _network(config, weights.network, images)
+    network, notes = _network(config, source, images)
     for note in notes:
         print(note)
     options = {name: str(value) for name, value in dataclasses.asdict(config).items() if name != "folder"}
@@ -133,16 +119,14 @@ def _finetune(config: Config) -> Finetuned:
     plan: Any = [
         ("head", config.head_epochs, config.head_learning_rate), ("all", config.epochs, config.learning_rate),
     ]  # fmt: skip
-    config.warn_of_precision()
-    mix = config.make_mix(images.classes)
-    class_weights = config.weigh_classes(images.class_names, images.train.labels.tolist())
+    added = config.prepare(images, augment.cifar(padding=max(1, images.input_shape[0] // 8), cutout_length=0))
     trained = network if config.dtype is None else schedule_drop_path(network, config.dtype).model
     for phase, epochs, rate in plan:
         if not epochs:
             continue
         for layer in trained.layers:
             layer.trainable = phase == "all" or layer.name == _HEAD
-        optimizer = config.choose_optimizer(Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0))
+        optimizer = choose_optimizer(config.optimizer, Optimizer(nesterov=True, weight_decay=1e-4, clip=5.0))
         with show_progress(f"finetune, {phase}", unit="epoch") as observe:
             phases[phase] = fit(
                 trained,
@@ -150,9 +134,7 @@ def _finetune(config: Config) -> Finetuned:
                 images.validation,
                 Settings(epochs, config.batch_size, Schedule(rate=rate), optimizer),
                 seed=config.seed,
-                augment=config.make_augment(augment.cifar(padding=max(1, images.input_shape[0] // 8), cutout_length=0)),
-                mix=mix,
-                class_weights=class_weights,
+                **added,
                 preprocess=preprocess,
                 folder=config.folder / phase,
                 identity=identity,
@@ -162,7 +144,7 @@ def _finetune(config: Config) -> Finetuned:
         network.set_weights(trained.get_weights())
     final = copy_model(network, lambda layer: {"activation": "softmax"} if layer.name == _HEAD else {})
     confusions = np.zeros((images.classes, images.classes), np.int64)
-    for batch, labels in EvaluationBatches(images.test, preprocess):
+    for batch, labels in read_batches(images.test, preprocess):
         predicted = np.argmax(final(batch, training=False), axis=-1)
         confusions += count_confusions(labels, predicted, images.classes)
     accuracy = float(np.trace(confusions) / confusions.sum())
@@ -191,29 +173,28 @@ def _read_finetuned(folder: Path, results: dict[str, Any]) -> Finetuned:
     return Finetuned(model, phases, results["test_accuracy"], results["notes"])
 
 
-def _load_weights(config: Config) -> _Weights:
-    """Returns the network of a .keras file or of published weights; else none, to be built for the images."""
+def _load_weights(config: Config) -> tuple["keras.Model | None", Origin]:
+    """Returns the network of a .keras file or of published weights, else none, and what it was trained on."""
     import keras
 
     source, preset, origin, entry = find_weights(config.model, config.model_preset, config.weights)
+    network: Any = None
     if entry is not None:
-        return _Weights(zoo.build(config.model, preset, weights=source), origin)
-    if source is None or Path(source).suffix != ".keras":
-        return _Weights(None, origin)
-    model: Any = keras.saving.load_model(source, compile=False)
-    return _Weights(model, origin)
+        network = zoo.build(config.model, preset, weights=source)
+    elif source is not None and Path(source).suffix == ".keras":
+        network = keras.saving.load_model(source, compile=False)
+    return network, origin
 
 
-def _load_images(config: Config, weights: _Weights) -> tuple[str, "Data"]:
+def _load_images(config: Config, network: "keras.Model | None", origin: Origin) -> tuple[str, "Data"]:
     """Returns the name of the images and the images, and says what the options left open."""
     from recipes.images import sources
 
-    origin = weights.origin
     name = config.data or origin.data or EMBEDDED
     size: Any = config.image_size
     channels = None
-    if weights.network is not None:
-        height, width, channels = weights.network.input_shape[1:]
+    if network is not None:
+        height, width, channels = network.input_shape[1:]
         if height is not None and width is not None:
             if size is not None and (height, width) != (size, size):
                 raise ValueError(

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import zoo
 from recipes import _main, amoebanet, deploy, train
+from recipes.training import check_options
 from recipes.training.progress import duration
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.atomic import write_atomically
@@ -43,9 +44,7 @@ class Config:
     folder: Path = Path("runs/tour")  # results, and the state to go on from
 
     def __post_init__(self):
-        for name in ("trials", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        check_options(self, "trials epochs", "a whole number from 1", lambda value: value >= 1)
 
 
 PRESETS = {

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import zoo
 from recipes import _main
 from recipes.images import EMBEDDED, Preprocess
-from recipes.training.options import ADAMW_RATE, TrainingOptions
+from recipes.training import ADAMW_RATE, TrainingOptions, check_options
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 from zoo.genotype import Blocks, Chain, Genotype
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from recipes.images import augment
     from recipes.images.sources import Data
-    from recipes.training.loop import Outcome, Settings
+    from recipes.training.loop import Outcome
+    from recipes.training.optimizer import Settings
     from recipes.training.paper_settings import Paper
 
 _FREE = ("folder", "tensorboard", "dry_run")  # options that may change between a training and its resumption
@@ -70,10 +71,9 @@ class Config(TrainingOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("cells", "filters", "image_size", "training_images", "validation_images", "epochs", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected a whole number from 1, or none")
+        counts = "cells filters image_size training_images validation_images epochs batch_size"
+        check_options(self, counts, "a whole number from 1, or none", lambda value: value >= 1)
+        check_options(self, "learning_rate", "a number above 0, or none", lambda value: value > 0)
         if self.weights is not None and (self.cells is not None or self.filters is not None):
             raise ValueError(f"weights={self.weights} are of a preset of the model; leave cells and filters out")
         if self.model_preset is not None and (self.cells is not None or self.filters is not None):
@@ -81,8 +81,6 @@ class Config(TrainingOptions):
                 f"model_preset is {self.model_preset}, cells {self.cells} and filters {self.filters}; give the preset, "
                 "or a size of your own"
             )
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
 
 
 PRESETS = {
@@ -121,9 +119,8 @@ def _train(config: Config) -> Trained | None:
     import keras
 
     from recipes.deployable import find_normalization, name_normalization
-    from recipes.training.drop_path import schedule_drop_path
     from recipes.training.evaluation import measure_accuracy
-    from recipes.training.learner import shorten_moving_averages
+    from recipes.training.learner import schedule_drop_path, shorten_moving_averages
     from recipes.training.loop import STATE_FILE, fit
     from recipes.training.paper_settings import paper_of
     from recipes.training.progress import show_progress
@@ -158,14 +155,10 @@ def _train(config: Config) -> Trained | None:
     if small:
         shorten_moving_averages(network)
     twin, settings = schedule_drop_path(network, config.dtype), _settings(config, paper.settings)
-    config.warn_of_precision()
-    augment = config.make_augment(_augment(config, paper, images.input_shape[0]))
-    mix, class_weights = (
-        config.make_mix(images.classes), config.weigh_classes(images.class_names, images.train.labels.tolist()),
-    )  # fmt: skip
+    added = config.prepare(images, _augment(config, paper, images.input_shape[0]))
     if config.dry_run:
         one, two = dataclasses.replace(settings, epochs=1, batch_size=2), images.train.first(2)
-        fit(twin.model, two, two, one, augment=augment, mix=mix, class_weights=class_weights, drop_path=twin.progress)
+        fit(twin.model, two, two, one, **added, drop_path=twin.progress)
         print(f"dry run: {images}\n{network.name}: {network.count_params():,} parameters\n{settings}\n{paper.source}")
         return None
     preprocess = find_normalization(config.preprocess, start.origin, None, config.weights or config.model)
@@ -177,9 +170,7 @@ def _train(config: Config) -> Trained | None:
             images.validation,
             settings,
             seed=config.seed,
-            augment=augment,
-            mix=mix,
-            class_weights=class_weights,
+            **added,
             preprocess=preprocess,
             drop_path=twin.progress,
             folder=config.folder,
@@ -264,8 +255,7 @@ def _load_images(
 
 def _small_paper() -> "Paper":
     """Returns a row beside the papers': how a short training is best, measured on the embedded images."""
-    from recipes.training.loop import Settings
-    from recipes.training.optimizer import Optimizer, Schedule
+    from recipes.training.optimizer import Optimizer, Schedule, Settings
     from recipes.training.paper_settings import Paper
 
     optimizer = Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)
@@ -275,12 +265,14 @@ def _small_paper() -> "Paper":
 
 def _settings(config: Config, settings: "Settings") -> "Settings":
     """Returns the settings with what the options change; a rate that is not given goes with the batch."""
+    from recipes.training.optimizer import choose_optimizer
+
     batch_size = config.batch_size or settings.batch_size
     factor = batch_size / settings.batch_size
     rate = config.learning_rate or (ADAMW_RATE if config.optimizer == "adamw" else None)
     if rate is not None:
         factor = rate / settings.schedule.rate
-    optimizer = config.choose_optimizer(settings.optimizer)
+    optimizer = choose_optimizer(config.optimizer, settings.optimizer)
     schedule = settings.schedule
     schedule = dataclasses.replace(schedule, rate=factor * schedule.rate, last=factor * schedule.last)
     return dataclasses.replace(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from recipes.darts.space import OPS, DartsSpace
 from recipes.engine.config import SEEDS, ChildConfig, check_at_least, check_ops
+from recipes.training import check_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +54,11 @@ class Config(ChildConfig):
                 f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, for "
                 "the alphas learn in the others"
             )
-        if self.search_filters % 2 or self.filters % 2:
-            raise ValueError(
-                f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
-                "for a factorized reduction halves them"
-            )
-        if self.trials > SEEDS:
-            raise ValueError(f"trials is {self.trials}; expected at most {SEEDS}")
-        if self.alpha_rate <= 0 or self.save_seconds < 0:
-            raise ValueError(
-                f"alpha_rate is {self.alpha_rate} and save_seconds {self.save_seconds}; expected a rate above 0 and "
-                "0 seconds or more"
-            )
+        even = "an even number, for a factorized reduction halves it"
+        check_options(self, "search_filters filters", even, lambda value: value % 2 == 0)
+        check_options(self, "trials", f"at most {SEEDS}", lambda value: value <= SEEDS)
+        check_options(self, "alpha_rate", "a rate above 0", lambda value: value > 0)
+        check_options(self, "save_seconds", "0 seconds or more", lambda value: value >= 0)
 
     def make_space(self) -> DartsSpace:
         """Returns all cells that are searched."""

@@ -1,16 +1,19 @@
 """What the search with one seed does for the recipe: finds cells, judges cells, or makes a dry run."""
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipes.darts import strengths
+import zoo
+from recipes.cards.pictures import COLOURS, DOTS, new_figure, save_figure
 from recipes.darts.config import Config
+from recipes.darts.space import OPS, DartsSpace
 from recipes.darts.supernet import Supernet
-from recipes.darts.training import SCHEDULE, Bilevel
+from recipes.darts.training import SCHEDULE, Bilevel, select_by_perturbation
 from recipes.engine import tuner
 from recipes.engine.children import NetworkScorer
 from recipes.engine.dry_run import peak_memory, time_steps
@@ -20,7 +23,11 @@ from recipes.images.parts import Batches
 from recipes.training.loop import Record, run_epochs
 from recipes.training.progress import Report, Status, report_part
 from recipes.training.supernet import list_seeds
-from zoo.genotype import CellGraph, Cells, Genotype
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Genotype
+
+_SHOWN_CELLS = 4  # epochs whose cells are drawn
+# Of the lines of the operations; first of "none", which is no choice of a cell
+_LOOKS = ({"color": "#999999", "linestyle": ":"}, *({"color": colour, "linestyle": "-"} for colour in COLOURS))
 
 
 def split_batches(config: Config, images: image_data.Data, seed: int) -> tuple[Batches, Batches]:
@@ -69,7 +76,7 @@ def find(scorer: NetworkScorer, seed: int, path: Path, report: Report) -> dict[s
         records.append(history)
     assert state is not None  # `supernets` is one at least
     space = state.net.space
-    strengths.draw(space, records[0], f"seed {seed}", path.with_name(f"seed{seed}.png"))
+    draw_strengths(space, records[0], f"seed {seed}", path.with_name(f"seed{seed}.png"))
     found = _mean_strengths(config, scorer.images, files)
     assert found is not None
     if config.selection == "perturbation":
@@ -109,7 +116,18 @@ def _train(
         return state.learn(training.batch(epoch, number), alpha_batch, SCHEDULE.at(epoch, epochs))
 
     def end_epoch(history: list[Record], metrics: list[Sequence[float]]) -> Record:
-        return _make_record(config, state, metrics, (len(history) + 1) * steps, validation.batch(len(history), 0))
+        step, batch, found = (len(history) + 1) * steps, validation.batch(len(history), 0), np.mean(metrics, axis=0)
+        if len(found) == 2:  # the alphas rest
+            found = np.append(found, state.run([], batch, state.weights, state.alphas)[0])
+        names, cells = ("loss", "accuracy", "validation_loss", "validation_accuracy"), state.cells()
+        return {
+            "step": step,
+            **{name: round(float(value), 5) for name, value in zip(names, found, strict=True)},
+            "normal_skips": _count_skips(cells.normal),
+            "reduce_skips": _count_skips(cells.reduce),
+            "eigenvalue": round(state.eigenvalue(batch, step), 6) if config.eigenvalue else None,
+            "strengths": np.round(state.strengths(), 5).tolist(),
+        }
 
     def observe(status: Status) -> None:
         if status.done < epochs:
@@ -144,63 +162,6 @@ def _select(config: Config, state: Bilevel, training: Batches, validation: Batch
 
     batches = [validation.batch(0, number) for number in range(min(config.selection_batches, validation.steps))]
     return select_by_perturbation(state, batches, tune, np.random.default_rng([state.seed, 2]))
-
-
-def select_by_perturbation(
-    state: Bilevel, batches: Sequence[tuple[Any, Any]], tune: Callable[[np.ndarray], None], rng: np.random.Generator
-) -> Cells:
-    """Returns the cells of a trained supernet by what it loses without an operation or an edge.
-
-    Source: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021, algorithm 1: edges in
-    random order each get the operation whose removal lowers the validation accuracy most, then nodes in random order
-    keep the two edges whose removal does; between two choices the supernet is tuned. Departures: only its weights are
-    tuned, for the steps that `tuning_steps` says (5 epochs in the paper); equal accuracies are told apart by the loss.
-
-    Args:
-        state: the search at its end; its weights are tuned.
-        batches: validation images and labels.
-        tune: trains the weights with these strengths.
-        rng: draws the order of edges and nodes.
-    """
-    space, strengths = state.net.space, state.strengths()
-
-    def score_without(*place: Any) -> tuple[float, float]:
-        """Returns accuracy and -loss of the supernet without a part."""
-        perturbed = strengths.copy()
-        perturbed[place] = 0
-        found = [state.run([], batch, state.weights, strengths=perturbed)[0] for batch in batches]
-        loss, accuracy = np.mean(found, axis=0)
-        return float(accuracy), -float(loss)
-
-    cells, edges, ops = space.shape
-    for cell, edge in rng.permutation([(cell, edge) for cell in range(cells) for edge in range(edges)]):
-        chosen = min(range(1, ops), key=lambda op, at=(cell, edge): score_without(*at, op))  # any but "none"
-        strengths[cell, edge] = np.arange(ops) == chosen
-        tune(strengths)
-    nodes = space.split_edges(np.arange(edges))
-    for cell, node in rng.permutation([(cell, node) for cell in range(cells) for node in range(space.nodes)]):
-        ranked = sorted(nodes[node], key=lambda edge, cell=cell: score_without(cell, edge))
-        if len(ranked) > 2:
-            strengths[cell, ranked[2:]] = 0
-            tune(strengths)
-    return space.derive(strengths)
-
-
-def _make_record(
-    config: Config, state: Bilevel, metrics: Sequence[Sequence[float]], step: int, validation: tuple[Any, Any]
-) -> Record:
-    """Returns what is known after an epoch, from what its steps returned; `step` counts those that are done."""
-    names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
-    found = dict(zip(names, state.epoch_metrics(metrics, validation), strict=True))
-    cells = state.cells()
-    return {
-        "step": step,
-        **{name: round(value, 5) for name, value in found.items()},
-        "normal_skips": _count_skips(cells.normal),
-        "reduce_skips": _count_skips(cells.reduce),
-        "eigenvalue": round(state.eigenvalue(validation, step), 6) if config.eigenvalue else None,
-        "strengths": np.round(state.strengths(), 5).tolist(),
-    }
 
 
 def _count_skips(graph: CellGraph | None) -> int:
@@ -245,3 +206,88 @@ def dry_run(scorer: NetworkScorer) -> Genotype:
         "and the trainings that compare the results"
     )
     return Genotype("darts_dry_run", "darts", state.cells(), {}, scorer.presets)
+
+
+def draw_strengths(space: DartsSpace, records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Draws one picture: the softmax of the alphas of each edge over the epochs, and the cells of some epochs.
+
+    There is a record an epoch, whose "strengths" are of the space's shape.
+    """
+    tables = np.array([record["strengths"] for record in records])  # (epochs, cells, edges, ops)
+    chosen = np.unique(np.linspace(0, len(tables) - 1, _SHOWN_CELLS).round().astype(int))
+    cells = [_render(space.derive(tables[epoch]), f"epoch_{epoch + 1}") for epoch in chosen]
+    width, columns = 7.0 * len(space.cells), min(2, len(cells))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    dots = max(columns * max(cell.shape[1] for cell in cells) / width, DOTS)  # an inch of cells; one scale for all
+    heights = [1.35 * space.nodes + 1.3, *(max(cell.shape[0] for cell in row) / dots for row in rows)]
+    figure = new_figure(width, sum(heights))
+    top, *bands = figure.subfigures(len(heights), 1, height_ratios=heights)
+    _draw_edges(top, space, tables, title)
+    for band, row, height in zip(bands, rows, heights[1:], strict=True):
+        for column, cell in enumerate(row):
+            size = cell.shape[1] / dots / width, cell.shape[0] / dots / height
+            axes = band.add_axes((column / columns, 1 - size[1], *size))
+            axes.imshow(cell, aspect="auto")
+            axes.set_axis_off()
+    save_figure(figure, path)
+
+
+def _render(cells: Cells, name: str) -> np.ndarray:
+    """Returns the pixels of drawn cells."""
+    from matplotlib.image import imread
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cell.png"
+        zoo.draw(Genotype(name, "darts", cells, {}, {}), file)
+        return imread(file)
+
+
+def _draw_edges(figure: Any, space: DartsSpace, tables: np.ndarray, title: str) -> None:
+    """Draws a panel for each edge: columns are what it reads, rows the node that it leads to."""
+    last = space.derive(tables[-1])
+    parts = figure.subfigures(1, len(space.cells), wspace=0.03, squeeze=False)[0]
+    kinds = {"normal": ("normal", last.normal), "reduce": ("reduction", last.reduce)}
+    for part, cell, table in zip(parts, space.cells, np.moveaxis(tables, 1, 0), strict=True):
+        kind, graph = kinds[cell]
+        part.suptitle(f"{title}, {kind} cell: softmax of the alphas over the epochs", fontsize=11, x=0.02, ha="left")
+        _draw_panels(part, graph, table)
+    for op, look in zip((OPS[0], *space.ops), _LOOKS, strict=False):
+        parts[0].axes[0].plot([], [], **look, linewidth=2.5, label=op)
+    handles, labels = parts[0].axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=4 * len(parts), frameon=False, fontsize=9)
+
+
+def _draw_panels(part: Any, graph: Any, table: np.ndarray) -> None:
+    """Draws the edges of one cell; `table` is (epochs, edges, ops), `graph` what it ended with."""
+    nodes = len(graph.nodes)
+    sources = INPUT_STATES + nodes - 1
+    grid = part.subplots(nodes, sources, sharex=True, sharey=True, squeeze=False)
+    names = ["h[c-2]", "h[c-1]", *(f"node {INPUT_STATES + number}" for number in range(nodes))]
+    epochs, edge = np.arange(1, len(table) + 1), 0
+    for node in range(nodes):
+        kept = {each.state: each.op for each in graph.nodes[node].edges}
+        for source in range(sources):
+            axes = grid[node, source]
+            if source >= INPUT_STATES + node:
+                axes.set_axis_off()
+                continue
+            for place in range(table.shape[2]):
+                axes.plot(epochs, table[:, edge, place], **_LOOKS[place], linewidth=1.5,
+                          marker="." if len(epochs) == 1 else None)  # fmt: skip
+            if node == max(0, source - INPUT_STATES + 1):  # the topmost panel of its column
+                axes.set_title(f"from {names[source]}", fontsize=9)
+            if source == 0:
+                axes.set_ylabel(f"to {names[INPUT_STATES + node]}", fontsize=9)
+            if node == nodes - 1:
+                axes.set_xlabel("epoch", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.spines[:].set_color("#cccccc")
+            if source in kept:  # the edge is in the cell at the end: a frame, and its operation
+                axes.spines[:].set(color="black", linewidth=1.8)
+                name = kept[source].replace("_", " ")
+                axes.text(0.5, 0.96, name, transform=axes.transAxes, ha="center", va="top", fontsize=8)
+            edge += 1
+    least, most = float(table.min()), float(table.max())
+    span = most - least or 1.0
+    grid[0, 0].set_ylim(least - 0.05 * span, most + 0.3 * span)  # room for the name of what was kept
+    grid[0, 0].xaxis.get_major_locator().set_params(integer=True)

@@ -18,6 +18,7 @@ from zoo.genotype import INPUT_STATES
 # Kernel size, and number of depthwise convolutions
 CONVOLUTIONS = {"sep_conv_3x3": (3, 2), "sep_conv_5x5": (5, 2), "dil_conv_3x3": (3, 1), "dil_conv_5x5": (5, 1)}
 _SEPARABLE, _DILATED = tuple(CONVOLUTIONS)[:2], tuple(CONVOLUTIONS)[2:]
+_NO_CROPS = [[0, 0], [0, 0]]
 _SHARED = ("max_pool_3x3", "avg_pool_3x3", "skip_connect")  # by one product for all edges that read a state
 
 
@@ -61,9 +62,8 @@ class Supernet:
         normal = reduction = Kind(ops, tuple((edge, op) for edge in range(space.edges) for op in space.ops))
         self._fixed = None  # strengths of a reduction cell that is not searched
         if space.fixed_reduction:
-            ops = tuple(
-                op for op in OPS if any(op == edge.op for node in space.fixed_cell().nodes for edge in node.edges)
-            )
+            done = {edge.op for node in space.fixed_cell().nodes for edge in node.edges}
+            ops = tuple(op for op in OPS if op in done)
             self._fixed = space.mark_edges(space.fixed_cell(), ops)
             reduction = Kind(ops, tuple((int(edge), ops[column]) for edge, column in np.argwhere(self._fixed)))
         self.places: list[Place] = []
@@ -91,13 +91,13 @@ class Supernet:
             count = sum(CONVOLUTIONS[op][1] for _, op in kind.maps if op in CONVOLUTIONS and op.endswith(f"x{size}"))
             shapes.append(Shape(f"{name}/depthwise{size}", (count, size, size, filters, 1), size * size))
         for node, edges in enumerate(self.space.split_edges(np.arange(self.space.edges))):
-            at, skipping = f"{name}/node{node}", edges[: INPUT_STATES if place.reducing else 0]
-            stack = len(kind.find(edges, _SEPARABLE))
-            shapes.append(Shape(f"{at}/middle", (stack, filters, filters), filters))
-            stack = len(kind.find(edges, CONVOLUTIONS))
-            shapes.append(Shape(f"{at}/last", (stack, filters, filters), filters))
-            stack = len(kind.find(skipping, ["skip_connect"]))
-            shapes.append(Shape(f"{at}/skip", (stack, 2, filters, filters // 2), filters))
+            skipping = edges[: INPUT_STATES if place.reducing else 0]
+            for part, stack, shape in (
+                ("middle", kind.find(edges, _SEPARABLE), (filters, filters)),
+                ("last", kind.find(edges, CONVOLUTIONS), (filters, filters)),
+                ("skip", kind.find(skipping, ["skip_connect"]), (2, filters, filters // 2)),
+            ):
+                shapes.append(Shape(f"{name}/node{node}/{part}", (len(stack), *shape), filters))
         return [shape for shape in shapes if shape.size]
 
     def logits(self, vector: Any, strengths: Any, images: Any) -> Any:
@@ -153,7 +153,7 @@ class _State:
             self.dilated = halved[..., : tensor.shape[-1]]  # strided dilated convolutions read every second pixel
         else:
             self.in_batch = not any(side % 2 for side in tensor.shape[1:3])
-            self.dilated = supernet.space_to_batch(self.relu) if self.in_batch else self.relu
+            self.dilated = tf.space_to_batch(self.relu, [2, 2], _NO_CROPS) if self.in_batch else self.relu
         shared = [supernet.normalize(pool) for pool in pools]
         shared += [tensor] if "skip_connect" in ops and not reducing else []
         self.shared = supernet.as_rows(tf.concat(shared, -1)) if shared else None
@@ -183,7 +183,7 @@ def _node(
         supernet.depthwise(tf.nn.relu(supernet.as_image(x, first[0])), kernels[each][1])
         for x, each in zip(middle, separable, strict=True)
     ]
-    in_batch = []  # in the order of `space_to_batch`, on which neither statistics nor sums depend
+    in_batch = []  # in the order of tf.space_to_batch, on which neither statistics nor sums depend
     for edge, op in dilated:
         state = reads[edge]
         dilation = 2 if state.strides == 1 and not state.in_batch else 1
@@ -192,7 +192,8 @@ def _node(
     groups = [[supernet.as_rows(x) for x in group] for group in (plain, in_batch) if group]
     parts = supernet.add_weighted(groups, stacks["last"], strengths_of(separable + dilated)) if groups else []
     if in_batch:
-        parts[-1] = supernet.as_rows(supernet.batch_to_space(supernet.as_image(parts[-1], in_batch[0])))
+        image = tf.batch_to_space(supernet.as_image(parts[-1], in_batch[0]), [2, 2], _NO_CROPS)
+        parts[-1] = supernet.as_rows(image)
     for edge, state in reads.items():
         if state.shared is not None and kind.find([edge], _SHARED):
             parts.append(tf.matmul(state.shared, shared[edge][: state.shared.shape[1]]))

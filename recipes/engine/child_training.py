@@ -17,11 +17,10 @@ import numpy as np
 
 from recipes.images.augment import UNIT, Step
 from recipes.images.parts import Batches, Part
-from recipes.training import mirrored
 from recipes.training.evaluation import Evaluator
-from recipes.training.learner import shorten_moving_averages
-from recipes.training.loop import Settings, run_epochs
-from recipes.training.optimizer import Optimizer, Schedule
+from recipes.training.learner import Learner, Mirror, list_gpus, shorten_moving_averages
+from recipes.training.loop import run_epochs
+from recipes.training.optimizer import Optimizer, Schedule, Settings
 from recipes.training.progress import Status
 from recipes.training.state import TrainingState
 from recipes.training.tensorflow_options import without_rewrites
@@ -108,8 +107,8 @@ def train(
         DivergedError: the loss is not a number any more.
     """
     until = until or settings.epochs
-    devices = mirrored.list_gpus() if devices is None else devices
-    mirror = mirrored.Mirror(devices) if devices else None
+    devices = list_gpus() if devices is None else devices
+    mirror = Mirror(devices) if devices else None
     batches = Batches(training_part, settings.batch_size, seed, normalize=normalize, augment=augment, keep_last=True)
 
     def observe(status: Status) -> None:
@@ -122,7 +121,7 @@ def train(
         with contextlib.nullcontext() if mirror is None else mirror.scope():
             model = make_model()
             shorten_moving_averages(model)
-            learner = settings.make_learner(model, mirror)
+            learner = Learner(model, settings, mirror=mirror)
 
         def take_step(epoch: int, number: int) -> tuple[Any]:
             rate = settings.schedule.at_step(epoch * batches.steps + number, batches.steps, settings.epochs)

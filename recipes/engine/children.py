@@ -20,7 +20,7 @@ from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays
 from recipes.oracles import NSGA2, BayesianSearch, LocalSearch, RandomSearch, SearchOracle
 from recipes.oracles.base import EPOCHS
-from recipes.training.loop import Settings
+from recipes.training.optimizer import Settings
 from zoo.deploy import planner, tflite
 from zoo.genotype import Genotype
 

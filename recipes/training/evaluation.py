@@ -1,6 +1,6 @@
 """Accuracy and loss of whatever computes logits: a model, or a path of a supernet."""
 
-import math
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -35,24 +35,17 @@ def evaluate(predict: Callable[[Any], Any], batches: Iterable[tuple[Any, Any]]) 
     return Scores(right / count, loss / count)
 
 
-class EvaluationBatches:
-    """A part's images, preprocessed, and labels in its order; may be iterated over again and again."""
-
-    def __init__(self, part: Part, preprocess: Callable[[Any], Any] = UNIT, batch_size: int = _BATCH):
-        self._part, self._preprocess, self._size = part, preprocess, batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._part) / self._size)
-
-    def __iter__(self) -> Iterator[tuple[Any, np.ndarray]]:
-        part, size = self._part, self._size
-        if isinstance(part, Stream):
-            for images, labels in part.dataset(size, preprocess=self._preprocess):
-                yield tf.cast(images, tf.float32), labels.numpy()
-            return
-        for start in range(0, len(part), size):
-            images = self._preprocess(part.images[start : start + size])
-            yield tf.cast(images, tf.float32), part.labels[start : start + size]
+def read_batches(
+    part: Part, preprocess: Callable[[Any], Any] = UNIT, batch_size: int = _BATCH
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yields a part's images, preprocessed, and labels, in its order; `part.steps(batch_size)` batches."""
+    if isinstance(part, Stream):
+        for images, labels in part.dataset(batch_size, preprocess=preprocess):
+            yield tf.cast(images, tf.float32), labels.numpy()
+        return
+    for start in range(0, len(part), batch_size):
+        images = preprocess(part.images[start : start + batch_size])
+        yield tf.cast(images, tf.float32), part.labels[start : start + batch_size]
 
 
 class Evaluator:
@@ -79,13 +72,13 @@ class Evaluator:
             outputs = model(images, training=False)
             return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
 
-        self._batches = EvaluationBatches(part, preprocess, batch_size)
-        traced = times * len(self._batches) > _EAGER_BATCHES
+        self._batches = functools.partial(read_batches, part, preprocess, batch_size)
+        traced = times * part.steps(batch_size) > _EAGER_BATCHES
         self._predict = tf.function(predict, autograph=False, reduce_retracing=True) if traced else predict
 
     def __call__(self) -> Scores:
         """Returns accuracy and loss of the model as it is now."""
-        return evaluate(self._predict, self._batches)
+        return evaluate(self._predict, self._batches())
 
 
 def measure_accuracy(model: keras.Model, part: Part, preprocess: Callable[[Any], Any] = UNIT) -> float:

@@ -1,4 +1,4 @@
-"""One traced training step of a Keras model: forward pass, loss, gradients, and the optimiser's update.
+"""A network while it learns: one traced step, the forward pass in it, scheduled drop path, several devices.
 
 The forward pass has half the operations that Keras' own traces. Keras spells a BatchNormalization out as 36 TensorFlow
 operations, four in five of a searched network's; here it is one kernel and its variables. Those are the model's, and
@@ -6,18 +6,20 @@ the values are Keras' up to rounding, but for the moving variance: it takes in t
 population's that Keras takes, as TF-slim and PyTorch do, with which the published networks were trained.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from recipes.training.mirrored import Mirror
-from recipes.training.optimizer import Optimizer
+from recipes.training.optimizer import Settings
 from zoo import graph
 
 _LARGEST_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a short training has
+_DROP_PATH = "_drop_path"  # how the names of the layers end that `zoo.build` makes for it
 
 
 def shorten_moving_averages(model: keras.Model) -> None:
@@ -30,13 +32,9 @@ def shorten_moving_averages(model: keras.Model) -> None:
 class Learner:
     """The training step of a model with logits as outputs, [main] or [main, auxiliary], and the optimiser's variables.
 
-    `recipes.training.loop.Settings.make_learner` makes it.
-
     Args:
         model: what learns; its frozen layers stay as they are.
-        optimizer: how a step changes the weights.
-        label_smoothing: the share of the truth that is spread over all classes.
-        auxiliary_weight: of the auxiliary classifier's loss.
+        settings: its optimizer, label smoothing and weight of the auxiliary loss are the step's.
         class_weights: of each class in the loss; None for 1.
         soft_labels: labels are shares (batch, classes) in the place of numbers (batch,).
         mirror: each of its devices takes a share of every batch; make the model and this in its scope.
@@ -45,19 +43,17 @@ class Learner:
     def __init__(
         self,
         model: Any,
-        optimizer: Optimizer,
+        settings: Settings,
         *,
-        label_smoothing: float,
-        auxiliary_weight: float,
         class_weights: Sequence[float] | None = None,
         soft_labels: bool = False,
-        mirror: Mirror | None = None,
+        mirror: "Mirror | None" = None,
     ):
-        self.model, self._optimizer, self._mirror = model, optimizer, mirror
+        self._settings, self._mirror = settings, mirror
         self._class_weights, self._soft = class_weights, soft_labels
-        self._label_smoothing, self._auxiliary_weight = label_smoothing, auxiliary_weight
-        self._forward = TrainingPass(model)
+        self._forward = make_training_pass(model)
         self.weights: list[Any] = [weight.value for weight in model.trainable_weights]
+        optimizer = settings.optimizer
         self._decayed = [
             optimizer.decay_all or len(weight.shape) > 1 or (optimizer.decay_biases and weight.name == "bias")
             for weight in model.trainable_weights
@@ -86,7 +82,7 @@ class Learner:
             loss = self._loss(outputs[0], labels, factor)
             whole = loss
             for logits in outputs[1:]:
-                whole += self._auxiliary_weight * self._loss(logits, labels, factor)
+                whole += self._settings.auxiliary_weight * self._loss(logits, labels, factor)
             whole = whole if self._scale is None else self._scale.grow(whole)
         gradients = [
             tf.zeros_like(weight) if gradient is None else gradient
@@ -95,19 +91,20 @@ class Learner:
         numbers = tf.argmax(labels, -1, tf.int32) if self._soft else labels
         right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs[0], -1, tf.int32), numbers), tf.float32))
         if self._mirror is not None:
-            *gradients, loss, right = self._mirror.add_up([*gradients, loss, right])
+            context = tf.distribute.get_replica_context()
+            *gradients, loss, right = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, loss, right])
         if self._scale is None:
-            self._apply(gradients, rate)
+            self._apply(rate, gradients)
         else:
-            self._scale.apply(gradients, lambda shrunk: self._apply(shrunk, rate))
+            self._scale.apply(gradients, functools.partial(self._apply, rate))
         return loss, tf.cast(right, tf.int32)
 
-    def _apply(self, gradients: Sequence[Any], rate: Any) -> None:
-        self._optimizer.apply(self.weights, self._slots, gradients, rate, self._decayed)
+    def _apply(self, rate: Any, gradients: Sequence[Any]) -> None:
+        self._settings.optimizer.apply(self.weights, self._slots, gradients, rate, self._decayed)
 
     def _loss(self, logits: Any, labels: Any, factor: Any) -> Any:
         """Returns the mean over the batch, or this device's part of it: the sum times `factor`."""
-        smoothing, classes = self._label_smoothing, logits.shape[-1]
+        smoothing, classes = self._settings.label_smoothing, logits.shape[-1]
         if smoothing or self._soft:
             truth = labels if self._soft else tf.one_hot(labels, classes)
             losses = tf.nn.softmax_cross_entropy_with_logits(truth * (1 - smoothing) + smoothing / classes, logits)
@@ -153,23 +150,21 @@ class _LossScale:
         self._good.assign(tf.where(good >= self._STEPS, 0.0, good))
 
 
-class TrainingPass:
-    """What `model(images, training=True)` does, for a functional model; of another it is just that call."""
+def make_training_pass(model: keras.Model) -> Callable[[Any], Any]:
+    """Returns what `model(images, training=True)` does, for a functional model; of another it is just that call.
 
-    def __init__(self, model: keras.Model):
-        self._model = model
-        try:
-            graph.calls(model)
-            self._is_walked = len(model.inputs) == 1
-        except graph.GraphError:
-            self._is_walked = False
+    Call it where the training step is traced.
+    """
+    try:
+        graph.calls(model)
+    except graph.GraphError:
+        return functools.partial(model, training=True)
 
-    def __call__(self, images: Any) -> Any:
-        """Returns the model's outputs, as the model would; call it where the training step is traced."""
-        if not self._is_walked:
-            return self._model(images, training=True)
-        outputs = graph.replay(self._model, [images], _in_training)
+    def run(images: Any) -> Any:
+        outputs = graph.replay(model, [images], _in_training)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    return run
 
 
 def _in_training(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -196,3 +191,112 @@ def _normalise(layer: Any, x: Any) -> Any:
     mean.assign(new_mean)
     variance.assign(new_variance)
     return y
+
+
+class ScheduledDropPath(keras.layers.Layer):
+    """Sets whole examples to zero with the chance `rate` x progress, and scales the others by 1 / (1 - that chance).
+
+    Scheduled drop path (Zoph et al., 2018). `zoo.build(..., drop_path_rate=r)` gives standard Dropout layers whose
+    rates are those of the end of training (each family's code has already scaled them by depth where its paper does);
+    `progress`, a variable that all of them share, grows from 0 to 1. Not registered for saving: it is part of no model
+    that is kept.
+    """
+
+    def __init__(self, rate: float, progress: tf.Variable, name: str | None = None, dtype: Any = None):
+        super().__init__(name=name, dtype=dtype)
+        self.rate, self.progress = rate, progress
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Returns `inputs`, of any rank with the examples first, as they are outside of training."""
+        if not training:
+            return inputs
+        keep = 1.0 - self.rate * self.progress
+        shape = (tf.shape(inputs)[0], *(1 for _ in inputs.shape[1:]))
+        drawn = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        # A chance of zero must drop nothing: drawn is below 1, and keep is then exactly 1.
+        return inputs * tf.cast(drawn < keep, inputs.dtype) / tf.cast(keep, inputs.dtype)
+
+
+class Scheduled(NamedTuple):
+    """A twin for training and what scales its drop path."""
+
+    model: keras.Model
+    progress: tf.Variable
+
+
+def schedule_drop_path(model: keras.Model, dtype: str | None = None) -> Scheduled:
+    """Returns a twin of a flat functional model, with layers and weights of its own, and the progress, at 0.
+
+    The twin's weights are the model's, in the same order: copy back by `model.set_weights(twin.get_weights())`. It is
+    for training only: what is exported is a model built without drop path.
+
+    Args:
+        dtype: the policy of the twin's layers, such as mixed_bfloat16; None for the model's.
+    """
+    progress = tf.Variable(0.0, trainable=False)
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, keras.layers.Dropout) and layer.name.endswith(_DROP_PATH):
+            return ScheduledDropPath(layer.rate, progress, layer.name, dtype or layer.dtype_policy)
+        other = {} if dtype is None or isinstance(layer, keras.layers.InputLayer) else {"dtype": dtype}
+        return layer.__class__.from_config(layer.get_config() | other)
+
+    twin: keras.Model = keras.models.clone_model(model, clone_function=clone)
+    twin.set_weights(model.get_weights())
+    return Scheduled(twin, progress)
+
+
+def list_gpus() -> list[str]:
+    """Returns the GPUs that this process may use, if there are several; none otherwise."""
+    names = [device.name for device in tf.config.list_logical_devices("GPU")]
+    return names if len(names) > 1 else []
+
+
+@functools.cache
+def _strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """Returns the one strategy of these devices: a second one would number its sums as the first did, and mix them."""
+    return tf.distribute.MirroredStrategy(list(devices))
+
+
+class Mirror:
+    """Copies of a network on `devices`, each of which takes a share of every batch, with equal weights after the step.
+
+    That makes a long trial shorter; a search with more trials than devices is faster with one trial a device
+    (docs/clusters.md). Batch normalization sees the share of its device, as is usual; what is kept are the first
+    device's averages. Variables made in its `scope()` are on every device.
+    """
+
+    def __init__(self, devices: Sequence[str]):
+        self._strategy = _strategy(tuple(devices))
+        self.scope = self._strategy.scope
+
+    def run_on_all(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of a batch that runs `step` on every device with its share.
+
+        `step` takes images, labels, the learning rate, and the factor that makes the sum of its losses its part of the
+        batch's mean; it returns what is equal on all devices.
+        """
+        strategy, count = self._strategy, self._strategy.num_replicas_in_sync
+
+        def together(images: Any, labels: Any, rate: Any, factors: Any) -> Any:
+            results = strategy.run(step, args=(images, labels, rate, factors))
+            return strategy.experimental_local_results(results)[0]
+
+        traced = tf.function(together, autograph=False, reduce_retracing=True)
+
+        def whole(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> Any:
+            places = np.array_split(np.arange(len(images)), count)
+            factor = 1 / len(images)
+            if not len(places[-1]):  # fewer images than devices: an empty share has no statistics, so all take all
+                places, factor = [np.arange(len(images))] * count, factor / count
+            shares = [slice(place[0], place[-1] + 1) for place in places]
+            images, labels = (
+                strategy.experimental_distribute_values_from_function(
+                    lambda context, part=part: part[shares[context.replica_id_in_sync_group]]
+                )
+                for part in (images, labels)
+            )
+            return traced(images, labels, rate, tf.constant(factor, tf.float32))
+
+        return whole

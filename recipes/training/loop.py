@@ -1,14 +1,13 @@
-"""The training loop: steps, epochs, learning rates, a state to resume from; `run_epochs` is everybody's.
+"""The training loop: `run_epochs`, everybody's, and `fit`, which trains a network to the end as the papers do.
 
-    model = zoo.build("darts", "cifar10", classifier_activation=None)  # logits
-    outcome = fit(model, data.train, data.validation, Settings(epochs=20), folder=Path("runs/mine"))
-
-`fit` trains a network to the end, as the papers do; `model` then has the weights of the epoch that was best on the
-validation images; test images have no place here.
+model = zoo.build("darts", "cifar10", classifier_activation=None)  # logits
+outcome = fit(model, data.train, data.validation, Settings(epochs=20), folder=Path("runs/mine"))
 """
 
 import contextlib
+import csv
 import dataclasses
+import io
 import json
 import math
 import signal
@@ -16,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,14 +23,13 @@ import tensorflow as tf
 
 from recipes.images import augment as augmentations
 from recipes.images.parts import Part
-from recipes.training import tensorflow_options
-from recipes.training.drop_path import Progress
 from recipes.training.evaluation import Evaluator
 from recipes.training.learner import Learner
-from recipes.training.mirrored import Mirror
-from recipes.training.optimizer import Optimizer, Schedule
+from recipes.training.optimizer import Settings
 from recipes.training.progress import Status
-from recipes.training.state import TrainingState, write_history
+from recipes.training.state import TrainingState
+from recipes.training.tensorflow_options import without_rewrites
+from zoo import atomic
 
 STATE_FILE = "state.npz"
 Record = dict[str, Any]  # JSON values of an epoch
@@ -67,7 +65,7 @@ def run_epochs(
         variables: groups of all that a step reads and changes; see TrainingState.
         state: where they are kept after each epoch; nothing is written unless given.
         save_seconds: saves within an epoch too, this often, and after Ctrl-C; unless given, only whole epochs are.
-        observe: called before each step and after each epoch.
+        observe: called before each step and at the end.
         stop: whether to end after an epoch with this record.
 
     Raises:
@@ -80,7 +78,7 @@ def run_epochs(
         history, values = facts["history"], facts.get("losses", [])
         done = facts.get("step", len(history) * steps)
     begun, clock, saved = done, 0.0, time.monotonic()
-    with _DelayedInterrupt(state is not None and save_seconds is not None) as interrupt:
+    with _delayed_interrupt(state is not None and save_seconds is not None) as interrupted:
         while done < epochs * steps and not (history and not values and stop(history[-1])):
             epoch, number = divmod(done, steps)
             taken = done - begun
@@ -101,110 +99,47 @@ def run_epochs(
                 history.append(end_epoch(history, values))
                 values = []
             due = save_seconds is not None and time.monotonic() - saved > save_seconds
-            if state is not None and (ended or due or interrupt.pending):
+            if state is not None and (ended or due or interrupted):
                 known = [[float(value) for value in each] for each in values]
                 state.save({"history": history, "step": done, "losses": known}, groups)
                 saved = time.monotonic()
-            interrupt.raise_pending()
+            if interrupted:
+                raise KeyboardInterrupt
     if done > begun:
         observe(Status(epochs, epochs, _best(history), 0.0, 0.0, ""))
     return history
 
 
-class _DelayedInterrupt:
-    """Lets Ctrl-C wait for the end of a step, so that the state fits together; a second one does not wait."""
+@contextlib.contextmanager
+def _delayed_interrupt(wanted: bool) -> Iterator[list[bool]]:
+    """Lets Ctrl-C wait for the end of a step, so that the state fits together; a second one does not wait.
 
-    def __init__(self, wanted: bool):
-        self._wanted = wanted and threading.current_thread() is threading.main_thread()
-        self.pending = False
-
-    def __enter__(self) -> "_DelayedInterrupt":
-        if self._wanted:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._wanted:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, *arguments: object) -> None:
-        if self.pending:
-            raise KeyboardInterrupt
-        self.pending = True
-
-    def raise_pending(self) -> None:
-        """Raises KeyboardInterrupt where one is pending."""
-        if self.pending:
-            raise KeyboardInterrupt
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a network is trained.
-
-    Attributes:
-        epochs, batch_size: at least 1.
-        schedule: of the learning rate.
-        optimizer: with weight decay and clipping.
-        label_smoothing: the share of the truth that is spread over all classes.
-        auxiliary_weight: of the auxiliary classifier's loss.
-        average: the factor of the weights' moving average, which then is what is judged and kept; None keeps the
-            weights themselves. In the first n steps it is at most (1 + n) / (10 + n), as TensorFlow does.
-        drop_path_by: how often the rate of scheduled drop path grows.
+    Gives a list that is empty unless one waits.
     """
+    waiting: list[bool] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield waiting
+        return
 
-    epochs: int = 10
-    batch_size: int = 64
-    schedule: Schedule = dataclasses.field(default_factory=Schedule)
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-    label_smoothing: float = 0.0
-    auxiliary_weight: float = 0.4
-    average: float | None = None
-    drop_path_by: Literal["step", "epoch"] = "step"
+    def note(*arguments: object) -> None:
+        if waiting:
+            raise KeyboardInterrupt
+        waiting.append(True)
 
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
-        if not 0 <= self.label_smoothing < 1 or self.auxiliary_weight < 0:
-            raise ValueError(
-                f"label_smoothing is {self.label_smoothing} and auxiliary_weight {self.auxiliary_weight}; expected a "
-                "share from 0 to less than 1, and a weight of 0 or more"
-            )
-        if self.average is not None and not 0 < self.average < 1:
-            raise ValueError(f"average is {self.average}; expected a number between 0 and 1, such as 0.9999, or none")
-
-    def make_learner(
-        self,
-        model: Any,
-        mirror: Mirror | None = None,
-        class_weights: Sequence[float] | None = None,
-        soft_labels: bool = False,
-    ) -> Learner:
-        """Returns the training step of a model with logits as outputs, [main] or [main, auxiliary]."""
-        return Learner(
-            model,
-            self.optimizer,
-            label_smoothing=self.label_smoothing,
-            auxiliary_weight=self.auxiliary_weight,
-            class_weights=class_weights,
-            soft_labels=soft_labels,
-            mirror=mirror,
-        )
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield waiting
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Outcome(NamedTuple):
-    """What came of a training.
+    """What came of a training."""
 
-    Attributes:
-        history: one record an epoch: epoch (from 1), learning_rate, loss, accuracy, val_loss, val_accuracy, seconds.
-        epoch: the best one, from 1, whose weights the model has.
-        accuracy: its accuracy on the validation images, 0 to 1.
-    """
-
+    # one an epoch: epoch (from 1), learning_rate, loss, accuracy, seconds, val_accuracy, val_loss
     history: list[Record]
-    epoch: int
-    accuracy: float
+    epoch: int  # the best one, from 1, whose weights the model has
+    accuracy: float  # its accuracy on the validation images, 0 to 1
 
     @classmethod
     def of(cls, history: list[Record]) -> "Outcome":
@@ -229,7 +164,7 @@ def fit(
     mix: augmentations.Mix | None = None,
     class_weights: Sequence[float] | None = None,
     preprocess: Callable[[Any], Any] = augmentations.UNIT,
-    drop_path: Progress | None = None,
+    drop_path: tf.Variable | None = None,
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
     tensorboard: bool = False,
@@ -239,18 +174,18 @@ def fit(
 
     Args:
         model: its frozen layers stay as they are.
-        train, validation: what it learns from, and what the best epoch is chosen on.
+        train, validation: what it learns from, and what the best epoch is chosen on; test images have no place here.
         settings: how.
         seed: of the order of the images and the augmentation; the model's own seeds are set where it is built.
         augment: of training batches.
         mix: of training batches and their labels, after the augmentation.
         class_weights: of each class in the training's loss; None for 1.
         preprocess: 0..255 to what the model reads.
-        drop_path: of the model, from `recipes.training.drop_path.schedule_drop_path`.
+        drop_path: the progress of the model's, from `recipes.training.learner.schedule_drop_path`.
         folder: for the state to resume from, history.json and history.csv; nothing is written unless given.
         identity: JSON values that tell this training from others, beside `settings` and `seed`.
         tensorboard: writes the history into folder/tensorboard, too.
-        observe: called before each step and after each epoch.
+        observe: called before each step and at the end.
 
     Raises:
         DivergedError: the loss is not a number.
@@ -260,10 +195,8 @@ def fit(
     if not len(validation):
         raise ValueError("there is no validation image to choose the best epoch by; raise validation_fraction")
     steps = train.steps(settings.batch_size, training=True)
-    learner, kept = (
-        settings.make_learner(model, None, class_weights, mix is not None),
-        _KeptWeights(model, settings.average),
-    )
+    learner = Learner(model, settings, class_weights=class_weights, soft_labels=mix is not None)
+    kept = _KeptWeights(model, settings.average)
     facts = {"seed": seed, **dataclasses.asdict(settings), **(identity or {})}
     state = None if folder is None else TrainingState(folder / STATE_FILE, facts)
     writer = tf.summary.create_file_writer(str(folder / "tensorboard")) if folder and tensorboard else None
@@ -276,13 +209,9 @@ def fit(
         step = epoch * steps + number
         if drop_path is not None:
             drop_path.assign((epoch if settings.drop_path_by == "epoch" else step / steps) / settings.epochs)
-        if batches is None:
-            batches = iter(
-                train.dataset(
-                    settings.batch_size, training=True, augment=augment, mix=mix, preprocess=preprocess, seed=seed,
-                    epoch=epoch, epochs=None,
-                )
-            )  # fmt: skip
+        if batches is None:  # the first step of this process, which starts an epoch
+            options = {"augment": augment, "mix": mix, "preprocess": preprocess, "seed": seed}
+            batches = iter(train.dataset(settings.batch_size, training=True, **options, epoch=epoch, epochs=None))
         rate = settings.schedule.at_step(step, steps, settings.epochs)
         images, labels = next(batches)
         loss, right = learner.step(images, labels, rate)
@@ -291,31 +220,26 @@ def fit(
 
     def end_epoch(history: list[Record], values: list[Sequence[Any]]) -> Record:
         losses, right, seen = zip(*values, strict=True)
-        seconds = time.perf_counter() - begun
         record: Record = {"epoch": len(history) + 1, "learning_rate": rate, "loss": float(np.mean(losses))}
-        record |= {"accuracy": int(sum(map(int, right))) / sum(seen), "seconds": round(seconds, 2)}
+        record |= {"accuracy": sum(map(int, right)) / sum(seen), "seconds": round(time.perf_counter() - begun, 2)}
         with kept.averaged():
             record["val_accuracy"], record["val_loss"] = evaluator()
             if record["val_accuracy"] > (_best(history) or -1.0):
                 kept.keep()
         if folder is not None:
-            write_history(folder, [*history, record])
+            _write_history(folder, [*history, record])
         if writer is not None:
             _summarise(writer, record)
         return record
 
-    # TensorFlow's rewrites pay in a training of thousands of steps.
-    with tensorflow_options.rewrites(settings.epochs * steps >= tensorflow_options.FEW_STEPS):
+    with without_rewrites(settings.epochs * steps):
         history = run_epochs(
             take_step,
             end_epoch,
             epochs=settings.epochs,
             steps=steps,
-            variables={
-                "variable": [variable.value for variable in model.variables],  # with the state of random layers
-                "slot": learner.slots,
-                **kept.groups,
-            },
+            # with the state of random layers
+            variables={"variable": [each.value for each in model.variables], "slot": learner.slots, **kept.groups},
             state=state,
             observe=observe,
         )
@@ -330,8 +254,7 @@ class _KeptWeights:
         self._factor = factor
         self._weights = [weight.value for weight in model.weights]
         self._best = [tf.Variable(weight, trainable=False) for weight in self._weights]
-        floats = [weight for weight in self._weights if weight.dtype.is_floating]
-        self._averaged = floats if factor is not None else []
+        self._averaged = [weight for weight in self._weights if factor is not None and weight.dtype.is_floating]
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._averaged]
         self._traced = tf.function(self._move, autograph=False)
         self.groups = {"average": self._averages, "best": self._best}
@@ -371,6 +294,15 @@ def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
 
 def _best(history: list[Record]) -> float | None:
     return max((record["val_accuracy"] for record in history if "val_accuracy" in record), default=None)
+
+
+def _write_history(folder: Path, history: Sequence[Record]) -> None:
+    atomic.write_atomically(folder / "history.json", json.dumps(history, indent=1) + "\n")
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(history)
+    atomic.write_atomically(folder / "history.csv", text.getvalue())
 
 
 def _summarise(writer: Any, record: Record) -> None:

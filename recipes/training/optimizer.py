@@ -1,4 +1,4 @@
-"""One step of an optimiser, for a list of weights or one flat vector, and learning rates over a training.
+"""How a network is trained: the step of an optimiser, for weights or one flat vector, and rates over a training.
 
     optimizer = Optimizer("sgd", momentum=0.9, nesterov=True, weight_decay=1e-4, clip=5.0)
     slots = optimizer.make_slots(weights)                 # saved beside the weights
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import tensorflow as tf
+
+from recipes.training import check_options
 
 # kind -> the operation, and what it calls the slots in the order of `make_slots`
 _UPDATES = {
@@ -54,22 +56,13 @@ class Optimizer:
     clip: float | None = None
 
     def __post_init__(self):
-        if self.kind not in _UPDATES:
-            raise ValueError(f"kind is {self.kind!r}; expected one of {', '.join(_UPDATES)}")
-        if self.decay_in not in ("loss", "gradient", "weights"):
-            raise ValueError(f"decay_in is {self.decay_in!r}; expected loss, gradient or weights")
+        check_options(self, "kind", f"one of {', '.join(_UPDATES)}", _UPDATES.__contains__)
+        check_options(self, "decay_in", "loss, gradient or weights", ("loss", "gradient", "weights").__contains__)
+        check_options(self, "momentum mean_decay", "a number from 0 to less than 1", lambda value: 0 <= value < 1)
+        check_options(self, "epsilon clip", "a number above 0", lambda value: value > 0)
+        check_options(self, "weight_decay", "a number of 0 or more", lambda value: value >= 0)
         if self.nesterov and self.kind != "sgd":
             raise ValueError("nesterov goes with sgd alone; leave it out")
-        for name in ("momentum", "mean_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to less than 1")
-        if self.epsilon <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"epsilon is {self.epsilon} and weight_decay {self.weight_decay}; expected an epsilon above 0 and a "
-                "decay of 0 or more"
-            )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip is {self.clip}; expected a norm above 0, or none")
 
     def make_slots(self, weights: Sequence[Any]) -> list[Any]:
         """Returns the optimiser's variables in a fixed order: momenta, mean squares, Adam's count of steps."""
@@ -99,16 +92,19 @@ class Optimizer:
         """
         if decayed is None:
             decayed = [self.decay_all or weight.shape.rank > 1 for weight in weights]
-        if self.decay_in == "loss":
-            gradients = self._clipped(self._with_decay(weights, gradients, decayed))
-        else:
-            gradients = self._clipped(gradients)
-            if self.decay_in == "gradient":
-                gradients = self._with_decay(weights, gradients, decayed)
+        factors = [self.weight_decay * each for each in decayed]
+
+        def with_decay(tensors: Sequence[Any]) -> list[Any]:
+            return [
+                tensor if isinstance(factor, float) and not factor else tensor + factor * weight
+                for tensor, weight, factor in zip(tensors, weights, factors, strict=True)
+            ]
+
+        gradients = self._clip(with_decay(gradients) if self.decay_in == "loss" else gradients)
+        gradients = with_decay(gradients) if self.decay_in == "gradient" else gradients
         before: list[Any] = []
-        if self.decay_in == "weights" and self.weight_decay:
-            decays = self._with_decay(weights, [tf.zeros_like(weight) for weight in weights], decayed)
-            before = [weight.assign_sub(rate * decay) for weight, decay in zip(weights, decays, strict=True)]
+        if self.decay_in == "weights":
+            before = [each.assign_sub(rate * (factor * each)) for each, factor in zip(weights, factors, strict=True)]
         options: dict[str, Any] = {"momentum": self.momentum}
         if self.kind == "sgd":
             options["use_nesterov"] = self.nesterov
@@ -133,22 +129,22 @@ class Optimizer:
                 for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True))
             ]
 
-    def _with_decay(self, weights: Sequence[Any], gradients: Sequence[Any], decayed: Sequence[Any]) -> list[Any]:
-        decay = self.weight_decay
-        if not decay:
-            return list(gradients)
-        factors = [decay * float(each) if isinstance(each, bool) else decay * each for each in decayed]
-        return [
-            gradient if isinstance(factor, float) and not factor else gradient + factor * weight
-            for gradient, weight, factor in zip(gradients, weights, factors, strict=True)
-        ]
-
-    def _clipped(self, gradients: Sequence[Any]) -> list[Any]:
+    def _clip(self, gradients: Sequence[Any]) -> list[Any]:
         if self.clip is None:
             return list(gradients)
         norm = tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
         factor = self.clip / tf.maximum(norm, self.clip)
         return [gradient * factor for gradient in gradients]
+
+
+def choose_optimizer(name: Literal["adamw"] | None, usual: Optimizer) -> Optimizer:
+    """Returns the optimizer of this name for a training that has `usual` otherwise; that one for None.
+
+    AdamW as Loshchilov and Hutter (2019) with PyTorch's betas; decay of 0.05 as is usual for images, of kernels alone.
+    """
+    if name is None:
+        return usual
+    return Optimizer("adam", mean_decay=0.999, epsilon=1e-8, weight_decay=0.05, decay_in="weights", clip=usual.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,16 +172,14 @@ class Schedule:
     stairs: bool = True
 
     def __post_init__(self):
-        if self.kind not in ("cosine", "restarts", "exponential"):
-            raise ValueError(f"kind is {self.kind!r}; expected cosine, restarts or exponential")
-        if self.rate <= 0 or not 0 <= self.last <= self.rate:
+        kinds = ("cosine", "restarts", "exponential")
+        check_options(self, "kind", f"one of {', '.join(kinds)}", kinds.__contains__)
+        check_options(self, "rate period factor", "a number above 0", lambda value: value > 0)
+        check_options(self, "warmup last", "a number of 0 or more", lambda value: value >= 0)
+        if self.last > self.rate or (self.kind == "restarts" and self.factor < 1):
             raise ValueError(
-                f"rate is {self.rate} and last {self.last}; expected 0 <= last <= rate, and a rate above 0"
-            )
-        if self.warmup < 0 or self.period <= 0 or self.factor <= 0 or (self.kind == "restarts" and self.factor < 1):
-            raise ValueError(
-                f"warmup is {self.warmup}, period {self.period} and factor {self.factor}; expected a warmup of 0 or "
-                "more, the others above 0, and a factor from 1 for restarts"
+                f"rate is {self.rate}, last {self.last} and factor {self.factor}; expected a last rate that is not the "
+                "highest, and a factor from 1 for restarts"
             )
 
     def at_step(self, step: int, steps: int, epochs: int) -> float:
@@ -213,3 +207,34 @@ class Schedule:
                 start, period = start + period, period * self.factor
             share = (time - start) / period
         return self.last + 0.5 * (self.rate - self.last) * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a network is trained.
+
+    Attributes:
+        epochs, batch_size: at least 1.
+        schedule: of the learning rate.
+        optimizer: with weight decay and clipping.
+        label_smoothing: the share of the truth that is spread over all classes.
+        auxiliary_weight: of the auxiliary classifier's loss.
+        average: the factor of the weights' moving average, which then is what is judged and kept; None keeps the
+            weights themselves. In the first n steps it is at most (1 + n) / (10 + n), as TensorFlow does.
+        drop_path_by: how often the rate of scheduled drop path grows.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    schedule: Schedule = Schedule()
+    optimizer: Optimizer = Optimizer()
+    label_smoothing: float = 0.0
+    auxiliary_weight: float = 0.4
+    average: float | None = None
+    drop_path_by: Literal["step", "epoch"] = "step"
+
+    def __post_init__(self):
+        check_options(self, "epochs batch_size", "a whole number from 1", lambda value: value >= 1)
+        check_options(self, "label_smoothing", "a share from 0 to less than 1", lambda value: 0 <= value < 1)
+        check_options(self, "auxiliary_weight", "a number of 0 or more", lambda value: value >= 0)
+        check_options(self, "average", "a number between 0 and 1, such as 0.9999, or none", lambda value: 0 < value < 1)

@@ -8,8 +8,7 @@ does not say, the row's note does.
 import dataclasses
 from typing import Literal
 
-from recipes.training.loop import Settings
-from recipes.training.optimizer import Optimizer, Schedule
+from recipes.training.optimizer import Optimizer, Schedule, Settings
 
 
 @dataclasses.dataclass(frozen=True)

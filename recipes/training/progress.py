@@ -26,6 +26,11 @@ class Status:
     text: str = ""  # what is being done
     note: str = ""  # what is worth a line of its own, such as a worker that died
 
+    @property
+    def finished(self) -> bool:
+        """Whether all is done."""
+        return self.total is not None and self.done >= self.total
+
 
 Observe = Callable[[Status], None]
 Report = Callable[[float, str], None]  # called with the share that is done, 0 to 1, and a few words
@@ -41,13 +46,9 @@ def report_part(report: Report, number: int, count: int, name: str) -> Report:
 def show_progress(
     title: str, score_name: str = "validation accuracy", console: Console | None = None, unit: str = "trial"
 ) -> Iterator[Observe]:
-    """Gives a function that shows a Status.
+    """Gives a function that shows a Status of what is searched or trained; `console` is stderr unless given.
 
-    Args:
-        title: what is searched or trained.
-        score_name: what the best score is called.
-        console: where to; stderr unless given.
-        unit: what is counted.
+    `score_name` is what the best score is called, `unit` what is counted.
     """
     console = console or Console(stderr=True)
     clock = _Clock()
@@ -58,9 +59,8 @@ def show_progress(
             nonlocal due
             left = clock.smooth(status.seconds_left)
             lines = [status.note] if status.note else []
-            finished = status.total is not None and status.done >= status.total
-            if time.monotonic() > due or (finished and due < math.inf):
-                due = math.inf if finished else time.monotonic() + _LOG_SECONDS
+            if time.monotonic() > due or (status.finished and due < math.inf):
+                due = math.inf if status.finished else time.monotonic() + _LOG_SECONDS
                 lines.append(_describe(status, unit, score_name, left, None))
             for line in lines:
                 console.print(f"{title}: {line}", highlight=False, soft_wrap=True)
@@ -69,11 +69,8 @@ def show_progress(
         return
     bar_width = 30 if console.width >= _WIDE else 8
     room = console.width - len(title) - bar_width - 2
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=bar_width),
-        TextColumn("{task.fields[state]}", style="cyan"),
-    ]
+    state_column = TextColumn("{task.fields[state]}", style="cyan")
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=bar_width), state_column]
     with Progress(*columns, console=console, transient=False) as progress:
         bar = progress.add_task(title, total=None, state="starting")
 
@@ -100,9 +97,8 @@ def show_steps(title: str) -> Iterator[Callable[[str], None]]:
 class _Clock:
     """Smooths estimates of the time left: it counts down, and drifts to an estimate that says otherwise."""
 
-    def __init__(self):
-        self._left: float | None = None
-        self._at = 0.0
+    _left: float | None = None
+    _at = 0.0
 
     def smooth(self, estimate: float | None) -> float | None:
         now = time.monotonic()
@@ -119,10 +115,9 @@ class _Clock:
 def _describe(status: Status, unit: str, score_name: str, left: float | None, room: int | None) -> str:
     """Returns the status in words; in at most `room` columns, by leaving out what matters least."""
     total = "" if status.total is None else f" of {status.total:,}"
-    if status.total is not None and status.done >= status.total:
+    place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count: trials have numbers from 0
+    if status.finished:
         place, left, text = f"{status.done:,} {unit}{'s' if status.done != 1 else ''} done", None, ""
-    else:
-        place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count: trials have numbers from 0
     best = "" if status.best is None else f"best {score_name} {status.best:.4g}"
     # An estimate that has run out while the work has not says nothing.
     time_left = "" if left is None or left < 1 else f"about {duration(left)} left"

@@ -50,20 +50,17 @@ def find_origin(model: str | Path) -> Origin:
     """
     path = Path(model).expanduser()
     if path.suffix in (".keras", ".tflite"):
-        file = next((file for file in map(path.with_name, (RESULTS, SOURCE)) if file.is_file()), None)
-        if file is not None:
-            return _origin_of_results(_read(file), str(file))
+        for file in (path.with_name(RESULTS), path.with_name(SOURCE)):
+            if file.is_file():
+                return _origin_of_results(_read(file), str(file))
         return _origin_of_metadata(path) if path.suffix == ".tflite" and path.is_file() else Origin()
     source = zoo.load(model).source
     config = source.get("config") if "recipe" in source else None
     if not isinstance(config, Mapping):
         return Origin()
     data, side = config.get("data"), config.get("image_size")
-    return Origin(
-        data if isinstance(data, str) else None,
-        (side, side) if isinstance(side, int) else None,
-        place=f"the search that found {model}",
-    )
+    size = (side, side) if isinstance(side, int) else None
+    return Origin(data if isinstance(data, str) else None, size, place=f"the search that found {model}")
 
 
 class Weights(NamedTuple):
@@ -93,33 +90,25 @@ def find_weights(model: str, preset: str | None, weights: str | Path | None) -> 
         return Weights(None, preset, find_origin(model), None)
     if not manifest.is_file(weights):
         entry = manifest.find(zoo.load(model).name, str(weights), None if preset is None else (preset,))
-        return Weights(entry.name, preset or entry.preset, _origin_of_entry(entry), entry)
+        return _weights_of_entry(entry.name, preset, entry)
     path = Path(weights).expanduser()
     if not path.exists() and not path.with_name(f"{path.name}.index").exists():
         raise FileNotFoundError(f"weights: there is no file {path}")
     if path.suffix == ".keras":
         return Weights(path, preset, find_origin(path), None)
-    published = [
-        entry
-        for entry in manifest.of_model(zoo.load(model).name)
-        if path.name in [source.url.rpartition("/")[2] for source in entry.sources] and preset in (None, entry.preset)
-    ]
-    if not published:
-        return Weights(path, preset, find_origin(model), None)
-    return Weights(path, preset or published[0].preset, _origin_of_entry(published[0]), published[0])
+    for entry in manifest.of_model(zoo.load(model).name):
+        if preset in (None, entry.preset) and any(path.name == Path(source.url).name for source in entry.sources):
+            return _weights_of_entry(path, preset, entry)
+    return Weights(path, preset, find_origin(model), None)
 
 
-def _origin_of_entry(entry: manifest.Entry) -> Origin:
+def _weights_of_entry(source: str | Path, preset: str | None, entry: manifest.Entry) -> Weights:
     shape = zoo.load(entry.model).presets[entry.preset].get("input_shape")
-    return Origin(
-        None,
-        None if shape is None else (shape[0], shape[1]),
-        None,
-        {name: entry.preprocessing[name] for name in ("mean", "std")},
-        f"the weights {entry.name}",
-        crop=entry.preprocessing.get("crop", 1.0),
-        interpolation=entry.preprocessing.get("interpolation", "bilinear"),
-    )
+    size = None if shape is None else (shape[0], shape[1])
+    normalization = {name: entry.preprocessing[name] for name in ("mean", "std")}
+    resized = {name: entry.preprocessing[name] for name in ("crop", "interpolation") if name in entry.preprocessing}
+    origin = Origin(None, size, None, normalization, f"the weights {entry.name}", **resized)
+    return Weights(source, preset or entry.preset, origin, entry)
 
 
 def _origin_of_metadata(tflite: Path) -> Origin:
@@ -185,19 +174,17 @@ def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, lic
     """Returns what a .tflite file says of itself, of what `describe_images` returns and a genotype file's text."""
     from zoo.deploy import metadata
 
-    names, size, normalization = found["class_names"], found["image_size"], found["normalization"]
-    mean, std = (tuple(255 * value for value in normalization[part]) for part in ("mean", "std"))
+    names, (height, width), normalization = found["class_names"], found["image_size"], found["normalization"]
     inside = {key: value for key, value in found.items() if key != "model"}  # a path of no use elsewhere
     files = {SOURCE: json.dumps(inside, ensure_ascii=False, indent=1) + "\n"}
     return metadata.Metadata(
         name,
         f"Tells {len(names)} classes of images apart, trained on {Path(found['data']).name}. Reads (pixel - mean) / "
-        f"std of {size[0]} x {size[1]} pixels (height, width) from 0 to 255.",
+        f"std of {height} x {width} pixels (height, width) from 0 to 255.",
         f"keras-searched-zoo {zoo.__version__}",
         license,
         tuple(names),
-        mean,
-        std,
+        *(tuple(255 * value for value in normalization[part]) for part in ("mean", "std")),
         files | ({} if genotype is None else {metadata.GENOTYPE: genotype}),
     )
 
@@ -205,10 +192,7 @@ def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, lic
 def find_finished(folder: Path, config: Any, free: Collection[str]) -> dict[str, Any] | None:
     """Returns the results of a training that has ended in this folder, and says so; None if there is none.
 
-    Args:
-        folder: of the training.
-        config: its options now, a dataclass.
-        free: options that may be others than then.
+    `config` are its options now, a dataclass, of which those in `free` may be others than then.
 
     Raises:
         StateError: the training was one of other options.
@@ -251,11 +235,7 @@ def describe_images(name: str, images: Any, preprocess: str | None, normalizatio
 def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: Any) -> None:
     """Writes model.keras, class_names.json, results.md and, last, results.json with the options; prints the accuracy.
 
-    Args:
-        folder: of the training.
-        model: a Keras model with probabilities as its output.
-        results: JSON values; see the head of this module.
-        config: the options, a dataclass.
+    `model` has probabilities as its output, `results` are JSON values, `config` is a dataclass.
     """
     with tempfile.TemporaryDirectory() as temporary:
         model.save(Path(temporary, MODEL))
@@ -269,8 +249,7 @@ def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: 
 
 
 def _as_json(config: Any) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # str of paths
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -8,8 +8,6 @@ The file is replaced at once, so there is always a whole one. Arrays and JSON on
 """
 
 import contextlib
-import csv
-import io
 import json
 import os
 import zipfile
@@ -58,45 +56,27 @@ class TrainingState:
         with atomic.replacing(self.path) as stream:
             np.savez(stream, header=np.frombuffer(header.encode(), np.uint8), **arrays)
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """Returns facts and arrays, named by group and place in it; None where there is no file."""
-        if not self.path.exists():
-            return None
-        try:
-            # Opened here: numpy leaves a file open that it finds to be no archive.
-            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-                header = json.loads(found["header"].tobytes())
-                arrays = {name: found[name] for name in found.files if name != "header"}
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise self._damaged(error) from error
-        self._compare(header["settings"])
-        return header["facts"], arrays
-
     def restore(self, groups: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
         """Puts what the file has into the variables (or arrays, in place) and returns the facts; None without a file.
 
         Raises:
             StateError: the file is of another training, or damaged; nothing is changed then.
         """
+        if not self.path.exists():
+            return None
         try:
-            return self._restore(groups)
+            facts, arrays = self._read()
+            pairs = [
+                (variable, arrays.get(f"{name}{index}", _MISSING))
+                for name, group in groups.items()
+                for index, variable in enumerate(group)
+            ]
+            if any(array.shape != tuple(variable.shape) for variable, array in pairs):
+                raise self._damaged("its arrays have other shapes than the network's")
         except StateError:
             if self._strict:
                 raise
             return None
-
-    def _restore(self, groups: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
-        found = self._read()
-        if found is None:
-            return None
-        facts, arrays = found
-        pairs = [
-            (variable, arrays.get(f"{name}{index}", _MISSING))
-            for name, group in groups.items()
-            for index, variable in enumerate(group)
-        ]
-        if any(array.shape != tuple(variable.shape) for variable, array in pairs):
-            raise self._damaged("its arrays have other shapes than the network's")
         for variable, array in pairs:
             if isinstance(variable, np.ndarray):
                 variable[...] = array
@@ -104,14 +84,27 @@ class TrainingState:
                 variable.assign(array)
         return facts
 
-    def _compare(self, found: Mapping[str, Any]) -> None:
-        names = [name for name in {**found, **self._settings} if found.get(name) != self._settings.get(name)]
-        if names:
-            changes = ", ".join(f"{name} {found.get(name)} there and {self._settings.get(name)} here" for name in names)
+    def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns facts and arrays, named by group and place in it."""
+        try:
+            # Opened here: numpy leaves a file open that it finds to be no archive.
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+                header = json.loads(found["header"].tobytes())
+                arrays = {name: found[name] for name in found.files if name != "header"}
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise self._damaged(error) from error
+        there, here = header["settings"], self._settings
+        changes = [
+            f"{name} {there.get(name)} there and {here.get(name)} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if changes:
             raise StateError(
-                f"{self.path} is the state of another training ({changes}); resume it with its own options, take "
-                "another folder, or delete the file to begin anew"
+                f"{self.path} is the state of another training ({', '.join(changes)}); resume it with its own options, "
+                "take another folder, or delete the file to begin anew"
             )
+        return header["facts"], arrays
 
     def _damaged(self, reason: object) -> StateError:
         return StateError(f"{self.path} cannot be read ({reason}); delete it to begin anew")
@@ -149,13 +142,3 @@ def lock(file: Any, path: Path) -> None:
     except BlockingIOError:
         # Without the number of the error, which its text would begin with
         raise BlockingIOError(f"{path} is in use by another process; end that one, or choose another folder") from None
-
-
-def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Writes one record an epoch into history.json and history.csv."""
-    atomic.write_atomically(folder / "history.json", json.dumps(history, indent=1) + "\n")
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(history)
-    atomic.write_atomically(folder / "history.csv", text.getvalue())

@@ -47,14 +47,10 @@ class Packing:
 
     def initial(self, seed: int) -> np.ndarray:
         """Returns first values, uniform within 1/sqrt(fan_in) as PyTorch has it; the same for the same seed."""
-        rng = np.random.default_rng(seed)
-        parts = []
+        rng, parts = np.random.default_rng(seed), []
         for shape in self.shapes:
-            if shape.fan_in is None:
-                parts.append(np.full(shape.size, shape.constant))
-            else:
-                bound = 1 / math.sqrt(shape.fan_in)
-                parts.append(rng.uniform(-bound, bound, shape.size))
+            bound = 0.0 if shape.fan_in is None else 1 / math.sqrt(shape.fan_in)
+            parts.append(rng.uniform(-bound, bound, shape.size) if bound else np.full(shape.size, shape.constant))
         return np.concatenate(parts).astype(np.float32)
 
     def unpack(self, vector: Any) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def as_image(rows: Any, like: Any) -> Any:
 def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
     """A depthwise convolution padded as PyTorch pads; `kernel` is (size, size, channels, 1).
 
-    One of dilation 2 is a plain one of what `space_to_batch` returns, at half the cost; one of stride 2 and dilation 2
+    One of dilation 2 is a plain one of what tf.space_to_batch returns, at half the cost; one of stride 2 and dilation 2
     is a plain one of `every_second` pixel.
     """
     if dilation > 1:
@@ -126,19 +122,6 @@ def _five_wide(x: Any, kernel: Any) -> Any:
 
 
 _ONES = [1, 1, 1, 1]
-
-
-def space_to_batch(x: Any) -> Any:
-    """Makes four images of even and odd pixels of each: (4 batch, height / 2, width / 2, channels), of even sides.
-
-    A convolution of these is one of dilation 2, once `batch_to_space` has put them together.
-    """
-    return tf.space_to_batch(x, [2, 2], [[0, 0], [0, 0]])
-
-
-def batch_to_space(x: Any) -> Any:
-    """The inverse of `space_to_batch`."""
-    return tf.batch_to_space(x, [2, 2], [[0, 0], [0, 0]])
 
 
 def factorized_input(x: Any) -> Any:
@@ -209,10 +192,8 @@ def multiply_normalized(inputs: Sequence[Any], weight: Any) -> list[Any]:
         outputs = [tf.nn.bias_add(tf.matmul(x, matrix), b) for x, matrix, b in zip(flat, matrices, bias, strict=True)]
 
         def gradient(*gradients: Any) -> tuple[Any, ...]:
-            scales = tf.unstack(statistics.inverse)
-            of_products = [
-                _before_normalisation(g, y, scale) for g, y, scale in zip(gradients, outputs, scales, strict=True)
-            ]
+            each = zip(gradients, outputs, tf.unstack(statistics.inverse), strict=True)
+            of_products = [_before_normalisation(g, y, scale) for g, y, scale in each]
             of_weight = tf.stack([tf.matmul(x, g, transpose_a=True) for x, g in zip(flat, of_products, strict=True)])
             return of_weight, *(
                 tf.matmul(g, w, transpose_b=True) for g, w in zip(of_products, tf.unstack(weight), strict=True)

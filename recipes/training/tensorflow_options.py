@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-FEW_STEPS = 3000  # up to here rewriting a network's graph takes longer than it saves
+_FEW_STEPS = 3000  # for fewer of them rewriting a network's graph takes longer than it saves
 _THREADS = "TF_NUM_INTRAOP_THREADS"
 _ALL_BUT_FUSIONS = """layout_optimizer constant_folding shape_optimization arithmetic_optimization
     dependency_optimization loop_optimization function_optimization debug_stripper scoped_allocator_optimization
@@ -19,21 +19,16 @@ _ALL_BUT_FUSIONS = """layout_optimizer constant_folding shape_optimization arith
 
 
 @contextlib.contextmanager
-def rewrites(wanted: bool) -> Iterator[None]:
-    """Has grappler rewrite the graphs that first run in the block, or leave them alone."""
+def without_rewrites(steps: int = 0) -> Iterator[None]:
+    """Has grappler leave alone the graphs that first run in the block, unless they run so many `steps` that it pays."""
     import tensorflow as tf
 
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not wanted})
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": steps < _FEW_STEPS})
     try:
         yield
     finally:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
-
-
-def without_rewrites() -> contextlib.AbstractContextManager[None]:
-    """Has grappler leave alone what first runs in the block: a child network's graph, or a supernet's."""
-    return rewrites(wanted=False)
 
 
 def only_fusions() -> Any:

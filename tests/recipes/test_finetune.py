@@ -76,11 +76,11 @@ def test_weights_bring_their_normalisation_and_size_which_options_must_not_contr
 def test_published_weights_bring_theirs(tmp_path, monkeypatch):
     built = zoo.build("mcunet_in0")
     monkeypatch.setattr(zoo, "build", lambda *args, weights=None, **options: built)
-    found = finetune._load_weights(dataclasses.replace(CONFIG, model="mcunet_in0", weights="imagenet"))
-    assert found.network is built
-    assert found.origin.image_size == (48, 48)
-    assert found.origin.normalization == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    assert found.origin.place == "the weights mcunet_in0_mit"
+    found, origin = finetune._load_weights(dataclasses.replace(CONFIG, model="mcunet_in0", weights="imagenet"))
+    assert found is built
+    assert origin.image_size == (48, 48)
+    assert origin.normalization == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert origin.place == "the weights mcunet_in0_mit"
 
 
 def test_too_few_images_are_refused(tmp_path, weights):

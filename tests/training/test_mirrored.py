@@ -17,7 +17,7 @@ PROGRAM = """
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
     from recipes.engine import child_training as trial
     from recipes.images.parts import Arrays
-    from recipes.training import mirrored
+    from recipes.training.learner import list_gpus
 
     rng = np.random.default_rng(0)
     labels = np.arange(49) % 2
@@ -51,7 +51,7 @@ PROGRAM = """
     except Killed:
         print("killed")
     print(json.dumps({
-        "visible": mirrored.list_gpus(), "one": train([]), "two": train(two), "whole": train(two, True),
+        "visible": list_gpus(), "one": train([]), "two": train(two), "whole": train(two, True),
         "resumed": train(two, True, folder=folder),
     }))
 """

@@ -122,7 +122,7 @@ def _train(config: Config) -> Trained | None:
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.learner import schedule_drop_path, shorten_moving_averages
     from recipes.training.loop import STATE_FILE, fit
-    from recipes.training.paper_settings import paper_of
+    from recipes.training.paper_settings import SMALL, paper_of
     from recipes.training.progress import show_progress
     from zoo.weights.published import transfer
 
@@ -139,7 +139,7 @@ def _train(config: Config) -> Trained | None:
         genotype, preset = _with_own_size(genotype, config.cells, config.filters), "own"
     data, images = _load_images(config, start.origin, genotype, preset, own_size)
     scale = "macro" if isinstance(genotype.body, Chain) else preset or ""
-    paper = _small_paper() if small else paper_of(genotype.family, scale, images.input_shape[0])
+    paper = SMALL if small else paper_of(genotype.family, scale, images.input_shape[0])
     keras.utils.set_random_seed(config.seed)
     size: dict[str, Any] = {"classes": images.classes, "input_shape": images.input_shape}
     network = zoo.build(
@@ -251,16 +251,6 @@ def _load_images(
         train=train.first(config.training_images) if config.training_images else train,
         validation=validation.first(config.validation_images) if config.validation_images else validation,
     )
-
-
-def _small_paper() -> "Paper":
-    """Returns a row beside the papers': how a short training is best, measured on the embedded images."""
-    from recipes.training.optimizer import Optimizer, Schedule, Settings
-    from recipes.training.paper_settings import Paper
-
-    optimizer = Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)
-    settings = Settings(6, 64, Schedule("cosine", 0.1, warmup=0.5), optimizer)
-    return Paper(settings, "measured on the embedded images", auxiliary=False)
 
 
 def _settings(config: Config, settings: "Settings") -> "Settings":

@@ -47,6 +47,12 @@ _DARTS = "quark0/darts, cnn/train.py and train_imagenet.py"
 _ENAS = "melodyguan/enas, final scripts; l2 without 1/2, hence twice; the auxiliary head is trained here, not there"
 _ENAS_OPTIMIZER = Optimizer(nesterov=True, weight_decay=4e-4, decay_all=True)
 
+# Beside the papers': how a short training is best
+SMALL = Paper(
+    Settings(6, 64, Schedule("cosine", 0.1, warmup=0.5), Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)),
+    "measured on the embedded images",
+    auxiliary=False,
+)
 # family -> scale, else cifar or imagenet -> row
 PAPER: dict[str, dict[str, Paper]] = {
     "nasnet": {

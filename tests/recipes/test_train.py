@@ -13,7 +13,7 @@ from PIL import Image
 import zoo
 from recipes import evaluate, train
 from recipes.images import EMBEDDED
-from recipes.training.paper_settings import PAPER, paper_of
+from recipes.training.paper_settings import PAPER, SMALL, paper_of
 from recipes.training.results import find_origin
 from recipes.training.state import StateError, locked
 
@@ -121,10 +121,10 @@ def test_photos_are_resized_to_what_the_model_takes_and_it_is_said(tmp_path, cap
 
 
 def test_batch_takes_the_learning_rate_along():
-    config, small = dataclasses.replace(SMOKE, batch_size=16), train._small_paper().settings
-    assert train._settings(config, small).schedule.rate == pytest.approx(0.025)
+    config = dataclasses.replace(SMOKE, batch_size=16)
+    assert train._settings(config, SMALL.settings).schedule.rate == pytest.approx(0.025)
     config = dataclasses.replace(config, learning_rate=0.3)
-    assert train._settings(config, small).schedule.rate == pytest.approx(0.3)
+    assert train._settings(config, SMALL.settings).schedule.rate == pytest.approx(0.3)
 
 
 def test_paper_rows_by_scale_and_image():

@@ -173,11 +173,7 @@ def select_by_perturbation(
     keep the two edges whose removal does; between two choices the supernet is tuned. Departures: only its weights are
     tuned, for the steps that `tuning_steps` says (5 epochs in the paper); equal accuracies are told apart by the loss.
 
-    Args:
-        state: the search at its end; its weights are tuned.
-        batches: validation images and labels.
-        tune: trains the weights with these strengths.
-        rng: draws the order of edges and nodes.
+    The accuracy is that on `batches` of validation images; `tune` trains the weights of `state` with some strengths.
     """
     space, strengths = state.net.space, state.strengths()
 

@@ -3,8 +3,8 @@
     python -m recipes.darts                              # embedded images, on 2 cores
     python -m recipes.darts --algorithm=random           # random cells of the space alone, trained alike
     python -m recipes.darts --order=2                    # second order
-    python -m recipes.darts --selection=perturbation     # operations by what the supernet loses without them
-    python -m recipes.darts --trials=1 --supernets=3     # the cells of three supernets' mean strengths, not one's luck
+    python -m recipes.darts --trials=2 --supernets=1     # the better of two supernets, not three together
+    python -m recipes.darts --supernets=1 --selection=perturbation     # by what the supernet loses without an operation
     python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
 
 The result is runs/darts/genotype.json; runs/darts/card shows how the strengths of the operations and the cells evolved,

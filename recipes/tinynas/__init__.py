@@ -4,7 +4,6 @@
     python -m recipes.tinynas --board=stm32f746                  # another board's RAM and flash
     python -m recipes.tinynas --algorithm=random --folder=runs/tinynas/baseline --supernet=runs/tinynas/supernet.npz
                                                                  # the baseline: as many random ones, the same weights
-    python -m recipes.tinynas --sampling=random --distillation=0 --score=loss      # what ranks best, by a table
     python -m recipes.tinynas --preset=paper --dry_run           # what the search would need on this machine
 
 What is found is in runs/tinynas: genotype.json, model.keras, model.tflite and result.json; space.png shows why this

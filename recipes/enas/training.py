@@ -34,12 +34,8 @@ _CLIP = 5.0  # largest norm of the gradient (melodyguan/enas, child_grad_bound)
 class SharedWeights:
     """The weights of a supernet and their momentum; one trace serves all paths.
 
-    Args:
-        net: the supernet.
-        input_shape: of an image.
-        decay: the factor w of w/2 x |weights|^2 in the loss; ENAS' l2_reg is half of it.
-        dropout: share of the features before the classifier that a step leaves out.
-        seed: of the first values.
+    `decay` is the factor w of w/2 x |weights|^2 in the loss, twice ENAS' l2_reg; `dropout` the share of the features
+    before the classifier that a step leaves out.
     """
 
     def __init__(

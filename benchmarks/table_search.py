@@ -189,7 +189,8 @@ def time_training(table: str, networks: int = 3) -> float:
     taken: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in made.items() if name in fields
     }
-    scorer, rng = tabulate.make_scorer(tabulate.Config(**taken | {"repeats": 1})), np.random.default_rng(0)
+    once: dict[str, Any] = {"repeats": 1}
+    scorer, rng = tabulate.make_scorer(tabulate.Config(**(taken | once))), np.random.default_rng(0)
     begun = time.process_time()
     for number in range(networks):
         values = {each.name: each.choices[rng.integers(len(each.choices))] for each in scorer.space.decisions}

@@ -103,8 +103,11 @@ class SubNetworks(NetworkScorer):
 
     def rank(self, networks: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
         """Returns the seed with scores of networks by the shared weights, the more the better."""
-        scores = [self.inherited_accuracy(values) for values in networks]
-        return [(self.config.seed, [-each.loss if self.config.score == "loss" else each.accuracy for each in scores])]
+        return [(self.config.seed, [self.grade(self.inherited_accuracy(values)) for values in networks])]
+
+    def grade(self, scores: Scores) -> float:
+        """Returns what networks are ranked by, the more the better: accuracy, or minus the loss."""
+        return -scores.loss if self.config.score == "loss" else scores.accuracy
 
     def predict_needs(self, values: Mapping[str, Any]) -> Needs:
         """Returns what the sub-network needs."""
@@ -218,7 +221,7 @@ def describe_result(result: Mapping[str, Any], folder: Path) -> str:
     ]
     if "random" in result:
         others, tau = result["random"], result["kendall_tau"]
-        rank = "" if tau is None else f"; Kendall's tau of shared-weight and stand-alone accuracy {tau:.2f}"
+        rank = "" if tau is None else f"; Kendall's tau of shared-weight score and stand-alone accuracy {tau:.2f}"
         lines.append(
             f"trained from scratch {result['scratch_test_accuracy']:.4f}, mean of {len(others['test_accuracies'])} "
             f"random networks {others['mean']:.4f} ± {others['deviation']:.4f}{rank}"
@@ -308,7 +311,8 @@ def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report:
             shared = scorer.inherited_accuracy(values)
             label = f"from scratch, {name}: "
             alone = _train(scorer, lambda: scorer.build(values), folder / name, test, report, label)
-            return {"shared_accuracy": shared.accuracy, **alone, "macs": scorer.predict_needs(values).macs}
+            shared_scores = {"shared_accuracy": shared.accuracy, "shared_score": scorer.grade(shared)}
+            return {**shared_scores, **alone, "macs": scorer.predict_needs(values).macs}
 
         return _make_once(folder / f"{name}.json", make)
 
@@ -316,7 +320,8 @@ def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report:
     drawn = enumerate(itertools.islice(scorer.sample_fitting(), scorer.config.random_networks))
     others = [train_from_scratch(f"network{number:02d}", each) for number, each in drawn]
     columns = {name: [other[f"{name}_accuracy"] for other in others] for name in ("test", "shared", "val")}
-    tau = kendall_tau(columns["shared"], columns["val"]) if len(others) > 1 else np.nan
+    scores = [other.get("shared_score", other["shared_accuracy"]) for other in others]  # before: accuracy
+    tau = kendall_tau(scores, columns["val"]) if len(others) > 1 else np.nan
     return {
         "scratch_test_accuracy": found["test_accuracy"],
         "random": {

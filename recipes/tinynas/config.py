@@ -49,7 +49,8 @@ class Config(ChildConfig):
     parents: int = 5  # of the next generation, the best until then
     mutation: float = 0.1  # probability that a choice is drawn anew
     calibration_batches: int = 8  # of batch_size images, for the normalisation of each sub-network
-    # file of the shared weights, where several searches are to have the same; none: supernet.npz in the folder
+    # file of the shared weights, where several searches are to have the same; none: supernet.npz in the folder. Of
+    # several supernets it has the first, and files beside it have the others
     supernet: Path | None = None
     save_seconds: float = 30.0  # between two saved states of the shared weights
     training_images: int | None = 3000  # classes in proportion; none takes all

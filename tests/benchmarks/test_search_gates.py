@@ -63,9 +63,9 @@ def test_searches_with_shared_weights_print_a_row_of_their_means(monkeypatch, ca
     assert asked == [("darts", "t.csv", seed, f"darts-{seed}", {"search_epochs": 3}) for seed in (0, 1)]
     rows = {row[0]: row[1:] for row in cells_of(capsys.readouterr().out)}
     # The best of four; the best of three draws, which take as long as a search, is expected to be worth 3.75.
-    search = rows["darts search_epochs=3"]
-    assert search[:3] == ["87.50 ± 0.00", "0.00 ± 0.00", "0.50 ± 0.00"]
-    assert search[3:6] == ["3.0", "4.0", "+0.25 ± 0.00"]
+    found = rows["darts search_epochs=3"]
+    assert found[:3] == ["87.50 ± 0.00", "0.00 ± 0.00", "0.50 ± 0.00"]
+    assert found[3:6] == ["3.0", "4.0", "+0.25 ± 0.00"]
     assert rows["random search, in the same time"][1] == "0.25"
     assert rows["random among the largest 10% by MACs, in the same time"][1] == "0.00"  # the one largest is the best
 

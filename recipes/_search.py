@@ -1,15 +1,12 @@
-"""A search from its oracle to its files: genotype, Pareto front, reproduction card. Over trials, or over seeds.
+"""A search from its oracle to its files: genotype, Pareto front, reproduction card.
 
 What a child network is stands in `recipes.engine.children`; a program brings its space and its oracle.
 """
 
 import contextlib
-import dataclasses
 import datetime
-import functools
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,31 +17,24 @@ import numpy as np
 import zoo
 from recipes import tables
 from recipes.cards import tensorboard_logs
-from recipes.cards.card import BASELINE, CARD, write_card
-from recipes.cards.compare import LEAST_NETWORKS, compare_rankings
+from recipes.cards.card import CARD, write_card
+from recipes.cards.compare import compare_rankings, find_front
 from recipes.cards.read import read_search, write_about
 from recipes.cards.truth import RANKED_NETWORKS, Truth
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
 from recipes.engine.children import NetworkScorer
-from recipes.engine.config import SEEDS, ChildConfig, PlaceConfig, TrialConfig
+from recipes.engine.config import ChildConfig, PlaceConfig, TrialConfig
 from recipes.engine.dry_run import dry_run
-from recipes.engine.workers import Evaluate, LocalWorkers, Report, Workers, describe_failure, is_fatal
+from recipes.engine.workers import Evaluate, LocalWorkers, Workers
 from recipes.oracles import RandomSearch, SearchOracle, SuccessiveHalving
-from recipes.oracles.choices import Genome
 from recipes.training import progress
-from recipes.training.progress import Observe, Status
-from recipes.training.state import StateError
+from recipes.training.progress import Observe
 from zoo import atomic
 from zoo.genotype import Genotype
 
 _SCORE_NAMES = {"val_accuracy": "validation accuracy"}
 
-# (seed, file of the state, report) -> {"values": of the space's decisions, "history": a record an epoch, ...}; JSON
-Find = Callable[[int, Path, Report], Mapping[str, Any]]
-# (seed -> file of the state, architectures) -> each seed whose shared weights are there still, with the architectures'
-# accuracies by them
-Judge = Callable[[Mapping[int, Path], Sequence[Any]], Iterable[tuple[int, Sequence[float]]]]
 # architectures, as values -> each seed whose shared weights there are, with the architectures' accuracies by them
 Rank = Callable[[Sequence[Mapping[str, Any]]], Iterable[tuple[int, Sequence[float]]]]
 
@@ -97,10 +87,10 @@ def run_trials(
     config = scorer.config
     if isinstance(config, TrialConfig) and config.fidelity == "halving":
         oracle = SuccessiveHalving(oracle, config.rungs, config.halving_factor)
-    with _watch(observe, recipe, scorer.objective) as watch:
+    with watch_search(observe, recipe, scorer.objective) as watch:
         genotype = _run(oracle, scorer, recipe, watch, provenance or {}, rank)
     if observe is None:
-        _print_result(scorer.config.folder, genotype)
+        print_result(scorer.config.folder, genotype)
     return genotype
 
 
@@ -149,7 +139,8 @@ def _run(
     return genotype
 
 
-def _print_result(folder: Path, genotype: Genotype) -> None:
+def print_result(folder: Path, genotype: Genotype) -> None:
+    """Says where the best architecture of a search is."""
     source = genotype.source
     name = _SCORE_NAMES.get(source["score_name"], source["score_name"])
     print(f"{name} {source['score']:.4g} in trial {source['trial']}: {folder / 'genotype.json'}")
@@ -161,154 +152,8 @@ def search_randomly(scorer: NetworkScorer, recipe: str, observe: Observe | None 
     return run_trials(RandomSearch(**scorer.oracle_arguments()), scorer, recipe, observe)
 
 
-def search_by_seeds(
-    scorer: NetworkScorer,
-    recipe: str,
-    find: Find,
-    judge: Judge,
-    baseline: int,
-    observe: Observe | None = None,
-) -> Genotype:
-    """Searches once for each of `trials` seeds, trains what is found, and returns the best of it.
-
-    What a seed finds is a point of the scorer's space, and its training a trial like any other. Afterwards random
-    architectures of the space are trained alike, in folder/baseline; with enough of them folder/ranking.json says how
-    well each seed's shared weights rank them. Killed at any moment and started again, it resumes where it was.
-
-    Args:
-        scorer: of the whole space, with the options of the search.
-        recipe: its name.
-        find: what the search with one seed finds, which folder/seeds/seedN.json keeps; it resumes from its state file.
-            An exception ends that seed and not the others.
-        judge: scores architectures by the shared weights of the seeds.
-        baseline: how many random architectures.
-        observe: see `run_trials`.
-    """
-    config = scorer.config
-    arguments: dict[str, Any] = scorer.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
-    with _watch(observe, recipe, scorer.objective) as watch:
-        last = Status(0, config.trials, None, None, 0.0, "")
-
-        def show(status: Status) -> None:
-            nonlocal last
-            last = status
-            watch(status)
-
-        def find_or_read(seed: int) -> Mapping[str, Any]:
-            def report(fraction: float, text: str) -> None:
-                watch(dataclasses.replace(last, share=fraction, text=text, seconds_left=None))
-
-            return _find_or_read(config.folder / "seeds", seed, find, report)
-
-        searched = len(list((config.folder / "seeds").glob("seed*.json")))  # by a run with more trials, perhaps
-        oracle = SeedOracle(find_or_read, SEEDS * config.seed, max(config.trials, searched), **arguments)
-        rank = functools.partial(_rank, config.folder, scorer.space, judge)
-        genotype = _run(oracle, scorer, recipe, show, {}, rank)
-    if baseline:
-        # algorithm is a field of the programs' own configurations
-        options: dict[str, Any] = {"algorithm": "random", "trials": baseline, "folder": config.folder / BASELINE}
-        alike = dataclasses.replace(scorer, config=dataclasses.replace(config, **options))
-        with _watch(observe, f"{recipe}, baseline", scorer.objective) as watch:
-            _run(RandomSearch(**alike.oracle_arguments()), alike, recipe, watch, {})
-        if config.table is None:
-            _rank_baseline(config.folder, scorer.space, judge)
-        write_card([config.folder])
-    if observe is None:
-        _print_result(config.folder, genotype)
-    return genotype
-
-
-class SeedOracle(SearchOracle):
-    """Proposes what the search with each seed finds; equal architectures are one trial.
-
-    Args:
-        find: seed -> {"values": of the space's decisions} or {"failed": reason}; called again for every seed when a
-            search is resumed.
-        first: of the seeds.
-        count: how many there are.
-        objective, max_trials, hyperparameters, seed, key, check: see SearchOracle.
-    """
-
-    relearns = False
-
-    def __init__(
-        self,
-        find: Callable[[int], Mapping[str, Any]],
-        first: int,
-        count: int,
-        objective: Any,
-        max_trials: int,
-        hyperparameters: Any,
-        *,
-        seed: int,
-        key: Any,
-        check: Any,
-    ):
-        super().__init__(objective, max_trials, hyperparameters, seed=seed, key=key, check=check)
-        self._find, self._first, self._count = find, first, count
-        self._searched = 0
-        self._failures: list[str] = []
-
-    def propose(self) -> Genome | None:
-        """Returns what the next seed finds; that takes as long as the search."""
-        while self._searched < self._count:
-            self._searched += 1
-            seed = self._first + self._searched - 1
-            found = self._find(seed)
-            if "values" in found:
-                return self.choices.genome(found["values"])
-            self._failures.append(f"; seed {seed} failed: {found.get('failed', 'its file is of another version')}")
-        self.message = f"exhausted: what the seeds found is trained{''.join(self._failures)}"
-        return None
-
-    def learned(self) -> dict[str, Any]:
-        """Returns how many seeds were searched with."""
-        return {"searched": self._searched}
-
-    def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned."""
-        self._searched = learned["searched"]
-
-
-def _find_or_read(folder: Path, seed: int, find: Find, report: Report) -> Mapping[str, Any]:
-    """Returns what the search with this seed finds, or found in an earlier process, or why it failed."""
-    file = folder / f"seed{seed}.json"
-    if not file.exists():
-        begun = time.monotonic()
-        try:
-            found = dict(find(seed, _state_file(folder, seed), report))
-        except Exception as error:  # whatever one seed fails of, the next one may not
-            if is_fatal(error) or isinstance(error, StateError):  # it is for the user to move that file
-                raise
-            found = {"failed": describe_failure(error), "history": []}
-        atomic.write_atomically(file, json.dumps(found | {"seconds": round(time.monotonic() - begun, 3)}))
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _state_file(folder: Path, seed: int) -> Path:
-    return folder / f"seed{seed}.state.npz"
-
-
-def _rank_baseline(folder: Path, space: Any, judge: Judge) -> None:
-    """Writes how well each seed's shared weights rank the baseline's networks, if these are enough for that."""
-    baseline = read_search(folder / BASELINE)
-    trials = [trial for trial in baseline.trials if trial.score is not None]
-    if len(trials) < LEAST_NETWORKS:
-        return
-    shared = _rank(folder, space, judge, [trial.values(space.decisions) for trial in trials])
-    _write_ranking(folder, shared, baseline.scores)
-
-
-def _rank(
-    folder: Path, space: Any, judge: Judge, values: Sequence[Mapping[str, Any]]
-) -> Iterable[tuple[int, Sequence[float]]]:
-    """Returns each seed whose shared weights are there still, with the accuracies of architectures by them."""
-    numbers = sorted(int(path.stem.removeprefix("seed")) for path in (folder / "seeds").glob("seed*.json"))
-    seeds = {seed: _state_file(folder / "seeds", seed) for seed in numbers}
-    return judge(seeds, [space.body(each) for each in values])
-
-
-def _write_ranking(folder: Path, shared: Iterable[tuple[int, Sequence[float]]], alone: Sequence[float]) -> None:
+def write_ranking(folder: Path, shared: Iterable[tuple[int, Sequence[float]]], alone: Sequence[float]) -> None:
+    """Writes how each seed's shared weights rank networks beside their accuracies alone."""
     found = {str(seed): compare_rankings(scores, alone) for seed, scores in shared}
     tuner.forget_models()
     atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
@@ -348,7 +193,7 @@ def _judge_by_table(
             {each.name: each.choices[place] for each, place in zip(space.decisions, genome, strict=True)}
             for genome in genomes
         ]
-        _write_ranking(folder, rank(values), truth.worth[drawn].tolist())
+        write_ranking(folder, rank(values), truth.worth[drawn].tolist())
 
 
 def _count_choices(decisions: Sequence[spaces.Decision]) -> str:
@@ -418,15 +263,20 @@ def _describe_source(
 def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: str, source: Mapping[str, Any]) -> None:
     """Writes a genotype file for each trial of the Pareto front, and the front itself; what was there goes.
 
-    Of a search by successive halving only the networks that were trained longest are compared.
+    Of a search by successive halving only the networks that were trained longest are compared. The front is in the
+    order of the first objective, the best first.
     """
     objectives, folder = scorer.config.trade_off(), scorer.config.folder / "pareto"
     shutil.rmtree(folder, ignore_errors=True)
     if not objectives:
         return
     front = []
-    longest = max((record.epochs for record in history if record.score is not None), default=0)
-    for record in tuner.pareto_front([record for record in history if record.epochs == longest], objectives):
+    records = [record for record in history if record.score is not None and objectives.keys() <= record.metrics.keys()]
+    records = [record for record in records if record.epochs == max(each.epochs for each in records)]
+    signs = [1.0 if direction == "max" else -1.0 for direction in objectives.values()]
+    points = np.array([[record.metrics[name] for name in objectives] for record in records]) * signs
+    for place in sorted(np.flatnonzero(find_front(points)), key=lambda place: tuple(points[place]), reverse=True):
+        record = records[place]
         file = f"trial_{record.number:05d}.json"
         own = {"score": record.score, "metrics": dict(record.metrics), "trial": record.number}
         genotype = scorer.genotype(record.values, f"{name}_trial{record.number}", dict(source) | own)
@@ -438,7 +288,8 @@ def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: st
 
 
 @contextlib.contextmanager
-def _watch(observe: Observe | None, recipe: str, objective: str) -> Iterator[Observe]:
+def watch_search(observe: Observe | None, recipe: str, objective: str) -> Iterator[Observe]:
+    """Yields what takes the state of a search: `observe`, or a progress bar unless given."""
     if observe is not None:
         yield observe
         return

@@ -56,7 +56,7 @@ def measure(config: Config, observe: Observe | None = None) -> "LatencyTable":
     strides = mnasnet.SMALL_STRIDES if config.strides == "small" else mnasnet.STRIDES
     space = mnasnet.BlockSpace(config.width, config.depth, strides, config.divisor)
     shape = (config.image_size, config.image_size, config.channels)
-    layers = list(latency.iterate_layers(space, shape, config.classes))[: config.most]
+    layers = list(mnasnet.iterate_layers(space, shape, config.classes))[: config.most]
     measured = latency.MeasuredLatencies(config.folder, {})
     milliseconds = {}
     try:

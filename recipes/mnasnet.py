@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from recipes.engine.children import NetworkScorer
     from recipes.oracles import SearchOracle
 
+Shape = tuple[int, int, int]  # height, width, channels
 OBJECTIVE = "reward"
 # Sandler et al., arXiv:1801.04381, table 2: filters, layers, strides; the first is depthwise separable
 MOBILENET_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
@@ -205,18 +206,62 @@ class BlockSpace(Space):
         return max(1, math.floor(self.width * filters / self.divisor + 0.5)) * self.divisor
 
 
+def iterate_layers(space: BlockSpace, input_shape: Shape, classes: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yields the name of each layer that networks of a space may have, and what builds it alone; each once.
+
+    Args:
+        space: of the networks.
+        input_shape: height, width and channels of the images.
+        classes: of the data.
+    """
+    import keras
+    from keras import layers
+
+    from recipes.engine.latency import head_name, layer_name, stem_name
+    from zoo.blocks import conv_bn
+    from zoo.families.mnasnet import STYLE
+    from zoo.mobile_blocks import block
+
+    def build(shape: Shape, add: Callable[[Any], Any]) -> Any:
+        image = keras.Input(shape)
+        return keras.Model(image, add(image))
+
+    def add_convolution(x: Any, filters: int, kernel_size: int, strides: int, name: str) -> Any:
+        return layers.ReLU()(conv_bn(x, filters, kernel_size, strides, STYLE, name))
+
+    def add_head(x: Any) -> Any:
+        x = x if body.head_filters is None else add_convolution(x, body.head_filters, 1, 1, "head")
+        return layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
+
+    height, width, channels = input_shape
+    body, seen = space.body(space.mobilenet_v2()), set()
+    stem = functools.partial(add_convolution, filters=body.stem_filters, kernel_size=3, strides=2, name="stem")
+    yield stem_name(height, width, channels, body.stem_filters), functools.partial(build, input_shape, stem)
+    for number, halvings, inputs, row in space.layers():
+        rows, columns = -(-height // 2 ** (halvings + 1)), -(-width // 2 ** (halvings + 1))
+        layer = functools.partial(block, row=row, strides=row.strides, style=STYLE, name="layer")
+        found = [(layer_name(rows, columns, inputs, row, row.strides), (rows, columns, inputs), layer)]
+        if number == len(space.strides) - 1:
+            last = -(-rows // row.strides), -(-columns // row.strides), row.filters
+            found.append((head_name(*last, body.head_filters, classes), last, add_head))
+        for name, shape, add in found:
+            if name not in seen:
+                seen.add(name)
+                yield name, functools.partial(build, shape, add)
+
+
 def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best network; `observe` gets the state of the search instead of a progress bar."""
     from recipes import _search
     from recipes.engine import children as child_networks
     from recipes.engine.dry_run import dry_run
-    from recipes.engine.latency import LatencyTable, list_layer_names, name_machine
+    from recipes.engine.latency import LatencyTable, name_machine
 
     space = space_of(config)
     images = child_networks.load_images(config)
     table = None if config.latency_table is None else LatencyTable.load(config.latency_table)
     if table is not None:
-        table.require(list_layer_names(space, images.input_shape, images.classes))
+        table.require(name for name, _ in iterate_layers(space, images.input_shape, images.classes))
     shape: dict[str, Any] = {"input_shape": list(images.input_shape), "classes": images.classes}
     presets = {"search": shape, "double": {"width_multiplier": 2.0, **shape}}
     scorer = child_networks.NetworkScorer(config, space, "mnasnet", presets, images, latencies=table)

@@ -42,8 +42,8 @@ from zoo.formats.enas import MICRO_OPS
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
-    from recipes.engine.repeated import RepeatedScorer
     from recipes.tables import Network
+    from recipes.tables.repeated import RepeatedScorer
 
 _MOST_LISTED = 200_000  # points of a space of which all that are the same network are listed
 _OPS = {"darts": DARTS_OPS[1:], "enas": MICRO_OPS, "nasnet": NASNET_OPS}
@@ -124,6 +124,7 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
     from recipes.engine.dry_run import dry_run
     from recipes.oracles import RandomSearch
     from recipes.tables import page
+    from recipes.tables.repeated import RepeatedScorer, load_all_images
 
     scorer = make_scorer(config)
     if config.dry_run:

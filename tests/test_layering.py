@@ -6,9 +6,9 @@
 * A file of zoo that the line does not name (weights, draw) may import any of it; of the line only `builder` imports it.
 * `cost` and `deploy` take any keras.Model: of zoo they see each other, `atomic` and `markdown`, never a family or a
   genotype.
-* In recipes: images <- training <- oracles <- engine <- cards <- tables <- _search <- a room or program <- tour. What
-  is left never imports what is right, inside functions neither; rooms and programs do not import one another, but for
-  those that FOLLOWS names.
+* In recipes: images <- training <- oracles <- engine <- cards <- tables <- _search <- _seeds <- a room or program <-
+  tour. What is left never imports what is right, inside functions neither; rooms and programs do not import one
+  another, but for those that FOLLOWS names.
 """
 
 import ast
@@ -27,7 +27,7 @@ FOLDERS = ("zoo", "recipes", "searched_genotypes", "benchmarks", "setup")
 ORDER = """atomic markdown genotype genotype_json canonical formats manifest registry
     blocks mobile_blocks ops cell skeleton families builder""".split()
 RECIPES_ORDER = tuple(
-    f"recipes.{name}" for name in "_quiet images training oracles engine cards tables _search".split()
+    f"recipes.{name}" for name in "_quiet images training oracles engine cards tables _search _seeds".split()
 )
 ROOMS = ("recipes.darts", "recipes.enas", "recipes.tinynas")
 FOLLOWS = {  # program -> the programs or rooms that it builds on

@@ -33,7 +33,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
     import functools
 
-    from recipes import _search
+    from recipes import _search, _seeds
     from recipes.darts import seeds
     from recipes.engine import children as child_networks
 
@@ -46,4 +46,4 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     if config.algorithm == "random":
         return _search.search_randomly(scorer, "darts", observe)
     find, judge = functools.partial(seeds.find, scorer), functools.partial(seeds.judge, scorer)
-    return _search.search_by_seeds(scorer, "darts", find, judge, config.random_cells, observe)
+    return _seeds.search_by_seeds(scorer, "darts", find, judge, config.random_cells, observe)

@@ -39,7 +39,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     import functools
 
     import zoo
-    from recipes import _search
+    from recipes import _search, _seeds
     from recipes.enas import seeds
     from recipes.engine import children as child_networks
 
@@ -52,6 +52,6 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     if config.algorithm == "random":
         return _search.search_randomly(scorer, "enas", observe)
     find, judge = functools.partial(seeds.find, scorer), functools.partial(seeds.judge, scorer)
-    genotype = _search.search_by_seeds(scorer, "enas", find, judge, config.random_networks, observe)
+    genotype = _seeds.search_by_seeds(scorer, "enas", find, judge, config.random_networks, observe)
     zoo.draw(genotype, config.folder / "genotype.png")
     return genotype

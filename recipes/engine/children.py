@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -10,14 +10,13 @@ import keras_tuner
 import numpy as np
 
 import zoo
-from recipes.engine import child_training as trial
-from recipes.engine import tuner
+from recipes.engine import child_training, tuner
 from recipes.engine.config import ChildConfig
 from recipes.engine.latency import LatencyTable, MeasuredLatencies
 from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
 from recipes.images.augment import Normalization, cifar
-from recipes.images.parts import Arrays
+from recipes.images.parts import Arrays, Part
 from recipes.oracles import NSGA2, BayesianSearch, LocalSearch, RandomSearch, SearchOracle
 from recipes.oracles.base import EPOCHS
 from recipes.training.optimizer import Settings
@@ -28,58 +27,6 @@ OBJECTIVE = "val_accuracy"
 REWARD = "reward"  # the objective of a search by accuracy and latency
 LATENCY = "latency_ms"
 _NORMALIZED_BY = 2000  # images, where they are too many for the memory
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """The most that a network may have or need, checked before anything is trained; None does not limit.
-
-    Attributes:
-        params: values of all variables.
-        macs: multiply-accumulates an image.
-        sram: bytes of arena that the int8 file takes under TFLM.
-        flash: bytes of the int8 file.
-        latency: ms of one image.
-    """
-
-    params: int | None = None
-    macs: int | None = None
-    sram: int | None = None
-    flash: int | None = None
-    latency: float | None = None
-
-    def any(self) -> bool:
-        """Returns whether there is one at all."""
-        return any(value is not None for value in dataclasses.astuple(self))
-
-    def exceeded(self, model: keras.Model, latency: Callable[[], float]) -> str | None:
-        """Returns which limit `model` exceeds and by what, or None; `latency` is asked last, and only if need be.
-
-        Memory is predicted from the graph first. That leaves out what TFLM keeps for good and the file its names, so a
-        network that is too large by it is too large; one that is not is converted, and planned as TFLM places it.
-        """
-        cost = zoo.cost.of(model)
-        reason = (
-            _over("params", cost.params, self.params)
-            or _over("macs", cost.macs, self.macs)
-            or _over("bytes of SRAM, predicted", cost.peak_memory, self.sram)
-            or _over("bytes of flash, predicted", cost.flash, self.flash)
-        )
-        if reason:
-            return reason
-        if self.sram is not None or self.flash is not None:
-            noise = np.random.default_rng(0).uniform(0, 1, (1, *model.input_shape[1:])).astype(np.float32)
-            plan = planner.plan(tflite.convert(model, quantize="int8", calibration=noise))
-            reason = _over("bytes of SRAM", plan.arena, self.sram) or _over("bytes of flash", plan.flash, self.flash)
-            if reason:
-                return reason
-        if self.latency is not None and (milliseconds := latency()) > self.latency:
-            return f"{milliseconds:.4g} ms, more than {self.latency:.4g}"
-        return None
-
-
-def _over(name: str, value: int, most: int | None) -> str | None:
-    return f"{value:,} {name}, more than {most:,}" if most is not None and value > most else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,16 +129,33 @@ class NetworkScorer:
         )
 
     def check(self, values: Mapping[str, Any]) -> str | None:
-        """Returns which limit the network exceeds, or None."""
+        """Returns which limit the network exceeds and by what, or None."""
         config = self.config
-        limits = Limits(config.max_params, config.max_macs, config.max_sram, config.max_flash, config.max_latency)
-        if not limits.any():
+        limits = (config.max_params, config.max_macs, config.max_sram, config.max_flash, config.max_latency)
+        if not any(limits):
             return None
-        model = self.build(values)
         try:
-            return limits.exceeded(model, lambda: self.latency(values, model))
+            return next(filter(None, self._excesses(values, self.build(values))), None)
         finally:
             tuner.forget_models()
+
+    def _excesses(self, values: Mapping[str, Any], model: keras.Model) -> Iterator[str | None]:
+        """Yields by what the network exceeds each limit, or None; what takes longer to find comes later.
+
+        Memory is predicted from the graph first. That leaves out what TFLM keeps for good and the file its names, so a
+        network that is too large by it is too large; one that is not is converted, and planned as TFLM places it.
+        """
+        config, cost = self.config, zoo.cost.of(model)
+        yield _over("params", cost.params, config.max_params)
+        yield _over("macs", cost.macs, config.max_macs)
+        yield _over("bytes of SRAM, predicted", cost.peak_memory, config.max_sram)
+        yield _over("bytes of flash, predicted", cost.flash, config.max_flash)
+        if config.max_sram or config.max_flash:
+            plan = plan_memory(model)
+            yield _over("bytes of SRAM", plan.arena, config.max_sram)
+            yield _over("bytes of flash", plan.flash, config.max_flash)
+        if config.max_latency and (milliseconds := self.latency(values, model)) > config.max_latency:
+            yield f"{milliseconds:.4g} ms, more than {config.max_latency:.4g}"
 
     def latency(self, values: Mapping[str, Any], model: keras.Model | None = None) -> float:
         """Returns the ms of one image, by the table or measured on this machine once in the life of the search.
@@ -218,7 +182,6 @@ class NetworkScorer:
 
         A latency that counts is measured first, while the cores have nothing else to do.
         """
-        config, images = self.config, self.images
         predicted: dict[str, float] = {}
         if self._times:
             predicted[LATENCY] = self.latency(task.values)
@@ -230,26 +193,36 @@ class NetworkScorer:
             predicted.update(macs=cost.macs, peak_memory=cost.peak_memory, flash=cost.flash)
             return model
 
+        found = self.train(build, task, until=task.values.get(EPOCHS))
+        if self.reward is not None:
+            predicted[REWARD] = self.reward(found[OBJECTIVE], predicted[LATENCY])
+        if EPOCHS in task.values:
+            predicted["epochs"] = task.values[EPOCHS]
+        return found | predicted
+
+    def train(
+        self,
+        build: Callable[[], keras.Model],
+        task: tuner.Task,
+        until: int | None = None,
+        test_part: Part | None = None,
+    ) -> dict[str, float]:
+        """Trains a network with the task's seed in the task's folder; see recipes.engine.child_training.train."""
+        images, size = self.images, self.images.input_shape[0]
         try:
-            found = trial.train(
+            return child_training.train(
                 build,
                 images.train,
                 images.validation,
                 self.training(),
                 seed=task.seed,
-                until=task.values.get(EPOCHS),
+                until=until,
                 normalize=self.normalization,
-                augment=cifar(padding=images.input_shape[0] // 8, cutout_length=images.input_shape[0] // 2)
-                if config.augment
-                else None,
+                augment=cifar(padding=size // 8, cutout_length=size // 2) if self.config.augment else None,
                 folder=task.folder,
                 report=task.report,
+                test_part=test_part,
             )
-            if self.reward is not None:
-                predicted[REWARD] = self.reward(found[OBJECTIVE], predicted[LATENCY])
-            if EPOCHS in task.values:
-                predicted["epochs"] = task.values[EPOCHS]
-            return found | predicted
         finally:
             tuner.forget_models()
 
@@ -263,9 +236,19 @@ class NetworkScorer:
         """Returns how a child is trained."""
         config = self.config
         ends = getattr(config, "rungs", [config.epochs])[:-1]
-        return trial.child_settings(
+        return child_training.child_settings(
             len(self.images.train), config.epochs, config.batch_size, config.learning_rate, config.weight_decay, ends
         )
+
+
+def _over(name: str, value: int, most: int | None) -> str | None:
+    return f"{value:,} {name}, more than {most:,}" if most is not None and value > most else None
+
+
+def plan_memory(model: keras.Model) -> planner.Plan:
+    """Returns the memory of the model's int8 file under TFLM, which random weights have like trained ones."""
+    noise = np.random.default_rng(0).uniform(0, 1, (1, *model.input_shape[1:])).astype(np.float32)
+    return planner.plan(tflite.convert(model, quantize="int8", calibration=noise))
 
 
 def cell_presets(repeats: int, filters: int) -> dict[str, dict[str, Any]]:

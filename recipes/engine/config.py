@@ -69,15 +69,12 @@ class PlaceConfig:
     def __post_init__(self):
         if self.workers != "ray" and not self.workers.isdecimal():
             raise ValueError(f"workers is {self.workers!r}; expected a whole number, 0 for this process, or ray")
-        if self.retries < 0 or (self.trials_at_once is not None and self.trials_at_once < 1):
-            raise ValueError(
-                f"retries is {self.retries} and trials_at_once {self.trials_at_once}; "
-                "expected a whole number from 0, and one from 1 or none"
-            )
-        for name, least in {"silence": 0, "trial_cpus": -1, "trial_gpus": -1}.items():
-            if not (least < getattr(self, name) < math.inf) or getattr(self, name) < 0:
-                expected = "seconds above 0" if name == "silence" else "a number from 0"
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {expected}")
+        check_at_least(self, {"retries": 0, "trials_at_once": 1})
+        for name in ("trial_cpus", "trial_gpus"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0")
+        if not 0 < self.silence < math.inf:
+            raise ValueError(f"silence is {self.silence}; expected seconds above 0")
 
     @property
     def runs_elsewhere(self) -> bool:

@@ -24,7 +24,7 @@ class Journal:
         header: what must be equal for the file to be continued; kept in its first line.
 
     Raises:
-        ValueError: the file belongs to other settings or is damaged; the text says how to go on.
+        ValueError: the file belongs to other settings or is damaged; the text says what to do.
         OSError: another process has it open, or it cannot be written.
     """
 
@@ -46,21 +46,18 @@ class Journal:
         """Adds one record; a disk that is full in the middle of it leaves none of it."""
         data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
-            self._write(data)
+            end = self._stream.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[self._stream.write(data) :]
+            except OSError:
+                self._stream.truncate(end)
+                raise
             self.length += 1
             if time.monotonic() - self._synced > _LONGEST_UNSYNCED:
                 self.sync()
         except OSError as error:
             raise cannot_write(self.path, error) from error
-
-    def _write(self, data: bytes) -> None:
-        end = self._stream.seek(0, os.SEEK_END)
-        try:
-            while data:
-                data = data[self._stream.write(data) :]
-        except OSError:
-            self._stream.truncate(end)
-            raise
 
     def sync(self) -> None:
         """Waits until the disk has everything."""
@@ -84,22 +81,18 @@ class Journal:
             self.length = 0
             return []
         found, records = _parse_lines(self.path, data[:whole])
-        self._check_header(found, header)
         self.length = len(records)
-        return records
-
-    def _check_header(self, found: dict[str, Any], header: dict[str, Any]) -> None:
-        found = {name: value for name, value in found.items() if name != "journal"}
         differences = [
             f"{name} {found.get(name)!r} then, {header.get(name)!r} now"
-            for name in sorted(found.keys() | header.keys())
+            for name in sorted(found.keys() - {"journal"} | header.keys())
             if found.get(name) != header.get(name)
         ]
         if differences:
             raise ValueError(
                 f"{self.path} is of a search with other settings: {'; '.join(differences)}. "
-                "Use the settings of then to go on, another folder, or delete this one"
+                "Use the settings of then to resume, another folder, or delete this one"
             )
+        return records
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:

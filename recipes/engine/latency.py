@@ -5,29 +5,24 @@ rounds, each the median of many runs, until the two least rounds agree; the leas
 life of a search: what a resumed search needs again stands in a file.
 
 A table of layers of mobile networks is a JSON file: {"machine": "Pixel 1, one big core", "milliseconds": {NAME: 0.31,
-...}}. `list_layer_names` tells which names a search needs; `python -m recipes.measure_latencies` measures them here.
+...}}. `python -m recipes.measure_latencies` makes one of this machine, with all names that a search needs.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
-from keras import layers
 
 from recipes.engine.journal import Journal
 from recipes.engine.workers import name_processor
-from zoo.blocks import conv_bn
 from zoo.deploy import measure, tflite
-from zoo.families.mnasnet import STYLE
 from zoo.genotype import Block, Blocks, near
-from zoo.mobile_blocks import block
 
 _ROUND_SECONDS = 0.1  # of runs; at most so long, but three runs at least
 _MOST_RUNS, _LEAST_ROUNDS, _MOST_ROUNDS = 50, 3, 12
@@ -148,10 +143,13 @@ class LatencyTable:
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is no JSON: {error}; expected a table of latencies") from error
-        keys = ("machine", "milliseconds")
-        if not isinstance(record, dict) or set(record) != set(keys) or not isinstance(record["milliseconds"], dict):
+        if (
+            not isinstance(record, dict)
+            or record.keys() != {"machine", "milliseconds"}
+            or not isinstance(record["milliseconds"], dict)
+        ):
             raise ValueError(
                 f'{path} is no table of latencies; expected {{"machine": "...", "milliseconds": {{name: number}}}}'
             )
@@ -179,51 +177,3 @@ class LatencyTable:
                 f"have, {missing[0]!r} among them{near(missing[0], self.milliseconds)}. Measure them, too: "
                 "python -m recipes.measure_latencies with the options of the search"
             )
-
-
-def iterate_layers(space: Any, input_shape: Shape, classes: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yields the name of each layer that networks of a space may have, and what builds it alone; each once."""
-    height, width, channels = input_shape
-    body = space.body(space.mobilenet_v2())
-    yield (
-        stem_name(height, width, channels, body.stem_filters),
-        functools.partial(_model, input_shape, lambda x: _relu(conv_bn(x, body.stem_filters, 3, 2, STYLE, "stem"))),
-    )
-    seen = set()
-    for number, halvings, inputs, row in space.layers():
-        rows, columns = -(-height // 2 ** (halvings + 1)), -(-width // 2 ** (halvings + 1))
-        found = [(layer_name(rows, columns, inputs, row, row.strides), (rows, columns, inputs), _layer(row))]
-        if number == len(space.strides) - 1:
-            last = -(-rows // row.strides), -(-columns // row.strides), row.filters
-            found.append((head_name(*last, body.head_filters, classes), last, _head(body.head_filters, classes)))
-        for name, shape, add in found:
-            if name not in seen:
-                seen.add(name)
-                yield name, functools.partial(_model, shape, add)
-
-
-def list_layer_names(space: Any, input_shape: Shape, classes: int) -> list[str]:
-    """Returns the names of all layers that networks of a space may have."""
-    return [name for name, _ in iterate_layers(space, input_shape, classes)]
-
-
-def _model(shape: Shape, add: Callable[[Any], Any]) -> keras.Model:
-    image = keras.Input(shape)
-    return keras.Model(image, add(image))
-
-
-def _relu(x: Any) -> Any:
-    return layers.ReLU()(x)
-
-
-def _layer(row: Block) -> Callable[[Any], Any]:
-    return lambda x: block(x, row, row.strides, STYLE, "layer")
-
-
-def _head(filters: int | None, classes: int) -> Callable[[Any], Any]:
-    def add(x: Any) -> Any:
-        if filters is not None:
-            x = _relu(conv_bn(x, filters, 1, 1, STYLE, "head"))
-        return layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
-
-    return add

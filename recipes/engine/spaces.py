@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoo.canonical import canonical_hash
-from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node, near
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node, near
 
 # Zoph et al. 2018, section 3; its "identity" is skip_connect here
 NASNET_OPS = tuple(
@@ -99,10 +99,8 @@ def count_cell_features(graph: CellGraph) -> Counter[Hashable]:
 
 def kinds_of(decisions: Sequence[Decision]) -> dict[str, list[str]]:
     """Returns kind -> names, in the order of the decisions."""
-    kinds: dict[str, list[str]] = {}
-    for decision in decisions:
-        kinds.setdefault(decision.kind, []).append(decision.name)
-    return kinds
+    kinds = dict.fromkeys(decision.kind for decision in decisions)
+    return {kind: [decision.name for decision in decisions if decision.kind == kind] for kind in kinds}
 
 
 def hyperparameters_of(decisions: Sequence[Decision]) -> Any:
@@ -181,18 +179,6 @@ class CellSpace(Space):
         counts = {cell: count_cell_features(self._graph(cell, values)) for cell in self.cells}
         return {(cell, feature): count for cell, found in counts.items() for feature, count in found.items()}
 
-    def genotype(
-        self,
-        values: Mapping[str, Any],
-        *,
-        name: str,
-        family: str,
-        presets: Mapping[str, Mapping[str, Any]],
-        source: Mapping[str, Any] | None = None,
-    ) -> Genotype:
-        """Returns the architecture with its provenance; see zoo.genotype.Genotype for the arguments."""
-        return Genotype(name=name, family=family, body=self.body(values), presets=presets, source=source or {})
-
     def values(self, body: Cells) -> dict[str, Any]:
         """Returns the values that stand for `body`: the inverse of `body`, for cells that lie in this space.
 
@@ -236,7 +222,4 @@ def amoebanet(nodes: int = 5) -> CellSpace:
 
 def uniform_cells(space: CellSpace) -> list[dict[str, Any]]:
     """Returns, for each op, the values of the deepest cells that have nothing but it: the largest network is one."""
-    found = []
-    for op in space.ops:
-        found.append({d.name: op if d.kind == "op" else d.choices[-1] for d in space.decisions})
-    return found
+    return [{d.name: op if d.kind == "op" else d.choices[-1] for d in space.decisions} for op in space.ops]

@@ -29,8 +29,6 @@ from recipes.oracles.base import EPOCHS, SearchOracle
 from recipes.training.progress import Status
 from zoo import atomic
 
-__all__ = ["Record", "Status", "Task", "Tuner", "forget_models", "pareto_front"]
-
 COMPLETED, INVALID = "COMPLETED", "INVALID"  # as KerasTuner calls them
 
 
@@ -89,7 +87,7 @@ class Tuner:
         *,
         settings: Mapping[str, Any] | None = None,
         keep: int = 3,
-        observe: Callable[[Status], None] | None = None,
+        observe: Callable[[Status], None] = lambda status: None,
         snapshot_seconds: float = 30.0,
         attempts: int = 5,
         workers: Workers | None = None,
@@ -117,6 +115,7 @@ class Tuner:
         self._roots: dict[int, int] = {}  # number of a later one -> that number
         self._fractions: dict[int, float] = {}  # number -> finished fraction of the trials that were handed out
         self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
+        self._marks: dict[int, list[int]] = collections.defaultdict(list)  # number -> checkpoint marks at each resume
         self._best: list[Record] = []  # the best first
         self._intervals: collections.deque[float] = collections.deque(maxlen=50)  # s between ends of trials
         self._last_end = self._last_snapshot = time.monotonic()
@@ -192,8 +191,6 @@ class Tuner:
 
     def tell(self, text: str, note: str = "") -> None:
         """Gives `observe` the state of the search; `note` is worth a line of its own."""
-        if self._observe is None:
-            return
         total, fraction = self.oracle.max_trials, sum(self._fractions.values())
         left = None
         if total is not None and self._intervals:
@@ -227,10 +224,9 @@ class Tuner:
         self._fractions[number] = 0.0
         if self._runs_here and number in self._unfinished:
             self._unfinished.discard(number)
-            resume = {"resume": number, "mark": self._checkpoint_mark(number)}
-            self.journal.append(resume)
-            marks = [*self._marks[number], resume["mark"]]
-            deaths = sum(mark == marks[-1] for mark in marks)
+            mark = self._checkpoint_mark(number)
+            self.journal.append({"resume": number, "mark": mark})
+            deaths = 1 + self._marks[number].count(mark)
             if deaths >= self._attempts:
                 reason = f"MemoryError: the process died {deaths} times in this trial, perhaps for want of memory"
                 self._end(Outcome(number, None, reason))
@@ -267,7 +263,7 @@ class Tuner:
     def _end(self, outcome: Outcome) -> None:
         """Lets the oracle learn, journals the result and removes checkpoints."""
         names, number = [objective.name for objective in self.oracle.objectives], outcome.number
-        metrics, reason = {}, outcome.reason
+        metrics, message = {}, {"message": outcome.reason} if outcome.reason else {}
         if outcome.results is not None:
             results = outcome.results if isinstance(outcome.results, Mapping) else {names[0]: outcome.results}
             for name in names:
@@ -277,15 +273,12 @@ class Tuner:
             if wrong is None:
                 metrics = {key: float(value) for key, value in results.items() if math.isfinite(value)}
             else:
-                reason = f"FloatingPointError: {wrong} is {float(results[wrong])}"
+                message = {"message": f"FloatingPointError: {wrong} is {float(results[wrong])}"}
         self._fractions.pop(number, None)
-        status = COMPLETED if metrics else INVALID
-        score = metrics.get(names[0])
-        record = Record(number, self._running[number], status, score, metrics, outcome.seconds, reason)
-        self._count_in(record)
-        message = {"message": reason} if reason else {}
-        seconds = round(outcome.seconds, 3)
-        self.journal.append({"end": number, "status": status, "metrics": metrics, "seconds": seconds, **message})
+        ended = {"end": number, "status": COMPLETED if metrics else INVALID, "metrics": metrics}
+        ended |= {"seconds": round(outcome.seconds, 3), **message}
+        self._count_in(self._read_end(ended))
+        self.journal.append(ended)
         self._intervals.append(time.monotonic() - self._last_end)
         self._last_end = time.monotonic()
         kept = [*self._running, *(record.number for record in self._best[: self._keep])]
@@ -334,48 +327,46 @@ class Tuner:
         }
 
     def _resume(self) -> None:
-        """Takes the oracle to where the journal ends."""
-        records = self.journal.records
-        self._marks: dict[int, list[int]] = collections.defaultdict(list)  # number -> checkpoint marks at each resume
+        """Takes the oracle to where the journal ends; what the snapshot covers is not asked for and learned again."""
+        records, state = self.journal.records, self._read_snapshot()
+        covered = state.get("records", 0)
+        self._replay(records[:covered], learn=False)
+        if covered:
+            for number, genome in state["running"].items():
+                self.oracle.adopt_running(int(number), tuple(genome))
+            self.oracle.restore_snapshot(state["oracle"])
+        self._replay(records[covered:], learn=True)
+        self._unfinished = set(self._running)
+        if records:
+            self.tell(f"resumed after {len(self.history)} trials")
+
+    def _read_snapshot(self) -> dict[str, Any]:
+        """Returns what `save` has written; nothing where there is none, or the journal is shorter."""
+        path, length = self.folder / "snapshot.json", len(self.journal.records)
+        state = json.loads(path.read_text(encoding="utf-8")) if length and path.exists() else {}
+        return state if state.get("records", 0) <= length else {}
+
+    def _replay(self, records: Sequence[Mapping[str, Any]], learn: bool) -> None:
+        """Counts in what the journal holds; with `learn`, the oracle proposes and learns it once more."""
         for record in records:
             if "refused" in record:
                 self._checked[tuple(record["refused"])] = record["message"]
                 self._refusals += 1
             elif "start" in record:
-                self._checked[tuple(record["genome"])] = None
+                genome = tuple(record["genome"])
+                self._checked[genome] = None
+                values = self._replay_start(record) if learn else self.oracle.choices.values(genome)
+                self._count_start(record["start"], values)
             elif "lost" in record:
                 self._losses[record["lost"]] += 1
             elif "resume" in record:
                 self._marks[record["resume"]].append(record["mark"])
-        for record in records[self._restore_snapshot(records) :]:
-            if "start" in record:
-                self._replay_start(record)
             elif "end" in record:
-                self._count_in(self._read_end(record))
-            elif "idle" in record:
+                self._count_in(self._read_end(record), learn)
+            elif "idle" in record and learn:
                 self.oracle.ask(self._started, self._check)
-        self._unfinished = set(self._running)
-        if records:
-            self.tell(f"resumed after {len(self.history)} trials")
 
-    def _restore_snapshot(self, records: Sequence[Mapping[str, Any]]) -> int:
-        """Returns how many records the snapshot covers; 0 where there is none, or the journal is shorter."""
-        path = self.folder / "snapshot.json"
-        state = json.loads(path.read_text(encoding="utf-8")) if records and path.exists() else {}
-        covered = state.get("records", 0)
-        if not 0 < covered <= len(records):
-            return 0
-        for record in records[:covered]:
-            if "start" in record:
-                self._count_start(record["start"], self.oracle.choices.values(tuple(record["genome"])))
-            elif "end" in record:
-                self._count_in(self._read_end(record), learn=False)
-        for number, genome in state["running"].items():
-            self.oracle.adopt_running(int(number), tuple(genome))
-        self.oracle.restore_snapshot(state["oracle"])
-        return covered
-
-    def _replay_start(self, record: Mapping[str, Any]) -> None:
+    def _replay_start(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         proposal = self.oracle.ask(record["start"], self._check)
         genome = [] if proposal is None else list(self.oracle.choices.genome(proposal.values))
         if proposal is None or genome != record["genome"]:
@@ -383,7 +374,7 @@ class Tuner:
                 f"{self.journal.path}: trial {record['start']} was {record['genome']}, and the oracle now proposes "
                 f"{genome or 'nothing'}. It is another version or has other settings; use those, or another folder"
             )
-        self._count_start(record["start"], proposal.values)
+        return proposal.values
 
     def _read_end(self, record: Mapping[str, Any]) -> Record:
         number, status = record["end"], record["status"]
@@ -418,29 +409,3 @@ def forget_models() -> None:
     import keras
 
     keras.backend.clear_session()  # collects garbage as well
-
-
-def pareto_front(history: Sequence[Record], objectives: Mapping[str, str]) -> list[Record]:
-    """Returns the trials that no other beats in every objective, in the order of the first one, the best first.
-
-    Args:
-        history: `Tuner.history`.
-        objectives: name of a metric -> "max" or "min"; one or more.
-    """
-    for name, direction in objectives.items():
-        if direction not in ("max", "min"):
-            raise ValueError(f"the direction of {name!r} is {direction!r}; expected 'max' or 'min'")
-    signs = [1.0 if direction == "max" else -1.0 for direction in objectives.values()]
-    points = []
-    for record in history:
-        if record.score is not None:
-            missing = [name for name in objectives if record.metrics.get(name) is None]
-            if missing:
-                raise ValueError(f"trial {record.number} has no {missing[0]!r}; it has {sorted(record.metrics)}")
-            points.append((tuple(s * record.metrics[name] for s, name in zip(signs, objectives, strict=True)), record))
-    front = [
-        (point, record)
-        for point, record in points
-        if not any(other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other, _ in points)
-    ]
-    return [record for _, record in sorted(front, key=lambda entry: entry[0], reverse=True)]

@@ -122,7 +122,6 @@ class Workers(Protocol):
 
     def start(self, task: Task) -> None:
         """Gives a trial out."""
-        ...
 
     def wait(self) -> Outcome:
         """Waits until a trial has ended or its worker is lost, and returns what came of it."""
@@ -130,7 +129,6 @@ class Workers(Protocol):
 
     def close(self) -> None:
         """Ends whatever runs."""
-        ...
 
 
 class InThisProcess:
@@ -189,11 +187,6 @@ class LocalWorkers:
         """How many more trials can be started now."""
         return self._count - len(self._busy)
 
-    @property
-    def processes(self) -> list[int]:
-        """The ids of the processes that live."""
-        return [worker.process.pid for worker in self._workers.values() if worker.process.is_alive()]
-
     def start(self, task: Task) -> None:
         """Gives a trial to an idle worker, or to a new one."""
         place = min(set(range(self._count)) - self._busy.keys())
@@ -212,8 +205,7 @@ class LocalWorkers:
         while True:
             deadline = min(worker.deadline(self._silence) for worker in self._busy.values())
             channels: dict[Any, int] = {worker.channel: place for place, worker in self._busy.items()}
-            ready = connection.wait(list(channels), max(0.0, deadline - time.monotonic()))
-            for channel in ready:
+            for channel in connection.wait(list(channels), max(0.0, deadline - time.monotonic())):
                 place = channels[channel]
                 outcome = self._busy[place].listen()
                 if outcome is not None:
@@ -333,8 +325,20 @@ def _serve(channel: connection.Connection, log: Path | None) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         channel.send(None)
         while True:
-            task = channel.recv()
-            channel.send(attempt(evaluate, dataclasses.replace(task, report=_Reports(channel))))
+            task = dataclasses.replace(channel.recv(), report=_report_at_times(channel))
+            channel.send(attempt(evaluate, task))
+
+
+def _report_at_times(channel: connection.Connection) -> Report:
+    last = -math.inf
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > _REPORT_SECONDS:
+            last = time.monotonic()
+            channel.send((float(fraction), text))
+
+    return report
 
 
 def _read_last_line(log: Path | None) -> str:
@@ -349,18 +353,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)  # in the middle of a trial: its checkpoint is whole, and another worker may be at it already
-
-
-class _Reports:
-    """Sends a trial's reports, but not each."""
-
-    def __init__(self, channel: connection.Connection):
-        self._channel, self._last = channel, -math.inf
-
-    def __call__(self, fraction: float, text: str) -> None:
-        if time.monotonic() - self._last > _REPORT_SECONDS:
-            self._last = time.monotonic()
-            self._channel.send((float(fraction), text))
 
 
 def _describe_death(code: int | None) -> str:

@@ -5,10 +5,11 @@ failed trials in a row end it too, and a new trial copies the search space choic
 """
 
 import collections
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras_tuner
 import numpy as np
@@ -35,14 +36,16 @@ class Proposal(NamedTuple):
     values: Values
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class SearchOracle(LeasingOracle):
     """An oracle over categorical choices; a subclass says what to try next and what to learn from a result.
 
     KerasTuner's tuners drive it by its own methods and keep its state in oracle.json. `ask` and `tell` are all that
     another driver needs, such as recipes.engine.tuner, and cost less; the state is then the driver's to keep.
 
-    A subclass implements `propose`, `learn`, `learned` and `restore`, and draws only from `self.rng`. A proposal whose
-    key is known is no trial: the oracle learns the known score at once (where `relearns`) and proposes again.
+    A subclass implements `propose`, `learn`, `learned` and `restore`, draws only from `self.rng`; its options are
+    its fields. A proposal whose key is known is no trial: the oracle learns the known score at once (where `relearns`)
+    and proposes again.
 
     Args:
         objective: name or keras_tuner.Objective of the one score; see keras_tuner.Oracle.
@@ -55,31 +58,28 @@ class SearchOracle(LeasingOracle):
         max_redraws: proposals in a row that are known or refused before an unseen point is taken at random instead.
     """
 
-    relearns = True  # whether a known score is learned again each time that its point is proposed
+    objective: Any = "val_accuracy"
+    max_trials: int | None = None
+    hyperparameters: Any = None
+    _: dataclasses.KW_ONLY
+    seed: Any = None
+    key: Any = None
+    check: Check | None = None
+    max_redraws: int = 1000
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: keras_tuner.HyperParameters | None = None,
-        *,
-        seed: int | None = None,
-        key: Callable[[Values], Hashable] | None = None,
-        check: Check | None = None,
-        max_redraws: int = 1000,
-    ):
-        if isinstance(objective, (list, tuple)):
+    relearns: ClassVar[bool] = True  # whether a known score is learned again each time that its point is proposed
+
+    def __post_init__(self):
+        if isinstance(self.objective, (list, tuple)):
             raise ValueError(
-                f"objective is {objective!r}, and KerasTuner would add these up as they are; expected one. "
+                f"objective is {self.objective!r}, and KerasTuner would add these up as they are; expected one. "
                 "Search their front with recipes.oracles.NSGA2, or name a reward of your own that the trial returns"
             )
-        super().__init__(objective, max_trials, hyperparameters, seed=1, max_consecutive_failed_trials=2**31)
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self.rng = np.random.default_rng(self.seed)
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
+        super().__init__(self.objective, self.max_trials, self.hyperparameters)
+        self.seed, self.rng = seed, np.random.default_rng(seed)
         self.hyperparameters = SharedSpace.copy_of(self.hyperparameters)
-        self.key = key or (lambda values: tuple(sorted(values.items())))
-        self.check = check
-        self.max_redraws = max_redraws
+        self.key = self.key or (lambda values: tuple(sorted(values.items())))
         self.message = ""  # why the search stopped, once it has
         self.made_from: tuple[Genome, ...] = ()  # of the last proposal, where it was made from known points
         self.refused: dict[Hashable, str] = {}  # key -> why it is never trained (again)
@@ -171,7 +171,7 @@ class SearchOracle(LeasingOracle):
         """Takes in the score of a trial, or why it failed, and learns from it; `metrics` are for several objectives."""
         genome, key = self._running.pop(identity)
         self._settle(key, score, reason)
-        self.learn(genome, None if score is None else self._fitness(score))
+        self.learn(genome, None if score is None else self.fitness(score, metrics))
 
     def _start_unless_settled(self, identity: Hashable, genome: Genome, check: Check | None) -> Proposal | None:
         """Counts a point as running and returns it; None where it is known, running or refused."""
@@ -179,7 +179,7 @@ class SearchOracle(LeasingOracle):
         if key in self._known:
             self.duplicates += 1
             if self.relearns:
-                self.learn(genome, self._fitness(self._known[key]))
+                self.learn(genome, self.fitness(self._known[key]))
             return None
         if not self._is_open(genome):
             return None
@@ -227,7 +227,8 @@ class SearchOracle(LeasingOracle):
             self.message = f"exhausted: {tried:,} of {size:,} points tried{refused}{same}"
         return None
 
-    def _fitness(self, score: float) -> float:
+    def fitness(self, score: float, metrics: Mapping[str, float] | None = None) -> Any:
+        """Returns what `learn` gets of a result, more of which is better."""
         return score if self.objective.direction == "max" else -score
 
     def create_trial(self, tuner_id: str) -> Any:
@@ -253,7 +254,8 @@ class SearchOracle(LeasingOracle):
     def get_best_trials(self, num_trials: int = 1) -> list[Any]:
         """Returns the best trials, the best first; never a failed one, which keras_tuner.Oracle fills up with."""
         completed = [t for t in self.trials.values() if t.status == trial_module.TrialStatus.COMPLETED]
-        return sorted(completed, key=lambda trial: -self._fitness(trial.score))[:num_trials]
+        more_is_better = self.objective.direction == "max"
+        return sorted(completed, key=lambda trial: trial.score, reverse=more_is_better)[:num_trials]
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:

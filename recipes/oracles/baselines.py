@@ -3,10 +3,11 @@
 None of the seven papers searches like this; a search of theirs should find more than these do at the same budget.
 """
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ _MOST_COUNTS = 20_000  # architectures whose features are kept
 _LEAST_SPREAD = 1e-6  # added to the posterior's diagonal, for its Cholesky factor
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class LocalSearch(SearchOracle):
     """Climbs from a random point to the first neighbour that scores higher, until none does; then starts anew.
 
@@ -37,20 +39,8 @@ class LocalSearch(SearchOracle):
         objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
     """
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-    ):
-        super().__init__(
-            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
-        )
+    def __post_init__(self):
+        super().__post_init__()
         self.centre: tuple[Genome, float] | None = None  # of the climb; None before its first result
         self._left: list[Genome] = []  # neighbours of the centre that were not handed out, the next one last
         self._of_earlier_climbs: dict[Genome, float] = {}  # running -> the score that it has to beat
@@ -81,9 +71,9 @@ class LocalSearch(SearchOracle):
     def learned(self) -> dict[str, Any]:
         """Returns where the climb is, the neighbours that are left, and what earlier climbs wait for."""
         return {
-            "centre": None if self.centre is None else [list(self.centre[0]), self.centre[1]],
-            "left": [list(genome) for genome in self._left],
-            "of_earlier_climbs": [[list(genome), height] for genome, height in self._of_earlier_climbs.items()],
+            "centre": self.centre,
+            "left": list(self._left),
+            "of_earlier_climbs": list(self._of_earlier_climbs.items()),
         }
 
     def restore(self, learned: Mapping[str, Any]) -> None:
@@ -94,6 +84,7 @@ class LocalSearch(SearchOracle):
         self._of_earlier_climbs = {tuple(genome): height for genome, height in learned["of_earlier_climbs"]}
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class BayesianSearch(SearchOracle):
     """Thompson sampling from a Gaussian process over what architectures consist of; needs scikit-learn.
 
@@ -120,27 +111,16 @@ class BayesianSearch(SearchOracle):
         ImportError: scikit-learn is not installed.
     """
 
-    relearns = False
+    features: Features | None = None
+    first: int = 10
+    parents: int = 5
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-        features: Features | None = None,
-        first: int = 10,
-        parents: int = 5,
-    ):
-        super().__init__(
-            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
-        )
-        if first < 1 or parents < 1:
-            raise ValueError(f"first is {first} and parents {parents}; expected whole numbers from 1")
+    relearns: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.first < 1 or self.parents < 1:
+            raise ValueError(f"first is {self.first} and parents {self.parents}; expected whole numbers from 1")
         try:
             import sklearn.gaussian_process as gaussian_process
         except ImportError as error:
@@ -148,8 +128,6 @@ class BayesianSearch(SearchOracle):
                 "Bayesian search needs scikit-learn: pip install scikit-learn, or the project with its extra bayesian",
                 name="sklearn",
             ) from error
-        self.features = features or (lambda values: dict.fromkeys(values.items(), 1))
-        self.first, self.parents = first, parents
         self._gaussian_process = gaussian_process
         self._results: list[tuple[Genome, float]] = []
         self._parameters: list[float] | None = None  # logarithms: constant, length scale, noise
@@ -183,7 +161,9 @@ class BayesianSearch(SearchOracle):
         if counts is None:
             if len(self._counts) >= _MOST_COUNTS:
                 self._counts.clear()
-            counts = self._counts[genome] = tuple(self.features(self.choices.values(genome)).items())
+            values = self.choices.values(genome)
+            found = self.features(values) if self.features else dict.fromkeys(values.items(), 1)
+            counts = self._counts[genome] = tuple(found.items())
         return counts
 
     def _draw(self, candidates: list[Genome]) -> np.ndarray:
@@ -259,7 +239,7 @@ class BayesianSearch(SearchOracle):
     def learned(self) -> dict[str, Any]:
         """Returns all results, and the kernel's parameters with the number of results that they were estimated from."""
         return {
-            "results": [[list(genome), fitness] for genome, fitness in self._results],
+            "results": list(self._results),
             "parameters": self._parameters,
             "estimated_at": self._estimated_at,
         }

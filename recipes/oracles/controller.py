@@ -1,8 +1,9 @@
 """The controller of NASNet (Zoph et al., CVPR 2018, appendix A) and MnasNet: an LSTM that learns by reinforcement."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ _MASKED = -1e9  # logit of a choice that a decision does not have
 _MOST_REDRAWS = 3  # each is of four times as many architectures
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class ControllerOracle(SearchOracle):
     """Draws architectures choice by choice from an LSTM, and makes choices likelier that scored above the average.
 
@@ -41,43 +43,33 @@ class ControllerOracle(SearchOracle):
             different size weigh the same in every space.
     """
 
-    relearns = False
+    algorithm: Literal["ppo", "reinforce"] = "ppo"
+    hidden: int = 100
+    learning_rate: float = 0.00035
+    batch: int = 20
+    entropy: float = 0.00001
+    baseline: float = 0.95
+    clip: float = 0.2
+    passes: int = 10
+    standardize: bool = False
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-        algorithm: Literal["ppo", "reinforce"] = "ppo",
-        hidden: int = 100,
-        learning_rate: float = 0.00035,
-        batch: int = 20,
-        entropy: float = 0.00001,
-        baseline: float = 0.95,
-        clip: float = 0.2,
-        passes: int = 10,
-        standardize: bool = False,
-    ):
-        super().__init__(
-            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
-        )
-        if algorithm not in ("ppo", "reinforce"):
-            raise ValueError(f"algorithm is {algorithm!r}; expected ppo or reinforce")
-        if batch < 1 or passes < 1 or hidden < 1:
-            raise ValueError(f"batch is {batch}, passes {passes} and hidden {hidden}; expected whole numbers from 1")
-        if learning_rate <= 0 or not 0 <= baseline < 1 or clip <= 0:
+    relearns: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.algorithm not in ("ppo", "reinforce"):
+            raise ValueError(f"algorithm is {self.algorithm!r}; expected ppo or reinforce")
+        if min(self.batch, self.passes, self.hidden) < 1:
             raise ValueError(
-                f"learning_rate is {learning_rate}, baseline {baseline} and clip {clip}; expected a rate and a clip "
-                "above 0 and a baseline from 0 up to, not including, 1"
+                f"batch is {self.batch}, passes {self.passes} and hidden {self.hidden}; expected whole numbers from 1"
             )
-        self.batch, self.entropy, self.baseline = batch, entropy, baseline
-        self.clip, self.passes = (clip, passes) if algorithm == "ppo" else (np.inf, 1)
-        self.standardize, self.hidden, self.learning_rate = standardize, hidden, learning_rate
+        if self.learning_rate <= 0 or not 0 <= self.baseline < 1 or self.clip <= 0:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}, baseline {self.baseline} and clip {self.clip}; expected a "
+                "rate and a clip above 0 and a baseline from 0 up to, not including, 1"
+            )
+        if self.algorithm == "reinforce":
+            self.clip, self.passes = np.inf, 1
         self._state: State | None = None  # of the network
         self._decisions = 0  # of the space, once they are known
         self._average: float | None = None
@@ -140,7 +132,7 @@ class ControllerOracle(SearchOracle):
             "average": self._average,
             "queue": packed(np.array(self._queue, np.int32)),
             "redraws": self._redraws,
-            "results": [[list(genome), fitness] for genome, fitness in self._results],
+            "results": list(self._results),
         }
         if self._state is not None:
             state["network"] = [packed(array) for array in self._state]

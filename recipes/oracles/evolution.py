@@ -1,8 +1,9 @@
 """Evolution: AmoebaNet's, in which the oldest die, once-for-all's, in generations, and NSGA-II's for several scores."""
 
+import dataclasses
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import keras_tuner
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
 
-_MEMBERS = ("best", "generation")  # of GenerationalEvolution
 _MOST_FAMILIAR_DRAWS = 100  # in a row that were known or refused; beyond, its mutations become stronger
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class AgingEvolution(SearchOracle):
     """Tournament selection and mutation in a population whose oldest member dies.
 
@@ -34,31 +35,18 @@ class AgingEvolution(SearchOracle):
         ageing: False removes the worst member instead of the oldest (the paper's non-aging variant).
     """
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-        population: int = 100,
-        sample: int = 25,
-        identity: float = 0.05,
-        kinds: Mapping[str, Sequence[str]] | None = None,
-        ageing: bool = True,
-    ):
-        super().__init__(
-            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
-        )
-        if population < 1 or sample < 1:
-            raise ValueError(f"population is {population} and sample {sample}; expected whole numbers from 1")
-        if not 0 <= identity < 1:
-            raise ValueError(f"identity is {identity}; expected a probability from 0 up to, not including, 1")
-        self.population, self.sample, self.identity, self.ageing = population, sample, identity, ageing
-        self.kinds = {kind: list(names) for kind, names in (kinds or {}).items()}
+    population: int = 100
+    sample: int = 25
+    identity: float = 0.05
+    kinds: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    ageing: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.population < 1 or self.sample < 1:
+            raise ValueError(f"population is {self.population} and sample {self.sample}; expected whole numbers from 1")
+        if not 0 <= self.identity < 1:
+            raise ValueError(f"identity is {self.identity}; expected a probability from 0 up to, not including, 1")
         self.members: deque[tuple[Genome, float]] = deque()  # oldest first
         self._filled = False
 
@@ -112,7 +100,7 @@ class AgingEvolution(SearchOracle):
 
     def learned(self) -> dict[str, Any]:
         """Returns the population, oldest first."""
-        return {"members": [[list(genome), fitness] for genome, fitness in self.members], "filled": self._filled}
+        return {"members": list(self.members), "filled": self._filled}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
@@ -120,6 +108,7 @@ class AgingEvolution(SearchOracle):
         self._filled = learned["filled"]
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class GenerationalEvolution(SearchOracle):
     """A random population, then generations of as many children of the best `parents` networks until then.
 
@@ -132,33 +121,23 @@ class GenerationalEvolution(SearchOracle):
         objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
         population: networks of a generation (paper: 100).
         parents: of the next generation (paper: 20).
-        mutation: probability that a choice is drawn anew (paper: 0.1).
+        mutation: probability that a choice is drawn anew (paper: 0.1); None for one choice of a network on average.
     """
 
-    relearns = False
+    population: int = 100
+    parents: int = 20
+    mutation: float | None = 0.1
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-        population: int = 100,
-        parents: int = 20,
-        mutation: float = 0.1,
-    ):
-        super().__init__(
-            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
-        )
-        if not 1 <= parents <= population:
-            raise ValueError(f"parents is {parents} and population {population}; expected 1 <= parents <= population")
-        if not 0 < mutation <= 1:
-            raise ValueError(f"mutation is {mutation}; expected a probability above 0, at most 1")
-        self.population, self.parents, self.mutation = population, parents, mutation
+    relearns: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.parents <= self.population:
+            raise ValueError(
+                f"parents is {self.parents} and population {self.population}; expected 1 <= parents <= population"
+            )
+        if self.mutation is not None and not 0 < self.mutation <= 1:
+            raise ValueError(f"mutation is {self.mutation}; expected a probability above 0, at most 1")
         self.best: list[tuple[Genome, Any]] = []  # of the finished generations, the best first
         self.generation: list[tuple[Genome, Any]] = []
         self._draws = 0  # since the last result
@@ -176,7 +155,8 @@ class GenerationalEvolution(SearchOracle):
 
     def mutated(self, genome: Genome) -> Genome:
         """Returns `genome` with each choice drawn anew with the probability `mutation`, or more after many draws."""
-        probability = self.mutation * max(1.0, self._draws / _MOST_FAMILIAR_DRAWS)
+        probability = self.mutation or 1 / len(self.choices)
+        probability *= max(1.0, self._draws / _MOST_FAMILIAR_DRAWS)
         genome = self.choices.padded(genome)
         drawn, other = self.rng.random(len(genome)) < probability, self.random_genome()
         return tuple(new if change else old for new, old, change in zip(other, genome, drawn, strict=True))
@@ -207,16 +187,16 @@ class GenerationalEvolution(SearchOracle):
 
     def learned(self) -> dict[str, Any]:
         """Returns the parents, the generation so far, and how many draws ago the last result came."""
-        members = {name: [[list(genome), fitness] for genome, fitness in getattr(self, name)] for name in _MEMBERS}
-        return members | {"draws": self._draws}
+        return {"best": list(self.best), "generation": list(self.generation), "draws": self._draws}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
-        for name in _MEMBERS:
-            setattr(self, name, [(tuple(genome), fitness) for genome, fitness in learned[name]])
+        self.best = [(tuple(genome), fitness) for genome, fitness in learned["best"]]
+        self.generation = [(tuple(genome), fitness) for genome, fitness in learned["generation"]]
         self._draws = learned.get("draws", 0)  # which the version before did not keep
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class NSGA2(GenerationalEvolution):
     """Searches the whole front of several objectives: the networks that no other beats in all of them.
 
@@ -233,42 +213,22 @@ class NSGA2(GenerationalEvolution):
         max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
         population: networks that survive a generation, and children in it (paper: 100).
         crossover: probability that a child has two parents (paper: 0.9).
-        mutation: probability that a choice is drawn anew; one choice of a network on average unless given (paper).
+        mutation: probability that a choice is drawn anew; None (paper) for one choice of a network on average.
     """
 
-    def __init__(
-        self,
-        objective: Sequence[keras_tuner.Objective],
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-        population: int = 100,
-        crossover: float = 0.9,
-        mutation: float | None = None,
-    ):
-        several = list(objective) if isinstance(objective, (list, tuple)) else [objective]
+    parents: int = dataclasses.field(init=False)
+    mutation: float | None = None
+    crossover: float = 0.9
+
+    def __post_init__(self):
+        several = list(self.objective) if isinstance(self.objective, (list, tuple)) else [self.objective]
         names = [getattr(each, "name", each) for each in several]
         if len(set(names)) < max(2, len(names)) or isinstance(several[0], str):
             raise ValueError(f"objective is {names}; expected two or more keras_tuner.Objective, each name once")
-        if not 0 <= crossover <= 1:
-            raise ValueError(f"crossover is {crossover}; expected a probability")
-        super().__init__(
-            several[0],
-            max_trials,
-            hyperparameters,
-            seed=seed,
-            key=key,
-            check=check,
-            max_redraws=max_redraws,
-            population=population,
-            parents=population,
-            mutation=1.0 if mutation is None else mutation,
-        )
-        self._objectives, self.crossover, self._changes_one = several, crossover, mutation is None
+        if not 0 <= self.crossover <= 1:
+            raise ValueError(f"crossover is {self.crossover}; expected a probability")
+        self._objectives, self.objective, self.parents = several, several[0], self.population
+        super().__post_init__()
 
     @property
     def objectives(self) -> list[keras_tuner.Objective]:
@@ -280,8 +240,6 @@ class NSGA2(GenerationalEvolution):
         self._draws += 1
         if not self.best:
             return self.random_genome()
-        if self._changes_one:
-            self.mutation = 1 / len(self.choices)
         crosses = self.rng.random() < self.crossover
         self.made_from = tuple(self._parent() for _ in range(1 + crosses))
         return self.mutated(self.crossed(*self.made_from) if crosses else self.made_from[0])
@@ -290,15 +248,10 @@ class NSGA2(GenerationalEvolution):
         """Returns the better of two members: `best` is in the order of the crowded comparison."""
         return self.best[self.rng.integers(len(self.best), size=2).min()][0]
 
-    def tell(
-        self, identity: Hashable, score: float | None, reason: str = "", metrics: Mapping[str, float] | None = None
-    ) -> None:
-        """Takes in what a trial gave in all objectives, or why it failed, and learns from it."""
-        genome, key = self._running.pop(identity)
-        self._settle(key, score, reason)
+    def fitness(self, score: float, metrics: Mapping[str, float] | None = None) -> list[float]:
+        """Returns what a trial gave in all objectives, more of which is better."""
         signs = [1.0 if objective.direction == "max" else -1.0 for objective in self.objectives]
-        values = [(metrics or {})[objective.name] for objective in self.objectives] if score is not None else []
-        self.learn(genome, [sign * value for sign, value in zip(signs, values, strict=True)] if values else None)
+        return [sign * (metrics or {})[each.name] for sign, each in zip(signs, self.objectives, strict=True)]
 
     def rank(self, fitnesses: Sequence[Sequence[float]]) -> list[int]:
         """Returns the places of the members front by front, the less crowded first."""

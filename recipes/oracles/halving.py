@@ -107,7 +107,7 @@ class SuccessiveHalving(SearchOracle):
         """Counts in a trial that has ended; see SearchOracle."""
         super().adopt_ended(values, score, reason)
         genome = self.choices.genome(values)
-        self.learn(genome, None if score is None else self._fitness(score))
+        self.learn(genome, None if score is None else self.fitness(score))
         if genome[-1] == 0:
             self.oracle.adopt_ended(_without_epochs(values), score, reason)
         else:

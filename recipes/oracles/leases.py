@@ -27,10 +27,10 @@ class LeasingOracle(keras_tuner.Oracle):
     silence = 3600.0  # s; set it to less where trials are shorter, before the search
     retries = 1
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, objective: Any, max_trials: int | None, hyperparameters: Any):
         self._heard: dict[str, float] = {}  # tuner id -> when
         self._taken_back: collections.Counter[str] = collections.Counter()  # trial id -> times
-        super().__init__(*args, **kwargs)
+        super().__init__(objective, max_trials, hyperparameters, seed=1, max_consecutive_failed_trials=2**31)
 
     @property
     def tuner_ids(self) -> set[str]:

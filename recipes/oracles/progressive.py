@@ -1,8 +1,9 @@
 """The progressive search of PNASNet (Liu et al., ECCV 2018): simple architectures first, then what promises most."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ _MOST_COMBINATIONS = 1_000_000  # of one level
 _MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
 
 
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class ProgressiveOracle(SearchOracle):
     """Grows architectures level by level; a level's candidates are all one-level expansions of those tried before.
 
@@ -47,46 +49,27 @@ class ProgressiveOracle(SearchOracle):
         fitting: how the predictor is made and trained; the paper's unless given.
     """
 
-    relearns = False
+    levels: Sequence[Sequence[str]]
+    depth: str | None = None
+    kinds: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    pooled: bool = False
+    beam: int = 256
+    first: int | None = None
+    round_size: int | None = None
+    explore: float = 0.0
+    fitting: Fitting = dataclasses.field(default_factory=Fitting)
 
-    def __init__(
-        self,
-        objective: Any = "val_accuracy",
-        max_trials: int | None = None,
-        hyperparameters: Any = None,
-        *,
-        levels: Sequence[Sequence[str]],
-        depth: str | None = None,
-        kinds: Mapping[str, Sequence[str]] | None = None,
-        pooled: bool = False,
-        seed: int | None = None,
-        key: Any = None,
-        check: Any = None,
-        max_redraws: int = 1000,
-        beam: int = 256,
-        first: int | None = None,
-        round_size: int | None = None,
-        explore: float = 0.0,
-        fitting: Fitting | None = None,
-    ):
-        super().__init__(
-            objective, max_trials, hyperparameters, seed=seed, key=key, check=check, max_redraws=max_redraws
-        )
-        sizes = {
-            "beam": beam,
-            "first": 1 if first is None else first,
-            "round_size": beam if round_size is None else round_size,
-        }
-        for name, value in sizes.items():
-            if value < 1:
+    relearns: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("beam", "first", "round_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a whole number from 1")
-        if explore < 0:
-            raise ValueError(f"explore is {explore}; expected 0 or more")
-        self.levels = [list(level) for level in levels]
-        self.beam, self.first, self.round_size, self.explore = beam, first, round_size or beam, explore
-        self.fitting = fitting or Fitting()
+        if self.explore < 0:
+            raise ValueError(f"explore is {self.explore}; expected 0 or more")
         self.stage = 0  # the level, from 0; then the rounds
-        self._depth, self._kinds, self._pooled = depth, kinds or {}, pooled
         self._results: list[tuple[Genome, float | None, int]] = []  # genome, fitness, stage
         self._position = 0  # in the stage's ranking
         self._ended = 0  # trials of the stage
@@ -100,20 +83,20 @@ class ProgressiveOracle(SearchOracle):
         """How the predictor reads genomes; made at the first draw, when the choices are known."""
         if self._layout is None:
             self._layout = self._checked_layout()
-        if sum(map(len, self.levels)) + (self._depth is not None) != len(self.choices):
+        if sum(map(len, self.levels)) + (self.depth is not None) != len(self.choices):
             raise ValueError("the search space has grown; this oracle needs all choices before the first trial")
         return self._layout
 
     def _checked_layout(self) -> Layout:
         names, counts = self.choices.names, self.choices.counts
-        layout = Layout(self.choices, self.levels, self._kinds, self._pooled, self._depth is not None)
-        expected = set(names) - {self._depth}
+        layout = Layout(self.choices, self.levels, self.kinds, self.pooled, self.depth is not None)
+        expected = set(names) - {self.depth}
         if missing := sorted(expected - {name for level in self.levels for name in level}):
-            raise ValueError(f"levels leave out {missing}; expected all choices but depth={self._depth!r}")
+            raise ValueError(f"levels leave out {missing}; expected all choices but depth={self.depth!r}")
         found = dict(zip(names, counts.tolist(), strict=True))
-        if self._depth is not None and found.get(self._depth) != len(self.levels):
+        if self.depth is not None and found.get(self.depth) != len(self.levels):
             raise ValueError(
-                f"depth is {self._depth!r} and there are {len(self.levels)} levels; expected a choice with a value for "
+                f"depth is {self.depth!r} and there are {len(self.levels)} levels; expected a choice with a value for "
                 f"each level, of {found}"
             )
         for level in self.levels:
@@ -149,7 +132,7 @@ class ProgressiveOracle(SearchOracle):
         """Returns how many trials the stage has; None for as many as there are candidates."""
         if self.stage == 0:
             return self.first
-        return self.beam if self.stage < self.layout.depth else self.round_size
+        return self.beam if self.stage < self.layout.depth else self.round_size or self.beam
 
     def _left(self) -> Iterator[Genome]:
         """Yields the stage's candidates from where it stopped, the most promising first, without the known ones."""
@@ -183,8 +166,8 @@ class ProgressiveOracle(SearchOracle):
         counts = tuple(choices.counts[free].tolist())
         most = max(1, _MOST_CANDIDATES // math.prod(counts))
         rows = np.array(parents[:most], np.int64).reshape(-1, len(choices))
-        if self._depth is not None:
-            rows[:, choices.names.index(self._depth)] = level
+        if self.depth is not None:
+            rows[:, choices.names.index(self.depth)] = level
         return Grid(rows, tuple(free), counts, level + 1)
 
     def _order(self, grid: Grid) -> np.ndarray:
@@ -210,8 +193,8 @@ class ProgressiveOracle(SearchOracle):
     def _fit(self, data: Sequence[tuple[Genome, float]]) -> None:
         genomes = np.array([genome for genome, _ in data])
         depths = np.full(len(data), self.layout.depth)
-        if self._depth is not None:
-            depths = genomes[:, self.choices.names.index(self._depth)] + 1
+        if self.depth is not None:
+            depths = genomes[:, self.choices.names.index(self.depth)] + 1
         scores = np.array([fitness for _, fitness in data])
         self.predictor.fit(genomes, depths, scores, np.random.default_rng([self.seed, self.stage]))
         self._fitted = self.stage
@@ -226,7 +209,7 @@ class ProgressiveOracle(SearchOracle):
         state: dict[str, Any] = {
             "stage": self.stage,
             "position": self._position,
-            "results": [[list(genome), fitness, stage] for genome, fitness, stage in self._results],
+            "results": list(self._results),
         }
         if self._predictor is not None:
             state |= {"fitted": self._fitted, "fits": self._predictor.fits}

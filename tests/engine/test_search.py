@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recipes import _search, amoebanet, tables
+from recipes import _seeds, amoebanet, tables
 from recipes.cards.read import read_search
 from recipes.engine import children as child_networks
 from recipes.engine import spaces
@@ -28,7 +28,7 @@ def untrained(monkeypatch):
         params = float(build().count_params())
         return {"val_accuracy": params / 1e6, "params": params}
 
-    monkeypatch.setattr(child_networks.trial, "train", train)
+    monkeypatch.setattr(child_networks.child_training, "train", train)
     monkeypatch.setattr(child_networks.tuner, "forget_models", lambda: None)  # they are few, and to look for them slow
 
 
@@ -72,7 +72,7 @@ def search(
     folder: Path, find: Finder, trials: int = 3, baseline: int = 0, observe: Any = lambda status: None,
     table: str | None = None,
 ) -> Any:  # fmt: skip
-    return _search.search_by_seeds(scorer(folder, trials, table), "amoebanet", find, judge, baseline, observe)
+    return _seeds.search_by_seeds(scorer(folder, trials, table), "amoebanet", find, judge, baseline, observe)
 
 
 def test_what_each_seed_finds_is_trained_and_the_best_is_returned(tmp_path):

@@ -94,12 +94,8 @@ def test_the_features_of_cells_are_their_paths_ops_and_combiners():
 
 def test_a_drawn_cell_builds_trains_and_survives_its_file(tmp_path):
     space = spaces.nasnet(nodes=2)
-    genotype = space.genotype(
-        draw(space, 1),
-        name="drawn",
-        family="nasnet",
-        presets={"search": {"repeats": 1, "filters": 4, "stem": "cifar", "stem_filters": 12}},
-    )
+    presets = {"search": {"repeats": 1, "filters": 4, "stem": "cifar", "stem_filters": 12}}
+    genotype = zoo.Genotype("drawn", "nasnet", space.body(draw(space, 1)), presets=presets)
     zoo.save(genotype, tmp_path / "drawn.json")
     model = zoo.build(tmp_path / "drawn.json", "search", classes=10, input_shape=(8, 8, 1))
     assert model.output_shape == (None, 10)

@@ -277,21 +277,6 @@ def test_the_status_counts_trials_and_knows_the_best(tmp_path):
     assert seen[-1].seconds_left == 0
 
 
-def test_the_pareto_front_keeps_what_nothing_beats_in_every_objective():
-    def record(number: int, accuracy: float, latency: float) -> tuner.Record:
-        metrics = {"accuracy": accuracy, "latency": latency}
-        return tuner.Record(number, {}, "COMPLETED", accuracy, metrics, 1.0)
-
-    history = [record(0, 0.9, 5.0), record(1, 0.8, 2.0), record(2, 0.7, 3.0), record(3, 0.95, 9.0)]
-    history.append(tuner.Record(4, {}, "INVALID", None, {}, 1.0, "failed"))
-    front = tuner.pareto_front(history, {"accuracy": "max", "latency": "min"})
-    assert [entry.number for entry in front] == [3, 0, 1]
-    with pytest.raises(ValueError, match="expected 'max' or 'min'"):
-        tuner.pareto_front(history, {"accuracy": "up"})
-    with pytest.raises(ValueError, match="trial 0 has no 'flash'"):
-        tuner.pareto_front(history, {"flash": "min"})
-
-
 def test_a_journal_survives_a_torn_line_and_keeps_what_is_whole(tmp_path):
     journal = Journal(tmp_path / "j.jsonl", {"seed": 0})
     journal.append({"a": 1})

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import sys
+import types
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +14,6 @@ import zoo
 from recipes import measure_latencies, mnasnet
 from recipes.engine import children as child_networks
 from recipes.engine import latency
-from recipes.engine.children import Limits
 from recipes.mnasnet import SMALL_STRIDES, STRIDES, BlockSpace
 from recipes.training.progress import Status
 from tests.recipes.killed_search import kill_and_resume, outcome
@@ -27,7 +28,7 @@ def small_space() -> BlockSpace:
 
 
 def write_table(path, space: BlockSpace, milliseconds: float = 0.5):
-    names = latency.list_layer_names(space, SHAPE, 10)
+    names = [name for name, _ in mnasnet.iterate_layers(space, SHAPE, 10)]
     path.write_text(json.dumps({"machine": "a phone", "milliseconds": dict.fromkeys(names, milliseconds)}))
     return path
 
@@ -153,7 +154,7 @@ def test_names_of_a_table_tell_size_and_kind_of_each_layer():
 
 def test_a_table_has_every_layer_of_every_network_of_its_space():
     space, rng = BlockSpace(0.25, 0.4, SMALL_STRIDES, 2), np.random.default_rng(0)
-    known = set(latency.list_layer_names(space, (28, 28, 1), 10))
+    known = {name for name, _ in mnasnet.iterate_layers(space, (28, 28, 1), 10)}
     for _ in range(50):
         values = {decision.name: decision.choices[rng.integers(len(decision.choices))] for decision in space.decisions}
         assert known.issuperset(latency.name_layers(space.body(values), (28, 28, 1), 10))
@@ -240,7 +241,7 @@ def untrained(monkeypatch):
     def train(build, *parts, seed, **options) -> dict[str, float]:
         return {"val_accuracy": seed % 1000 / 1000, "params": float(build().count_params())}
 
-    monkeypatch.setattr(child_networks.trial, "train", train)
+    monkeypatch.setattr(child_networks.child_training, "train", train)
 
 
 @pytest.mark.slow
@@ -270,19 +271,24 @@ def test_a_table_that_lacks_layers_is_refused_before_a_trial(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def network() -> keras.Model:
+def check_limits(latency_ms: float = 1.25, **limits: float | None) -> str | None:
+    """Asks a search with these limits about MobileNetV2; its latency is what a table says."""
     space = small_space()
-    shape = {"classes": 10, "input_shape": SHAPE}
-    return zoo.build(zoo.Genotype("small", "mnasnet", space.body(space.mobilenet_v2()), presets={"search": shape}))
+    images: Any = types.SimpleNamespace(classes=10, input_shape=SHAPE)
+    table: Any = types.SimpleNamespace(latency=lambda *network: latency_ms or pytest.fail("asked"))
+    config = dataclasses.replace(SMOKE, **limits)
+    scorer = child_networks.NetworkScorer(config, space, "mnasnet", {"search": {}}, images, latencies=table)
+    return scorer.check(space.mobilenet_v2())
 
 
 @pytest.mark.parametrize("limit", ["params", "macs", "sram", "flash", "latency"])
-def test_each_limit_refuses_the_network_just_above_it_with_the_value(limit: str, network):
+def test_each_limit_refuses_the_network_just_above_it_with_the_value(limit: str):
     def check(most: float) -> str | None:
-        return Limits(**{limit: most if limit == "latency" else int(most)}).exceeded(network, lambda: 1.25)
+        return check_limits(**{f"max_{limit}": most if limit == "latency" else int(most)})
 
-    cost = zoo.cost.of(network)
+    space = small_space()
+    genotype = zoo.Genotype("small", "mnasnet", space.body(space.mobilenet_v2()))
+    cost = zoo.cost.of(zoo.build(genotype, classes=10, input_shape=SHAPE))
     value = {"params": cost.params, "macs": cost.macs, "latency": 1.25}.get(limit)
     if value is not None:
         assert check(value) is None
@@ -300,10 +306,8 @@ def test_each_limit_refuses_the_network_just_above_it_with_the_value(limit: str,
     assert check(needed - 1)
 
 
-def test_a_latency_is_not_asked_for_where_another_limit_settles_it(network):
-    assert Limits(params=10, latency=1.0).exceeded(network, lambda: pytest.fail("measured"))
-    assert not Limits().any()
-    assert Limits(latency=1.0).any()
+def test_a_latency_is_not_asked_for_where_another_limit_settles_it():
+    assert check_limits(latency_ms=0.0, max_params=10, max_latency=1.0)
 
 
 @pytest.mark.slow

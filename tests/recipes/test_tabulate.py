@@ -17,9 +17,9 @@ from benchmarks import table_search
 from recipes import tables, tabulate
 from recipes.cards.compare import kendall_tau
 from recipes.engine import child_training
-from recipes.engine.repeated import RepeatedScorer, load_all_images
 from recipes.engine.workers import Task
 from recipes.tables import Network, page
+from recipes.tables.repeated import RepeatedScorer, load_all_images
 from zoo.canonical import canonical_hash
 
 SMOKE = tabulate.PRESETS["smoke"]

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 import zoo
-from recipes.engine import child_training, tuner
-from recipes.engine.children import OBJECTIVE, NetworkScorer
+from recipes.engine import tuner
+from recipes.engine.children import OBJECTIVE, NetworkScorer, plan_memory
 from recipes.engine.config import ChildConfig
 from recipes.images import sources
-from recipes.images.augment import cifar
 from zoo import atomic
-from zoo.deploy import planner, tflite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +46,16 @@ class RepeatedScorer(NetworkScorer):
         return {OBJECTIVE: float(np.mean([each[OBJECTIVE] for each in done])), **found, **counts}
 
     def _train(self, task: tuner.Task, repeat: int) -> dict[str, float]:
-        config, images, size = self.config, self.images, self.images.input_shape[0]
         begun = time.monotonic()
-        try:
-            found = child_training.train(
-                lambda: self.build(task.values),
-                images.train,
-                images.validation,
-                self.training(),
-                seed=config.seed + repeat,
-                normalize=self.normalization,
-                augment=cifar(padding=size // 8, cutout_length=size // 2) if config.augment else None,
-                folder=task.folder / f"repeat{repeat}",
-                report=lambda share, text: task.report((repeat + share) / self.repeats, text),
-                test_part=images.test,
-            )
-            seconds = {"seconds": round(time.monotonic() - begun, 3)}
-            return {name: found[name] for name in (OBJECTIVE, "test_accuracy", "loss")} | seconds
-        finally:
-            tuner.forget_models()
+        one = dataclasses.replace(
+            task,
+            seed=self.config.seed + repeat,
+            folder=task.folder / f"repeat{repeat}",
+            report=lambda share, text: task.report((repeat + share) / self.repeats, text),
+        )
+        found = self.train(lambda: self.build(task.values), one, test_part=self.images.test)
+        seconds = {"seconds": round(time.monotonic() - begun, 3)}
+        return {name: found[name] for name in (OBJECTIVE, "test_accuracy", "loss")} | seconds
 
     def _count(self, values: Mapping[str, Any]) -> dict[str, float]:
         try:
@@ -78,8 +67,7 @@ class RepeatedScorer(NetworkScorer):
     def predict_memory(self, values: Mapping[str, Any]) -> dict[str, int]:
         """Returns the bytes of arena and file that the int8 network takes under TFLM, by the plan of its memory."""
         try:
-            noise = np.random.default_rng(0).uniform(0, 1, (1, *self.images.input_shape)).astype(np.float32)
-            plan = planner.plan(tflite.convert(self.build(values), quantize="int8", calibration=noise))
+            plan = plan_memory(self.build(values))
             return {"sram": plan.arena, "flash": plan.flash}
         finally:
             tuner.forget_models()

@@ -49,13 +49,7 @@ def search_cells(
 ) -> Genotype:
     """Searches a space of cells, or makes a dry run where `config` asks for one; returns the best cells.
 
-    Args:
-        config: the recipe's; with `repeats` and `filters`, the networks' size.
-        space: of the cells.
-        family: the builder of the networks.
-        recipe: its name.
-        make_oracle: (config, space, scorer) -> what proposes the trials.
-        observe: see `run_trials`.
+    `make_oracle` (config, space, scorer) returns what proposes the trials; `observe`: see `run_trials`.
     """
     presets = child_networks.cell_presets(config.repeats, config.filters)
     scorer = NetworkScorer(config, space, family, presets, child_networks.load_images(config))
@@ -84,59 +78,51 @@ def run_trials(
         provenance: what else the score depends on; a search resumes only where it is the same.
         rank: scores the networks of a table by shared weights, where the search has some.
     """
-    config = scorer.config
+    config, provenance = scorer.config, provenance or {}
     if isinstance(config, TrialConfig) and config.fidelity == "halving":
         oracle = SuccessiveHalving(oracle, config.rungs, config.halving_factor)
-    with watch_search(observe, recipe, scorer.objective) as watch:
-        genotype = _run(oracle, scorer, recipe, watch, provenance or {}, rank)
-    if observe is None:
-        print_result(scorer.config.folder, genotype)
-    return genotype
-
-
-def _run(
-    oracle: SearchOracle,
-    scorer: NetworkScorer,
-    recipe: str,
-    watch: Observe,
-    provenance: Mapping[str, Any],
-    rank: Rank | None = None,
-) -> Genotype:
-    config = scorer.config
     table = None if config.table is None else _read_table(config.table, scorer.space)
-    try:
-        logs = config.folder / "tensorboard"
-        evaluate = tensorboard_logs.logged(scorer.score, logs) if config.tensorboard else scorer.score
-        _check_place(config, scorer)
-        workers = make_workers(config, evaluate, config.folder / "workers")
-        runner = tuner.Tuner(
-            oracle,
-            None if workers else evaluate,
-            config.folder,
-            settings={"recipe": recipe, **config.settings(), **provenance},
-            keep=config.keep,
-            observe=watch,
-            workers=workers,
-            retries=config.retries,
-        )
-        images = scorer.images
-        counts = {"training": len(images.train), "validation": len(images.validation)}
-        write_about(config, recipe, counts, scorer.space)
-        if len(runner.history) > config.trials:
-            runner.tell(
-                "", f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"
-            )
-        runner.search()
-    finally:
-        scorer.close()
-    best, source = runner.best, _describe_source(config, recipe, runner, provenance)
-    genotype = scorer.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
-    zoo.save(genotype, config.folder / "genotype.json")
-    _save_front(runner.history, scorer, f"{recipe}_seed{config.seed}", source)
-    if table is not None:
-        _judge_by_table(scorer, table, rank)
-    write_card([config.folder])
+    with watch_search(observe, recipe, scorer.objective) as watch:
+        try:
+            runner = _make_tuner(oracle, scorer, {"recipe": recipe, **config.settings(), **provenance}, watch)
+            counts = {"training": len(scorer.images.train), "validation": len(scorer.images.validation)}
+            write_about(config, recipe, counts, scorer.space)
+            if len(runner.history) > config.trials:
+                ended = f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"
+                runner.tell("", ended)
+            runner.search()
+        finally:
+            scorer.close()
+        best, source = runner.best, _describe_source(config, recipe, runner, provenance)
+        genotype = scorer.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
+        zoo.save(genotype, config.folder / "genotype.json")
+        _save_front(runner.history, scorer, f"{recipe}_seed{config.seed}", source)
+        if table is not None:
+            _judge_by_table(scorer, table, rank)
+        write_card([config.folder])
+    if observe is None:
+        print_result(config.folder, genotype)
     return genotype
+
+
+def _make_tuner(
+    oracle: SearchOracle, scorer: NetworkScorer, settings: Mapping[str, Any], watch: Observe
+) -> tuner.Tuner:
+    config = scorer.config
+    logs = config.folder / "tensorboard"
+    evaluate = tensorboard_logs.logged(scorer.score, logs) if config.tensorboard else scorer.score
+    _check_place(config, scorer)
+    workers = make_workers(config, evaluate, config.folder / "workers")
+    return tuner.Tuner(
+        oracle,
+        None if workers else evaluate,
+        config.folder,
+        settings=settings,
+        keep=config.keep,
+        observe=watch,
+        workers=workers,
+        retries=config.retries,
+    )
 
 
 def print_result(folder: Path, genotype: Genotype) -> None:
@@ -160,17 +146,16 @@ def write_ranking(folder: Path, shared: Iterable[tuple[int, Sequence[float]]], a
 
 
 def _read_table(path: str, space: spaces.Space) -> tuple[dict[str, Any], list[tables.Network]]:
-    """Returns a table as recipes.tables.read_networks does.
-
-    Raises:
-        ValueError: it is of another space.
-    """
+    """Returns a table as recipes.tables.read_networks does; raises ValueError where it is of another space."""
     about, networks = tables.read_networks(path)
-    decisions = tables.decisions_of(about)
-    if decisions != tuple(space.decisions):
+    counts = [
+        f"{len(decisions)} decisions of {' x '.join(str(len(each.choices)) for each in decisions)} choices"
+        for decisions in (tables.decisions_of(about), space.decisions)
+    ]
+    if tables.decisions_of(about) != tuple(space.decisions):
         raise ValueError(
-            f"the table {path} is of {_count_choices(decisions)}, the search of {_count_choices(space.decisions)}; "
-            f"expected one space. The table was made by: {about['command']}"
+            f"the table {path} is of {counts[0]}, the search of {counts[1]}; expected one space. "
+            f"The table was made by: {about['command']}"
         )
     return about, networks
 
@@ -188,26 +173,12 @@ def _judge_by_table(
     atomic.write_atomically(folder / "truth.json", json.dumps(facts | found, indent=1) + "\n")
     if rank is not None:
         drawn = np.random.default_rng(0).permutation(len(networks))[:RANKED_NETWORKS]
-        genomes = [networks[place].genomes[0] for place in drawn]
-        values = [
-            {each.name: each.choices[place] for each, place in zip(space.decisions, genome, strict=True)}
-            for genome in genomes
-        ]
+        values = [spaces.choose(space.decisions, networks[place].genomes[0]) for place in drawn]
         write_ranking(folder, rank(values), truth.worth[drawn].tolist())
 
 
-def _count_choices(decisions: Sequence[spaces.Decision]) -> str:
-    counts = " x ".join(str(len(decision.choices)) for decision in decisions)
-    return f"{len(decisions)} decisions of {counts} choices"
-
-
 def make_workers(config: PlaceConfig, evaluate: Evaluate, logs: Path | None = None) -> Workers | None:
-    """Returns the workers that run `evaluate` where `config` says, None for this process.
-
-    Raises:
-        ImportError: Ray is not installed.
-        ConnectionError: the cluster at RAY_ADDRESS does not answer.
-    """
+    """Returns the workers that run `evaluate` where `config` says, None for this process; errors: see RayWorkers."""
     if not config.runs_elsewhere:
         return None
     if config.workers != "ray":

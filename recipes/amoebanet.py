@@ -14,11 +14,11 @@ Source: Real et al., "Regularized Evolution for Image Classifier Architecture Se
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipes import _main
 from recipes.engine import spaces
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least, offer_oracle
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
@@ -86,12 +86,7 @@ def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> 
     )
 
 
-def __getattr__(name: str) -> Any:  # AgingEvolution without TensorFlow at --help
-    if name == "AgingEvolution":
-        from recipes import oracles
-
-        return oracles.AgingEvolution
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = offer_oracle("AgingEvolution", __name__)
 
 
 if __name__ == "__main__":

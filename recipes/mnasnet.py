@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes import _main
-from recipes.engine.config import SMOKE, ControllerConfig
+from recipes.engine.config import SMOKE, ControllerConfig, offer_oracle
 from recipes.engine.spaces import Decision, Space, check_values
 from recipes.training.progress import Observe
 from zoo.genotype import Block, Blocks, Genotype
@@ -288,12 +288,7 @@ def oracle(config: Config, space: BlockSpace, scorer: "NetworkScorer") -> "Searc
     return scorer.baseline_oracle(config.algorithm) or config.make_controller(scorer.oracle_arguments())
 
 
-def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help
-    if name == "ControllerOracle":
-        from recipes import oracles
-
-        return oracles.ControllerOracle
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = offer_oracle("ControllerOracle", __name__)
 
 
 if __name__ == "__main__":

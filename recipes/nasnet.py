@@ -14,11 +14,11 @@ usual ones; loose ends alone are a cell's output; the laptop preset learns ten t
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes import _main
 from recipes.engine import spaces
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, ControllerConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, ControllerConfig, check_at_least, offer_oracle
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
@@ -68,12 +68,7 @@ def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> 
     return scorer.baseline_oracle(config.algorithm) or config.make_controller(scorer.oracle_arguments())
 
 
-def __getattr__(name: str) -> Any:  # ControllerOracle without TensorFlow at --help
-    if name == "ControllerOracle":
-        from recipes import oracles
-
-        return oracles.ControllerOracle
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = offer_oracle("ControllerOracle", __name__)
 
 
 if __name__ == "__main__":

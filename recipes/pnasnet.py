@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least, offer_oracle
 from recipes.engine.spaces import PNASNET_OPS, CellSpace, Decision, check_values
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
@@ -196,12 +196,7 @@ def oracle(config: Config, space: GrowingCellSpace, scorer: "NetworkScorer") -> 
     )
 
 
-def __getattr__(name: str) -> Any:  # ProgressiveOracle without TensorFlow at --help
-    if name == "ProgressiveOracle":
-        from recipes import oracles
-
-        return oracles.ProgressiveOracle
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = offer_oracle("ProgressiveOracle", __name__)
 
 
 if __name__ == "__main__":

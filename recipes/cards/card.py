@@ -26,6 +26,7 @@ _RANDOM_STARTS = {  # option -> what needs more trials than it says
 _BASELINES = ("local", "bayesian")  # algorithms that have none of these options
 CARD = "card"  # where in a search's folder its card is
 _DIGITS = 6
+_OF_A_SEARCH = ("algorithm", "seed", "planned", "refused", "finished", "stopped")
 
 
 def write_card(folders: Sequence[Path], baselines: Sequence[Path] = (), target: Path | None = None) -> Path:
@@ -79,6 +80,7 @@ def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str,
     values = [search.best.score for search in searches if search.best is not None]
     mean, std = compare.mean_and_std(values) if values else (None, None)  # pyright: ignore[reportArgumentType]
     differ = about.get("paper")
+    machines = [machine for search in (*searches, *random) for machine in search.about.get("machines", [])]
     word = compare.judge(
         len(searches),
         sum(search.finished for search in searches),
@@ -105,7 +107,7 @@ def make_card(searches: Sequence[Search], random: Sequence[Search]) -> dict[str,
         "settings": {name: value for name, value in about.get("config", {}).items() if name != "folder"},
         "paper": differ,
         "supernets": pictures.list_histories(searches),
-        "machines": _machines([*searches, *random]),
+        "machines": [machine for place, machine in enumerate(machines) if machine not in machines[:place]],
     }
 
 
@@ -129,7 +131,6 @@ def _search(search: Search) -> dict[str, Any]:
     best, config = search.best, search.about.get("config", search.header)
     images = search.about.get("images", {})
     epochs = config.get("epochs")
-    failed = sum(trial.score is None for trial in search.trials)
     # Inherited weights are not trained in a trial; the trials of halving train a network further.
     trained = {
         trial.genome if search.halves else trial.number: trial.metrics.get("epochs", epochs)
@@ -138,14 +139,9 @@ def _search(search: Search) -> dict[str, Any]:
     }
     return {
         "folder": search.folder.name,
-        "algorithm": search.algorithm,
-        "seed": search.seed,
-        "planned": search.planned,
+        **{name: getattr(search, name) for name in _OF_A_SEARCH},
         "trials": len(search.trials),
-        "failed": failed,
-        "refused": search.refused,
-        "finished": search.finished,
-        "stopped": search.stopped,
+        "failed": sum(trial.score is None for trial in search.trials),
         "best": None if best is None else {"trial": best.number, "score": best.score, "metrics": dict(best.metrics)},
         "seconds": round(search.seconds, 1),
         "epochs": int(sum(trained.values())) if trained and epochs else None,
@@ -161,21 +157,15 @@ def _judge_by_table(searches: Sequence[Search]) -> dict[str, Any] | None:
     tables = {search.truth.get("table") for search in searches}
     if len(tables) > 1 or None in [*tables, *(search.truth["worth"] for search in searches if search.truth)]:
         return None
-    finds = [
-        {name: value for name, value in search.truth.items() if name != "random"}
-        | {"seed": search.seed, "tau": _mean_tau(search)}
-        for search in searches
-    ]
+    finds = []
+    for search in searches:
+        taus = [found["tau"] for found in search.ranking.values() if found["tau"] is not None]
+        find = {name: value for name, value in search.truth.items() if name != "random"}
+        finds.append(find | {"seed": search.seed, "tau": float(np.mean(taus)) if taus else None})
     taus = [find["tau"] for find in finds if find["tau"] is not None]
     together = truth.judge_together([search.truth for search in searches], taus)
     first = searches[0].truth
     return {"table": first["table"], "networks": first["networks"], "finds": finds, "together": together}
-
-
-def _mean_tau(search: Search) -> float | None:
-    """Returns the mean over the supernets of a search."""
-    taus = [found["tau"] for found in search.ranking.values() if found["tau"] is not None]
-    return float(np.mean(taus)) if taus else None
 
 
 def _rests_on(
@@ -185,13 +175,16 @@ def _rests_on(
     fronts: dict[str, Any] | None,
     differ: dict | None,
 ) -> list[str]:
-    unfinished = [search for search in searches if not search.finished]
     found = [f"{_count(len(searches), 'search', 'searches')}, seed {', '.join(str(s.seed) for s in searches)}"]
     if len(searches) < compare.LEAST_SEARCHES:
         found[0] += f"; a result takes {compare.LEAST_SEARCHES}"
-    found += [f"{search.folder.name} stopped after {_count_ended(search)}" for search in unfinished]
-    found += list(dict.fromkeys(filter(None, map(_judge_images, searches))))
-    found += list(dict.fromkeys(filter(None, map(_judge_length, searches))))
+    for search in searches:
+        if not search.finished:
+            total = "an unknown number of" if search.planned is None else f"{search.planned:,}"
+            found.append(f"{search.folder.name} stopped after {len(search.trials):,} of {total} trials")
+    found += dict.fromkeys(
+        filter(None, [judge(search) for judge in (_judge_images, _judge_length) for search in searches])
+    )
     if compared is None:
         found.append("no random search beside it" if not random else "no trial that succeeded")
     else:
@@ -199,10 +192,7 @@ def _rests_on(
         error = result["standard_error"]
         shown = "one search has no standard error" if error is None else f"standard error {error:.4f}"
         found.append(f"{what}over random search at the same budget {result['gain']:+.4f}, {shown}")
-        short = sum(
-            given < wanted for given, wanted in zip(compared["draws"], compared["draws_in_budget"], strict=True)
-        )
-        if short:
+        if short := compare.count_short(compared):
             found.append(f"{_count(short, 'baseline has', 'baselines have')} fewer networks than the budget allows")
     if differ is None:
         found.append("whether the settings are the paper's is not known")
@@ -210,11 +200,6 @@ def _rests_on(
         found.append(f"{_count(len(differ), 'setting', 'settings')} other than the paper's" if differ else
                      "the paper's settings")  # fmt: skip
     return found
-
-
-def _count_ended(search: Search) -> str:
-    total = "an unknown number of" if search.planned is None else f"{search.planned:,}"
-    return f"{len(search.trials):,} of {total} trials"
 
 
 def _judge_images(search: Search) -> str:
@@ -244,13 +229,6 @@ def _judge_length(search: Search) -> str:
 
 def _count(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
-
-
-def _machines(searches: Sequence[Search]) -> list[Any]:
-    found = []
-    for search in searches:
-        found += [machine for machine in search.about.get("machines", []) if machine not in found]
-    return found
 
 
 def _rounded(value: Any) -> Any:

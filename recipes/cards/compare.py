@@ -137,6 +137,11 @@ def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, A
     }
 
 
+def count_short(compared: Mapping[str, Any]) -> int:
+    """Returns how many baselines of a comparison have fewer networks than the budget allows."""
+    return sum(given < wanted for given, wanted in zip(compared["draws"], compared["draws_in_budget"], strict=True))
+
+
 def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) -> dict[str, Any] | None:
     """Returns what random draws among the largest networks reach: those of most MACs, which take no training to know.
 
@@ -274,13 +279,14 @@ def compare_anytime(searches: Sequence[Search], random: Sequence[Search]) -> dic
     each = [_best_so_far(search, x, timed) for search in searches]
     found: dict[str, Any] = {"unit": "seconds" if timed else "trials", "x": x.tolist(), "each": each}
     if random:
-        curves = []
-        for other in random:
-            rate = len(other.trials) / max(other.seconds, 1e-9) if timed else 1
-            draws = [int(at * rate) for at in x]
-            curves.append([_expected(other, count, sign) for count in draws])
-        found["random_mean"] = [_mean([curve[place][0] for curve in curves]) for place in range(len(x))]
-        found["random_std"] = [_mean([curve[place][1] for curve in curves]) for place in range(len(x))]
+        rates = [len(other.trials) / max(other.seconds, 1e-9) if timed else 1 for other in random]
+        curve = []  # mean and deviation at each x, None where a random search has fewer networks
+        for at in x:
+            expected = [
+                _expected(other.scores, int(at * rate), sign) for other, rate in zip(random, rates, strict=True)
+            ]
+            curve.append((None, None) if None in expected else np.mean(np.array(expected), axis=0).tolist())
+        found["random_mean"], found["random_std"] = map(list, zip(*curve, strict=True))
     return found
 
 
@@ -301,29 +307,19 @@ def _best_so_far(search: Search, x: Sequence[float] | np.ndarray, timed: bool) -
     ]
 
 
-def _expected(search: Search, draws: int, sign: int) -> tuple[float | None, float | None]:
+def _expected(scores: Sequence[float], draws: int, sign: int) -> tuple[float, float] | None:
     """Returns the expected best of so many draws, and the deviation of one random search from it.
 
     The deviation is that of draws with replacement: of all scores without, the best is certain, which says nothing of
-    another search.
+    another search. The i-th smallest of m is then the largest of k with probability (i/m)^k - ((i-1)/m)^k.
     """
-    if not 1 <= draws <= len(search.scores):
-        return None, None
-    return expected_best(search.scores, draws, sign).mean, _deviation_of_best(search.scores, draws, sign)
-
-
-def _deviation_of_best(scores: Sequence[float], draws: int, sign: int) -> float:
-    """The i-th smallest of m is the largest of k with probability (i/m)^k - ((i-1)/m)^k."""
+    if not 1 <= draws <= len(scores):
+        return None
     worth = np.sort(sign * np.asarray(scores, np.float64))
-    below = (np.arange(len(worth) + 1) / len(worth)) ** draws
-    shares = np.diff(below)
+    shares = np.diff((np.arange(len(worth) + 1) / len(worth)) ** draws)
     mean = float(shares @ worth)
-    return math.sqrt(max(0.0, float(shares @ (worth - mean) ** 2)))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+    deviation = math.sqrt(max(0.0, float(shares @ (worth - mean) ** 2)))
+    return expected_best(scores, draws, sign).mean, deviation
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recipes.cards.compare import mean_and_std
+from recipes.cards.compare import count_short, mean_and_std
 from recipes.cards.pictures import name_of
 from recipes.training.progress import duration
 from zoo.markdown import join_blocks, make_table
@@ -26,6 +26,11 @@ def _spread(mean: float | None, std: float | None) -> str:
     if mean is None:
         return "none"
     return f"{mean:.{_DIGITS}f}" if std is None else f"{mean:.{_DIGITS}f} ± {std:.{_DIGITS}f}"
+
+
+def _gain(found: Mapping[str, Any]) -> str:
+    error = found["standard_error"]
+    return f"{found['gain']:+.4f}" + ("" if error is None else f", standard error {error:.4f}")
 
 
 def _head(card: Mapping[str, Any]) -> str:
@@ -112,49 +117,37 @@ def _comparison(card: Mapping[str, Any]) -> str:
         )
     name, random = name_of(card["score"]["name"]), found["random"]
     budget = "as many trials" if found["budget"] == "trials" else "the same time"
-    error = found["standard_error"]
+    total = sum(search["trials"] - search["failed"] for search in card["baseline"])
     rows = [
-        (f"mean of {_total(card):,} random networks", _number(found["random_cell"])),
+        (f"mean of {total:,} random networks", _number(found["random_cell"])),
         (f"random search, expected best of {_each(found['draws'])}", _spread(random["mean"], random["std"])),
         (f"{card['algorithm']}", _spread(card["best"]["mean"], card["best"]["std"])),
-        (
-            "gain over random search",
-            f"{found['gain']:+.4f}" + ("" if error is None else f", standard error {error:.4f}"),
-        ),
+        ("gain over random search", _gain(found)),
     ]
     if found["budget"] == "trials":
         mean, std = mean_and_std(found["later_half"])
         rows.insert(1, (f"mean of the later half of {card['algorithm']}'s networks", _spread(mean, std)))
     largest = found["largest"]
-    if largest is not None:
-        rows[-2:-2] = _largest_rows(largest)
+    if largest is not None:  # the baseline that knows of a network nothing but its size
+        networks = f"{_each(largest['networks'])} of {_each(largest['of'])} random networks with the most MACs"
+        best = f"random among them, expected best of {_each(largest['draws'])}"
+        rows[-2:-2] = [(f"mean of the {networks}", _number(largest["network"]))]
+        rows[-2:-2] = [(best, _spread(largest["mean"], largest["std"]))]
     text = f"## Beside random search\n\n{make_table(('', name), rows)}\n\n"
     text += f"The budget is {budget}. The expectation is exact for these random networks (order statistics). "
     paired = "Each search is compared with the random search of its seed, on the same images."
     text += paired if found["paired"] else "The seeds of both differ, so each side's spread counts."
-    short = sum(given < wanted for given, wanted in zip(found["draws"], found["draws_in_budget"], strict=True))
-    if short:
+    if count_short(found):
         text += f" The budget allows {_each(found['draws_in_budget'])} random networks, more than were trained: "
         text += "the gain is an upper bound."
     if largest is not None:
-        text += f" {_largest_text(largest, found['draws_in_budget'])}"
+        text += (
+            " MACs are known without a training, so what random draws among the largest networks reach took no search."
+        )
+        wanted, draws = found["draws_in_budget"], largest["draws"]
+        if any(given < budget for given, budget in zip(draws, wanted, strict=True)):
+            text += f" The budget allows {_each(wanted)} of them and {_each(draws)} were trained: a lower bound."
     return text + " Scores are of validation images that the selection saw."
-
-
-def _largest_rows(largest: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Returns the rows of the baseline that knows of a network nothing but its size."""
-    networks = f"{_each(largest['networks'])} of {_each(largest['of'])} random networks with the most MACs"
-    return [
-        (f"mean of the {networks}", _number(largest["network"])),
-        (f"random among them, expected best of {_each(largest['draws'])}", _spread(largest["mean"], largest["std"])),
-    ]
-
-
-def _largest_text(largest: Mapping[str, Any], wanted: Sequence[int]) -> str:
-    text = "MACs are known without a training, so what random draws among the largest networks reach took no search."
-    if any(draws < budget for draws, budget in zip(largest["draws"], wanted, strict=True)):
-        text += f" The budget allows {_each(wanted)} of them and {_each(largest['draws'])} were trained: a lower bound."
-    return text
 
 
 def _each(numbers: Sequence[int]) -> str:
@@ -206,20 +199,14 @@ def _fronts(card: Mapping[str, Any]) -> str:
     spread = [_spread(*mean_and_std(found[group])) if found[group] else None for group in ("search", "random")]
     rows = [(card["algorithm"], spread[0])]
     if found["random"]:
-        error = found["standard_error"]
         draws = " / ".join(map(str, dict.fromkeys(found["draws"])))
-        rows += [(f"random search, the first {draws} networks", spread[1])]
-        rows += [("gain", f"{found['gain']:+.4f}" + ("" if error is None else f", standard error {error:.4f}"))]
+        rows += [(f"random search, the first {draws} networks", spread[1]), ("gain", _gain(found))]
     reference = ", ".join(f"{name_of(name)} {_metric(value)}" for name, value in found["reference"].items())
     return (
         f"## The front\n\n{make_table(('', 'hypervolume'), rows)}\n\nA hypervolume is exact, and a share of the box "
         f"between the best values of all networks here and the reference ({reference}), which is a tenth of the common "
         "front's range worse than its worst values. The networks of each front are in pareto/."
     )
-
-
-def _total(card: Mapping[str, Any]) -> int:
-    return sum(search["trials"] - search["failed"] for search in card["baseline"])
 
 
 def _pictures(card: Mapping[str, Any]) -> str:
@@ -252,11 +239,7 @@ def _settings(card: Mapping[str, Any]) -> str:
         return "## Settings\n\nNot known: the folder has no about.json."
     rows = [(name, f"`{settings[name]}`", f"`{value}`") for name, value in sorted((paper or {}).items())]
     text = (
-        ""
-        if paper is None
-        else make_table(("setting", "here", "paper preset"), rows)
-        if rows
-        else "Those of the paper."
+        make_table(("setting", "here", "paper preset"), rows) if rows else "Those of the paper." if paper == {} else ""
     )
     rest = [f"{name} {value}" for name, value in settings.items() if name not in (paper or {}) and name != "seed"]
     return "## Settings\n\n" + "\n\n".join(filter(None, (text, f"The rest: {', '.join(rest)}.")))

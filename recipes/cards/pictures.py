@@ -151,6 +151,8 @@ def draw_trade_off(searches: Sequence[Search], random: Sequence[Search], pareto:
         found = [[trial.metrics.get(name) for name in names] for search in group for trial in search.scored]
         return np.array([row for row in found if None not in row], np.float64).reshape(-1, len(names))
 
+    from matplotlib.ticker import EngFormatter
+
     own, others = read_points(searches), read_points(random)
     if not len(own):
         return False
@@ -173,8 +175,6 @@ def draw_trade_off(searches: Sequence[Search], random: Sequence[Search], pareto:
                       markersize=8, markerfacecolor="none", label=label)  # fmt: skip
         axes.set_xlabel(f"{name_of(names[place])} ({'more' if directions[place] == 'max' else 'less'} is better)")
         style_axes(axes)
-        from matplotlib.ticker import EngFormatter
-
         if np.concatenate([own, others])[:, place].max() >= 10_000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     panels[0].set_ylabel(name_of(names[0]))
@@ -200,15 +200,13 @@ def list_histories(searches: Sequence[Search]) -> list[dict[str, Any]]:
         seeds = _list_supernets(search)
         if seeds:
             plain_history = {
-                str(seed): [_without_strengths(record) for record in result["history"]]
-                for seed, result in seeds.items()
+                str(seed): [
+                    {name: record[name] for name in record if name != "strengths"} for record in each["history"]
+                ]
+                for seed, each in seeds.items()
             }
             found.append({"folder": search.folder.name, "history": plain_history, "ranking": search.ranking})
     return found
-
-
-def _without_strengths(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != "strengths"}
 
 
 def _draw_supernets(searches: Sequence[Search], folder: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.engine.journal import read_journal
-from recipes.engine.spaces import Decision, Space
+from recipes.engine.spaces import Decision, Space, choose
 from recipes.engine.workers import name_processor
 from zoo import atomic
 
@@ -46,8 +46,7 @@ class Trial:
 
     def values(self, decisions: Sequence[Decision]) -> dict[str, Any]:
         """Returns decision -> choice."""
-        pairs = zip(decisions, self.genome, strict=True)
-        return {decision.name: decision.choices[place] for decision, place in pairs}
+        return choose(decisions, self.genome)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from recipes.cards import pictures
 from recipes.cards.card import make_card
 from recipes.cards.read import Search, Trial
-from recipes.engine.spaces import Space
+from recipes.engine.spaces import choose
 from zoo.atomic import write_atomically
 from zoo.genotype_json import body_as_dict
 
@@ -77,7 +77,7 @@ def list_data(searches: Sequence[Search], random: Sequence[Search], refresh: flo
 
 def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
     decisions = search.space.decisions if search.space else ()
-    bodies, numbers = _list_bodies(search), _Numbers(search)
+    bodies, parents = _list_bodies(search), _list_parents(search)
     at, trials = search.seconds_before, []
     for place, trial in enumerate(search.trials, start=1):
         at += trial.seconds
@@ -91,7 +91,7 @@ def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
                 "message": trial.message,
                 "rung": trial.rung,
                 "genome": trial.genome,
-                "parents": numbers.of_parents(trial),
+                "parents": parents[trial.number],
                 "body": bodies.get(trial.number),
             }
         )
@@ -117,32 +117,29 @@ def _list_bodies(search: Search) -> dict[int, dict[str, Any]]:
     return {number: body_as_dict(body) for number, body in bodies.items()}
 
 
-class _Numbers:
-    """Which trial a genome is: the first that had it or, for one that was known without a trial, an equal network."""
+def _list_parents(search: Search) -> dict[int, list[int]]:
+    """Returns trial -> the trials that it was made from.
 
-    def __init__(self, search: Search):
-        self._space = search.space
-        self._trials = {trial.genome: trial.number for trial in reversed(search.trials)}
-        self._rungs = {(trial.genome, trial.rung): trial.number for trial in search.trials}
-        self._alike: dict[str, int] = {}
+    A parent is the first trial of its genome or, where it was known without a trial, of an equal network.
+    """
+    space, alike = search.space, {}
+    first = {trial.genome: trial.number for trial in reversed(search.trials)}
+    rungs = {(trial.genome, trial.rung): trial.number for trial in search.trials}
 
-    def of_parents(self, trial: Trial) -> list[int]:
+    def find(genome: tuple[int, ...]) -> int | None:
+        if genome in first or space is None:
+            return first.get(genome)
+        if not alike:
+            alike.update((space.key(choose(space.decisions, known)), number) for known, number in first.items())
+        return alike.get(space.key(choose(space.decisions, genome)))
+
+    def list_parents(trial: Trial) -> list[int]:
         if trial.rung:  # the same network, trained further
-            return [self._rungs[trial.genome, trial.rung - 1]]
-        found = [self._find(genome) for genome in dict.fromkeys(trial.parents)]
+            return [rungs[trial.genome, trial.rung - 1]]
+        found = [find(genome) for genome in dict.fromkeys(trial.parents)]
         return [number for number in found if number is not None]
 
-    def _find(self, genome: tuple[int, ...]) -> int | None:
-        if genome in self._trials or self._space is None:
-            return self._trials.get(genome)
-        if not self._alike:
-            self._alike = {_make_key(self._space, known): number for known, number in self._trials.items()}
-        return self._alike.get(_make_key(self._space, genome))
-
-
-def _make_key(space: Space, genome: tuple[int, ...]) -> str:
-    pairs = zip(space.decisions, genome, strict=True)
-    return space.key({decision.name: decision.choices[place] for decision, place in pairs})
+    return {trial.number: list_parents(trial) for trial in search.trials}
 
 
 def _list_panels(supernet: Mapping[str, Any]) -> list[dict[str, Any]]:

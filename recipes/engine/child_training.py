@@ -93,7 +93,6 @@ def train(
     Args:
         make_model: returns a network with logits as its one output.
         training_part, validation_part: the latter is what a search selects on.
-        settings: how to train.
         seed: of the weights, the order of the images and the augmentation.
         until: the epoch, from 1, after which it stops; the last one unless given.
         normalize: images 0..255 -> what the network reads.

@@ -1,8 +1,9 @@
 """The options that searches share, each a flag; light, so that `--help` loads neither Keras nor TensorFlow."""
 
 import dataclasses
+import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 
 SEEDS = 1000  # at most, of one search over seeds: its seeds are those from SEEDS times its own
+
+
+def offer_oracle(oracle: str, module: str) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a recipe's module that offers an oracle, without TensorFlow at `--help`."""
+
+    def get(name: str) -> Any:
+        if name != oracle:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(importlib.import_module("recipes.oracles"), name)
+
+    return get
 
 
 def check_at_least(config: Any, least: dict[str, int]) -> None:
@@ -37,11 +49,7 @@ def check_ops(ops: tuple[str, ...], known: tuple[str, ...]) -> None:
 def read_directions(
     option: str, texts: tuple[str, ...], known: tuple[str, ...], short: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
-    """Returns metric -> "max" or "min" of texts such as params:min; `short` has other names of metrics.
-
-    Raises:
-        ValueError: a text names no known metric or no direction.
-    """
+    """Returns metric -> "max" or "min" of texts such as params:min; `short` has other names of metrics."""
     found = {}
     for text in texts:
         name, _, direction = text.partition(":")

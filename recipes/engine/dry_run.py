@@ -26,11 +26,10 @@ class StepCost(NamedTuple):
 
     def describe(self, batch_size: int, images: str = "images") -> str:
         """Returns the times in words, scaled to steps of `batch_size`."""
-        estimated = "" if batch_size == self.batch_size else f", estimated from one of {self.batch_size}"
-        return (
+        text = (
             f"first step after {self.first:.1f} s, then {self.scale(batch_size):.2f} s a step of {batch_size} {images}"
-            f"{estimated}"
         )
+        return text + ("" if batch_size == self.batch_size else f", estimated from one of {self.batch_size}")
 
     def scale(self, batch_size: int) -> float:
         """Returns the seconds of a step of so many images."""
@@ -60,12 +59,11 @@ def peak_memory() -> float:
 def dry_run(scorer: NetworkScorer, candidates: Sequence[Mapping[str, Any]]) -> Genotype:
     """Builds the largest of `candidates`, takes one training step, and prints what the whole search would need."""
     config, images = scorer.config, scorer.images
-    largest, most = candidates[0], -1
+    macs = []
     for values in candidates:
-        macs = zoo.cost.of(scorer.build(values)).macs
+        macs.append(zoo.cost.of(scorer.build(values)).macs)
         tuner.forget_models()
-        if macs > most:
-            largest, most = values, macs
+    largest = candidates[int(np.argmax(macs))]
     model = scorer.build(largest)
     params = model.count_params()
     activations = sum(int(np.prod(layer.output.shape[1:])) for layer in model.layers)
@@ -86,7 +84,7 @@ def dry_run(scorer: NetworkScorer, candidates: Sequence[Mapping[str, Any]]) -> G
     steps = -(-len(images.train) // config.batch_size) * config.epochs
     total = config.trials * (cost.first + steps * cost.scale(config.batch_size))
     print(
-        f"dry run of the largest network: {params:,} parameters, {most:,} multiply-adds, "
+        f"dry run of the largest network: {params:,} parameters, {max(macs):,} multiply-adds, "
         f"{cost.describe(config.batch_size)}\n"
         f"predicted for the search, at most: {memory / 2**30:.2f} GiB for a network in training, "
         f"{steps:,} steps a trial, {duration(total)} for {config.trials:,} trials on this machine"

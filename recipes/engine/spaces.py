@@ -67,9 +67,7 @@ class Space:
 
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draws every decision uniformly."""
-        decisions = self.decisions
-        numbers = rng.integers([len(decision.choices) for decision in decisions]).tolist()
-        return {each.name: each.choices[number] for each, number in zip(decisions, numbers, strict=True)}
+        return choose(self.decisions, rng.integers([len(decision.choices) for decision in self.decisions]).tolist())
 
     def key(self, values: Mapping[str, Any]) -> str:
         """Returns a hash that equal architectures share."""
@@ -111,6 +109,11 @@ def hyperparameters_of(decisions: Sequence[Decision]) -> Any:
     for decision in decisions:
         hyperparameters.Choice(decision.name, list(decision.choices), ordered=False)
     return hyperparameters
+
+
+def choose(decisions: Sequence[Decision], places: Sequence[int]) -> dict[str, Any]:
+    """Returns decision -> choice, of the place of the choice in each decision."""
+    return {each.name: each.choices[place] for each, place in zip(decisions, places, strict=True)}
 
 
 def check_values(values: Mapping[str, Any], decisions: Sequence[Decision]) -> dict[str, Any]:

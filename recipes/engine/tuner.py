@@ -130,11 +130,7 @@ class Tuner:
 
     @property
     def best(self) -> Record:
-        """The best trial so far.
-
-        Raises:
-            ValueError: none has succeeded; the text gives the reasons.
-        """
+        """The best trial so far; raises ValueError with the reasons where none has succeeded."""
         if self._best:
             return self._best[0]
         reasons = collections.Counter(record.message for record in self.history).most_common(3)
@@ -145,8 +141,6 @@ class Tuner:
 
     def search(self) -> None:
         """Runs trials until the oracle has no more; what is left of an earlier process is finished first.
-
-        An oracle that waits, such as a progressive one at the end of its level, is asked again when a trial has ended.
 
         Raises:
             OSError: a trial met what every other would meet too, such as a full disk.

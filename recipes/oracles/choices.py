@@ -16,28 +16,21 @@ class Choices:
 
     def __init__(self, hyperparameters: keras_tuner.HyperParameters):
         self._entries = list(hyperparameters.space)
-        self._options = [_options(entry) for entry in self._entries]
+        self.options = [_options(entry) for entry in self._entries]  # the values of each decision, by their indices
         self._conditional = any(entry.conditions for entry in self._entries)
         self.names = [entry.name for entry in self._entries]
-        self.counts = np.array([len(options) for options in self._options], dtype=np.int64)
+        self.counts = np.array([len(options) for options in self.options], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    @property
-    def options(self) -> list[list[Any]]:
-        """The values of each decision, in the order of its indices."""
-        return self._options
 
     def values(self, genome: Genome) -> dict[str, Any]:
         """Returns name -> value of the choices that are active; a genome of a smaller space gets defaults."""
         genome = self.padded(genome)
         if not self._conditional:
-            return {
-                name: options[index] for name, options, index in zip(self.names, self._options, genome, strict=True)
-            }
+            return {name: options[index] for name, options, index in zip(self.names, self.options, genome, strict=True)}
         values = {}
-        for entry, options, index in zip(self._entries, self._options, genome, strict=True):
+        for entry, options, index in zip(self._entries, self.options, genome, strict=True):
             if all(condition.is_active(values) for condition in entry.conditions):
                 values[entry.name] = options[index]
         return values
@@ -48,7 +41,7 @@ class Choices:
             options.index(values[entry.name])
             if entry.name in values and values[entry.name] in options
             else _default(entry, options)
-            for entry, options in zip(self._entries, self._options, strict=True)
+            for entry, options in zip(self._entries, self.options, strict=True)
         )
 
     def neighbours(self, genome: Genome) -> list[Genome]:
@@ -65,7 +58,7 @@ class Choices:
         """Returns a genome of an earlier, smaller space with the defaults of the choices that it lacks."""
         if len(genome) == len(self._entries):
             return genome
-        missing = zip(self._entries[len(genome) :], self._options[len(genome) :], strict=True)
+        missing = zip(self._entries[len(genome) :], self.options[len(genome) :], strict=True)
         return (*genome, *(_default(entry, options) for entry, options in missing))
 
 

@@ -143,8 +143,7 @@ class ProgressiveOracle(SearchOracle):
         while self._position < len(order):
             genome = grid.genome(order[self._position])
             self._position += 1
-            key = self.key(self.choices.values(genome))
-            if key not in self._known and key not in self.refused:
+            if self._is_open(genome):
                 yield genome
 
     def _grid(self) -> Grid:

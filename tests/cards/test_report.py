@@ -255,7 +255,7 @@ def test_random_searches_among_the_folders_are_the_baseline_of_the_others(tmp_pa
 def test_the_deviation_of_the_best_of_two_draws_is_that_over_all_pairs():
     scores = [0.1, 0.4, 0.9]
     best = [max(pair) for pair in itertools.product(scores, scores)]
-    assert compare._deviation_of_best(scores, 2, 1) == pytest.approx(np.std(best))
+    assert compare._expected(scores, 2, 1) == pytest.approx((compare.expected_best(scores, 2).mean, np.std(best)))
 
 
 def test_the_front_has_what_no_other_beats_in_both():

@@ -23,7 +23,7 @@ SMOKE = nasnet.PRESETS["smoke"]
         ({"workers": "many"}, "workers is 'many'; expected a whole number, 0 for this process, or ray"),
         ({"workers": "-1"}, "workers is '-1'"),
         ({"retries": -1}, "retries is -1"),
-        ({"trials_at_once": 0}, "trials_at_once 0"),
+        ({"trials_at_once": 0}, "trials_at_once is 0"),
         ({"silence": 0.0}, "silence is 0.0; expected seconds above 0"),
         ({"trial_gpus": -1.0}, "trial_gpus is -1.0; expected a number from 0"),
         ({"trial_cpus": float("inf")}, "trial_cpus is inf"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,27 +57,14 @@ def test_as_many_trials_run_as_the_cluster_has_room_for(tmp_path, cluster):
     test_workers.check(tmp_path, 12)
 
 
-def test_an_exception_is_a_reason(tmp_path, cluster):
-    runner = search(tmp_path, cheap_trials.raises_in_trial_3, trials=8)
+@pytest.mark.parametrize(("evaluate", "trials", "failing", "reason"), test_workers.FAILURES[:3])
+def test_what_goes_wrong_in_a_trial_costs_this_trial_alone(tmp_path, cluster, evaluate, trials, failing, reason):
+    """Ray itself tries once more what was killed."""
+    runner = search(tmp_path, evaluate, trials=trials, silence=5.0)
     (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert invalid.message == "ValueError: bad shape (0, 3)"
-    test_workers.check(tmp_path, 8, invalid=1)
-
-
-def test_a_process_that_kills_itself_is_tried_again_once_by_ray(tmp_path, cluster):
-    """kill -9 in every attempt at trial 3, and in the first one at trial 6."""
-    runner = search(tmp_path, cheap_trials.dies_in_trials_3_and_6, trials=10)
-    (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert invalid.number == 3
-    assert "the worker died: " in invalid.message
-    test_workers.check(tmp_path, 10, invalid=1)
-
-
-def test_a_trial_that_hangs_is_cancelled_after_its_silence(tmp_path, cluster):
-    runner = search(tmp_path, cheap_trials.hangs_in_trial_2, trials=6, silence=5.0)
-    (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert "given out 2 times, in the end the worker said nothing for 5 s" in invalid.message
-    test_workers.check(tmp_path, 6, invalid=1)
+    assert invalid.number == failing
+    assert re.search("the worker died: " if "SIGKILL" in reason else reason, invalid.message)
+    test_workers.check(tmp_path, trials, invalid=1)
 
 
 def test_what_cannot_be_read_on_the_node_ends_the_search(tmp_path, cluster):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,8 +19,17 @@ import pytest
 
 from recipes.engine import spaces, tuner
 from recipes.engine.workers import LocalWorkers, Outcome, Task, choose_variables
-from recipes.oracles import NSGA2, AgingEvolution, ControllerOracle, RandomSearch, SuccessiveHalving
-from recipes.oracles.base import SearchOracle, Wait
+from recipes.oracles import (
+    NSGA2,
+    AgingEvolution,
+    BayesianSearch,
+    ControllerOracle,
+    LocalSearch,
+    RandomSearch,
+    SearchOracle,
+    SuccessiveHalving,
+)
+from recipes.oracles.base import Wait
 from tests import cheap_trials
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
@@ -100,6 +110,8 @@ MAKERS = {
     "nsga2": lambda: NSGA2(
         [OBJECTIVE, keras_tuner.Objective("size", "min")], 30, SPACE.hyperparameters(), seed=0, population=6
     ),
+    "local": lambda: LocalSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0),
+    "bayesian": lambda: BayesianSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0, features=SPACE.count_features),
 }
 
 
@@ -266,49 +278,31 @@ def test_one_process_gives_the_serial_search(tmp_path):
     assert outcome(search(tmp_path / "one", count=1).history) == outcome(serial.history)
 
 
-@pytest.mark.slow
-def test_an_exception_is_a_reason_and_costs_no_process(tmp_path):
-    runner = search(tmp_path, cheap_trials.raises_in_trial_3, make=lambda: evolution(8))
-    (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert invalid.message == "ValueError: bad shape (0, 3)"
-    check(tmp_path, 8, invalid=1)
+# evaluate, trials, the one that fails whenever it is tried, and the reason; kill -9 is met once more, in trial 6
+FAILURES = [
+    (cheap_trials.raises_in_trial_3, 8, 3, r"^ValueError: bad shape \(0, 3\)$"),
+    (cheap_trials.dies_in_trials_3_and_6, 10, 3, r"signal 9 \(SIGKILL\), perhaps for want of memory"),
+    (cheap_trials.hangs_in_trial_2, 6, 2, "given out 2 times, in the end the worker said nothing for 5 s"),
+    (cheap_trials.needs_too_much_in_trial_1, 5, 1, "MemoryError"),  # by RLIMIT_AS, which Python tells as an exception
+]
 
 
 @pytest.mark.slow
-def test_a_worker_that_kills_itself_costs_one_trial(tmp_path):
-    """kill -9 of a worker, twice in trial 3 and once in trial 6."""
-    runner = search(tmp_path, cheap_trials.dies_in_trials_3_and_6, make=lambda: evolution(10))
+@pytest.mark.parametrize(("evaluate", "trials", "failing", "reason"), FAILURES)
+def test_what_goes_wrong_in_a_trial_costs_this_trial_alone(tmp_path, evaluate, trials, failing, reason):
+    runner = search(tmp_path, evaluate, make=lambda: evolution(trials), silence=5.0)
     (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert invalid.number == 3
-    assert "signal 9 (SIGKILL), perhaps for want of memory" in invalid.message
-    records = check(tmp_path, 10, invalid=1)
-    assert [record["lost"] for record in records if "lost" in record].count(6) == 1
-
-
-@pytest.mark.slow
-def test_a_worker_that_hangs_is_killed_after_its_silence(tmp_path):
-    begun = time.monotonic()
-    runner = search(tmp_path, cheap_trials.hangs_in_trial_2, make=lambda: evolution(6), silence=4.0)
-    (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert "given out 2 times, in the end the worker said nothing for 4 s" in invalid.message
-    assert time.monotonic() - begun < 300
-    check(tmp_path, 6, invalid=1)
+    assert invalid.number == failing
+    assert re.search(reason, invalid.message)
+    records = check(tmp_path, trials, invalid=1)
+    if evaluate is cheap_trials.dies_in_trials_3_and_6:
+        assert [record["lost"] for record in records if "lost" in record].count(6) == 1
 
 
 @pytest.mark.slow
 def test_a_trial_that_reports_is_not_silent(tmp_path):
     search(tmp_path, cheap_trials.slow_but_talking, make=lambda: evolution(2), silence=2.0, count=1)
     check(tmp_path, 2)
-
-
-@pytest.mark.slow
-def test_a_trial_beyond_a_memory_limit_is_invalid_and_its_worker_lives(tmp_path):
-    """RLIMIT_AS makes the allocation fail, which Python tells as an exception."""
-    runner = search(tmp_path, cheap_trials.needs_too_much_in_trial_1, make=lambda: evolution(5))
-    (invalid,) = [record for record in runner.history if record.status == "INVALID"]
-    assert invalid.number == 1
-    assert "MemoryError" in invalid.message
-    check(tmp_path, 5, invalid=1)
 
 
 @pytest.fixture
@@ -420,17 +414,6 @@ def test_kill_9_loses_no_finished_trial(tmp_path, project, victims):
     output, _ = process.communicate(timeout=300)
     assert output == "done\n"
     check(folder, 30)
-
-
-@pytest.mark.slow
-def test_a_journal_cut_in_its_last_line_loses_that_line_only(tmp_path):
-    folder = tmp_path / "search"
-    search(folder, count=2)
-    data = (folder / "journal.jsonl").read_bytes()
-    for back in (1, 12):
-        (folder / "journal.jsonl").write_bytes(data[:-back])
-        search(folder, count=2)
-        check(folder, 30)
 
 
 FULL = """

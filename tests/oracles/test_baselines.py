@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import sys
 
 import keras_tuner
@@ -11,7 +10,7 @@ import pytest
 
 from recipes import mnasnet, pnasnet
 from recipes.engine import children as child_networks
-from recipes.engine import spaces, tuner
+from recipes.engine import spaces
 from recipes.oracles import AgingEvolution, BayesianSearch, ControllerOracle, LocalSearch, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.evolution import GenerationalEvolution
@@ -170,73 +169,10 @@ def test_several_workers_get_different_points_at_once_and_find_the_summit(make):
     assert max(scores) == 0.0
 
 
-@pytest.mark.parametrize("make", BASELINES)
-@pytest.mark.parametrize("after", [1, 9, 10, 24])
-def test_a_search_resumes_from_its_snapshot_as_if_nothing_had_happened(make, after: int):
-    def oracle():
-        return make(OBJECTIVE, hyperparameters=numbers(5, 5, 5), seed=3)
-
-    whole = run(oracle(), height, 30)
-    first, second = oracle(), oracle()
-    assert run(first, height, after) == whole[:after]
-    running = ask(first, after)
-    snapshot = json.loads(json.dumps(first.snapshot()))
-    for values in whole[:after]:
-        second.adopt_ended(values, height(values))
-    second.adopt_running(after, running.genome)
-    second.restore_snapshot(snapshot)
-    second.tell(after, height(running.values))
-    assert [*whole[:after], running.values, *run(second, height, 29 - after, after + 1)] == whole
-
-
-@pytest.mark.parametrize("make", BASELINES)
-@pytest.mark.parametrize("snapshot_seconds", [0.0, 1e9], ids=["snapshots", "replay"])
-def test_a_search_that_was_ended_in_a_trial_resumes_from_its_journal(make, tmp_path, snapshot_seconds: float):
-    class Killed(BaseException):
-        pass
-
-    def search(folder, last: int = 100) -> list:
-        def evaluate(task: tuner.Task) -> float:
-            if task.number == last:
-                raise Killed
-            return height(dict(task.values))
-
-        oracle = make(OBJECTIVE, 20, numbers(5, 5, 5), seed=0)
-        runner = tuner.Tuner(oracle, evaluate, folder, snapshot_seconds=snapshot_seconds)
-        runner.search()
-        return [(record.number, record.values, record.score) for record in runner.history]
-
-    with pytest.raises(Killed):
-        search(tmp_path / "killed", last=14)
-    assert search(tmp_path / "killed") == search(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("make", BASELINES)
-def test_a_keras_tuner_takes_the_oracle_and_resumes_it_from_its_folder(make, tmp_path):
-    class Height(keras_tuner.Tuner):
-        def run_trial(self, trial):
-            return {"score": height(trial.hyperparameters.values)}
-
-    def search(trials: int):
-        oracle = make(OBJECTIVE, trials, seed=0, hyperparameters=numbers(3, 4))
-        found = Height(oracle=oracle, directory=tmp_path, project_name="height")
-        found.search()
-        return found
-
-    search(11)
-    assert len(search(12).oracle.trials) == 12
-    assert search(12).get_best_hyperparameters()[0].values == {"a": 2, "b": 2}
-
-
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.gaussian_process", None)
     with pytest.raises(ImportError, match="pip install scikit-learn, or the project with its extra"):
         BayesianSearch(OBJECTIVE, hyperparameters=numbers(3))
-
-
-def test_wrong_arguments_say_what_was_expected():
-    with pytest.raises(ValueError, match="first is 0 and parents 5; expected whole numbers from 1"):
-        BayesianSearch(OBJECTIVE, hyperparameters=numbers(3), first=0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 from typing import Any
 
 import keras
@@ -116,29 +115,6 @@ def test_a_controller_learns_which_choices_score(algorithm, rate):
     scores = run(oracle, 160)  # of 1,024 points: later, the best ones are used up
     assert np.mean(scores[:40]) == pytest.approx(0.5, abs=0.1)
     assert np.mean(scores[120:]) > 0.62
-
-
-@pytest.mark.parametrize("after", [3, 45])
-def test_a_controller_resumes_from_its_snapshot(after: int):
-    def oracle() -> ControllerOracle:
-        return ControllerOracle(OBJECTIVE, 90, choices(), seed=0, learning_rate=0.003, hidden=20)
-
-    whole = run(oracle(), 80)
-    first, second = oracle(), oracle()
-    start = run(first, after)
-    for trial in first.trials.values():
-        second.adopt_ended(trial.hyperparameters.values, trial.score)
-    second.restore_snapshot(json.loads(json.dumps(first.snapshot())))
-    assert [*start, *run(second, 80 - after)] == whole
-
-
-def test_wrong_arguments_say_what_was_expected():
-    with pytest.raises(ValueError, match="expected ppo or reinforce"):
-        ControllerOracle(OBJECTIVE, 9, choices(), algorithm="sarsa")
-    with pytest.raises(ValueError, match="batch is 0"):
-        ControllerOracle(OBJECTIVE, 9, choices(), batch=0)
-    with pytest.raises(ValueError, match="learning_rate is 0"):
-        ControllerOracle(OBJECTIVE, 9, choices(), learning_rate=0)
 
 
 @pytest.mark.parametrize(

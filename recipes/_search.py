@@ -110,7 +110,7 @@ def _make_tuner(
 ) -> tuner.Tuner:
     config = scorer.config
     logs = config.folder / "tensorboard"
-    evaluate = tensorboard_logs.logged(scorer.score, logs) if config.tensorboard else scorer.score
+    evaluate = tensorboard_logs.Logged(scorer.score, logs) if config.tensorboard else scorer.score
     _check_place(config, scorer)
     workers = make_workers(config, evaluate, config.folder / "workers")
     return tuner.Tuner(

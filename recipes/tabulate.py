@@ -124,7 +124,6 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
     from recipes.engine.dry_run import dry_run
     from recipes.oracles import RandomSearch
     from recipes.tables import page
-    from recipes.tables.repeated import RepeatedScorer, load_all_images
 
     scorer = make_scorer(config)
     if config.dry_run:
@@ -142,7 +141,7 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
 
 def make_scorer(config: Config) -> "RepeatedScorer":
     """Returns what trains a network of the table."""
-    from recipes.engine.repeated import RepeatedScorer, load_all_images
+    from recipes.tables.repeated import RepeatedScorer, load_all_images
 
     images = load_all_images(config, config.validation_fraction)
     family, preset = _describe_networks(config, images.input_shape, images.classes)

@@ -14,26 +14,26 @@ from recipes.engine.workers import Task
 Evaluate = Callable[[Task], Mapping[str, float]]
 
 
-def logged(evaluate: Evaluate, folder: Path) -> Evaluate:
-    """Returns `evaluate` with a log of each trial in `folder`/trial_00000; a trial that is run again begins a new one.
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """`evaluate` with a log of each trial in `folder`/trial_00000; a trial that is run again begins a new one.
 
-    Args:
+    Attributes:
         evaluate: task -> name -> number, as `recipes.engine.tuner.Tuner` takes it.
         folder: for `tensorboard --logdir`.
 
     Raises:
         ImportError: TensorBoard is not installed.
     """
-    _import_hparams()  # before the first trial, not in it
-    return _Logged(evaluate, folder)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Logged:
     evaluate: Evaluate
     folder: Path
 
+    def __post_init__(self):
+        _import_hparams()  # before the first trial, not in it
+
     def __call__(self, task: Task) -> Mapping[str, float]:
+        """Runs and logs a trial."""
         hparams = _import_hparams()
         own = self.folder / f"trial_{task.number:05d}"
         shutil.rmtree(own, ignore_errors=True)

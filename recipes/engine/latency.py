@@ -53,10 +53,10 @@ def name_machine() -> str:
 
 
 class MeasuredLatencies:
-    """Latencies of a search's networks, each measured once; with a folder they are kept there, in latency.jsonl.
+    """Latencies of a search's networks, each measured once and kept in folder/latency.jsonl.
 
     Args:
-        folder: of the search; None keeps nothing.
+        folder: of the search.
         network: what else but a network's key tells it from others, such as the size of the images.
         measure: model -> ms.
 
@@ -65,28 +65,22 @@ class MeasuredLatencies:
     """
 
     def __init__(
-        self, folder: Path | None, network: Mapping[str, Any], measure: Callable[[keras.Model], float] = measure_latency
+        self, folder: Path, network: Mapping[str, Any], measure: Callable[[keras.Model], float] = measure_latency
     ):
         self._measure = measure
-        self._journal = None
-        self._known: dict[str, float] = {}
-        if folder is not None:
-            self._journal = Journal(folder / "latency.jsonl", {"machine": name_machine(), **network})
-            self._known = {record["network"]: record["ms"] for record in self._journal.records}
+        self._journal = Journal(folder / "latency.jsonl", {"machine": name_machine(), **network})
+        self._known: dict[str, float] = {record["network"]: record["ms"] for record in self._journal.records}
 
     def __call__(self, key: str, build: Callable[[], keras.Model]) -> float:
         """Returns the ms of the network of this key; `build` makes it where it has not been measured yet."""
         if key not in self._known:
-            milliseconds = self._measure(build())
-            if self._journal is not None:
-                self._journal.append({"network": key, "ms": milliseconds})
-            self._known[key] = milliseconds
+            self._known[key] = self._measure(build())
+            self._journal.append({"network": key, "ms": self._known[key]})
         return self._known[key]
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self._journal is not None:
-            self._journal.close()
+        self._journal.close()
 
 
 def stem_name(height: int, width: int, channels: int, filters: int) -> str:

@@ -371,7 +371,7 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
             raise MemoryError
         return {"val_accuracy": 0.75, "params": 12.0}
 
-    logged = tensorboard_logs.logged(evaluate, tmp_path)
+    logged = tensorboard_logs.Logged(evaluate, tmp_path)
     values = {"normal/op": "sep_conv_3x3", "normal/state": 1}
     logged(tuner.Task(0, values, 0, tmp_path / "x", lambda share, text: None))
     start, *metrics, end = events(tmp_path / "trial_00000")
@@ -390,7 +390,7 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
 def test_without_tensorboard_the_logs_name_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.plugins", None)
     with pytest.raises(ImportError, match="pip install tensorboard, or leave the flag out"):
-        tensorboard_logs.logged(lambda task: {}, tmp_path)
+        tensorboard_logs.Logged(lambda task: {}, tmp_path)
 
 
 def test_a_search_writes_its_card_and_the_logs_that_were_asked_for(tmp_path):

@@ -22,7 +22,6 @@ from recipes.engine.workers import LocalWorkers, Outcome, Task, choose_variables
 from recipes.oracles import (
     NSGA2,
     AgingEvolution,
-    BayesianSearch,
     ControllerOracle,
     LocalSearch,
     RandomSearch,
@@ -111,7 +110,6 @@ MAKERS = {
         [OBJECTIVE, keras_tuner.Objective("size", "min")], 30, SPACE.hyperparameters(), seed=0, population=6
     ),
     "local": lambda: LocalSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0),
-    "bayesian": lambda: BayesianSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0, features=SPACE.count_features),
 }
 
 

@@ -239,7 +239,7 @@ def iterate_layers(space: BlockSpace, input_shape: Shape, classes: int) -> Itera
     yield stem_name(height, width, channels, body.stem_filters), functools.partial(build, input_shape, stem)
     for number, halvings, inputs, row in space.layers():
         rows, columns = -(-height // 2 ** (halvings + 1)), -(-width // 2 ** (halvings + 1))
-        layer = functools.partial(block, row=row, strides=row.strides, style=STYLE, name="layer")
+        layer: Any = functools.partial(block, row=row, strides=row.strides, style=STYLE, name="layer")
         found = [(layer_name(rows, columns, inputs, row, row.strides), (rows, columns, inputs), layer)]
         if number == len(space.strides) - 1:
             last = -(-rows // row.strides), -(-columns // row.strides), row.filters

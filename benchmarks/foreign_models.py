@@ -25,7 +25,7 @@ from benchmarks.zoo_table import publish, replace_between
 from recipes import _main
 from zoo import graph
 from zoo.atomic import write_atomically
-from zoo.deploy import compact, compress, doctor, planner, quantize, tf_keras_twin, tflite, turn
+from zoo.deploy import compact, doctor, planner, quantize, tf_keras_twin, tflite, turn
 from zoo.markdown import make_table
 
 NAMES = (
@@ -127,7 +127,7 @@ class _Trial:
         return tflite.convert(self.model, quantize="int8", calibration=self.images)
 
     def _pruned(self) -> str:
-        pruned = compress.prune(self.model, self.images, self.labels, epochs=1, batch_size=IMAGES)
+        pruned = quantize.prune(self.model, self.images, self.labels, epochs=1, batch_size=IMAGES)
         kernels = [layer.kernel.numpy() for layer in pruned.layers if isinstance(layer, keras.layers.Conv2D)]
         return f"{np.mean([np.mean(kernel == 0) for kernel in kernels]):.0%} zeros"
 

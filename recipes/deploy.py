@@ -33,8 +33,8 @@ from zoo.deploy import boards, planner, tflite_file
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
     from recipes.images.sources import Data
+    from zoo.deploy.compact import Region
     from zoo.deploy.report import Report
-    from zoo.deploy.strips import Region
 
 COMPACT = "int8 compact"  # the scheme of the compact file
 _FOR_BOARDS = ("int8", "uint8", "int4")
@@ -106,7 +106,7 @@ class Config(ModelAndData):
     @property
     def regions(self) -> "tuple[Region, ...]":
         """The `strips` as regions."""
-        from zoo.deploy.strips import Region
+        from zoo.deploy.compact import Region
 
         return tuple(Region(*one) for one in self._split_strips())
 
@@ -134,13 +134,13 @@ PRESETS = {
 
 def deploy(config: Config) -> "Report":
     """Exports what the config names, writes the page and returns its numbers."""
-    from zoo.deploy import c_array, firmware, vela
+    from zoo.deploy import c_array, firmware
     from zoo.deploy.report import export
 
     if config.firmware is not None:
         check_folder(config.firmware, firmware.MARKER)  # before the work
     if config.board is not None and boards.BOARDS[config.board].npu:
-        vela.require()
+        boards.require_vela()
     with show_steps("deploy") as tell:
         if config.is_file:
             judged = _judge(config)
@@ -326,7 +326,7 @@ def _find_mismatch(file: bytes, config: Config, source: "Data") -> str:
 
 
 def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.ndarray | None) -> str:
-    from zoo.deploy import charts, compact, doctor, turn
+    from zoo.deploy import compact, doctor, turn
     from zoo.deploy.measure import MeasureError
 
     scheme = next((one for one in _ROUNDED if one in files), None)
@@ -339,15 +339,13 @@ def _diagnosed(config: Config, name: str, files: dict[str, bytes], images: np.nd
         diagnosis = doctor.diagnose(files[scheme], images, files.get("float32"))
     except (doctor.DoctorError, MeasureError) as error:
         return f"\n## Rounding noise of {scheme}\n\nUnknown: {error}.\n"
-    charts.draw_noise(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
+    doctor.draw_noise(diagnosis, config.folder / "noise.png", f"{name}, {scheme}")
     inputs = "" if images is not None else "On random inputs, which are no typical ones: the file takes no images.\n\n"
     return f"\n## Rounding noise of {scheme}\n\n{inputs}{diagnosis.to_markdown()}"
 
 
 def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
     """Returns what a board says of each file, and the memory of the best one: that runs, in the least RAM."""
-    from zoo.deploy import charts
-
     plans, lines = {}, []
     for scheme, file in files.items():
         try:
@@ -363,7 +361,7 @@ def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
         return "\n## Memory\n\n" + "\n".join(lines) + "\n"
     best = min(plans, key=lambda scheme: (bool(plans[scheme].refusals), plans[scheme].arena))
     board, fit = boards.BOARDS[config.board or ""], boards.fit(plans[best], config.board or "")
-    charts.draw_memory(plans[best], config.folder / "memory.png", f"{result.model}, {best}", board)
+    boards.draw_memory(plans[best], config.folder / "memory.png", f"{result.model}, {best}", board)
     text = plans[best].to_markdown(planner.padding_savings(files[best]))
     verdicts = "" if len(lines) == 1 else "\n".join(lines) + "\n\n"
     return f"\n## Memory of {best}: {fit}\n\n{verdicts}{text}"
@@ -371,12 +369,10 @@ def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
 
 def _compile_for_npu(config: Config, files: dict[str, bytes]) -> str:
     """Returns what vela says of the file for boards; writes that which it makes of it."""
-    from zoo.deploy import vela
-
     board = boards.BOARDS[config.board or ""]
     try:
-        compiled = vela.compile_file(_file_for_boards(files), board.npu or "")
-    except vela.VelaError as error:
+        compiled = boards.compile_file(_file_for_boards(files), board.npu or "")
+    except boards.VelaError as error:
         return f"\n## On the neural processor of {board.chip}\n\nUnknown: {error}.\n"
     write_atomically(config.folder / "vela.tflite", compiled.file)
     return f"\n## On the neural processor of {board.chip}\n\n{compiled.to_markdown()}\nThe file for it: vela.tflite.\n"

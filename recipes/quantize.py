@@ -124,7 +124,7 @@ def _with_one_output(config: Config, model: "keras.Model") -> "keras.Model":
 
 def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:
     """Returns the files of the pruned and of the clustered model, as far as they are wanted."""
-    from zoo.deploy import compress, tflite
+    from zoo.deploy import quantize, tflite
 
     if config.sparsity is None and config.clusters is None:
         return {}
@@ -135,10 +135,10 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
     models: dict[str, keras.Model] = {}
     if config.sparsity is not None:
         tell(f"pruning to {config.sparsity:.0%} zeros")
-        models["pruned"] = compress.prune(subject.model, images, labels, sparsity=config.sparsity, **options)
+        models["pruned"] = quantize.prune(subject.model, images, labels, sparsity=config.sparsity, **options)
     if config.clusters is not None:
         tell(f"clustering to {config.clusters} values")
-        models["clustered"] = compress.cluster(subject.model, images, labels, clusters=config.clusters, **options)
+        models["clustered"] = quantize.cluster(subject.model, images, labels, clusters=config.clusters, **options)
     return {
         f"{config.scheme} {how}": tflite.convert(model, quantize=config.scheme, calibration=subject.calibration)
         for how, model in models.items()
@@ -146,9 +146,9 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
 
 
 def _deflated(files: dict[str, bytes]) -> str:
-    from zoo.deploy import compress
+    from zoo.deploy import quantize
 
-    return ", ".join(f"{scheme} {compress.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
+    return ", ".join(f"{scheme} {quantize.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
 
 
 def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell: Callable[[str], None]) -> bytes:

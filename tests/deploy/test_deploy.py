@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from zoo import graph
-from zoo.deploy import c_array, measure, planner, tflite, tflite_file, tflm
+from zoo import deploy, graph
+from zoo.deploy import c_array, measure, planner, quantize, tflite, tflite_file, tflm
 
 layers = keras.layers
 
@@ -51,11 +51,7 @@ def int8_file(model, images) -> bytes:
 
 
 def operators(data: bytes) -> list[str]:
-    schema = tflite_file.load_schema()
-    name_of = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    parsed = tflite_file.parse(data)
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in parsed.operatorCodes]
-    return [name_of[codes[operator.opcodeIndex]] for operator in parsed.subgraphs[0].operators]
+    return tflite_file.kinds_of(tflite_file.parse(data))
 
 
 def test_float_file_computes_what_the_model_computes(model, images, float_file):
@@ -90,18 +86,15 @@ def test_each_scheme_stays_near_the_float_model(model, images, scheme, tolerance
     np.testing.assert_allclose(measure.predict(data, images), measure.predict(model, images), atol=tolerance)
 
 
-def test_calibration_takes_images_batches_and_labelled_batches_alike(model, images, int8_file):
-    labelled = ((batch, np.zeros(len(batch))) for batch in np.split(images, 4))
-    assert tflite.convert(model, quantize="int8", calibration=list(images)) == int8_file
-    assert tflite.convert(model, quantize="int8", calibration=labelled) == int8_file
-
-
-def test_calibration_on_an_endless_data_set_ends(model, images, monkeypatch):
+def test_calibration_takes_images_batches_labelled_batches_and_the_first_of_an_endless_data_set(
+    model, images, monkeypatch
+):
+    labelled = [(batch, np.zeros(len(batch))) for batch in np.split(images, 4)]
+    for given in (images, list(images), labelled):
+        np.testing.assert_array_equal(tflite.calibration_images(model, given), images)
     monkeypatch.setattr(tflite, "CALIBRATION_LIMIT", 3)
     endless = (image for _ in iter(int, 1) for image in images)
-    assert tflite.convert(model, quantize="int8", calibration=endless) == tflite.convert(
-        model, quantize="int8", calibration=images[:3]
-    )
+    np.testing.assert_array_equal(tflite.calibration_images(model, endless), images[:3])
 
 
 def test_conversion_prints_nothing(model, images, capfd):
@@ -109,7 +102,7 @@ def test_conversion_prints_nothing(model, images, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_open_height_and_width_are_fixed_by_input_shape():
+def test_open_height_and_width_are_fixed_by_input_shape_or_calibration_images():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, layers.Conv2D(4, 3)(image))
     with pytest.raises(tflite.ConversionError, match=re.escape("(None, None, 3) is not a fixed one")):
@@ -118,21 +111,16 @@ def test_open_height_and_width_are_fixed_by_input_shape():
     assert measure.predict(data, np.zeros((1, 8, 9, 3))).shape == (1, 6, 7, 4)
     with pytest.raises(tflite.ConversionError, match=re.escape("(8, 9, 1) is not a fixed one")):
         tflite.convert(model, input_shape=(8, 9, 1))
-
-
-@pytest.mark.parametrize("calibration", [None, [], np.zeros((0, 16, 16, 3))])
-def test_int8_without_calibration_images_says_what_to_pass(model, calibration):
-    with pytest.raises(tflite.ConversionError, match=re.escape("Pass calibration=images of shape (n, 16, 16, 3)")):
-        tflite.convert(model, quantize="int8", calibration=calibration)
+    data = tflite.convert(model, quantize="int8", calibration=np.ones((2, 7, 9, 3)))
+    assert measure.predict(data, np.zeros((1, 7, 9, 3))).shape == (1, 5, 7, 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"quantize": "int2"},
-            "quantize='int2' is unknown; expected None or one of int8, int4, int16x8, dynamic, float16",
-        ),
+        ({"quantize": "int2"}, "quantize='int2' is unknown; expected None or one of int8, uint8, int4, int16x8, dyn"),
+        ({"quantize": "int8"}, "Pass calibration=images of shape (n, 16, 16, 3)"),
+        ({"quantize": "int8", "calibration": np.zeros((0, 16, 16, 3))}, "Pass calibration=images of shape"),
         ({"quantize": "float16", "calibration": np.zeros((1, 16, 16, 3))}, "measures no ranges"),
         ({"quantize": "int8", "calibration": np.zeros((1, 8, 8, 3))}, "has the shape (8, 8, 3)"),
         ({"quantize": "int8", "calibration": np.full((1, 16, 16, 3), np.nan)}, "not finite"),
@@ -143,12 +131,24 @@ def test_options_that_cannot_work_are_refused(model, options, message):
         tflite.convert(model, **options)
 
 
-def test_weights_that_are_not_finite_are_named():
-    image = keras.Input((8, 8, 3))
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda model: tflite.convert(model),
+        lambda model: quantize.prepare(model, np.zeros((1, 4, 4, 3))),
+        lambda model: quantize.cluster(model, np.zeros((1, 4, 4, 3)), np.zeros(1)),
+    ],
+)
+def test_weights_that_are_not_finite_or_too_many_are_refused_before_any_work(start, monkeypatch):
+    image = keras.Input((4, 4, 3))
     model = keras.Model(image, layers.Conv2D(2, 1, name="broken")(image))
-    model.get_layer("broken").kernel.assign(np.full((1, 1, 3, 2), np.nan))
+    with monkeypatch.context() as patch:
+        patch.setattr(tflite, "LARGEST_FILE", 31)  # 8 weights of 4 bytes
+        with pytest.raises(tflite.ConversionError, match="Use fewer filters"):
+            start(model)
+    model.get_layer("broken").kernel.assign(np.full((1, 1, 3, 2), np.inf))
     with pytest.raises(tflite.ConversionError, match=r"'broken/kernel' has 6 values that are not finite"):
-        tflite.convert(model)
+        start(model)
 
 
 def test_operation_that_tensorflow_lite_lacks_is_named_with_its_layer():
@@ -161,24 +161,13 @@ def test_operation_that_tensorflow_lite_lacks_is_named_with_its_layer():
         tflite.convert(keras.Model(image, Inverse(name="odd_one")(image)))
 
 
-def test_model_over_two_gigabytes_is_refused_before_any_work(model, monkeypatch):
-    monkeypatch.setattr(tflite, "LARGEST_FILE", 500)
-    with pytest.raises(tflite.ConversionError, match="Use fewer filters"):
-        tflite.convert(model)
-
-
-def test_half_precision_model_is_converted_in_float32():
+def test_half_precision_and_a_model_inside_a_model_are_converted_flat_and_in_float32():
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, layers.Conv2D(2, 1, dtype="mixed_bfloat16", name="half")(image))
+    nested = keras.Sequential([keras.Input((8, 8, 3)), model])
     pictures = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3))
-    found = measure.predict(tflite.convert(model), pictures)
+    found = measure.predict(tflite.convert(nested), pictures)
     np.testing.assert_allclose(found, measure.predict(graph.flatten(model), pictures), atol=1e-6)
-
-
-def test_model_inside_a_model_is_converted_as_if_flat(model, images):
-    nested = keras.Sequential([keras.Input((16, 16, 3)), model])
-    found = measure.predict(tflite.convert(nested), images)
-    np.testing.assert_allclose(found, measure.predict(model, images), atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [layers.LSTM, layers.GRU, lambda units: layers.Bidirectional(layers.SimpleRNN(units))])
@@ -218,23 +207,6 @@ def test_layer_that_keeps_a_state_from_call_to_call_is_refused():
     sequence = keras.Input((6, 3), batch_size=1)
     with pytest.raises(tflite.ConversionError, match="'memory' keeps its state from call to call"):
         tflite.convert(keras.Model(sequence, layers.LSTM(2, stateful=True, name="memory")(sequence)))
-
-
-def test_calibration_images_fix_an_open_size():
-    image = keras.Input((None, None, 3))
-    file = tflite.convert(
-        keras.Model(image, layers.Conv2D(2, 3)(image)), quantize="int8", calibration=np.ones((2, 7, 9, 3))
-    )
-    assert measure.predict(file, np.zeros((1, 7, 9, 3))).shape == (1, 5, 7, 2)
-
-
-def test_subclassed_model_is_refused():
-    class Own(keras.Model):
-        def call(self, x):
-            return x
-
-    with pytest.raises(graph.GraphError, match="has no graph of layers"):
-        tflite.convert(Own())
 
 
 def test_calls_come_in_running_order_and_a_shared_layer_comes_twice():
@@ -315,17 +287,23 @@ def test_missing_package_says_what_to_install():
         tflite_file.require("no_such_module", "no-such-package")
 
 
+def compile_and_run(folder, source, main: str) -> subprocess.CompletedProcess:
+    """Builds a C program of the source file and `main`, every warning an error, and runs it."""
+    (folder / "main.c").write_text(main)
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", folder / "main.c", source, "-o"]
+    subprocess.run([*command, folder / "program"], check=True, timeout=60)
+    return subprocess.run([folder / "program"], check=True, capture_output=True, timeout=60)
+
+
 def test_c_array_compiles_and_holds_the_bytes_of_the_file(int8_file, tmp_path):
     header, source = c_array.write(int8_file, tmp_path, "tiny_int8")
-    main = tmp_path / "main.c"
-    main.write_text(
+    done = compile_and_run(
+        tmp_path,
+        source,
         f'#include <stdio.h>\n#include <stdint.h>\n#include "{header.name}"\n'
-        "int main(void) { fwrite(tiny_int8, 1, tiny_int8_len, stdout); return (uintptr_t)tiny_int8 % 16; }\n"
+        "int main(void) { fwrite(tiny_int8, 1, tiny_int8_len, stdout); return (uintptr_t)tiny_int8 % 16; }\n",
     )
-    program = tmp_path / "program"
-    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", main, source, "-o", program]
-    subprocess.run(command, check=True, timeout=60)
-    assert subprocess.run([program], check=True, capture_output=True, timeout=60).stdout == int8_file
+    assert done.stdout == int8_file
 
 
 def test_c_header_says_what_a_program_needs_and_compiles_as_c_and_cpp(int8_file, tmp_path):
@@ -340,18 +318,15 @@ def test_c_header_says_what_a_program_needs_and_compiles_as_c_and_cpp(int8_file,
     assert "ADD, CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, MEAN, SOFTMAX" in text
     calls = re.findall(r"\(resolver\)\.(\w+)\(\) == kTfLiteOk", text)
     assert calls == ["AddAdd", "AddConv2D", "AddDepthwiseConv2D", "AddFullyConnected", "AddMean", "AddSoftmax"]
-    main = tmp_path / "main.c"
-    main.write_text(
+    done = compile_and_run(
+        tmp_path,
+        source,
         f'#include <stdio.h>\n#include "{header.name}"\n'
         "static const int shape[] = NET_OUTPUT_SHAPE;\n"
         'int main(void) { printf("%d %d %.9g %s", shape[1], NET_OPERATORS, (double)NET_INPUT_SCALE, '
-        "net_class_names[9]); return 0; }\n"
+        "net_class_names[9]); return 0; }\n",
     )
-    program = tmp_path / "program"
-    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", main, source, "-o", program]
-    subprocess.run(command, check=True, timeout=60)
-    printed = subprocess.run([program], check=True, capture_output=True, timeout=60).stdout.decode()
-    assert printed == f"10 6 {np.float32(scale):.9g} {names[-1]}"
+    assert done.stdout.decode() == f"10 6 {np.float32(scale):.9g} {names[-1]}"
     subprocess.run(["g++", "-fsyntax-only", "-Wall", "-Werror", "-x", "c++", header], check=True, timeout=60)
 
 
@@ -362,18 +337,13 @@ def test_c_array_name_must_be_an_identifier(int8_file, tmp_path, name, suggestio
     assert not list(tmp_path.iterdir())
 
 
-def test_quiet_catches_what_any_process_prints_and_restores_the_console(capfd):
+def test_quiet_catches_what_any_process_prints_and_restores_the_console_after_an_error_too(capfd):
     with tflite_file.quiet() as printed:
         subprocess.run(["echo", "hidden"], check=True)
-    subprocess.run(["echo", "shown"], check=True)
-    assert printed.text == "hidden\n"
-    assert capfd.readouterr().out == "shown\n"
-
-
-def test_quiet_restores_the_console_after_an_error(capfd):
     with pytest.raises(RuntimeError), tflite_file.quiet():
         raise RuntimeError
     subprocess.run(["echo", "shown"], check=True)
+    assert printed.text == "hidden\n"
     assert capfd.readouterr().out == "shown\n"
 
 
@@ -382,3 +352,8 @@ def test_arena_recording_of_another_version_is_reported():
         tflm._parse_recording("nothing here")
     done = types.SimpleNamespace(returncode=1, stderr="Didn't find op for builtin opcode 'ERF'", stdout="")
     assert "no operator ERF" in tflm._explain_failure(done)
+
+
+@pytest.mark.parametrize(("module", "name"), [("compress", "prune"), ("graph", "calls"), ("strips", "split")])
+def test_modules_of_version_0_1_are_found_by_their_names(module, name):
+    assert callable(getattr(getattr(deploy, module), name))

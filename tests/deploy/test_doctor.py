@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.deploy import charts, doctor, measure, tflite, tflite_file
+from zoo.deploy import doctor, measure, tflite, tflite_file
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (24, 16, 16, 3)).astype(np.float32)
@@ -190,5 +190,5 @@ def test_two_inputs_are_diagnosed_on_random_numbers():
 
 
 def test_worst_operators_are_drawn(healthy, tmp_path):
-    charts.draw_noise(doctor.diagnose(healthy, IMAGES), tmp_path / "noise.png", "network")
+    doctor.draw_noise(doctor.diagnose(healthy, IMAGES), tmp_path / "noise.png", "network")
     assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recipes import deploy
-from zoo.deploy import boards, tflite, tflite_file, vela
+from zoo.deploy import boards, tflite, tflite_file
 from zoo.deploy.tflite_file import MissingPackageError
 
 layers = keras.layers
@@ -28,7 +28,7 @@ def int8_file(activation: str) -> bytes:
 
 @needs_vela
 def test_all_operators_of_a_plain_network_run_on_the_npu():
-    compiled = vela.compile_file(int8_file("relu"))
+    compiled = boards.compile_file(int8_file("relu"))
     assert (compiled.npu_operators, compiled.cpu_operators) == (4, ())  # convolution, mean, dense, softmax
     assert tflite_file.kinds_of(tflite_file.parse(compiled.file)) == ["CUSTOM ethos-u"]
     assert 13 * 13 * 8 <= compiled.sram < 100_000  # at least the first feature map
@@ -41,7 +41,7 @@ def test_all_operators_of_a_plain_network_run_on_the_npu():
 
 @needs_vela
 def test_what_the_npu_cannot_run_is_named_with_its_layer():
-    compiled = vela.compile_file(int8_file("elu"))
+    compiled = boards.compile_file(int8_file("elu"))
     assert [kind for kind, _ in compiled.cpu_operators] == ["DEQUANTIZE", "ELU", "QUANTIZE"]  # ELU is in float
     layer = compiled.cpu_operators[1][1]
     assert ("stem" in layer, compiled.npu_operators) == (True, 4)
@@ -63,7 +63,7 @@ def test_recipe_shows_what_runs_on_the_npu_and_writes_the_file_for_it(tmp_path):
 
 
 def test_missing_vela_is_said_before_the_work_with_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(vela.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(boards.importlib.util, "find_spec", lambda name: None)
     config = deploy.Config(model="nowhere.keras", board="corstone300", folder=tmp_path / "out")
     with pytest.raises(MissingPackageError, match="pip install ethos-u-vela, or the project with its extra ethos-u"):
         deploy.deploy(config)
@@ -71,11 +71,11 @@ def test_missing_vela_is_said_before_the_work_with_what_to_install(tmp_path, mon
 
 def test_vela_that_fails_is_quoted(monkeypatch):
     if importlib.util.find_spec("ethosu") is None:
-        monkeypatch.setattr(vela, "require", lambda: None)
-    with pytest.raises(vela.VelaError, match=r"vela ended with code -?[1-9]"):
-        vela.compile_file(b"\x1c\0\0\0TFL3 and no more")
+        monkeypatch.setattr(boards, "require_vela", lambda: None)
+    with pytest.raises(boards.VelaError, match=r"vela ended with code -?[1-9]"):
+        boards.compile_file(b"\x1c\0\0\0TFL3 and no more")
     with pytest.raises(ValueError, match=r"accelerator='ethos-n' is unknown; expected one such as ethos-u55-128"):
-        vela.compile_file(b"\x1c\0\0\0TFL3", "ethos-n")
+        boards.compile_file(b"\x1c\0\0\0TFL3", "ethos-n")
 
 
 def test_boards_of_the_recipe_are_those_of_the_table():

@@ -17,7 +17,7 @@ import zoo
 from recipes import deploy, deployable
 from recipes.images import sources as data
 from zoo import genotype_json
-from zoo.deploy import measure, metadata, report, strips, tflite, tflite_file
+from zoo.deploy import compact, measure, metadata, report, tflite, tflite_file
 
 layers = keras.layers
 
@@ -138,13 +138,13 @@ def test_compact_file_is_judged_on_turned_images_planned_and_written_as_c(tmp_pa
     assert f"model_len = {row.size}u" in (config.folder / "model.c").read_text()
     alone = deploy.deploy(deploy.Config(model=str(config.folder / row.file), images=200, folder=tmp_path / "alone"))
     assert alone.row("int8").accuracy == row.accuracy
-    with pytest.raises(strips.StripsError, match="'nowhere' is called 0 times"):
+    with pytest.raises(compact.StripsError, match="'nowhere' is called 0 times"):
         deploy.deploy(dataclasses.replace(config, strips=("nowhere:wide:2",)))
 
 
 def test_strips_are_read_as_regions():
     config = deploy.Config(compact="upright", strips=("stem:block1_bn:8", "block2:block2_bn:4"))
-    assert config.regions == (strips.Region("stem", "block1_bn", 8), strips.Region("block2", "block2_bn", 4))
+    assert config.regions == (compact.Region("stem", "block1_bn", 8), compact.Region("block2", "block2_bn", 4))
 
 
 def test_int8_file_alone_has_nothing_to_be_compared_with(result, config, tmp_path):

@@ -1,19 +1,20 @@
 """From a flat keras.Model to a file on a phone or a microcontroller; nothing here knows a family or a genotype.
 
 The modules, in the order of use: `tflite` (convert), `measure` (accuracy, latency, arena: MEASURED), `report` (all
-files of one model on one page), `planner` and `boards` (arena, flash and fit, estimated from the file alone), `compact`
-(less arena: turned, in strips, well placed), `tf_keras_twin`, `quantize` and `compress` (training for int8, pruning,
-clustering), `doctor` (where int8 loses accuracy), `c_array` (the file as C source). Import the module that you need;
-importing this package loads none of them.
+files of one model on one page), `planner` (arena and flash, estimated from the file alone), `boards` (does it fit, and
+what runs on the neural processor), `compact` (less arena: turned, in strips, well placed), `tf_keras_twin` and
+`quantize` (training for int8, pruning, clustering), `doctor` (where int8 loses accuracy), `c_array` (the file as C
+source), `firmware` (a program around it). Import the module that you need; importing this package loads none of them.
 """
 
+import importlib
 from typing import Any
+
+_MOVED = {"compress": "zoo.deploy.quantize", "graph": "zoo.graph", "strips": "zoo.deploy.compact"}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `zoo.graph`, which was `zoo.deploy.graph` once."""
-    if name == "graph":
-        from zoo import graph
-
-        return graph
+    """Loads the module that one of version 0.1 has become part of."""
+    if name in _MOVED:
+        return importlib.import_module(_MOVED[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

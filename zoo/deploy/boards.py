@@ -1,10 +1,34 @@
-"""Does a .tflite file fit on a board? Makers' figures of memory beside the planner's prediction."""
+"""Does a .tflite file fit on a board, where does its memory go, and what of it runs on Arm's Ethos-U?
 
-from typing import NamedTuple
+Makers' figures of memory beside the planner's estimate; vela, Arm's compiler, says which operators the neural processor
+takes, how much memory and how long.
+"""
 
+import csv
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zoo.atomic import replacing
+from zoo.deploy import memory_plan, tflite_file
+from zoo.deploy.metadata import detach
 from zoo.deploy.planner import Plan
+from zoo.deploy.tflite_file import MissingPackageError, Source, kinds_of, parse
+from zoo.markdown import join_blocks, make_table
 
 KIB = 1024
+_COLOURS = {"input": "#4c78a8", "tensor": "#9ecae9", "peak": "#f58518", "scratch": "#bab0ac", "ram": "#e45756"}
+_MEANINGS = {"peak": "alive at the peak", "input": "input", "tensor": "tensor", "scratch": "scratch"}
+_MOST_NAMED = 12  # buffers in the list beside the chart
+_FAR = 2.0  # heads, above which a line is only said to be there: it would flatten the picture
+_VELA_SECONDS = 1200
+_SYSTEMS = {"ethos-u55": "Ethos_U55_High_End_Embedded", "ethos-u65": "Ethos_U65_High_End",
+            "ethos-u85": "Ethos_U85_SYS_Flash_High"}  # fmt: skip
 
 
 class Board(NamedTuple):
@@ -49,30 +73,178 @@ class Fit(NamedTuple):
         return self.ram_left >= 0 and self.flash_left >= 0 and not self.refusals
 
     def __str__(self) -> str:
+        ram, flash = (f"{abs(left) / 1000:,.1f} kB of" for left in (self.ram_left, self.flash_left))
         if self.fits:
-            return (
-                f"fits on {self.board.chip}: {_format_kb(self.ram_left)} of RAM and {_format_kb(self.flash_left)} of "
-                "flash are left"
-            )
-        missing = [
-            f"{_format_kb(-left)} of {memory} too much"
-            for memory, left in (("RAM", self.ram_left), ("flash", self.flash_left))
-            if left < 0
-        ]
+            return f"fits on {self.board.chip}: {ram} RAM and {flash} flash are left"
+        missing = [f"{ram} RAM too much"] if self.ram_left < 0 else []
+        missing += [f"{flash} flash too much"] if self.flash_left < 0 else []
         return f"does not fit on {self.board.chip}: {' and '.join([*self.refusals, *missing])}"
 
 
 def fit(plan: Plan, board: str) -> Fit:
-    """Compares the file's arena and size with a board of `BOARDS`; the program's own code and data come on top.
-
-    Raises:
-        UnknownBoardError: not in the table.
-    """
+    """Compares the file's arena and size with a board of `BOARDS`; the program's own code and data come on top."""
     if board not in BOARDS:
         raise UnknownBoardError(f"board={board!r} is unknown; expected one of {', '.join(BOARDS)}")
     found = BOARDS[board]
     return Fit(found, found.ram - plan.arena, found.flash - plan.flash, plan.refusals)
 
 
-def _format_kb(size: int) -> str:
-    return f"{size / 1000:,.1f} kB"
+def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | None = None) -> None:
+    """Writes as PNG: a step of the network to the right, a byte of the arena upwards.
+
+    The buffers alive at the peak are orange. They and the highest ones bear numbers, which the list on the right
+    explains. With a board, a line shows the RAM that is left for them beside what TFLM keeps for good.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+
+    figure = Figure((13, 6), layout="constrained")
+    axes = figure.add_subplot()
+    at_peak = {id(buffer) for buffer in plan.alive_at_peak()}
+    named = []
+    for buffer, offset in zip(plan.buffers, plan.offsets, strict=True):
+        kind = "peak" if id(buffer) in at_peak else _kind(buffer)
+        corner, width, height = (buffer.first - 0.5, offset / 1000), buffer.last - buffer.first + 1, buffer.size / 1000
+        axes.add_patch(Rectangle(corner, width, height, facecolor=_COLOURS[kind], edgecolor="white", linewidth=0.5))
+        if id(buffer) in at_peak or offset + memory_plan.aligned(buffer.size) == plan.head:
+            named.append((buffer, corner[0] + width / 2, corner[1] + height / 2))
+    named = sorted(named, key=lambda one: -one[0].size)[:_MOST_NAMED]
+    for number, (_, x, y) in enumerate(named, start=1):
+        circle = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.6}
+        axes.text(x, y, str(number), ha="center", va="center", fontsize=7, bbox=circle, zorder=3)
+    names = [f"{number}  {buffer.name}, {buffer.size / 1000:,.1f} kB" for number, (buffer, *_) in enumerate(named, 1)]
+    axes.text(1.01, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
+    axes.axhline(plan.head / 1000, color="black", linewidth=1)
+    axes.axhline(plan.bound / 1000, color="black", linewidth=1, linestyle=":")
+    axes.set_xlim(-0.5, len(plan.operators) + 0.5)
+    axes.set_ylim(0, max(plan.head / 1000 * 1.12, 0.1))
+    axes.set_xlabel("operator, in running order (0: the input is filled)")
+    axes.set_ylabel("place in the arena, kB")
+    axes.set_title(
+        f"{title}: head {plan.head / 1000:,.1f} kB (line), most alive at once {plan.bound / 1000:,.1f} kB (dotted, at "
+        f"{plan.peak or 'the input'})",
+        fontsize=10,
+    )
+    handles: list[Any] = [Patch(color=_COLOURS[kind], label=label) for kind, label in _MEANINGS.items()]
+    if board is not None:
+        handles.append(_draw_ram(axes, plan, board))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
+
+
+def _draw_ram(axes: Any, plan: Plan, board: Board) -> Any:
+    """Draws what RAM the board leaves for the buffers, unless it is far above them; returns the legend's handle."""
+    left = (board.ram - plan.tail) / 1000
+    drawn = left <= _FAR * plan.head / 1000
+    if drawn:
+        axes.set_ylim(0, max(axes.get_ylim()[1], left * 1.08))
+    label = f"{board.chip}: {board.ram / 1000:,.1f} kB of RAM less {plan.tail / 1000:,.1f} kB that TFLM keeps"
+    label += "" if drawn else f", far above: {left:,.1f} kB"
+    return axes.axhline(left if drawn else -1, color=_COLOURS["ram"], linewidth=1.5, linestyle="--", label=label)
+
+
+def _kind(buffer: memory_plan.Buffer) -> str:
+    if buffer.first == 0:
+        return "input"
+    return "scratch" if buffer.name.startswith("scratch of ") else "tensor"
+
+
+class VelaError(RuntimeError):
+    """Vela cannot compile the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What vela made of a file. Cycles and time are vela's estimate, with the clock and memories of its `system`."""
+
+    file: bytes  # the .tflite file to give to TFLM, which needs the operator ethos-u for it
+    accelerator: str
+    system: str
+    npu_operators: int  # of the given file's operators
+    cpu_operators: tuple[tuple[str, str], ...]  # kind and layer of those that stay for the CPU
+    sram: int  # bytes
+    flash: int  # bytes of the weights and commands
+    cycles: int
+    milliseconds: float
+
+    def to_markdown(self) -> str:
+        """Returns a table, and what stays for the CPU."""
+        total = self.npu_operators + len(self.cpu_operators)
+        rows = [
+            ("operators on the NPU", f"{self.npu_operators} of {total}"),
+            ("operators on the CPU", str(len(self.cpu_operators))),
+            ("SRAM, kB", f"{self.sram / 1000:,.1f}"),
+            ("flash, kB", f"{self.flash / 1000:,.1f}"),
+            ("cycles, estimated", f"{self.cycles:,}"),
+            ("ms an image, estimated", f"{self.milliseconds:.3f}"),
+        ]
+        stay = "; ".join(f"{kind} ({layer})" for kind, layer in self.cpu_operators)
+        return join_blocks(
+            make_table(("what", self.accelerator), rows, numbers_from=1),
+            f"On the CPU: {stay}." if stay else "",
+            f"By vela, for {self.system} with SRAM shared between CPU and NPU. Operators are those of the given file.",
+        )
+
+
+def require_vela() -> None:
+    """Raises MissingPackageError where vela, the package ethos-u-vela, is not installed."""
+    if importlib.util.find_spec("ethosu") is None:
+        raise MissingPackageError(
+            "this needs vela, Arm's compiler for Ethos-U: pip install ethos-u-vela, or the project with its extra "
+            "ethos-u"
+        )
+
+
+def compile_file(tflite: Source, accelerator: str = "ethos-u55-128") -> Compiled:
+    """Compiles a quantized .tflite file for an Ethos-U, by its name in vela's --accelerator-config.
+
+    Raises:
+        MissingPackageError: vela is not installed.
+        VelaError: it refuses the file, or takes more than 20 minutes.
+    """
+    require_vela()
+    data = detach(tflite)
+    system = _SYSTEMS.get(accelerator.rpartition("-")[0])
+    if system is None:
+        raise ValueError(f"accelerator={accelerator!r} is unknown; expected one such as ethos-u55-128 or ethos-u65-256")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.tflite").write_bytes(data)
+        _run_vela(folder, accelerator, system)
+        compiled = Path(folder, "model_vela.tflite").read_bytes()
+        with next(Path(folder).glob("model_summary_*.csv")).open(encoding="utf-8", newline="") as stream:
+            (summary,) = csv.DictReader(stream)
+    model = parse(compiled)
+    operators, tensors = model.subgraphs[0].operators, model.subgraphs[0].tensors
+    cpu = tuple(
+        (kind, tflite_file.text(tensors[operator.outputs[0]].name).split(";")[0])
+        for kind, operator in zip(kinds_of(model), operators, strict=True)
+        if kind != "CUSTOM ethos-u"  # which stands for all that runs there
+    )
+    return Compiled(
+        compiled,
+        accelerator,
+        system,
+        len(kinds_of(parse(data))) - len(cpu),
+        cpu,
+        sram=round(KIB * float(summary["sram_memory_used"])),
+        flash=round(KIB * (float(summary["off_chip_flash_memory_used"]) + float(summary["on_chip_flash_memory_used"]))),
+        cycles=round(float(summary["cycles_total"])),
+        milliseconds=1000 * float(summary["inference_time"]),
+    )
+
+
+def _run_vela(folder: str, accelerator: str, system: str) -> None:
+    options = {"output-dir": folder, "accelerator-config": accelerator, "config": "Arm/vela.ini",
+               "system-config": system, "memory-mode": "Shared_Sram"}  # fmt: skip
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-P", "-m", "ethosu.vela", str(Path(folder, "model.tflite")), *flags]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_VELA_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise VelaError(f"vela took over {_VELA_SECONDS} s") from error
+    if done.returncode != 0 or not Path(folder, "model_vela.tflite").is_file():
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise VelaError(f"vela ended with code {done.returncode}: {' | '.join(lines[-5:])[-600:]}")

@@ -29,31 +29,30 @@ _METHODS = {"BATCH_MATMUL": "BatchMatMul", "CUMSUM": "CumSum", "PADV2": "PadV2",
 def write(
     tflite: Source, folder: str | os.PathLike, name: str = "model", class_names: Sequence[str] = ()
 ) -> tuple[Path, Path]:
-    """Writes `folder/NAME.h` and `folder/NAME.c` and returns their paths.
+    """Writes `folder/NAME.h` and `folder/NAME.c`, for C11 and C++, and returns their paths.
 
     They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM asks, `const unsigned int NAME_len`, and
-    `NAME_class_names` where these are given, for C11 and C++. The header has as macros the arena's size, shapes, scales
-    and zero points of input and output, and the operators to give to TFLM's resolver. It says so where the file takes
-    its image turned by 180 degrees. Metadata are left out (`zoo.deploy.metadata.detach`), which cost flash for nothing.
+    `NAME_class_names` where these are given. Macros of the header are the arena's size, shapes, scales and zero points
+    of input and output, whether the image is taken turned by 180 degrees, and the operators to give to TFLM's resolver.
+    Metadata, which would only cost flash, are left out (`zoo.deploy.metadata.detach`).
 
     Raises:
         ValueError: `name` is no C identifier.
         TfliteFileError: not a .tflite file.
     """
-    paths = []
-    for file, content in render(tflite, name, class_names).items():
-        paths.append(Path(folder, file))
-        write_atomically(paths[-1], content)
-    return paths[0], paths[1]
+    files = {Path(folder, file): content for file, content in render(tflite, name, class_names).items()}
+    for path, content in files.items():
+        write_atomically(path, content)
+    header, source = files
+    return header, source
 
 
 def render(tflite: Source, name: str, class_names: Sequence[str] = ()) -> dict[str, str]:
     """Returns what `write` writes: header and source, by the names of the files."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         suggestion = re.sub(r"\W", "_", name, flags=re.ASCII)
-        suggestion = (
-            suggestion if re.match(r"[A-Za-z_]", suggestion) and suggestion not in _KEYWORDS else f"model_{suggestion}"
-        )
+        if not re.match(r"[A-Za-z_]", suggestion) or suggestion in _KEYWORDS:
+            suggestion = f"model_{suggestion}"
         raise ValueError(
             f"name={name!r} is no C identifier (letters, digits, underscores, no keyword); try {suggestion!r}"
         )
@@ -91,10 +90,8 @@ def _macros(prefix: str, data: bytes) -> str:
     model = parse(data)
     graph = model.subgraphs[0]
     try:
-        arena = planner.plan(data).arena
-        lines = [
-            f"#define {prefix}_ARENA_SIZE {arena}  /* bytes, estimated for a 64-bit machine; a board needs less */"
-        ]
+        estimate = "bytes, estimated for a 64-bit machine; a board needs less"
+        lines = [f"#define {prefix}_ARENA_SIZE {planner.plan(data).arena}  /* {estimate} */"]
     except planner.PlannerError as error:
         lines = [f"/* {prefix}_ARENA_SIZE: {error} */"]
     outputs = [number for _, number in tflite_file.outputs_of(model)]

@@ -1,25 +1,40 @@
 """An int8 file that needs the least arena: turned, in strips, operators well ordered, tensors well placed.
 
-Each step leaves the outputs what they were: the float network's to the last digits, the file's to the bit.
+Each step leaves the outputs as they were: the float network's to the last digits, the file's to the bit.
+
+In strips the first stages run strip by strip, so that their large tensors never lie in RAM whole. As MCUNetV2 does it
+(Lin et al. 2021, arXiv:2110.15352, section 3.1), with standard layers only: a strip of rows is cut out with the rows
+around it that it needs, goes through the very same layers, and is trimmed; the strips' results are put together again.
+Rows near a cut are computed twice, which costs time and saves memory.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from zoo import graph
-from zoo.deploy import memory_plan, planner, strips, tflite, turn
-from zoo.deploy.tflite_file import Source, drop_unused_buffers, metadata, pack, parse, read, set_metadata
+from zoo.deploy import memory_plan, planner, rewrites, tflite, tflite_file, turn
+from zoo.deploy.tflite_file import Source, pack, parse
+
+_WINDOWS = ("AveragePooling2D", "Conv2D", "DepthwiseConv2D", "MaxPooling2D", "SeparableConv2D")
+
+
+class StripsError(ValueError):
+    """A stage that cannot be cut into strips."""
+
+
+class Region(NamedTuple):
+    """The layers from `first` to `last`, by name, and into how many strips of rows their output is cut."""
+
+    first: str
+    last: str
+    strips: int
 
 
 def convert(
-    model: keras.Model,
-    calibration: np.ndarray | Iterable[Any],
-    *,
-    turned: bool = True,
-    regions: Sequence[strips.Region] = (),
+    model: keras.Model, calibration: np.ndarray | Iterable[Any], *, turned: bool = True, regions: Sequence[Region] = ()
 ) -> bytes:
     """Returns the int8 file with the least arena that these steps give.
 
@@ -35,18 +50,16 @@ def convert(
     model = graph.flatten(model, images.shape[1:])
     if turned:
         model, images = turn.turn(model), turn.images(images)
-    data = tflite.convert(strips.split(model, regions), quantize="int8", calibration=images)
+    data = tflite.convert(split(model, regions), quantize="int8", calibration=images)
     parsed = parse(data)
     if turned:
-        set_metadata(parsed, turn.METADATA, turn.TURNED)
+        tflite_file.set_metadata(parsed, turn.METADATA, turn.TURNED)
     depth_first(parsed)
     share_constants(parsed)
     return with_best_plan(pack(parsed))
 
 
-def smallest(
-    model: keras.Model, calibration: np.ndarray | Iterable[Any], *, regions: Sequence[strips.Region] = ()
-) -> bytes:
+def smallest(model: keras.Model, calibration: np.ndarray | Iterable[Any], *, regions: Sequence[Region] = ()) -> bytes:
     """Returns the file of least arena: of `convert`, turned or not, or of `tflite.convert` where none is smaller.
 
     Turning rids a network of PyTorch's paddings, and brings them into one that pads as TensorFlow does. The plain file
@@ -63,33 +76,33 @@ def smallest(
     for turned in (False, True):
         try:
             files.append(convert(model, images, turned=turned, regions=regions))
-        except (turn.TurnError, strips.StripsError, graph.GraphError) as error:
+        except (turn.TurnError, StripsError, graph.GraphError) as error:
             failures.append(error)
     if not files:
         raise failures[0]
     return min(files, key=lambda file: planner.plan(file).arena)
 
 
-def is_turned(tflite_file: Source) -> bool:
+def is_turned(file: Source) -> bool:
     """Whether the file says that it takes images turned by 180 degrees."""
-    return metadata(parse(tflite_file), turn.METADATA) == turn.TURNED
+    return tflite_file.metadata(parse(file), turn.METADATA) == turn.TURNED
 
 
-def with_best_plan(tflite_file: Source, tries: int = 2000) -> bytes:
+def with_best_plan(file: Source, tries: int = 2000) -> bytes:
     """Returns the file with the best plan that `memory_plan.best` finds as its metadata; its outputs stay the same.
 
     TFLM puts each tensor where the plan says; operators' scratch memory finds its own place. LiteRT does not read it.
     """
-    model = parse(tflite_file)
+    model = parse(file)
     if len(model.subgraphs) > 1:  # TFLM reads such a plan by numbers that start anew in each subgraph
-        return read(tflite_file)
+        return tflite_file.read(file)
     buffers = planner.buffers_of(model)
     offsets = memory_plan.best(buffers, tries)
     table = [-1] * len(model.subgraphs[0].tensors)
     for buffer, offset in zip(buffers, offsets, strict=True):
         if buffer.tensor is not None:
             table[buffer.tensor] = offset
-    set_metadata(model, planner.OFFLINE_PLAN, np.array([1, 0, len(table), *table], "<i4").tobytes())
+    tflite_file.set_metadata(model, planner.OFFLINE_PLAN, np.array([1, 0, len(table), *table], "<i4").tobytes())
     return pack(model)
 
 
@@ -99,7 +112,7 @@ def depth_first(model: Any) -> None:
     The converter brings forward whatever is ready, all cuts of all strips for one.
     """
     subgraph = model.subgraphs[0]
-    made = {int(output): number for number, operator in enumerate(subgraph.operators) for output in operator.outputs}
+    made = tflite_file.writers_of(subgraph)
     order: list[int] = []
     seen: set[int] = set()
     stack = [(made[int(output)], False) for output in reversed(subgraph.outputs)]
@@ -118,9 +131,131 @@ def depth_first(model: Any) -> None:
 def share_constants(model: Any) -> None:
     """Gives equal constants of a parsed file one buffer: strips bring every weight along again."""
     first: dict[bytes, int] = {}
-    tensors = model.subgraphs[0].tensors
-    for tensor in tensors:
-        data = model.buffers[tensor.buffer].data
-        if data is not None and len(data):
-            tensor.buffer = first.setdefault(np.asarray(data, np.uint8).tobytes(), tensor.buffer)
-    drop_unused_buffers(model)
+    for tensor in model.subgraphs[0].tensors:
+        if tflite_file.is_constant(model, tensor):
+            data = np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes()
+            tensor.buffer = first.setdefault(data, tensor.buffer)
+    tflite_file.drop_unused_buffers(model)
+
+
+def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
+    """Returns the model with its regions in strips; the layers are shared with `model`, not copied.
+
+    A region begins at the one tensor that `first` reads and ends at the one that `last` writes; layers between may read
+    nothing else from outside. They pad "same", and their strides divide the rows.
+
+    Raises:
+        StripsError: a region does not exist, overlaps another, or has a layer that looks further than a window.
+        GraphError: the model is subclassed, or the result does not compute the same.
+    """
+    model = graph.flatten(model)
+    if not regions:
+        return model
+    calls = graph.calls(model)
+    ends: dict[int, tuple[Region, list[graph.Call]]] = {}
+    inside: set[int] = set()
+    for region in regions:
+        members = _members(calls, region)
+        if inside & set(map(id, members)):
+            raise StripsError(f"region {region} overlaps another; give each layer to one")
+        inside |= set(map(id, members))
+        ends[id(members[-1].node)] = (region, members)
+    within = {id(call.node) for call in calls if id(call) in inside}
+    if any(id(graph.node_of(tensor)) in within - ends.keys() for tensor in model.outputs):
+        raise StripsError("a model's output lies inside a region; end the region there")
+    sources: dict[int, Any] = {}
+
+    def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if id(call.node) not in within:
+            return call.layer(*arguments, **options)
+        given = keras.tree.flatten(call.node.arguments.args)
+        sources.update(zip(map(id, given), keras.tree.flatten(arguments), strict=True))
+        if id(call.node) not in ends:
+            return [None] * len(call.outputs)  # only the region's end is read from outside
+        region, members = ends[id(call.node)]
+        return _in_strips(region, members, sources[id(members[0].inputs[0])])
+
+    split_model = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
+    graph.check_copy(model, split_model)
+    return split_model
+
+
+def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
+    """Returns the calls of a region in running order."""
+    names, place = [call.layer.name for call in calls], f"region {region.first} to {region.last}"
+    for name in (region.first, region.last):
+        if names.count(name) != 1:
+            raise StripsError(f"layer {name!r} is called {names.count(name)} times in the model; once was expected")
+    first, last = calls[names.index(region.first)], calls[names.index(region.last)]
+    made = {id(call.outputs[0]): call for call in calls}
+    source, members, stack = id(first.inputs[0]), {}, [last]
+    while stack:
+        call = stack.pop()
+        members[id(call)] = call
+        for tensor in (id(one) for one in call.inputs if id(one) != source):
+            if tensor not in made:
+                raise StripsError(f"layer {call.layer.name!r} of {place} reads the input")
+            if id(made[tensor]) not in members:
+                stack.append(made[tensor])
+    ordered = [call for call in calls if id(call) in members]
+    if ordered[0] is not first:
+        raise StripsError(
+            f"{place} reads {ordered[0].layer.name!r} beside what {region.first} reads. Begin where the branches part, "
+            "or end before they join"
+        )
+    written = {id(call.outputs[0]) for call in ordered[:-1]}
+    for call in calls:
+        if id(call) not in members and written & set(map(id, call.inputs)):
+            raise StripsError(f"layer {call.layer.name!r} reads from inside {place}")
+    return ordered
+
+
+def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
+    height, rows = source.shape[1], members[-1].outputs[0].shape[1]
+    if rows is None or height is None or height % rows or not 1 <= region.strips <= min(rows, rewrites.MOST_INPUTS):
+        raise StripsError(
+            f"region {region.first} to {region.last} turns {height} rows into {rows}, to be cut into {region.strips} "
+            "strips. Expected fixed numbers, strides that divide the rows, and at most as many strips as rows, nor "
+            f"more than {rewrites.MOST_INPUTS}, which TFLM can put together"
+        )
+    stride, taken, parts = height // rows, id(members[0].inputs[0]), []
+    for strip in range(region.strips):
+        start, end = rows * strip // region.strips, rows * (strip + 1) // region.strips
+        low, high = _needed(members, taken, start, end)
+        low, high = low // stride * stride, -(-high // stride) * stride  # so that strides fall on the same rows
+        name = f"{region.last}_strip{strip}"
+        values = {taken: _rows(source, low, high, f"{name}_cut")}
+        for call in members:
+            arguments, options = call.replay(values)
+            values[id(call.outputs[0])] = call.layer(*arguments, **options)
+        result = values[id(members[-1].outputs[0])]
+        parts.append(_rows(result, start - low // stride, end - low // stride, f"{name}_trim"))
+    return keras.layers.Concatenate(axis=1, name=f"{region.last}_strips")(parts) if len(parts) > 1 else parts[0]
+
+
+def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tuple[int, int]:
+    """Returns the rows of the region's input that its output's rows from `start` to before `end` come from."""
+    wanted = {id(members[-1].outputs[0]): (start, end)}
+    for call in reversed(members):
+        low, high = wanted[id(call.outputs[0])]
+        layer, kind = call.layer, call.kind
+        if kind in _WINDOWS:
+            extent, stride, length = turn.extent_of(layer)[0], layer.strides[0], call.inputs[0].shape[1]
+            if (layer.padding != "same" and extent > 1) or length % stride:
+                raise StripsError(
+                    f"layer {layer.name!r} reads {length} rows with stride {stride} and padding "
+                    f'"{layer.padding}"; "same" and a stride that divides the rows were expected'
+                )
+            before = turn.same_padding(length, extent, stride)[0]
+            low, high = low * stride - before, (high - 1) * stride - before + extent
+        elif kind not in turn.PLACEWISE or len(call.outputs[0].shape) != 4 or turn.mixes_places(layer, call.outputs[0]):
+            raise StripsError(f"layer {layer.name!r} ({kind}) looks at more than some rows; end the region before it")
+        for tensor in call.inputs:
+            known = wanted.get(id(tensor), (low, high))
+            wanted[id(tensor)] = (max(0, min(low, known[0])), min(tensor.shape[1], max(high, known[1])))
+    return wanted[source]
+
+
+def _rows(x: Any, low: int, high: int, name: str) -> Any:
+    cropping = (low, x.shape[1] - high)
+    return keras.layers.Cropping2D((cropping, (0, 0)), name=name)(x) if any(cropping) else x

@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from zoo.atomic import replacing
 from zoo.deploy import measure, planner, tflite_file
 from zoo.deploy.tflite_file import Source, constant_of, kind_of, kinds_of, load_schema, pack, parse, read, text
 from zoo.markdown import join_blocks, make_table
@@ -97,20 +99,51 @@ def diagnose(tflite: Source, images: np.ndarray | None, reference: Source | None
     twin = parse(twin_file)
     inputs = _make_inputs(tflite) if images is None else [np.asarray(images[:IMAGES], np.float32)]
     stored, exact = _outputs(read(tflite), model, inputs), _outputs(twin_file, twin, inputs)
-    operators = planner.operators(model)
-    findings = [
-        _of_input(model, number, place, stored, exact[int(twin.subgraphs[0].inputs[place])])
-        for place, number in enumerate(map(int, model.subgraphs[0].inputs))
-    ]
+    operators, graph, float_graph = planner.operators(model), model.subgraphs[0], twin.subgraphs[0]
+    findings = []
+    for ours, theirs in zip(map(int, graph.inputs), map(int, float_graph.inputs), strict=True):
+        name = text(graph.tensors[ours].name) if len(graph.inputs) > 1 else "image"
+        operator = planner.Operator(-1, "INPUT", name)
+        findings.append(_make_finding(model, operator, ours, stored[ours], exact[theirs], None))
+    own = _measure_alone(model, parse(twin_file), kept, stored)
     for number, original in kept.items():
-        output = int(model.subgraphs[0].operators[original].outputs[0])
-        target = int(twin.subgraphs[0].operators[number].outputs[0])
-        signal, values = exact[target], _dequantized(model, output, stored[output])
-        own = _own(model, twin, original, number, stored)
-        own_db = EXACT_DB if own is None else decibels(own, values)
-        remedies = _remedies(model, original, stored[output], signal) or ((NONE,) if own_db < LOST_DB else ())
-        findings.append(Finding(operators[original], own_db, decibels(signal, values), remedies))
+        ours, theirs = int(graph.operators[original].outputs[0]), int(float_graph.operators[number].outputs[0])
+        own_db = own.get(number, EXACT_DB)
+        findings.append(_make_finding(model, operators[original], ours, stored[ours], exact[theirs], own_db))
     return Diagnosis(tuple(findings), len(inputs[0]), _output_db(model, kept, findings))
+
+
+def _make_finding(
+    model: Any, operator: planner.Operator, tensor: int, stored: np.ndarray, signal: np.ndarray, own_db: float | None
+) -> Finding:
+    """Returns what is found of the operator that computes a tensor; of an input, all its noise is its own."""
+    total_db = decibels(signal, _dequantized(model, tensor, stored))
+    own_db = total_db if own_db is None else own_db
+    found = _range_remedies(model, tensor, stored, signal)
+    if operator.number >= 0:
+        copies = operator.kind in _SAME_SCALE and operator.kind != "CONCATENATION"  # what is lost was lost before
+        found = [] if copies else found + _operand_remedies(model, operator, tensor)
+    return Finding(operator, own_db, total_db, tuple(found or ([NONE] if own_db < LOST_DB else [])))
+
+
+def draw_noise(diagnosis: Diagnosis, path: str | os.PathLike, title: str, count: int = 20) -> None:
+    """Writes as PNG the worst operators: a bar for the ratio each has alone, a dot for what reaches its output."""
+    from matplotlib.figure import Figure
+
+    worst = diagnosis.worst(count)[::-1]  # bars are drawn from the bottom
+    figure = Figure((10, 1.6 + 0.28 * len(worst)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(worst))
+    axes.barh(places, [finding.own_db for finding in worst], color="#4c78a8", label="this operator alone")
+    axes.plot([finding.total_db for finding in worst], places, "o", color="#f58518", label="all up to here")
+    axes.set_yticks(places, [str(finding.operator) for finding in worst], fontsize=8)
+    axes.set_xlim(0, None)
+    axes.set_ylim(-0.6, len(worst) - 0.4)
+    axes.set_xlabel("signal to rounding noise, dB (6 dB are one bit)")
+    axes.set_title(f"{title}: {diagnosis.output_db:.1f} dB at the output, n = {diagnosis.n} images", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2)
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def _require_followable(model: Any) -> None:
@@ -120,8 +153,7 @@ def _require_followable(model: Any) -> None:
     if followed_by_nobody or variables:
         what = ", ".join(followed_by_nobody) or f"the variable {variables[0]}"
         raise DoctorError(f"the file keeps state between calls, or branches ({what}), which the doctor does not follow")
-    outputs = [int(number) for operator in model.subgraphs[0].operators for number in operator.outputs]
-    if not any(_is_quantized(model, number) for number in outputs):
+    if not any(_is_quantized(model, number) for number in tflite_file.writers_of(model.subgraphs[0])):
         raise DoctorError("no operator of the file computes in integers; give the int8 file, not the float one")
 
 
@@ -137,31 +169,26 @@ def _output_db(model: Any, kept: dict[int, int], findings: list[Finding]) -> flo
     """Returns the ratio at the first output: of the operator that computes it, or the last one before a conversion."""
     outputs = tflite_file.outputs_of(model)
     tensor = outputs[0][1] if tflite_file.is_numbered(outputs) else int(model.subgraphs[0].outputs[0])
-    operators = model.subgraphs[0].operators
-    made = {int(number): place for place, operator in enumerate(operators) for number in operator.outputs}
+    made = tflite_file.writers_of(model.subgraphs[0])
     while tensor in made and made[tensor] not in kept.values():
-        tensor = int(operators[made[tensor]].inputs[0])
+        tensor = int(model.subgraphs[0].operators[made[tensor]].inputs[0])
     number = made.get(tensor)
     return next((one.total_db for one in findings if one.operator.number == number), findings[-1].total_db)
 
 
-def _of_input(model: Any, number: int, place: int, stored: dict[int, np.ndarray], signal: np.ndarray) -> Finding:
-    """Returns what rounding an input costs, as if an operator did it."""
-    ratio = decibels(signal, _dequantized(model, number, stored[number]))
-    several = len(model.subgraphs[0].inputs) > 1
-    name = text(model.subgraphs[0].tensors[number].name) if several else "image"
-    remedies = _range_remedies(model, number, stored[number], signal) if _is_quantized(model, number) else []
-    remedies = remedies or ([NONE] if ratio < LOST_DB else [])
-    return Finding(planner.Operator(-1, "INPUT", name), ratio, ratio, tuple(remedies))
-
-
 def decibels(signal: np.ndarray, noisy: np.ndarray) -> float:
     """Returns 10 log10 of the signal's power over that of the difference, at most 99."""
-    noise = float(np.sum(np.square(noisy.astype(np.float64) - signal)))
-    power = float(np.sum(np.square(signal.astype(np.float64))))
-    if noise == 0:
-        return EXACT_DB
-    return min(EXACT_DB, 10 * math.log10(max(power, 1e-30) / noise))
+    return _to_decibels(*_sum_powers(signal, noisy))
+
+
+def _sum_powers(signal: np.ndarray, noisy: np.ndarray) -> np.ndarray:
+    """Returns the sums of the squares of the signal and of the noise."""
+    signal = signal.astype(np.float64)
+    return np.array([np.sum(np.square(signal)), np.sum(np.square(noisy - signal))])
+
+
+def _to_decibels(power: float, noise: float) -> float:
+    return EXACT_DB if noise == 0 else min(EXACT_DB, 10 * math.log10(max(power, 1e-30) / noise))
 
 
 def _matched(model: Any, reference: Any) -> tuple[bytes, dict[int, int]]:
@@ -186,92 +213,92 @@ def _outputs(file: bytes, model: Any, inputs: Sequence[np.ndarray]) -> dict[int,
         if values.shape[1:] != tuple(source["shape"]):  # as they are made for a file that takes no images
             measure.check_shape(values, source)
     graph = model.subgraphs[0]
-    wanted = [int(number) for number in graph.inputs]
-    wanted += [int(number) for operator in graph.operators for number in operator.outputs]
-    found: dict[int, list[np.ndarray]] = {number: [] for number in wanted}
     given = [measure.quantize(values, source) for values, source in zip(inputs, details, strict=True)]
-    for image in range(len(inputs[0])):
-        for values, source in zip(given, details, strict=True):
-            interpreter.set_tensor(source["index"], values[image].reshape(source["shape"]))
+    return measure.run(interpreter, given, [*map(int, graph.inputs), *tflite_file.writers_of(graph)])
+
+
+def _measure_alone(model: Any, twin: Any, kept: dict[int, int], stored: dict[int, np.ndarray]) -> dict[int, float]:
+    """Returns the ratio of each operator computed in float from the inputs that it had in integers, by its number.
+
+    All run at once: `twin` is changed into a file in which each operator takes its inputs from outside.
+    """
+    graph, original = twin.subgraphs[0], model.subgraphs[0].operators
+    computed = {*map(int, graph.inputs), *tflite_file.writers_of(graph)}
+    given: dict[tuple[int, int], int] = {}  # the new inputs, by the tensors of both files that they stand for
+    operators = {}
+    for number in kept:
+        operator = graph.operators[number]
+        pairs = list(zip(map(int, operator.inputs), map(int, original[kept[number]].inputs), strict=False))
+        pairs = [(theirs, ours) for theirs, ours in pairs if theirs in computed and ours in stored]
+        if {theirs for theirs, _ in pairs} == computed.intersection(map(int, operator.inputs)) and pairs:
+            for pair in pairs:
+                if pair not in given:
+                    given[pair] = len(graph.tensors)
+                    graph.tensors.append(copy.copy(graph.tensors[pair[0]]))
+            taken = {theirs: given[theirs, ours] for theirs, ours in pairs}
+            operator.inputs = np.array([taken.get(int(one), int(one)) for one in operator.inputs], np.int32)
+            operators[number] = operator
+    graph.operators = list(operators.values())
+    graph.inputs = np.array(list(given.values()), np.int32)
+    graph.outputs = np.array(list(tflite_file.writers_of(graph)), np.int32)
+    twin.signatureDefs = None
+    interpreter = measure.interpret(pack(twin), threads=1)
+    types = {source["index"]: source["dtype"] for source in interpreter.get_input_details()}
+    sums = {number: np.zeros(2) for number in operators}
+    for image in range(len(next(iter(stored.values())))):
+        for (_, ours), tensor in given.items():
+            interpreter.set_tensor(tensor, _dequantized(model, ours, stored[ours][image]).astype(types[tensor]))
         interpreter.invoke()
-        for number, values in found.items():
-            values.append(interpreter.get_tensor(number).copy())
-    return {number: np.stack(values) for number, values in found.items()}
+        for number, operator in operators.items():
+            ours = int(original[kept[number]].outputs[0])
+            exact = interpreter.get_tensor(int(operator.outputs[0]))
+            sums[number] += _sum_powers(exact, _dequantized(model, ours, stored[ours][image]))
+    return {number: _to_decibels(*both) for number, both in sums.items()}
 
 
-def _own(model: Any, twin: Any, original: int, number: int, stored: dict[int, np.ndarray]) -> np.ndarray | None:
-    """Returns the operator's output in float for the inputs that it had in integers."""
-    file, taken = _cut_out(twin, number)
-    ours = [int(one) for one in model.subgraphs[0].operators[original].inputs]
-    theirs = [int(one) for one in twin.subgraphs[0].operators[number].inputs]
-    given = {}
-    for mine, other in zip(ours, theirs, strict=False):
-        if other in taken and mine in stored:
-            given[other] = _dequantized(model, mine, stored[mine])
-    if set(given) != set(taken):
-        return None
-    interpreter = measure.interpret(file, threads=1)
-    details = interpreter.get_input_details()
-    outputs = []
-    for image in range(len(next(iter(given.values())))):
-        for detail, one in zip(details, taken, strict=True):
-            interpreter.set_tensor(detail["index"], given[one][image])
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).copy())
-    return np.stack(outputs)
-
-
-def _remedies(model: Any, number: int, stored: np.ndarray, signal: np.ndarray) -> tuple[str, ...]:
-    """Returns what helps by the rules that see something lost here, or in the next operator."""
-    graph = model.subgraphs[0]
-    operator = graph.operators[number]
-    kind, output = kind_of(model, operator), int(operator.outputs[0])
-    if kind in _SAME_SCALE and kind != "CONCATENATION":
-        return ()  # copies: what is lost was lost before
-    found = []
-    if _is_quantized(model, output):
-        found += _range_remedies(model, output, stored, signal)
-    branches = _branches(model, operator)
-    if kind in ("ADD", "SUB", "CONCATENATION") and len(branches) > 1:
+def _operand_remedies(model: Any, operator: planner.Operator, output: int) -> list[str]:
+    graph, found = model.subgraphs[0], []
+    inputs = graph.operators[operator.number].inputs
+    branches = _branches(model, inputs)
+    if operator.kind in ("ADD", "SUB", "CONCATENATION") and len(branches) > 1:
         scales = [float(graph.tensors[one].quantization.scale[0]) for one in branches]
         if max(scales) > SCALE_RATIO * min(scales):
             found.append(f"its operands' scales differ {max(scales) / min(scales):.0f}-fold: normalize both branches")
-    weights = int(operator.inputs[1]) if kind in ("CONV_2D", "DEPTHWISE_CONV_2D") else -1
+    weights = int(inputs[1]) if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D") else -1
     if weights >= 0 and _is_quantized(model, weights):
         channels = int(graph.tensors[output].shape[-1])
         if len(graph.tensors[weights].quantization.scale) == 1 and channels > 1:
             found.append("one scale for all output channels: convert with zoo.deploy.tflite, which gives each its own")
-    return tuple(found)
+    return found
 
 
-def _branches(model: Any, operator: Any) -> list[int]:
-    """Returns the quantized tensors that an operator takes and that the network computes; constants are none."""
-    numbers = [int(number) for number in operator.inputs if number >= 0]
-    return [one for one in numbers if _is_quantized(model, one) and constant_of(model, one) is None]
+def _branches(model: Any, inputs: Iterable[int]) -> list[int]:
+    """Returns the quantized tensors among an operator's inputs that the network computes."""
+    numbers = [int(number) for number in inputs if number >= 0]
+    tensors = model.subgraphs[0].tensors
+    return [one for one in numbers if _is_quantized(model, one) and not tflite_file.is_constant(model, tensors[one])]
 
 
 def _joined_in(model: Any, tensor: int) -> str | None:
     """Returns the name of the concatenation that sets a tensor's range, or None: its parts share one scale."""
-    readers: dict[int, list[Any]] = {}
-    for operator in model.subgraphs[0].operators:
-        for number in operator.inputs:
-            readers.setdefault(int(number), []).append(operator)
+    graph = model.subgraphs[0]
+    readers = tflite_file.readers_of(graph)
     waiting, seen = [tensor], set()
     while waiting:
         number = waiting.pop()
         seen.add(number)
-        for operator in readers.get(number, []):
+        for operator in (graph.operators[reader] for reader in readers.get(number, [])):
             kind = kind_of(model, operator)
-            if kind == "CONCATENATION" and len(set(_branches(model, operator))) > 1:
-                return (
-                    f"CONCATENATION ({planner.short_name(text(model.subgraphs[0].tensors[operator.outputs[0]].name))})"
-                )
+            if kind == "CONCATENATION" and len(set(_branches(model, operator.inputs))) > 1:
+                return f"{kind} ({planner.short_name(text(graph.tensors[operator.outputs[0]].name))})"
             if kind in _SAME_SCALE:
                 waiting += [int(one) for one in operator.outputs if int(one) not in seen]
     return None
 
 
 def _range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndarray) -> list[str]:
+    if not _is_quantized(model, output):
+        return []
     limits = np.iinfo(stored.dtype)
     zero = int(model.subgraphs[0].tensors[output].quantization.zeroPoint[0])
     scale = float(model.subgraphs[0].tensors[output].quantization.scale[0])
@@ -334,7 +361,7 @@ def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
             values = constant_of(quantized, number)
             tensor.type, tensor.quantization = types.FLOAT32, None
             if values is not None:
-                _store(model, tensor, _dequantized(quantized, number, values))
+                tensor.buffer = tflite_file.add_buffer(model, _dequantized(quantized, number, values))
     source: dict[int, int] = {}
     kept = {}
     operators = []
@@ -348,47 +375,7 @@ def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
         operators.append(operator)
     graph.operators = operators
     graph.outputs = np.array([source.get(int(one), int(one)) for one in graph.outputs], np.int32)
-    _rename_signatures(model, source)
-    return pack(model), kept
-
-
-def _cut_out(model: Any, number: int) -> tuple[bytes, list[int]]:
-    """Returns a file of one operator of a parsed float file, and the numbers of the tensors that it takes, in order."""
-    schema, graph = load_schema(), model.subgraphs[0]
-    operator = copy.copy(graph.operators[number])
-    wanted = sorted({int(one) for one in (*operator.inputs, *operator.outputs) if one >= 0})
-    place = {one: index for index, one in enumerate(wanted)}
-    alone, part = schema.ModelT(), schema.SubGraphT()
-    alone.version, alone.operatorCodes, alone.buffers = model.version, model.operatorCodes, [schema.BufferT()]
-    part.tensors = []
-    for one in wanted:
-        tensor = copy.copy(graph.tensors[one])
-        part.tensors.append(tensor)
-        data = model.buffers[tensor.buffer].data
-        tensor.buffer = 0
-        if data is not None and len(data):
-            tensor.buffer = len(alone.buffers)
-            buffer = schema.BufferT()
-            buffer.data = data
-            alone.buffers.append(buffer)
-    taken = [int(one) for one in operator.inputs if one >= 0 and constant_of(model, int(one)) is None]
-    taken = list(dict.fromkeys(taken))
-    operator.inputs = np.array([place.get(int(one), -1) for one in operator.inputs], np.int32)
-    operator.outputs = np.array([place[int(one)] for one in operator.outputs], np.int32)
-    part.operators, part.inputs = [operator], np.array([place[one] for one in taken], np.int32)
-    part.outputs = operator.outputs
-    alone.subgraphs = [part]
-    return pack(alone), taken
-
-
-def _store(model: Any, tensor: Any, values: np.ndarray) -> None:
-    buffer = load_schema().BufferT()
-    buffer.data = np.frombuffer(np.ascontiguousarray(values, np.float32).tobytes(), np.uint8)
-    tensor.buffer = len(model.buffers)
-    model.buffers.append(buffer)
-
-
-def _rename_signatures(model: Any, source: dict[int, int]) -> None:
     for signature in model.signatureDefs or []:
         for entry in signature.outputs or []:
             entry.tensorIndex = source.get(entry.tensorIndex, entry.tensorIndex)
+    return pack(model), kept

@@ -26,7 +26,6 @@ LARGEST_RATIO = 64.0  # of ranges that are equalized: a channel that is silent i
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0 equalizes the weights, 1 the tensor
 
-_BATCH = 32  # images at once where ranges are measured
 _TINY = float(np.finfo(np.float32).tiny)
 _WEAKEST = 1e4  # of a channel's power to the strongest's: below it a channel counts no more
 _KERNELS = ("Conv2D", "DepthwiseConv2D", "Dense")
@@ -53,10 +52,7 @@ class _Channels(NamedTuple):
 
 
 def equalize(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Equalized:
-    """Returns a copy of the model that computes the same and loses less in int8.
-
-    Args:
-        calibration: images as `tflite.convert` takes them.
+    """Returns a copy of the model that computes the same and loses less in int8; images as for `tflite.convert`.
 
     Raises:
         GraphError: the model is subclassed, or the copy does not compute the same.
@@ -143,36 +139,19 @@ def _measure_channels(
     """Returns the largest absolute value and the mean square of each channel of the named layers' outputs."""
     import tensorflow as tf
 
-    @tf.function(autograph=False)
-    def measure(batch: Any) -> Any:
-        ranges: dict[str, Any] = {}
+    def summarize(output: Any) -> Any:
+        axes = list(range(len(output.shape) - 1))
+        return tf.reduce_max(tf.abs(output), axes), tf.reduce_mean(tf.square(output), axes)
 
-        def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            if call.layer._call_has_training_arg:
-                options = {**options, "training": False}
-            output = call.layer(*arguments, **options)
-            if call.layer.name in names:
-                axes = list(range(len(output.shape) - 1))
-                ranges[call.layer.name] = tf.reduce_max(tf.abs(output), axes), tf.reduce_mean(tf.square(output), axes)
-            return output
-
-        graph.replay(model, [batch], run)
-        return ranges
-
-    batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
-    found = [measure(tf.constant(batch)) for batch in batches] if names else []
-    return {
-        name: (np.max([one[name][0] for one in found], axis=0), np.mean([one[name][1] for one in found], axis=0))
-        for name in names
-    }
+    found = tflite.summarize_outputs(model, names, images, summarize) if names else []
+    stored = {name: list(zip(*(one[name][-1] for one in found), strict=True)) for name in names}
+    return {name: (np.max(largest, axis=0), np.mean(power, axis=0)) for name, (largest, power) in stored.items()}
 
 
 def _choose_factors(largest: np.ndarray, power: np.ndarray, readers: Sequence[Any]) -> np.ndarray:
     """Returns by what each channel is divided, powers of two: of the choices that with the least expected noise.
 
-    Args:
-        largest, power: absolute value and mean square of each channel.
-        readers: the layers that read them.
+    `largest` and `power` are absolute value and mean square of each channel, `readers` the layers that read it.
     """
     kernels = [_rows(layer) for layer in readers if graph.kind_of(layer) != "DepthwiseConv2D"]
     tensor, weights = _limited(largest), np.ones_like(largest)

@@ -36,15 +36,12 @@ def write(
     resize: tuple[int, int] | None = None,
     interpolation: str = "bilinear",
 ) -> Path:
-    """Writes the project into a new folder, or anew into one that it wrote before; returns the folder.
+    """Writes the project of a classifier into a new folder, or anew into one that it wrote before; returns the folder.
 
     Args:
-        tflite: a classifier of images.
-        folder: of the project.
         name: of the model, for the README.
         image: uint8 pixels (height, width, channels) of the input's size, for the test that the program makes.
-        normalize: what brings pixels of 0..255 (..., channels) to what the network reads; a table of its values is
-            written.
+        normalize: turns pixels of 0..255 (..., channels) into what the network reads; a table of its values is written.
         class_names: in the order of the labels.
         output: which of several, as `measure.predict` takes it.
         resize: height and width that images are resized to, whose middle the model reads; None takes the input's.
@@ -117,12 +114,10 @@ static const MODEL_INPUT_TYPE normalized[MODEL_INPUT_CHANNELS][256] = {{
 
 def _render_test(data: bytes, result: int, table: np.ndarray, image: np.ndarray) -> str:
     interpreter = measure.interpret(data, threads=1, kernels="reference")  # they round as TFLM's
-    (source,) = interpreter.get_input_details()
     details = next(one for one in interpreter.get_output_details() if one["index"] == result)
     stored = np.stack([table[image[..., channel], channel] for channel in range(table.shape[1])], axis=-1)[None]
-    interpreter.set_tensor(source["index"], turn.images(stored) if compact.is_turned(data) else stored)
-    interpreter.invoke()
-    expected = interpreter.get_tensor(details["index"])[0]
+    stored = turn.images(stored) if compact.is_turned(data) else stored
+    expected = measure.run(interpreter, [stored], [result])[result][0, 0]
     is_float = np.issubdtype(expected.dtype, np.floating)
     scale, zero = (1.0, 0) if is_float else details["quantization"]
     number = [int(one) for one in parse(data).subgraphs[0].outputs].index(result)

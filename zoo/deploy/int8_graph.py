@@ -6,7 +6,6 @@ separable convolution is a depthwise and a pointwise one; drop path is gone; wha
 before it.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -81,14 +80,12 @@ def _has_own_range(layer: Any, readers: list[graph.Call | None]) -> bool:
 def _is_relu(layer: Any) -> bool:
     if graph.kind_of(layer) == "Activation":
         return _activation(layer) in ("relu", "relu6")
-    return (
-        graph.kind_of(layer) == "ReLU"
-        and layer.max_value in (None, 6)
-        and not (layer.negative_slope or layer.threshold)
-    )
+    is_relu = graph.kind_of(layer) == "ReLU" and layer.max_value in (None, 6)
+    return is_relu and not (layer.negative_slope or layer.threshold)
 
 
 def _activation(layer: Any) -> str:
+    """Returns the name of a layer's activation, "linear" for a layer that has none."""
     return layer.get_config().get("activation", "linear")
 
 
@@ -108,15 +105,13 @@ class _Rewriter:
             return x  # drop path scales what it keeps by 1 / (1 - rate), which would widen the range of every sum
         if kind in ("Rescaling", "Normalization"):
             return self._affine(layer, x)
-        if kind == "SeparableConv2D":
-            return self._separable(layer, x)
         if kind == "BatchNormalization":
             return self._normalization(layer, x, call.inputs[0])
-        if kind in LINEAR:
-            return self._linear(layer, x)
         if kind == "Activation":
-            self._known_activation(layer)
             return self._activated(layer, x, layer.name)
+        if kind in (*LINEAR, "SeparableConv2D"):
+            x = self._copy(layer, {"activation": "linear"}, x) if kind in LINEAR else self._separable(layer, x)
+            return self._activated(layer, x, f"{layer.name}_activation")
         if kind in OWN_SCALE | SAME_SCALE | {"Softmax"}:
             return self._copy(layer, {}, x)
         raise Int8Error(
@@ -137,56 +132,37 @@ class _Rewriter:
             return output
         return self._copies[layer.name](x)
 
-    def _linear(self, layer: Any, x: Any) -> Any:
-        self._known_activation(layer)
-        output = self._copy(layer, {"activation": "linear"}, x)
-        return self._activated(layer, output, f"{layer.name}_activation")
-
     def _activated(self, layer: Any, x: Any, name: str) -> Any:
-        activation = _activation(layer)
+        activation, known = _activation(layer), (*FIXED_RANGE, *OWN_RANGE)
+        if activation not in known:
+            raise Int8Error(
+                f"layer {layer.name!r} has the activation {activation!r}, which cannot be trained for int8. "
+                f"Use one of {', '.join(sorted(known))}"
+            )
         if activation == "linear" and graph.kind_of(layer) != "Activation":
             return x
         if activation == "hard_sigmoid":  # relu6(x + 3) / 6, in three steps that int8 has
             x = self._channel_scale(layer, x, np.ones(1), np.full(1, 3.0), f"{name}_shift")
-            x = self._layer(f"{name}_relu6", lambda: keras.layers.ReLU(6.0, name=f"{name}_relu6"))(x)
+            x = self._copies.setdefault(f"{name}_relu6", keras.layers.ReLU(6.0, name=f"{name}_relu6"))(x)
             return self._channel_scale(layer, x, np.full(1, 1 / 6), None, name)
-        return self._layer(name, lambda: keras.layers.Activation(activation, name=name))(x)
-
-    def _layer(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._copies:
-            self._copies[name] = make()
-        return self._copies[name]
-
-    def _known_activation(self, layer: Any) -> None:
-        known = (*FIXED_RANGE, *OWN_RANGE)
-        if _activation(layer) not in known:
-            raise Int8Error(
-                f"layer {layer.name!r} has the activation {_activation(layer)!r}, which cannot be trained for int8. "
-                f"Use one of {', '.join(sorted(known))}"
-            )
+        return self._copies.setdefault(name, keras.layers.Activation(activation, name=name))(x)
 
     def _separable(self, layer: Any, x: Any) -> Any:
-        self._known_activation(layer)
-        config = layer.get_config()
-        if f"{layer.name}_dw" not in self._copies:
-            shared = {name: config[name] for name in ("strides", "padding", "data_format", "dilation_rate")}
-            depthwise = keras.layers.DepthwiseConv2D(
-                config["kernel_size"],
-                depth_multiplier=config["depth_multiplier"],
-                use_bias=False,
-                name=f"{layer.name}_dw",
-                **shared,
-            )
+        """Returns a depthwise and a pointwise convolution of the input, without the activation."""
+        name = f"{layer.name}_dw"
+        if name not in self._copies:
+            config = layer.get_config()
+            shared = ("kernel_size", "depth_multiplier", "strides", "padding", "data_format", "dilation_rate")
+            depthwise = keras.layers.DepthwiseConv2D(use_bias=False, name=name, **{one: config[one] for one in shared})
             pointwise = keras.layers.Conv2D(config["filters"], 1, use_bias=config["use_bias"], name=layer.name)
             output = pointwise(depthwise(x))
             values = [weight.numpy() for weight in layer.weights]
             depthwise.set_weights(values[:1])
             pointwise.set_weights(values[1:])
-            self._copies[f"{layer.name}_dw"], self._copies[layer.name] = depthwise, pointwise
+            self._copies[name], self._copies[layer.name] = depthwise, pointwise
             self.parts[layer.name] = (depthwise.name, pointwise.name)
-        else:
-            output = self._copies[layer.name](self._copies[f"{layer.name}_dw"](x))
-        return self._activated(layer, output, f"{layer.name}_activation")
+            return output
+        return self._copies[layer.name](self._copies[name](x))
 
     def _normalization(self, layer: Any, x: Any, tensor: Any) -> Any:
         producer = self._producer_of.get(id(tensor))

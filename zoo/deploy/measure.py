@@ -56,9 +56,8 @@ def predict(
 ) -> np.ndarray:
     """Returns one output (n, ...) as float32 for float images (n, height, width, channels).
 
-    Images are quantized and outputs dequantized as the file asks. A .tflite file runs one image at a time under LiteRT.
-    LiteRT's kernels "reference" round as TFLM's do; the others round each operator's sums a little otherwise, which
-    comes to some steps after a hundred operators.
+    Images are quantized and outputs dequantized as the file asks. LiteRT's kernels "reference" round as TFLM's do; the
+    others round each operator's sums a little differently, which adds up to some steps after a hundred operators.
 
     Args:
         output: which of several, by its name in the file's signature or in the Keras model, or by its number in the
@@ -68,34 +67,36 @@ def predict(
         MeasureError: images of another shape, a file with other inputs than one image, or outputs of which none is
             known to be the first.
     """
-    images = _checked_images(images)
     if isinstance(model, keras.Model):
+        images = _checked_images(images)
         number = choose_keras_output(model, output)
         with quiet():  # the trainer warns of retracing where many models are measured one after the other
             outputs: Any = model.predict(images, batch_size=KERAS_BATCH, verbose=0)  # pyright: ignore
         return np.asarray(keras.tree.flatten(outputs)[number], np.float32)
-    tensor = choose_output(parse(model), output)
-    interpreter = interpret(model, threads=threads, kernels=kernels)
-    source = _only_input(interpreter)
-    target = next(details for details in interpreter.get_output_details() if details["index"] == tensor)
-    check_shape(images, source)
-    outputs = []
-    for image in quantize(images, source):
-        interpreter.set_tensor(source["index"], image[None])
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(target["index"])[0])
-    return dequantize(np.stack(outputs), target)
+    interpreter, stored, place = _prepare_run(model, images, output, threads, kernels)
+    target = interpreter.get_output_details()[place]
+    return dequantize(run(interpreter, [stored], [target["index"]])[target["index"]][:, 0], target)
 
 
 def predict_tflm(tflite: Source, images: np.ndarray, *, output: str | int | None = None) -> np.ndarray:
     """Returns what `predict` does, computed by TFLM's reference kernels in a process of its own."""
-    tensor = choose_output(parse(tflite), output)
-    interpreter = interpret(tflite, threads=1)
-    source, targets = _only_input(interpreter), interpreter.get_output_details()
-    number = next(place for place, details in enumerate(targets) if details["index"] == tensor)
-    images = _checked_images(images)
-    check_shape(images, source)
-    return dequantize(tflm.run(tflite, quantize(images, source), number)[0], targets[number])
+    interpreter, stored, place = _prepare_run(tflite, images, output)
+    return dequantize(tflm.run(tflite, stored, place)[0], interpreter.get_output_details()[place])
+
+
+def _prepare_run(
+    tflite: Source, images: np.ndarray, output: str | int | None, threads: int = 1, kernels: Kernels = "xnnpack"
+) -> tuple[Any, np.ndarray, int]:
+    """Returns an interpreter of the file, the images in the type of its input, and the place of an output."""
+    tensor, images = choose_output(parse(tflite), output), _checked_images(images)
+    interpreter = interpret(tflite, threads=threads, kernels=kernels)
+    sources = interpreter.get_input_details()
+    if len(sources) != 1:
+        shapes = ", ".join(f"{one['name']} {tuple(map(int, one['shape']))}" for one in sources)
+        raise MeasureError(f"the file takes {len(sources)} inputs ({shapes}); one image was expected")
+    check_shape(images, sources[0])
+    places = [details["index"] for details in interpreter.get_output_details()]
+    return interpreter, quantize(images, sources[0]), places.index(tensor)
 
 
 def accuracy(
@@ -109,9 +110,8 @@ def accuracy(
 ) -> float:
     """Returns the share of `images` that are classified as their labels say.
 
-    Of several units the largest is the class. One unit is a binary head: above the threshold it says class 1. Labels of
-    several classes an image (rows of zeros and ones) are compared one by one, each unit with the threshold.
-    Give the Keras model and its .tflite the same images: only then their difference is the cost of the conversion.
+    Of several units the largest is the class; one unit says class 1 above the threshold. Labels of several classes an
+    image (rows of zeros and ones) are compared one by one, each unit with the threshold.
 
     Args:
         labels: class numbers (n,), or rows (n, classes) of zeros and ones.
@@ -120,8 +120,8 @@ def accuracy(
             compiled Keras model says.
 
     Raises:
-        MeasureError: labels that the output cannot be compared with, or a head of which it is not known what it says,
-            such as that of a regression.
+        MeasureError: labels that the output cannot be compared with, or a head whose meaning is not known, such as
+            that of a regression.
     """
     labels = np.asarray(labels)
     if len(labels) != len(images):
@@ -160,8 +160,8 @@ def judge(predicted: np.ndarray, labels: np.ndarray, threshold: Callable[[], flo
             f"the labels go up to {int(numbers.max())}, and the output tells {classes} classes apart. Give the data "
             "that the model was trained on"
         )
-    told = predicted[:, 0] > threshold() if units == 1 else predicted.argmax(axis=1)
-    return float(np.mean(told == numbers))
+    found = predicted[:, 0] > threshold() if units == 1 else predicted.argmax(axis=1)
+    return float(np.mean(found == numbers))
 
 
 def find_threshold(model: keras.Model | Source, output: str | int | None = None) -> float:
@@ -172,9 +172,8 @@ def find_threshold(model: keras.Model | Source, output: str | int | None = None)
     """
     if not isinstance(model, keras.Model):
         parsed = parse(model)
-        if _writer(parsed, choose_output(parsed, output)) == "LOGISTIC":
+        if _find_writer(parsed, choose_output(parsed, output)) == "LOGISTIC":
             return _PROBABILITY_THRESHOLD
-        loss = ""
     else:
         number = choose_keras_output(model, output)
         with contextlib.suppress(graph.GraphError):  # a subclassed model has only its loss to tell
@@ -207,15 +206,14 @@ def _loss_of(model: keras.Model, number: int) -> Any:
     return loss
 
 
-def _writer(model: Any, tensor: int) -> str:
+def _find_writer(model: Any, tensor: int) -> str:
     """Returns the kind of the operator that computes a tensor, past those that only store its values differently."""
-    graph = model.subgraphs[0]
-    made = {int(number): operator for operator in graph.operators for number in operator.outputs}
+    kinds, made = tflite_file.kinds_of(model), tflite_file.writers_of(model.subgraphs[0])
     while tensor in made:
-        kind = tflite_file.kind_of(model, made[tensor])
+        kind = kinds[made[tensor]]
         if kind not in ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS"):
             return kind
-        tensor = int(made[tensor].inputs[0])
+        tensor = int(model.subgraphs[0].operators[made[tensor]].inputs[0])
     return ""
 
 
@@ -267,11 +265,11 @@ def latency(
     for source, noise in zip(interpreter.get_input_details(), make_noise(interpreter, 1), strict=True):
         interpreter.set_tensor(source["index"], noise[0])
     times = []
-    for run in range(warmup + runs):
+    for _ in range(warmup + runs):
         start = time.perf_counter()
         interpreter.invoke()
-        if run >= warmup:
-            times.append(1000 * (time.perf_counter() - start))
+        times.append(1000 * (time.perf_counter() - start))
+    del times[:warmup]
     return Latency(float(np.median(times)), float(np.percentile(times, 90)), threads, runs, kernels)
 
 
@@ -293,25 +291,32 @@ def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kerne
     parse(tflite)  # LiteRT reads past the end of a file that is cut off
     litert = require("ai_edge_litert.interpreter", "ai-edge-litert")
     data = read(tflite)
-    resolvers = litert.OpResolverType
-    resolver = {
-        "xnnpack": resolvers.AUTO,
-        "builtin": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        "reference": resolvers.BUILTIN_REF,
-    }[kernels]
+    resolvers = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
     with quiet() as printed:
         try:
             interpreter = litert.Interpreter(
                 model_content=data,
                 num_threads=threads,
                 experimental_preserve_all_tensors=keep_tensors,
-                experimental_op_resolver_type=resolver,
+                experimental_op_resolver_type=litert.OpResolverType[resolvers[kernels]],
             )
             interpreter.allocate_tensors()
             return interpreter
         except (RuntimeError, ValueError) as error:
             failure = error
     raise MeasureError(f"LiteRT refuses the file: {failure} {printed.text.strip()[-300:]}".strip()) from failure
+
+
+def run(interpreter: Any, inputs: Sequence[np.ndarray], tensors: Sequence[int]) -> dict[int, np.ndarray]:
+    """Returns the values (n, *shape) of some tensors, by their numbers; `inputs` are n values of each, as stored."""
+    found: dict[int, list[np.ndarray]] = {number: [] for number in tensors}
+    for values in zip(*inputs, strict=True):
+        for value, source in zip(values, interpreter.get_input_details(), strict=True):
+            interpreter.set_tensor(source["index"], value.reshape(source["shape"]))
+        interpreter.invoke()
+        for number, outputs in found.items():
+            outputs.append(interpreter.get_tensor(number))
+    return {number: np.stack(outputs) for number, outputs in found.items()}
 
 
 def make_noise(interpreter: Any, n: int, seed: int = 0) -> list[np.ndarray]:
@@ -359,11 +364,3 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
     if images.ndim != 4 or not len(images):
         raise MeasureError(f"images have the shape {images.shape}; expected (n, height, width, channels) with n >= 1")
     return images
-
-
-def _only_input(interpreter: Any) -> dict:
-    details = interpreter.get_input_details()
-    if len(details) != 1:
-        shapes = ", ".join(f"{one['name']} {tuple(map(int, one['shape']))}" for one in details)
-        raise MeasureError(f"the file takes {len(details)} inputs ({shapes}); one image was expected")
-    return details[0]

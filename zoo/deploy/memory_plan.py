@@ -83,24 +83,22 @@ def _list_neighbours(buffers: Sequence[Buffer]) -> list[list[int]]:
     return found
 
 
-def best(buffers: Sequence[Buffer], tries: int = 2000, seed: int = 0) -> list[int]:
-    """Returns the best offsets that a local search over orders of `first_fit` finds.
+def best(buffers: Sequence[Buffer], tries: int = 2000) -> list[int]:
+    """Returns the best offsets that a local search over orders of `first_fit` finds, never worse than `greedy`.
 
-    It ends early where the bytes alive at once are reached, below which nothing goes. Buffers' own offsets are not
-    heeded. Never worse than `greedy`.
+    It ends early at the bytes alive at once, below which nothing goes. Buffers' own offsets are ignored.
     """
     free = [dataclasses.replace(buffer, offset=None) for buffer in buffers]
-    bound = max(live_bytes(free), default=0)
-    live = live_bytes(free)
+    live, numbers = live_bytes(free), range(len(free))
+    bound = max(live, default=0)
     tightest = [max(live[buffer.first : buffer.last + 1]) for buffer in free]
-    as_tflm = sorted(range(len(free)), key=lambda number: (-aligned(free[number].size), -number))
     orders = [
-        as_tflm,
-        sorted(range(len(free)), key=lambda number: (-tightest[number], free[number].first, -free[number].size)),
-        sorted(range(len(free)), key=lambda number: (free[number].first, -free[number].size)),
+        sorted(numbers, key=lambda number: (-aligned(free[number].size), -number)),  # as TFLM
+        sorted(numbers, key=lambda number: (-tightest[number], free[number].first, -free[number].size)),
+        sorted(numbers, key=lambda number: (free[number].first, -free[number].size)),
     ]
-    found = min((_placed(free, order) for order in orders), key=lambda result: result[0])
-    draw = random.Random(seed)
+    found = min((_place(free, order) for order in orders), key=lambda result: result[0])
+    draw = random.Random(0)
     for _ in range(tries):
         if found[0] <= bound:
             break
@@ -110,12 +108,12 @@ def best(buffers: Sequence[Buffer], tries: int = 2000, seed: int = 0) -> list[in
             number = draw.choice(top if draw.random() < 0.5 else order)
             place = order.index(number)
             order.insert(draw.randint(0, place), order.pop(place))
-        changed = _placed(free, order)
+        changed = _place(free, order)
         if changed[0] <= found[0]:
             found = changed
     return found[1]
 
 
-def _placed(buffers: Sequence[Buffer], order: list[int]) -> tuple[int, list[int], list[int]]:
+def _place(buffers: Sequence[Buffer], order: list[int]) -> tuple[int, list[int], list[int]]:
     offsets = first_fit(buffers, order)
     return end_of(buffers, offsets), offsets, order

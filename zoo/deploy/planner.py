@@ -6,15 +6,15 @@ planner puts them, what it keeps for good. PREDICTED; `zoo.deploy.measure.arena`
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.deploy import memory_plan, rewrites, tflm
+from zoo.deploy import memory_plan, rewrites, tflite_file, tflm
 from zoo.deploy.memory_plan import Buffer
 from zoo.deploy.metadata import detach
-from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, is_quantized, kind_of, metadata, parse, shape_of, text, type_of
+from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, is_constant, is_quantized, kind_of, parse, text, type_of
 from zoo.markdown import join_blocks
 
 _INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")  # of one layer, in a converter's names
@@ -71,18 +71,20 @@ class Plan:
     @property
     def peak(self) -> Operator | None:
         """The operator at which the most bytes are alive."""
+        return self.operators[self._peak_step - 1] if self._peak_step else None
+
+    @property
+    def _peak_step(self) -> int:
         live = memory_plan.live_bytes(self.buffers)
-        step = max(range(len(live)), key=live.__getitem__)
-        return self.operators[step - 1] if step else None
+        return live.index(max(live))
 
     @property
     def refusals(self) -> tuple[str, ...]:
         """Why TFLM will not run the file, in words; () if it will."""
         reasons = [f"TFLM has no {', '.join(self.unsupported)}"] if self.unsupported else []
         if self.too_wide:
-            reasons.append(
-                f"TFLM joins at most {rewrites.MOST_INPUTS} tensors, and {', '.join(map(str, self.too_wide))} more"
-            )
+            wide = ", ".join(map(str, self.too_wide))
+            reasons.append(f"TFLM joins at most {rewrites.MOST_INPUTS} tensors, and {wide} more")
         return tuple(reasons)
 
     def to_markdown(self, savings: Sequence["Saving"] = ()) -> str:
@@ -112,13 +114,11 @@ class Plan:
 
     def alive_at_peak(self) -> list[Buffer]:
         """Returns the buffers alive at the peak, largest first."""
-        live = memory_plan.live_bytes(self.buffers)
-        step = max(range(len(live)), key=live.__getitem__)
+        step = self._peak_step
         return sorted((one for one in self.buffers if one.first <= step <= one.last), key=lambda one: -one.size)
 
 
-@dataclasses.dataclass(frozen=True)
-class Saving:
+class Saving(NamedTuple):
     """What the head would be without one operator, its reader taking the operator's input."""
 
     operator: Operator
@@ -126,7 +126,7 @@ class Saving:
 
 
 def plan(tflite: Source) -> Plan:
-    """Returns the memory of a .tflite file, heeding a plan that it brings along.
+    """Returns the memory of a .tflite file, placed by the plan in its metadata where it has one.
 
     Raises:
         PlannerError: a tensor of open shape, or an operator of TFLM whose memory is not known.
@@ -136,16 +136,16 @@ def plan(tflite: Source) -> Plan:
 
 
 def padding_savings(tflite: Source) -> list[Saving]:
-    """Returns for each explicit PAD what the head would lose without it, the dearest first.
+    """Returns for each explicit PAD how much smaller the head would be without it, the most expensive first.
 
-    A convolution of "same" padding pads inside the kernel; one of a network turned by 180 degrees may too, where the
-    original needs a copy padded before (see `zoo.deploy.turn`).
+    A convolution of "same" padding pads inside the kernel; in a network turned by 180 degrees more of them do
+    (`zoo.deploy.turn`).
     """
     model = parse(tflite)
     head, savings = _plan(model, 0).head, []
     for operator in operators(model):
         if operator.kind in ("PAD", "PADV2"):
-            shorter = buffers_of(model, skip=frozenset([operator.number]))
+            shorter = buffers_of(model, operator.number)
             savings.append(Saving(operator, head - memory_plan.end_of(shorter, memory_plan.greedy(shorter))))
     return sorted(savings, key=lambda saving: -saving.bytes)
 
@@ -166,7 +166,7 @@ def scheme(tflite: Source) -> str:
 def input_shape(tflite: Source) -> tuple[int, ...]:
     """Returns the shape of the file's first input, batch included."""
     graph = parse(tflite).subgraphs[0]
-    return shape_of(graph.tensors[graph.inputs[0]])
+    return tflite_file.shape_of(graph.tensors[graph.inputs[0]])
 
 
 def operators(model: Any) -> list[Operator]:
@@ -175,15 +175,15 @@ def operators(model: Any) -> list[Operator]:
     return [_named(model, graph, number, operator) for number, operator in enumerate(graph.operators)]
 
 
-def buffers_of(model: Any, skip: frozenset[int] = frozenset()) -> list[Buffer]:
-    """Returns of a parsed file what TFLM's AllocationInfoBuilder finds, in its order; `skip` leaves operators out."""
+def buffers_of(model: Any, skip: int | None = None) -> list[Buffer]:
+    """Returns of a parsed file what TFLM's AllocationInfoBuilder finds, in its order, as if without operator `skip`."""
     return _Lifetimes(model, skip).buffers()
 
 
 class _Lifetimes:
     """The steps at which each tensor of each subgraph is alive, as TFLM counts them."""
 
-    def __init__(self, model: Any, skip: frozenset[int] = frozenset()):
+    def __init__(self, model: Any, skip: int | None = None):
         self.model, self.skip = model, skip
         self.running: list[Operator] = []  # one a step
         self.first: dict[tuple[int, int], int] = {}
@@ -199,7 +199,7 @@ class _Lifetimes:
             named = _named(self.model, graph, number, operator)
             self.running.append(named)
             inputs = [same.get(int(one), int(one)) for one in operator.inputs if one >= 0]
-            if subgraph == 0 and number in self.skip:
+            if subgraph == 0 and number == self.skip:
                 same[int(operator.outputs[0])] = inputs[0]
                 continue
             self._create(subgraph, operator.outputs)
@@ -212,44 +212,37 @@ class _Lifetimes:
                 self.scratch.append(Buffer(f"scratch of {named.output}", size, start, len(self.running)))
         self._use(subgraph, [same.get(int(one), int(one)) for one in graph.outputs])
 
-    def _create(self, subgraph: int, tensors: Sequence[int]) -> None:
-        steps = {(subgraph, int(number)): len(self.running) for number in tensors}
-        self.first |= steps
-        self.last |= steps
+    def _create(self, subgraph: int, tensors: Iterable[int]) -> None:
+        self.first |= {(subgraph, int(number)): len(self.running) for number in tensors}
+        self._use(subgraph, tensors)
 
-    def _use(self, subgraph: int, tensors: Sequence[int]) -> None:
+    def _use(self, subgraph: int, tensors: Iterable[int]) -> None:
         self.last |= {(subgraph, int(number)): len(self.running) for number in tensors}
 
     def buffers(self) -> list[Buffer]:
         """Returns what takes part of the arena: the tensors in the order of the file, then the scratch memory."""
         planned, found = _planned_offsets(self.model), []
-        for subgraph, graph in enumerate(self.model.subgraphs):
-            for number, tensor in enumerate(graph.tensors):
-                key = (subgraph, number)
-                if key in self.first and _needs_room(self.model, tensor):
-                    place = (number, planned.get(number)) if subgraph == 0 else (None, None)
-                    name = short_name(text(tensor.name))
-                    found.append(Buffer(name, _size(tensor), self.first[key], self.last[key], *place))
+        for key, first in sorted(self.first.items()):
+            subgraph, number = key
+            tensor = self.model.subgraphs[subgraph].tensors[number]
+            kept = is_constant(self.model, tensor) or tensor.isVariable or type_of(tensor) == "resource"
+            if not kept:
+                place = (number, planned.get(number)) if subgraph == 0 else (None, None)
+                found.append(Buffer(short_name(text(tensor.name)), _size(tensor), first, self.last[key], *place))
         return found + self.scratch
 
 
 def _plan(model: Any, flash: int) -> Plan:
     lifetimes = _Lifetimes(model)
-    buffers = lifetimes.buffers()
-    main = operators(model)
-    refusals = {
-        refusal
-        for graph in model.subgraphs
-        for operator in graph.operators
-        if (refusal := tflm.find_refusal(model, graph, operator)) is not None
-    }
+    buffers, main = lifetimes.buffers(), operators(model)
+    refusals = {tflm.find_refusal(model, graph, one) for graph in model.subgraphs for one in graph.operators}
     return Plan(
         tuple(buffers),
         tuple(memory_plan.greedy(buffers)),
         tuple(lifetimes.running),
         _tail(model, len(lifetimes.scratch)),
         flash,
-        tuple(sorted(refusals)),
+        tuple(sorted(filter(None, refusals))),
         tuple(main[number] for number in rewrites.wide_joins(model)),
     )
 
@@ -266,8 +259,8 @@ def _tail(model: Any, scratch: int) -> int:
         )
     for numbers in (graphs[0].inputs, graphs[0].outputs):
         total += memory_plan.aligned(tflm.POINTER * len(numbers))
-        for number in numbers:
-            total += tflm.QUANTIZED_ENDPOINT if is_quantized(graphs[0].tensors[number]) else tflm.ENDPOINT
+        scaled = sum(is_quantized(graphs[0].tensors[number]) for number in numbers)
+        total += tflm.QUANTIZED_ENDPOINT * scaled + tflm.ENDPOINT * (len(numbers) - scaled)
     for graph in graphs:
         total += tflm.TENSOR * len(graph.tensors)
         total += sum(tflm.kept_bytes(model, graph, operator) for operator in graph.operators)
@@ -276,40 +269,40 @@ def _tail(model: Any, scratch: int) -> int:
 
 def _variables(model: Any) -> int:
     """Returns the bytes of what lives between calls: variable tensors and resource variables (VAR_HANDLE)."""
-    total, names, sizes = 0, set(), {}
-    for graph in model.subgraphs:
+    total, sizes = 0, {}
+    names: dict[tuple[int, int], str] = {}  # of the variables that resource tensors stand for
+    for place, graph in enumerate(model.subgraphs):
         total += sum(memory_plan.aligned(_size(tensor)) for tensor in graph.tensors if tensor.isVariable)
-        name_of: dict[int, str] = {}  # of the variable behind a resource tensor
         for operator in graph.operators:
             kind = kind_of(model, operator)
             if kind == "VAR_HANDLE":
-                name_of[int(operator.outputs[0])] = text(operator.builtinOptions.sharedName)
-                names.add(text(operator.builtinOptions.sharedName))
+                names[place, int(operator.outputs[0])] = text(operator.builtinOptions.sharedName)
             elif kind == "ASSIGN_VARIABLE":
                 handle, value = map(int, operator.inputs)
-                sizes[name_of.get(handle, str(handle))] = _size(graph.tensors[value])
+                sizes[names.get((place, handle), str(handle))] = _size(graph.tensors[value])
     if names:
-        total += memory_plan.ALIGNMENT + memory_plan.aligned(tflm.VARIABLE * len(names))
+        total += memory_plan.ALIGNMENT + memory_plan.aligned(tflm.VARIABLE * len(set(names.values())))
     return total + sum(map(memory_plan.aligned, sizes.values()))
 
 
 def _called(operator: Any) -> tuple[int, ...]:
     """Returns the subgraphs that an operator runs."""
     options = operator.builtinOptions
-    names = ("initSubgraphIndex", "thenSubgraphIndex", "elseSubgraphIndex", "condSubgraphIndex", "bodySubgraphIndex")
+    names = (f"{part}SubgraphIndex" for part in ("init", "then", "else", "cond", "body"))
     return tuple(getattr(options, name) for name in names if hasattr(options, name))
 
 
 def _named(model: Any, graph: Any, number: int, operator: Any) -> Operator:
     """Returns the operator under its layer's name; where the output has a call's, the weights bear the layer's."""
     kind = kind_of(model, operator)
-    tensors = [*operator.outputs[:1], *operator.inputs[1:2]] if kind in _WEIGHTED else [*operator.outputs[:1]]
-    names = [name for one in tensors if not (name := short_name(text(graph.tensors[one].name))).startswith("output")]
-    return Operator(number, kind, next(iter(names), "output" if len(operator.outputs) else "nothing"))
+    tensors = [*operator.outputs[:1], *(operator.inputs[1:2] if kind in _WEIGHTED else ())]
+    names = (short_name(text(graph.tensors[one].name)) for one in tensors)
+    named = next((name for name in names if not name.startswith("output")), None)
+    return Operator(number, kind, named or ("output" if len(operator.outputs) else "nothing"))
 
 
 def _planned_offsets(model: Any) -> dict[int, int]:
-    content = metadata(model, OFFLINE_PLAN)
+    content = tflite_file.metadata(model, OFFLINE_PLAN)
     if content is None:
         return {}
     numbers = np.frombuffer(content, "<i4")
@@ -319,12 +312,6 @@ def _planned_offsets(model: Any) -> dict[int, int]:
             "Write them anew with zoo.deploy.compact.with_best_plan"
         )
     return {number: int(offset) for number, offset in enumerate(numbers[3:]) if offset >= 0}
-
-
-def _needs_room(model: Any, tensor: Any) -> bool:
-    """Whether the tensor's values live in the planned part: not constants, not what is kept between calls."""
-    data = model.buffers[tensor.buffer].data
-    return not (data is not None and len(data)) and not tensor.isVariable and type_of(tensor) != "resource"
 
 
 def _size(tensor: Any) -> int:

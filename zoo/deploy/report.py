@@ -1,5 +1,6 @@
 """One page about the files made from one model: accuracy of all of them on the same images, size, latency, memory."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -51,15 +52,10 @@ class Report:
     unjudged: str = ""
 
     def row(self, scheme: str) -> Row:
-        """Returns the row of a scheme.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for row in self.rows:
-            if row.scheme == scheme:
-                return row
-        raise KeyError(f"no file with scheme {scheme!r} in the report of {self.model!r}; it has {self.schemes}")
+        """Returns the row of a scheme, or raises KeyError."""
+        if scheme not in self.schemes:
+            raise KeyError(f"no file with scheme {scheme!r} in the report of {self.model!r}; it has {self.schemes}")
+        return self.rows[self.schemes.index(scheme)]
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -67,11 +63,7 @@ class Report:
         return tuple(row.scheme for row in self.rows)
 
     def drop(self, scheme: str) -> float:
-        """Returns by how much the float model is more accurate than the file, as a share of the n images.
-
-        Raises:
-            ValueError: the accuracy of one of them is unknown.
-        """
+        """Returns by how much the float model is more accurate than the file; ValueError where that is unknown."""
         found = self.row(scheme).accuracy
         if self.accuracy is None or found is None:
             reason = self.unjudged or "give its float file or Keras model too"
@@ -204,9 +196,10 @@ def assemble(
     tell = progress or (lambda text: None)
     tell(f"accuracy of the Keras model on {len(images)} images")
     accuracy, unjudged = None, ""
+    if threshold is None:
+        with contextlib.suppress(measure.MeasureError):  # the model's loss says it, which its files no longer know
+            threshold = measure.find_threshold(model, output)
     try:
-        if threshold is None:
-            threshold = _find_threshold(model, output)
         accuracy = measure.accuracy(model, images, labels, output=output, threshold=threshold)
     except measure.MeasureError as error:
         unjudged = str(error)
@@ -228,14 +221,6 @@ def assemble(
 def _attach(data: bytes, metadata: tflite_metadata.Metadata) -> bytes:
     more = " Takes its image turned by 180 degrees." if compact.is_turned(data) else ""
     return tflite_metadata.attach(data, dataclasses.replace(metadata, description=metadata.description + more))
-
-
-def _find_threshold(model: keras.Model, output: str | int | None) -> float | None:
-    """Returns what the model's loss says of its outputs, which its files no longer know, or None."""
-    try:
-        return measure.find_threshold(model, output)
-    except measure.MeasureError:
-        return None
 
 
 def measure_file(
@@ -289,10 +274,7 @@ def _list_contents(data: bytes) -> str:
     found = tflite_metadata.read(data)
     if found is None:
         return ""
-    labels = [f"the names of {len(found.class_names)} classes"] if found.class_names else []
-    numbers = [
-        f"{name} {' '.join(f'{value:.6g}' for value in values)}"
-        for name, values in (("mean", found.mean), ("std", found.std))
-        if values
-    ]
-    return ", ".join([*labels, *numbers, *found.files]) or "nothing that is known here"
+    parts = [f"the names of {len(found.class_names)} classes"] if found.class_names else []
+    for name, values in (("mean", found.mean), ("std", found.std)):
+        parts += [f"{name} {' '.join(f'{value:.6g}' for value in values)}"] if values else []
+    return ", ".join([*parts, *found.files]) or "nothing that is known here"

@@ -18,18 +18,7 @@ from typing import Any
 import numpy as np
 
 from zoo.deploy import tflite_file
-from zoo.deploy.tflite_file import (
-    OFFLINE_PLAN,
-    Source,
-    constant_of,
-    kinds_of,
-    load_schema,
-    pack,
-    parse,
-    read,
-    text,
-    type_of,
-)  # fmt: skip
+from zoo.deploy.tflite_file import Source, add_buffer, constant_of, kinds_of, pack, parse, read, text, type_of
 
 MOST_INPUTS = 10  # kMaxInputNum in TFLM's concatenation.cc
 LARGEST_FACTOR = 256.0  # of XNNPACK from a sum to its output, exclusive
@@ -41,11 +30,8 @@ _READERS = frozenset([*_SUMS, "ADD", "LOGISTIC", "MUL", "SUB"])  # of any scale,
 def narrow_joins(tflite: Source) -> bytes:
     """Returns the file with no concatenation of more than ten tensors; the very bytes where it has none.
 
-    A plan of the memory that the file brings along is left out: it knows nothing of the new tensors. See
-    `zoo.deploy.compact.with_best_plan`.
-
-    Raises:
-        TfliteFileError: not a whole TensorFlow Lite file.
+    A memory plan in the file, which does not know the new tensors, is left out; `zoo.deploy.compact.with_best_plan`
+    makes another.
     """
     model = parse(tflite)
     too_wide = wide_joins(model)
@@ -57,18 +43,14 @@ def narrow_joins(tflite: Source) -> bytes:
             operators.append(_inner(model, operator))
         operators.append(operator)
     graph.operators = operators
-    model.metadata = [entry for entry in model.metadata or [] if text(entry.name) != OFFLINE_PLAN]
+    model.metadata = [entry for entry in model.metadata or [] if text(entry.name) != tflite_file.OFFLINE_PLAN]
     return pack(model)
 
 
 def wide_joins(model: Any) -> list[int]:
     """Returns the numbers of a parsed file's operators that join more tensors than TFLM does."""
-    operators = zip(model.subgraphs[0].operators, kinds_of(model), strict=True)
-    return [
-        number
-        for number, (operator, kind) in enumerate(operators)
-        if kind == "CONCATENATION" and len(operator.inputs) > MOST_INPUTS
-    ]
+    operators = enumerate(zip(model.subgraphs[0].operators, kinds_of(model), strict=True))
+    return [place for place, (one, kind) in operators if kind == "CONCATENATION" and len(one.inputs) > MOST_INPUTS]
 
 
 def _inner(model: Any, operator: Any) -> Any:
@@ -79,7 +61,7 @@ def _inner(model: Any, operator: Any) -> Any:
     graph = model.subgraphs[0]
     numbers = [int(number) for number in operator.inputs]
     count = min(MOST_INPUTS, len(numbers) - MOST_INPUTS + 1)
-    sizes = [math.prod(map(int, graph.tensors[number].shape)) for number in numbers]
+    sizes = [math.prod(tflite_file.shape_of(graph.tensors[number])) for number in numbers]
     start = min(range(len(numbers) - count + 1), key=lambda place: sum(sizes[place : place + count]))
     group = numbers[start : start + count]
 
@@ -89,12 +71,11 @@ def _inner(model: Any, operator: Any) -> Any:
     tensor.shape[axis] = sum(int(graph.tensors[number].shape[axis]) for number in group)
     tensor.shapeSignature = None
     tensor.name = f"{text(tensor.name)}_first{len(graph.tensors)}".encode()
-    tensor.buffer = len(model.buffers)
-    model.buffers.append(load_schema().BufferT())
+    tensor.buffer = add_buffer(model)
     graph.tensors.append(tensor)
 
     inner = copy.deepcopy(operator)
-    inner.builtinOptions.fusedActivationFunction = load_schema().ActivationFunctionType.NONE
+    inner.builtinOptions.fusedActivationFunction = tflite_file.load_schema().ActivationFunctionType.NONE
     inner.inputs = np.array(group, np.int32)
     inner.outputs = np.array([len(graph.tensors) - 1], np.int32)
     operator.inputs = np.array([*numbers[:start], len(graph.tensors) - 1, *numbers[start + count :]], np.int32)
@@ -109,24 +90,20 @@ def widen_scales(tflite: Source) -> bytes:
     """
     model = parse(tflite)
     graph, kinds = model.subgraphs[0], kinds_of(model)
-    readers: dict[int, list[int]] = {}
-    for number, operator in enumerate(graph.operators):
-        for tensor in map(int, operator.inputs):
-            readers.setdefault(tensor, []).append(number)
-    changed = False
+    readers, changed = tflite_file.readers_of(graph), False
     for operator, kind in zip(graph.operators, kinds, strict=True):
         output = int(operator.outputs[0])
-        if kind in _SUMS and output not in map(int, graph.outputs):
-            factor = _factor(graph, operator)
-            followers = readers.get(output, [])
-            if factor >= LARGEST_FACTOR and all(kinds[number] in _READERS for number in followers):
-                scale = graph.tensors[output].quantization
-                scale.scale = np.asarray(scale.scale, np.float32) * np.float32(factor)
-                scale.min = scale.max = None
-                for reader in (graph.operators[number] for number in followers if kinds[number] in _SUMS):
-                    weights = graph.tensors[int(reader.inputs[1])].quantization
-                    _set_bias_scale(model, reader, scale.scale[0] * np.asarray(weights.scale, np.float32))
-                changed = True
+        if kind not in _SUMS or output in map(int, graph.outputs):
+            continue
+        factor, followers = _factor(graph, operator), readers.get(output, [])
+        if factor >= LARGEST_FACTOR and all(kinds[number] in _READERS for number in followers):
+            scale = graph.tensors[output].quantization
+            scale.scale = np.asarray(scale.scale, np.float32) * np.float32(factor)
+            scale.min = scale.max = None
+            for reader in (graph.operators[number] for number in followers if kinds[number] in _SUMS):
+                weights = graph.tensors[int(reader.inputs[1])].quantization
+                _set_bias_scale(model, reader, scale.scale[0] * np.asarray(weights.scale, np.float32))
+            changed = True
     return pack(model) if changed else read(tflite)
 
 
@@ -162,7 +139,7 @@ def narrow_weights(tflite: Source) -> bytes:
 def _factor(graph: Any, operator: Any) -> float:
     """Returns the largest factor from a sum to the stored output; 0 where that is not int8."""
     image, kernel, output = (graph.tensors[int(one)] for one in (*operator.inputs[:2], operator.outputs[0]))
-    if any(tensor.type != load_schema().TensorType.INT8 for tensor in (image, kernel, output)):
+    if {type_of(tensor) for tensor in (image, kernel, output)} != {"int8"}:
         return 0.0
     product = float(image.quantization.scale[0]) * np.asarray(kernel.quantization.scale, float)
     return float(product.max()) / float(output.quantization.scale[0])
@@ -180,10 +157,5 @@ def _set_bias_scale(model: Any, operator: Any, scale: np.ndarray) -> None:
         tensor = copy.deepcopy(tensor)
         operator.inputs = np.array([*operator.inputs[:2], len(graph.tensors), *operator.inputs[3:]], np.int32)
         graph.tensors.append(tensor)
-    buffer = load_schema().BufferT()
-    buffer.data = np.frombuffer(
-        np.round(values * (tensor.quantization.scale / scale)).astype("<i4").tobytes(), np.uint8
-    )
+    tensor.buffer = add_buffer(model, np.round(values * (tensor.quantization.scale / scale)).astype("<i4"))
     tensor.quantization.scale, tensor.quantization.zeroPoint = scale, np.zeros(len(scale), np.int64)
-    tensor.buffer = len(model.buffers)
-    model.buffers.append(buffer)

@@ -9,9 +9,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -20,21 +20,14 @@ from zoo import graph
 from zoo.deploy import rewrites
 from zoo.deploy.tflite_file import quiet
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 Quantize = Literal["int8", "uint8", "int4", "int16x8", "dynamic", "float16"]
 SCHEMES = ("int8", "uint8", "int4", "int16x8", "dynamic", "float16")
 CALIBRATED_SCHEMES = ("int8", "uint8", "int4", "int16x8")
+_BY_INT8 = ("int8", "uint8", "int4")  # which the converter makes as int8
 CALIBRATION_LIMIT = 512  # images; ranges hardly move after some hundred, and an endless data set must end
-_CONTROL_FLOW = (
-    "If",
-    "LoopCond",
-    "StatelessIf",
-    "StatelessWhile",
-    "Switch",
-    "While",
-)  # as it is written, and as lowered
+_BATCH = 32  # images at once where outputs are summarized
+# As it is written, and as lowered
+_CONTROL_FLOW = ("If", "LoopCond", "StatelessIf", "StatelessWhile", "Switch", "While")
 MOST_STEPS = 256  # of a recurrent layer that is written out step by step
 LARGEST_FILE = 2**31 - 1  # bytes; offsets in a flatbuffer are signed 32-bit numbers
 
@@ -86,14 +79,7 @@ def convert(
     shape = _fixed_shape(model, input_shape)
     model = graph.flatten(model, shape)
     check_weights(model)
-    if images is not None:
-        model = _written_out(model)
-    import tensorflow as tf
-
-    with quiet():
-        call = tf.function(lambda image: model(image, training=False), autograph=False)
-        function = call.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32, name="image"))
-    return from_function(function, quantize=quantize, calibration=images, model=model)
+    return convert_flat(model if images is None else _written_out(model), shape, quantize, images)
 
 
 def calibration_images(
@@ -105,11 +91,12 @@ def calibration_images(
         ConversionError: there are none, or one has another shape or values that are not finite.
     """
     graph.calls(model)  # raises where there is no graph
-    given = iter(() if calibration is None else calibration)
+    elements = () if calibration is None else calibration
+    given = (element[0] if isinstance(element, tuple) else element for element in elements)  # (images, labels)
     first = list(itertools.islice(given, 1))
     declared = model.inputs[0].shape[1:]
     if first and input_shape is None and None in declared:  # an image shows the size
-        input_shape = np.shape(_image(first[0]))[-len(declared) :]
+        input_shape = np.shape(first[0])[-len(declared) :]
     shape = _fixed_shape(model, input_shape)
     images = list(itertools.islice(_images(itertools.chain(first, given), shape), CALIBRATION_LIMIT))
     if not images:
@@ -121,23 +108,48 @@ def calibration_images(
     return images
 
 
-def from_function(
-    function: "tf.types.experimental.ConcreteFunction",
-    *,
-    quantize: Quantize | None,
-    calibration: Sequence[np.ndarray] | None,
-    model: Any,
-) -> bytes:
-    """Converts a traced function of one image (1, height, width, channels); `convert` is the checked way for a model.
+def summarize_outputs(
+    model: keras.Model, names: Collection[str], images: Sequence[np.ndarray], summarize: Callable[[Any], Any]
+) -> list[dict[str, list[Any]]]:
+    """Returns what `summarize`, in TensorFlow, says of the named layers' outputs, for each batch of 32 images.
 
-    `model`, of Keras or tf_keras, only gives its names to the errors. Without calibration images "int8" and "int4" take
-    every range from the fake-quantization nodes in the graph (quantization-aware training).
+    Each batch has for each layer a list with one entry for each of its calls.
     """
-    if quantize == "int4":  # the converter's int8, in half the bits
-        return rewrites.narrow_weights(from_function(function, quantize="int8", calibration=calibration, model=model))
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def run_batch(batch: Any) -> Any:
+        found: dict[str, list[Any]] = {}
+
+        def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            if call.layer._call_has_training_arg:
+                options = {**options, "training": False}
+            output = call.layer(*arguments, **options)
+            if call.layer.name in names:
+                found.setdefault(call.layer.name, []).append(summarize(output))
+            return output
+
+        graph.replay(model, [batch], run)  # one graph for all: each tensor is freed after its last reader
+        return found
+
+    batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    return [tf.nest.map_structure(lambda one: one.numpy(), run_batch(tf.constant(batch))) for batch in batches]
+
+
+def convert_flat(
+    model: Any, shape: Sequence[int], quantize: Quantize | None, calibration: Sequence[np.ndarray] | None
+) -> bytes:
+    """Converts a flat model of Keras or tf_keras for an image of a fixed shape, unchecked; see `convert`.
+
+    Without calibration images "int8" and "int4" take every range from the fake-quantization nodes in the graph
+    (quantization-aware training).
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+    with quiet():
+        call = tf.function(lambda image: model(image, training=False), autograph=False)
+        function = call.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32, name="image"))
     # Keras 3 keeps its variables out of TensorFlow's tracking. Frozen into constants they fold into the convolutions,
     # and this takes 2 s for a MobileNetV2 where from_keras_model takes 8 s and leaves the batch size open.
     with quiet() as printed:
@@ -155,7 +167,8 @@ def from_function(
         raise failure
     if failure is not None:
         raise _explained(failure, printed.text, model) from failure
-    return rewrites.narrow_joins(rewrites.widen_scales(data) if quantize in ("int8", "uint8") else data)
+    data = rewrites.narrow_joins(rewrites.widen_scales(data) if quantize in _BY_INT8 else data)
+    return rewrites.narrow_weights(data) if quantize == "int4" else data
 
 
 def _written_out(model: keras.Model) -> keras.Model:
@@ -168,11 +181,11 @@ def _written_out(model: keras.Model) -> keras.Model:
         layer = call.layer
         if not _is_short_loop(call):
             return layer(*arguments, **options)
-        if id(layer) in copies:
-            return copies[id(layer)](*arguments, **options)
-        copies[id(layer)] = type(layer).from_config(_with_unrolling(layer.get_config()))
-        outputs = copies[id(layer)](*arguments, **options)
-        graph.copy_state(layer, copies[id(layer)])
+        is_new = id(layer) not in copies
+        copy = copies.setdefault(id(layer), type(layer).from_config(_with_unrolling(layer.get_config())))
+        outputs = copy(*arguments, **options)
+        if is_new:
+            graph.copy_state(layer, copy)
         return outputs
 
     unrolled = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
@@ -241,10 +254,10 @@ def _configure(converter: Any, quantize: str | None, calibration: Sequence[np.nd
         converter.representative_dataset = lambda: ([image[None]] for image in calibration)
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    elif quantize in ("int8", "uint8"):
+    elif quantize in _BY_INT8:
         if calibration is not None:  # the converter takes this setting as a demand for calibration
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = getattr(tf, quantize)
+        converter.inference_input_type = converter.inference_output_type = tf.uint8 if quantize == "uint8" else tf.int8
     elif quantize == "int16x8":
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
@@ -283,9 +296,7 @@ def _fixed_shape(model: keras.Model, input_shape: Sequence[int] | None) -> tuple
         )
     declared = tuple(model.inputs[0].shape[1:])
     shape = declared if input_shape is None else tuple(input_shape)
-    agrees = len(shape) == len(declared) and all(
-        ours in (None, given) for ours, given in zip(declared, shape, strict=True)
-    )
+    agrees = len(shape) == len(declared) and all(map(lambda ours, given: ours in (None, given), declared, shape))
     if not agrees or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
         raise ConversionError(
             f"the input shape {shape} is not a fixed one that fits the model's {declared}. Pass input_shape=(height, "
@@ -294,14 +305,10 @@ def _fixed_shape(model: keras.Model, input_shape: Sequence[int] | None) -> tuple
     return tuple(int(size) for size in shape)
 
 
-def _image(element: Any) -> Any:
-    return element[0] if isinstance(element, tuple) else element
-
-
 def _images(calibration: Iterable[Any], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Yields single float32 images from whatever the user's data come in."""
     for element in calibration:
-        batch = np.asarray(_image(element), dtype=np.float32)
+        batch = np.asarray(element, dtype=np.float32)
         if batch.shape == shape:
             batch = batch[None]
         if batch.shape[1:] != shape:
@@ -319,19 +326,14 @@ def _images(calibration: Iterable[Any], shape: tuple[int, ...]) -> Iterator[np.n
 def _explained(error: Exception, printed: str, model: Any) -> ConversionError:
     """Finds in the converter's report, pages of MLIR, which operations failed and in which layers."""
     text = f"{error}\n{printed}"
-    operations = sorted(set(re.findall(r"'?(tf\.[A-Z]\w+)'? op is neither a custom op nor a flex op", text)))
-    if not operations:
-        operations = sorted(set(re.findall(r"failed to legalize operation '([\w.]+)'", text)))
+    operations = re.findall(r"'?(tf\.[A-Z]\w+)'? op is neither a custom op nor a flex op", text)
+    operations = operations or re.findall(r"failed to legalize operation '([\w.]+)'", text)
+    reason = "; ".join(line for line in str(error).splitlines() if line.strip())[:600] or type(error).__name__
     if operations:
-        scopes = set(re.findall(r'[/"]([^/"]+)(?=/)', text)) & {
-            name
-            for layer in model.layers
-            for name in (layer.name, f"{layer.name}_1")  # a traced layer may get "_1"
-        }
-        places = f" (in {', '.join(sorted(scopes)[:5])})" if scopes else ""
-        reason = f"TensorFlow Lite has no {', '.join(operations)}{places}. Use another layer there"
-    else:
-        reason = "; ".join(line for line in str(error).splitlines() if line.strip())[:600] or type(error).__name__
+        names = {name for layer in model.layers for name in (layer.name, f"{layer.name}_1")}  # as it may be traced
+        scopes = sorted(names.intersection(re.findall(r'[/"]([^/"]+)(?=/)', text)))
+        places = f" (in {', '.join(scopes[:5])})" if scopes else ""
+        reason = f"TensorFlow Lite has no {', '.join(sorted(set(operations)))}{places}. Use another layer there"
     return ConversionError(f"cannot convert model {model.name!r}: {reason}")
 
 

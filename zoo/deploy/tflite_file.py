@@ -123,13 +123,32 @@ def is_quantized(tensor: Any) -> bool:
     return quantization is not None and quantization.scale is not None and len(quantization.scale) > 0
 
 
+def is_constant(model: Any, tensor: Any) -> bool:
+    """Whether the values of a parsed file's tensor lie in the file."""
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def writers_of(graph: Any) -> dict[int, int]:
+    """Returns the number of the operator that computes each tensor of a parsed file's graph."""
+    return {int(tensor): number for number, operator in enumerate(graph.operators) for tensor in operator.outputs}
+
+
+def readers_of(graph: Any) -> dict[int, list[int]]:
+    """Returns the numbers of the operators that read each tensor of a parsed file's graph."""
+    readers: dict[int, list[int]] = {}
+    for number, operator in enumerate(graph.operators):
+        for tensor in map(int, operator.inputs):
+            readers.setdefault(tensor, []).append(number)
+    return readers
+
+
 def constant_of(model: Any, number: int) -> np.ndarray | None:
     """Returns the constant value of a main graph's tensor as stored, or None where it has none."""
     tensor = model.subgraphs[0].tensors[number]
-    data = model.buffers[tensor.buffer].data
-    if data is None or not len(data):
+    if not is_constant(model, tensor):
         return None
-    data = np.asarray(data, np.uint8)
+    data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
     if type_of(tensor) == "int4":  # two a byte, the first in the lower half
         halves = np.stack([data << 4, data], axis=-1).view(np.int8) >> 4
         stored = halves.ravel()[: np.prod(shape_of(tensor), dtype=int)]
@@ -138,13 +157,20 @@ def constant_of(model: Any, number: int) -> np.ndarray | None:
     return stored.reshape(shape_of(tensor))
 
 
+def add_buffer(model: Any, values: np.ndarray | None = None) -> int:
+    """Gives a parsed model one more buffer, with the bytes of `values` or empty, and returns its number."""
+    buffer = load_schema().BufferT()
+    if values is not None:
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
 def store_int4(model: Any, tensor: Any, values: np.ndarray) -> None:
     """Gives a tensor the values, from -8 to 7, as its constant of four bits each."""
     halves = np.append(values.ravel().astype(np.uint8), np.zeros(values.size % 2, np.uint8)).reshape(-1, 2) & 15
-    buffer = load_schema().BufferT()
-    buffer.data = halves[:, 0] | halves[:, 1] << 4
-    tensor.type, tensor.buffer = load_schema().TensorType.INT4, len(model.buffers)
-    model.buffers.append(buffer)
+    tensor.type = load_schema().TensorType.INT4
+    tensor.buffer = add_buffer(model, halves[:, 0] | halves[:, 1] << 4)
 
 
 def drop_unused_buffers(model: Any) -> None:
@@ -190,12 +216,9 @@ def _names(enumeration: str) -> dict[int, str]:
 
 def set_metadata(model: Any, name: str, content: bytes) -> None:
     """Puts `content` into a parsed model's metadata, in the place of an entry of the same name."""
-    schema = load_schema()
     remove_metadata(model, name)
-    entry, buffer = schema.MetadataT(), schema.BufferT()
-    entry.name, entry.buffer = name, len(model.buffers)
-    buffer.data = np.frombuffer(content, np.uint8)
-    model.buffers.append(buffer)
+    entry = load_schema().MetadataT()
+    entry.name, entry.buffer = name, add_buffer(model, np.frombuffer(content, np.uint8))
     model.metadata.append(entry)
 
 
@@ -247,14 +270,12 @@ def quiet() -> Iterator[Captured]:
             logger.setLevel(logging.ERROR)
         undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        undo.callback(_read_back, sink, captured)
-        yield captured
-
-
-def _read_back(sink, captured: Captured) -> None:
-    _flush()
-    sink.seek(0)
-    captured.text = sink.read().decode("utf-8", "replace")
+        try:
+            yield captured
+        finally:
+            _flush()
+            sink.seek(0)
+            captured.text = sink.read().decode("utf-8", "replace")
 
 
 def _flush() -> None:

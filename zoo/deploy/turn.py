@@ -6,7 +6,8 @@ Turn the image and every kernel, and the padding happens inside the convolution:
 in RAM.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,26 +17,22 @@ from zoo import graph
 METADATA = "ImageOrientation"  # the entry of a .tflite file's metadata, with the text below
 TURNED = b"turned by 180 degrees"
 
+# Of rows and of columns: how many zeros before and after; less than zero cuts off
+_Sides = Sequence[tuple[int, int]]
+
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D")
 _POOLS = ("AveragePooling2D", "MaxPooling2D")
-_ANYWHERE = frozenset(  # compute the same whatever is where
+_PADDINGS = ("Cropping2D", "ZeroPadding2D")
+PLACEWISE = frozenset(  # compute each place of an image from that place alone
     ["Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU",
-     "GlobalAveragePooling2D", "GlobalMaxPooling2D", "LayerNormalization", "LeakyReLU", "Maximum", "Minimum",
-     "Multiply", "Normalization", "ReLU", "Rescaling", "Softmax", "SpatialDropout2D", "Subtract", "UpSampling2D"]
+     "LayerNormalization", "LeakyReLU", "Maximum", "Minimum", "Multiply", "Normalization", "ReLU", "Rescaling",
+     "Softmax", "SpatialDropout2D", "Subtract"]
 )  # fmt: skip
+_ANYWHERE = PLACEWISE | {"GlobalAveragePooling2D", "GlobalMaxPooling2D", "UpSampling2D"}  # the same turned
 
 
 class TurnError(ValueError):
     """A layer that cannot be turned."""
-
-
-class Padding(NamedTuple):
-    """Rows and columns of zeros around a tensor; less than zero cuts off."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
 
 
 def images(images: np.ndarray) -> np.ndarray:
@@ -63,16 +60,16 @@ def turn(model: keras.Model) -> keras.Model:
     calls = graph.calls(model)
     source = {id(call.outputs[0]): call for call in calls}
     readers = graph.readers_of(model, calls)
-    swallowed = set()
+    swallowed: dict[int, _Sides] = {}
     for call in calls:  # a padding that only one convolution reads becomes its own
         if call.kind in _CONVOLUTIONS and call.layer.padding == "valid":
             before = source.get(id(call.inputs[0]))
-            if before is not None and _is_padding(before.layer) and len(readers[id(call.inputs[0])]) == 1:
-                swallowed.add(id(before.outputs[0]))
+            if before is not None and before.kind in _PADDINGS and len(readers[id(call.inputs[0])]) == 1:
+                swallowed[id(before.outputs[0])] = _sides(before.layer)
     copies: dict[str, Any] = {}
 
     def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return _turned(call, arguments[0], source, swallowed, copies)
+        return _turned(call, arguments[0], swallowed, copies)
 
     inputs = [keras.Input(tensor.shape[1:], name=graph.node_of(tensor).operation.name) for tensor in model.inputs]
     turned = graph.model_like(model, inputs, graph.replay(model, inputs, run))
@@ -80,24 +77,18 @@ def turn(model: keras.Model) -> keras.Model:
     return turned
 
 
-def _turned(
-    call: graph.Call, x: Any, source: dict[int, graph.Call], swallowed: set[int], copies: dict[str, Any]
-) -> Any:
+def _turned(call: graph.Call, x: Any, swallowed: dict[int, _Sides], copies: dict[str, Any]) -> Any:
     """Returns the turned layer's output for its argument: a tensor, or a list of some."""
     layer, kind = call.layer, call.kind
     if id(call.outputs[0]) in swallowed:
         return x
-    if _is_padding(layer):
-        padding = _sides(layer)
-        return _pad(x, Padding(padding.bottom, padding.top, padding.right, padding.left), layer.name)
+    if kind in _PADDINGS:
+        return _pad(x, [(after, before) for before, after in _sides(layer)], layer.name)
     if kind in (*_CONVOLUTIONS, *_POOLS):
-        explicit = Padding(0, 0, 0, 0)
-        if id(call.inputs[0]) in swallowed:
-            explicit = _sides(source[id(call.inputs[0])].layer)
-        return _window(layer, x, explicit, copies)
-    if kind in ("Flatten", "Reshape", "Permute") and not _is_spatial(call.inputs[0]):
-        return _copy(layer, {}, x, copies)
-    if kind in _ANYWHERE and not mixes_places(layer, call.outputs[0]):
+        return _window(layer, x, swallowed.get(id(call.inputs[0]), ((0, 0), (0, 0))), copies)
+    is_image = len(call.inputs[0].shape) == 4 and tuple(call.inputs[0].shape[1:3]) != (1, 1)
+    moves_nothing = kind in ("Flatten", "Reshape", "Permute") and not is_image
+    if moves_nothing or (kind in _ANYWHERE and not mixes_places(layer, call.outputs[0])):
         return _copy(layer, {}, x, copies)
     raise TurnError(
         f"layer {layer.name!r} ({kind}) has no turned form. Use convolutions, pooling, padding and what treats all "
@@ -112,31 +103,32 @@ def mixes_places(layer: Any, output: Any) -> bool:
     return len(output.shape) == 4 and any(axis % 4 in (1, 2) for axis in axes)
 
 
-def _window(layer: Any, x: Any, explicit: Padding, copies: dict[str, Any]) -> Any:
+def _window(layer: Any, x: Any, explicit: _Sides, copies: dict[str, Any]) -> Any:
     """Turns a convolution or pooling whose input was padded by `explicit`."""
-    kind = graph.kind_of(layer)
-    size = layer.kernel_size if kind in _CONVOLUTIONS else layer.pool_size
-    dilation = layer.dilation_rate if kind in _CONVOLUTIONS else (1, 1)
     height, width = x.shape[1:3]
     wanted, offered = [], []
-    for axis, length in enumerate((height, width)):
-        extent = (size[axis] - 1) * dilation[axis] + 1
-        before, after = explicit[2 * axis : 2 * axis + 2]
-        same = same_padding(length, extent, layer.strides[axis])
-        if layer.padding == "same":
-            before, after = same
-        unread = (length + before + after - extent) % layer.strides[axis]
-        wanted += [after - unread, before]
-        offered += list(same)
-    if kind in _POOLS and layer.padding == "same" and wanted != offered:
+    for axis, (length, extent, stride) in enumerate(zip(x.shape[1:3], extent_of(layer), layer.strides, strict=True)):
+        same = same_padding(length, extent, stride)
+        before, after = same if layer.padding == "same" else explicit[axis]
+        unread = (length + before + after - extent) % stride
+        wanted.append((after - unread, before))
+        offered.append(same)
+    if graph.kind_of(layer) in _POOLS and layer.padding == "same" and wanted != offered:
         raise TurnError(
             f"layer {layer.name!r} pools {height} x {width} with padding that is not symmetric, and zeros would take "
             "part in it. Use a size that the strides divide with an odd rest"
         )
     if wanted == offered:
         return _copy(layer, {"padding": "same"}, x, copies)
-    padded = _pad(x, Padding(*wanted), f"{layer.name}_turned_pad")
+    padded = _pad(x, wanted, f"{layer.name}_turned_pad")
     return _copy(layer, {"padding": "valid"}, padded, copies)
+
+
+def extent_of(layer: Any) -> list[int]:
+    """Returns the height and width that a convolution's or pooling's window spans, gaps of its dilation included."""
+    if graph.kind_of(layer) in _POOLS:
+        return list(layer.pool_size)
+    return [(size - 1) * dilation + 1 for size, dilation in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
 
 
 def same_padding(length: int, extent: int, stride: int) -> tuple[int, int]:
@@ -145,12 +137,11 @@ def same_padding(length: int, extent: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _pad(x: Any, padding: Padding, name: str) -> Any:
-    more = [max(0, side) for side in padding]
-    less = [max(0, -side) for side in padding]
-    if any(less):
-        x = keras.layers.Cropping2D((less[:2], less[2:]), name=f"{name}_crop")(x)
-    return keras.layers.ZeroPadding2D((more[:2], more[2:]), name=name)(x) if any(more) else x
+def _pad(x: Any, sides: _Sides, name: str) -> Any:
+    more, less = ([[max(0, sign * one) for one in pair] for pair in sides] for sign in (1, -1))
+    if any(map(any, less)):
+        x = keras.layers.Cropping2D(less, name=f"{name}_crop")(x)
+    return keras.layers.ZeroPadding2D(more, name=name)(x) if any(map(any, more)) else x
 
 
 def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -> Any:
@@ -167,16 +158,7 @@ def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -
     return output
 
 
-def _is_padding(layer: Any) -> bool:
-    return graph.kind_of(layer) in ("ZeroPadding2D", "Cropping2D")
-
-
-def _sides(layer: Any) -> Padding:
-    kind = graph.kind_of(layer)
-    (top, bottom), (left, right) = layer.padding if kind == "ZeroPadding2D" else layer.cropping
-    sign = 1 if kind == "ZeroPadding2D" else -1
-    return Padding(sign * top, sign * bottom, sign * left, sign * right)
-
-
-def _is_spatial(tensor: Any) -> bool:
-    return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) != (1, 1)
+def _sides(layer: Any) -> _Sides:
+    if graph.kind_of(layer) == "ZeroPadding2D":
+        return layer.padding
+    return [(-before, -after) for before, after in layer.cropping]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -60,6 +61,24 @@ def randomised(model: keras.Model) -> keras.Model:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.weights])
     return model
+
+
+def as_torch(model: keras.Model, modules: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The weights of a network in PyTorch's layout; `modules` has the names that its layers get."""
+    ends = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+            "moving_variance": "running_var", "bias": "bias"}  # fmt: skip
+    found: dict[str, np.ndarray] = {}
+    for layer in sorted((layer for layer in model.layers if layer.weights), key=lambda layer: layer.name):
+        for weight in layer.weights:
+            value = keras.ops.convert_to_numpy(weight)
+            if value.ndim == 4:
+                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+                value = value.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
+            name = f"{modules[layer.name]}.{ends[weight.name]}"  # path1 and path2 have one normalisation there
+            found[name] = (
+                np.concatenate([found[name], value]) if name in found else value.T if value.ndim == 2 else value
+            )
+    return found
 
 
 def images_for(model: keras.Model, count: int = 2) -> np.ndarray:

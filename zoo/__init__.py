@@ -29,36 +29,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # setup.py reads it here
 
 __all__ = [
-    "Cell",
-    "Genotype",
-    "GenotypeError",
-    "build",
-    "cost",
-    "decode_predictions",
-    "draw",
-    "formats",
-    "from_pretrained",
-    "info",
-    "list_models",
-    "load",
-    "preprocess",
-    "save",
-    "save_pretrained",
-    "weights",
-]
-
-_LAZY = {
-    "build": "zoo.builder",
-    "Cell": "zoo.cell",
-    "decode_predictions": "zoo.class_names",
-    "draw": "zoo.drawing",
-    "cost": None,
-    "formats": None,
-    "from_pretrained": "zoo.pretrained",
-    "preprocess": "zoo.weights.published",
-    "save_pretrained": "zoo.pretrained",
-    "weights": None,
-}
+    "Cell", "Genotype", "GenotypeError", "build", "cost", "decode_predictions", "draw", "formats", "from_pretrained",
+    "info", "list_models", "load", "preprocess", "save", "save_pretrained", "weights",
+]  # fmt: skip
+_LAZY = {  # name -> the module that holds it; None for a module itself
+    "Cell": "zoo.cell", "build": "zoo.builder", "cost": None, "decode_predictions": "zoo.class_names",
+    "draw": "zoo.drawing", "formats": None, "from_pretrained": "zoo.pretrained", "preprocess": "zoo.weights.published",
+    "save_pretrained": "zoo.pretrained", "weights": None,
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

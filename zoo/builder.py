@@ -14,11 +14,8 @@ from typing import Any, Literal
 import keras
 
 from zoo import blocks, manifest, registry
-from zoo.genotype import Genotype, GenotypeError, near
+from zoo.genotype import Genotype, GenotypeError, locating, near
 from zoo.skeleton import Options
-
-# What one family alone takes, beside the arguments of `build`.
-FAMILY_OPTIONS = {"mnasnet": ("width_multiplier",)}
 
 
 @blocks.layer_defaults()
@@ -71,12 +68,13 @@ def build(
     family = _family(genotype.family)
     preset_name, values = _preset(genotype, preset)
     extra = {} if width_multiplier is None else {"width_multiplier": width_multiplier}
-    _check_extra(genotype.family, extra)
+    if extra and genotype.family != "mnasnet":
+        raise ValueError(f"width_multiplier is not for the family {genotype.family!r}, only for mnasnet; leave it out")
     options = Options(
         classes=_classes(values.get("classes") if classes is None else classes, include_top),
         input_shape=_input_shape(values.get("input_shape") if input_shape is None else input_shape),
         include_top=include_top,
-        pooling=_choice("pooling", pooling, (None, "avg", "max")),
+        pooling=pooling,
         classifier_activation=classifier_activation,
         drop_path_rate=_rate("drop_path_rate", drop_path_rate),
         dropout_rate=_rate("dropout_rate", dropout_rate),
@@ -86,10 +84,8 @@ def build(
         extra=extra,
     )
     _check_parts(options)
-    try:
+    with locating(f"{genotype.name}, preset {preset_name!r}"):
         network = family.build(genotype, values, options)
-    except GenotypeError as error:
-        raise GenotypeError(f"{genotype.name}, preset {preset_name!r}: {error}") from error
     if weights is None:
         return network
     if manifest.is_file(weights):
@@ -145,13 +141,6 @@ def _preset(genotype: Genotype, name: str | None) -> tuple[str, Mapping[str, Any
     return name, presets[name]
 
 
-def _check_extra(family: str, extra: Mapping[str, Any]) -> None:
-    for option in extra:
-        takes = [name for name, options in FAMILY_OPTIONS.items() if option in options]
-        if family not in takes:
-            raise ValueError(f"{option} is not for the family {family!r}, only for {', '.join(takes)}; leave it out")
-
-
 def _classes(classes: Any, include_top: bool) -> int:
     if not include_top and classes is None:
         return 1
@@ -183,6 +172,8 @@ def _input_shape(shape: Any) -> tuple[int | None, int | None, int]:
 
 def _check_parts(options: Options) -> None:
     """Raises ValueError where something is asked of a part that the network will not have."""
+    if options.pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling={options.pooling!r}; expected one of None, 'avg', 'max'")
     if options.pooling and (options.include_top or options.features_only):
         remedy = "leave it out" if options.features_only else "leave it out, or add include_top=False"
         raise ValueError(f"pooling={options.pooling!r} is of the last feature map, without the classifier; {remedy}")
@@ -190,12 +181,6 @@ def _check_parts(options: Options) -> None:
         for name, value in (("auxiliary", options.auxiliary), ("dropout_rate", options.dropout_rate)):
             if value:
                 raise ValueError(f"{name}={value} has no effect without the classifier; leave it out")
-
-
-def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{what}={value!r}; expected one of {', '.join(map(repr, choices))}")
-    return value
 
 
 def _rate(what: str, value: float) -> float:

@@ -52,7 +52,7 @@ def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
     model = graph.flatten(model)
     calls = graph.calls(model)
     shapes = _shapes(model, calls, input_shape)
-    linear = [call for call in calls if getattr(call.layer, "kernel", None) is not None or _is_separable(call.layer)]
+    linear = [call for call in calls if _kernels(call.layer)]
     distinct = {id(call.layer): call.layer for call in linear}
     return Cost(
         params=model.count_params(),
@@ -84,12 +84,9 @@ def _shapes(
     return shapes
 
 
-def _is_separable(layer: Any) -> bool:
-    return graph.kind_of(layer) == "SeparableConv2D"
-
-
 def _kernels(layer: Any) -> list[Any]:
-    return [layer.depthwise_kernel, layer.pointwise_kernel] if _is_separable(layer) else [layer.kernel]
+    names = ("depthwise_kernel", "pointwise_kernel", "kernel")  # a separable convolution has the first two
+    return [kernel for name in names if (kernel := getattr(layer, name, None)) is not None]
 
 
 def _macs(layer: Any, output: tuple[int, ...]) -> int:

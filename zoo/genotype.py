@@ -11,11 +11,13 @@ that of the previous cell, h[c-1]; 2 and above are the cell's nodes in the order
 Sequences may be given as lists; the dataclasses keep tuples, so that genotypes are hashable and compare by value.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 INPUT_STATES = 2
@@ -33,6 +35,15 @@ SKIPS = ("identity", "pool", "none")
 
 class GenotypeError(ValueError):
     """A genotype that cannot be; the text gives the value, what was expected, and the remedy."""
+
+
+@contextlib.contextmanager
+def locating(place: str | os.PathLike) -> Iterator[None]:
+    """Puts a place before the text of a GenotypeError."""
+    try:
+        yield
+    except GenotypeError as error:
+        raise GenotypeError(f"{place}: {error}") from error
 
 
 class Edge(NamedTuple):

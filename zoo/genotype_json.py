@@ -20,6 +20,7 @@ from zoo.genotype import (
     GenotypeError,
     Layer,
     Node,
+    locating,
     near,
 )  # fmt: skip
 
@@ -41,11 +42,11 @@ def load(path: str | os.PathLike) -> Genotype:
     if len(data) > LARGEST_FILE:
         raise GenotypeError(f"{path} has more than {LARGEST_FILE} bytes; a genotype file has a few thousand")
     try:
-        return from_json(data.decode("utf-8-sig"))  # some editors start a file with a byte order mark
+        text = data.decode("utf-8-sig")  # some editors start a file with a byte order mark
     except UnicodeDecodeError as error:
         raise GenotypeError(f"{path} is not a text file in UTF-8 ({error}); expected a genotype in JSON") from error
-    except GenotypeError as error:
-        raise GenotypeError(f"{path}: {error}") from error
+    with locating(path):
+        return from_json(text)
 
 
 def save(genotype: Genotype, path: str | os.PathLike) -> None:
@@ -156,10 +157,8 @@ def _read_cells(record: Any) -> Cells:
     _check_keys("cells", record, required=("normal",), optional=("reduce",))
     graphs = {}
     for name, graph in record.items():
-        try:
+        with locating(f"cell {name!r}"):
             graphs[name] = graph_from_dict(graph)
-        except GenotypeError as error:
-            raise GenotypeError(f"cell {name!r}: {error}") from error
     return Cells(**graphs)
 
 
@@ -168,35 +167,28 @@ def graph_from_dict(record: Any) -> CellGraph:
     _check_keys("a cell", record, required=("nodes", "concat"))
     nodes = []
     for number, node in enumerate(_list("nodes", record["nodes"]), start=INPUT_STATES):
-        try:
+        with locating(f"node {number}"):
             _check_keys("a node", node, required=("edges",), optional=("combine",))
             nodes.append(Node(tuple(_list("edges", node["edges"])), node.get("combine", "add")))
-        except GenotypeError as error:
-            raise GenotypeError(f"node {number}: {error}") from error
     return CellGraph(tuple(nodes), tuple(_list("concat", record["concat"])))
 
 
 def _read_blocks(record: Any) -> Blocks:
     _check_keys("blocks", record, required=("stem_filters", "rows"), optional=("head_filters",))
-    rows = []
+    rows, fields = [], [field.name for field in dataclasses.fields(Block)]
     for number, row in enumerate(_list("rows", record["rows"]), start=1):
-        try:
-            fields = [field.name for field in dataclasses.fields(Block)]
+        with locating(f"row {number} of blocks"):
             _check_keys("a block", row, required=fields[:3], optional=fields[3:])
             rows.append(Block(**row))
-        except GenotypeError as error:
-            raise GenotypeError(f"row {number} of blocks: {error}") from error
     return Blocks(tuple(rows), record["stem_filters"], record.get("head_filters"))
 
 
 def _read_chain(record: Any) -> Chain:
     layers = []
     for number, row in enumerate(_list("chain", record), start=1):
-        try:
+        with locating(f"layer {number}"):
             _check_keys("a layer", row, required=("op",), optional=("skips",))
             layers.append(Layer(row["op"], tuple(_list("skips", row.get("skips", [])))))
-        except GenotypeError as error:
-            raise GenotypeError(f"layer {number}: {error}") from error
     return Chain(tuple(layers))
 
 

@@ -86,7 +86,11 @@ def block(
         x = squeeze_excite(x, max(1, int(inputs * row.se_ratio)), f"{name}_se")
     if row.op != "conv":
         x = blocks.conv_bn(x, filters, 1, 1, style, f"{name}_project")
-    return _join(x, shortcut, drop_path_rate, name)
+    if shortcut is None:
+        return x
+    if drop_path_rate > 0:
+        x = layers.Dropout(drop_path_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop_path")(x)
+    return layers.Add(name=f"{name}_add")([x, shortcut])
 
 
 def squeeze_excite(x: Tensor, filters: int, name: str) -> Tensor:
@@ -106,14 +110,6 @@ def _shortcut(x: Tensor, filters: int, strides: int, skip: Skip, style: Style, n
         x = blocks.pool(x, "avg", 3, strides, style, f"{name}_skip_pool")
         return x if x.shape[-1] == filters else blocks.conv_bn(x, filters, 1, 1, style, f"{name}_skip")
     return x if skip == "identity" and strides == 1 and x.shape[-1] == filters else None
-
-
-def _join(x: Tensor, shortcut: Tensor, drop_path_rate: float, name: str) -> Tensor:
-    if shortcut is None:
-        return x
-    if drop_path_rate > 0:
-        x = layers.Dropout(drop_path_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop_path")(x)
-    return layers.Add(name=f"{name}_add")([x, shortcut])
 
 
 def _conv_bn_act(

@@ -80,44 +80,31 @@ def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
     return operation
 
 
-def _conv(size: int, share: float = 1 / 4) -> Operation:
-    """ReLU, convolution, BN; where the style has bottlenecks, on a `share` of the channels between 1x1 convolutions."""
+def _conv(size: int, share: float = 1 / 4, pair: bool = False) -> Operation:
+    """ReLU, convolution, BN; where the style has bottlenecks, on a `share` of the channels between 1x1 convolutions.
 
-    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
-        x, width = _narrow(state, filters, share, style, name)
-        x = blocks.conv_bn(x, width, size, strides, style, name)
-        return x if width == filters else _widen(x, filters, style, name)
-
-    return operation
-
-
-def _conv_pair(size: int, share: float) -> Operation:
-    """A convolution along rows, then one along columns, with BN each and a ReLU between; bottlenecks as in `_conv`."""
-
-    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
-        x, width = _narrow(state, filters, share, style, name)
-        x = blocks.conv_bn(x, width, (1, size), (1, strides), style, f"{name}_row")
-        x = blocks.relu(x, f"{name}_row")
-        x = blocks.conv_bn(x, width, (size, 1), (strides, 1), style, f"{name}_column")
-        return x if width == filters else _widen(x, filters, style, name)
-
-    return operation
-
-
-def _narrow(state: State, filters: int, share: float, style: Style, name: str) -> tuple[Tensor, int]:
-    """Returns the state's ReLU, brought to the width of a bottleneck where there is one, and its width for the op.
-
-    As in the TPU code, a bottleneck that would have no channel is left out (network_utils.py, _apply_operation).
+    A pair is a convolution along rows, then one along columns, with BN each and a ReLU between. As in the TPU code, a
+    bottleneck that would have no channel is left out (network_utils.py, _apply_operation).
     """
-    width = int(filters * share) if style.bottleneck else 0
-    if not width or width == filters:
-        return state.relu(), filters
-    x = blocks.conv_bn(state.relu(), width, 1, 1, style, f"{name}_narrow")
-    return blocks.relu(x, f"{name}_narrow"), width
 
+    def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
+        x, width = state.relu(), int(filters * share) if style.bottleneck else filters
+        narrow = 0 < width < filters
+        if narrow:
+            x = blocks.relu(blocks.conv_bn(x, width, 1, 1, style, f"{name}_narrow"), f"{name}_narrow")
+        else:
+            width = filters
+        if pair:
+            x = blocks.conv_bn(x, width, (1, size), (1, strides), style, f"{name}_row")
+            x = blocks.relu(x, f"{name}_row")
+            x = blocks.conv_bn(x, width, (size, 1), (strides, 1), style, f"{name}_column")
+        else:
+            x = blocks.conv_bn(x, width, size, strides, style, name)
+        if narrow:
+            x = blocks.conv_bn(blocks.relu(x, f"{name}_widen"), filters, 1, 1, style, f"{name}_widen")
+        return x
 
-def _widen(x: Tensor, filters: int, style: Style, name: str) -> Tensor:
-    return blocks.conv_bn(blocks.relu(x, f"{name}_widen"), filters, 1, 1, style, f"{name}_widen")
+    return operation
 
 
 def conv_7x1_1x7(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
@@ -142,7 +129,7 @@ OPS: dict[str, Operation] = {
     "conv_1x1": _conv(1, share=1),
     "conv_3x3": _conv(3),
     "conv_5x5": _conv(5),
-    "conv_1x3_3x1": _conv_pair(3, share=3 / 8),
-    "conv_1x7_7x1": _conv_pair(7, share=1 / 4),
+    "conv_1x3_3x1": _conv(3, share=3 / 8, pair=True),
+    "conv_1x7_7x1": _conv(7, pair=True),
     "conv_7x1_1x7": conv_7x1_1x7,
 }

@@ -1,5 +1,6 @@
 """The models that there are: the files of searched_genotypes/. Standard library only."""
 
+import copy
 import fnmatch
 import os
 from importlib import resources
@@ -88,26 +89,15 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
     `name` and the errors are those of `load`.
     """
     genotype = load(name)
-    return {
-        "name": genotype.name,
-        "family": genotype.family,
-        "notes": genotype.notes,
-        "source": dict(genotype.source),
-        "presets": {preset: dict(values) for preset, values in genotype.presets.items()},
-        "published": {preset: dict(values) for preset, values in genotype.published.items()},
+    fields = ("name", "family", "notes", "source", "presets", "published")
+    return {field: copy.deepcopy(getattr(genotype, field)) for field in fields} | {
         "features": {
             preset: {int(stride): channels for stride, channels in values["features"].items()}
             for preset, values in genotype.published.items()
             if "features" in values
         },
         "weights": {
-            entry.name: {
-                "preset": entry.preset,
-                "dataset": entry.dataset,
-                "origin": entry.origin,
-                "top1": entry.top1,
-                "license": entry.license,
-            }
+            entry.name: {field: getattr(entry, field) for field in ("preset", "dataset", "origin", "top1", "license")}
             for entry in manifest.of_model(genotype.name)
         },
     }

@@ -5,7 +5,7 @@ Families differ in few places, which are arguments here. Nothing in this file kn
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import keras
 from keras import layers
@@ -13,7 +13,7 @@ from keras import layers
 from zoo import blocks
 from zoo.blocks import Style, Tensor
 from zoo.cell import expand
-from zoo.genotype import CellGraph, Genotype, GenotypeError, near
+from zoo.genotype import CellGraph, Genotype, GenotypeError, check_choice, near
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
         whole = fields[name].type is int
         if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise GenotypeError(f"the preset's {name} is {value!r}; expected a whole number from 1")
+        if get_origin(fields[name].type) is Literal:
+            check_choice(f"the preset's {name}", value, get_args(fields[name].type))
         if fields[name].type is bool and not isinstance(value, bool):
             raise GenotypeError(f"the preset's {name} is {value!r}; expected true or false")
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in given]
@@ -85,16 +87,7 @@ class Network:
     """A network in the making: the image, and the last feature map of each stride."""
 
     def __init__(self, options: Options, smallest: int, classifier_bias: bool = True):
-        """Starts with the input.
-
-        Args:
-            options: what the user asked for.
-            smallest: the least height and width that the strides leave something of.
-            classifier_bias: whether the classifiers have one.
-
-        Raises:
-            ValueError: the input is smaller.
-        """
+        """Starts with the input; raises ValueError where it is lower or narrower than `smallest`."""
         for side, what in zip(options.input_shape, ("height", "width"), strict=False):
             if side is not None and side < smallest:
                 raise ValueError(
@@ -121,17 +114,11 @@ class Network:
         normalised: bool = True,
         averaged: bool = False,
     ) -> None:
-        """Adds the auxiliary classifier: relu, 5x5 mean, 1x1-bn-relu, convolution of the map's size-bn-relu, dense.
+        """Adds the auxiliary classifier on `x`, where it was asked for.
 
-        It does nothing where `auxiliary` was not asked for.
-
-        Args:
-            x: the feature map that it reads.
-            style: the family's way.
-            widths: the filters of the two convolutions.
-            strides: of the mean.
-            normalised: whether there is a bn after the second convolution.
-            averaged: whether the second convolution keeps the map's size, and the map's mean is classified (ENAS).
+        It is relu, 5x5 mean of these `strides`, 1x1-bn-relu, convolution of the map's size-bn-relu, dense; the second
+        bn only where `normalised`. Where `averaged`, the second convolution keeps the map's size, and its mean is
+        classified (ENAS). `widths` are the filters of the convolutions.
 
         Raises:
             ValueError: the feature map's size is not known, or less than 5 x 5.
@@ -193,10 +180,6 @@ class CellStack:
     stem: Literal["cifar", "imagenet"]
     stem_filters: int
     skip_reduction: bool = False  # the normal cell after a reduction reads the output of the cell before it as h[c-2]
-
-    def __post_init__(self):
-        if self.stem not in ("cifar", "imagenet"):
-            raise GenotypeError(f"the preset's stem is {self.stem!r}; expected cifar or imagenet")
 
 
 def stack_cells(

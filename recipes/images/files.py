@@ -68,22 +68,23 @@ def scan(folder: Path, least: int = 2) -> tuple[tuple[str, ...], dict[str, Files
     part_of = _find_parts(folder, inside)
     if part_of:
         others = [child for child, part in part_of.items() if part != "train"]
-        flat = [child for child in others if not _folders_in(child) and any(_visible_files(child))]
+        flat = [child for child in others if not _folders_in(child) and any(_files_in(child))]
         for child in flat:
-            left_out |= dict.fromkeys(_all_files(child), _NO_LABEL)
+            left_out |= dict.fromkeys(_files_in(child, hidden=True), _NO_LABEL)
         class_folders = {part: _folders_in(child) for child, part in part_of.items() if child not in flat}
     else:
         class_folders = {"train": inside}
     class_names = tuple(child.name for child in class_folders["train"])
     if len(class_names) < least:
+        deeper = len(inside) == 1 and _folders_in(inside[0])
         raise ValueError(
             f"{folder} holds {len(class_names)} class folders {list(class_names)}: expected at least "
             f"{'one' if least == 1 else 'two'}, one a class, or train/ and test/ folders with the classes in them"
-            + _deeper_hint(inside)
+            + (f"; {inside[0]} holds folders, did you mean that one?" if deeper else "")
         )
     found = {part: _files(folder, part, children, class_names) for part, children in class_folders.items()}
     used = {path for files in found.values() for path in files.paths}
-    for path in _all_files(folder):
+    for path in _files_in(folder, hidden=True):
         if path not in used and path not in left_out:
             left_out[path] = _reason(path)
     return class_names, found, left_out
@@ -124,18 +125,10 @@ def _words(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     found = []
     for word in re.findall(r"[^\W\d_]+", spaced.lower()):
-        bare = next(
-            (word[: -len(end)] for end in _FILLERS if word.endswith(end) and word[: -len(end)] in _PART_OF), word
-        )
+        bare = next((start for end in _FILLERS if (start := word.removesuffix(end)) in _PART_OF), word)
         if bare not in _FILLERS:
             found.append(bare)
     return found
-
-
-def _deeper_hint(inside: list[Path]) -> str:
-    if len(inside) == 1 and _folders_in(inside[0]):
-        return f"; {inside[0]} holds folders, did you mean that one?"
-    return ""
 
 
 def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str, ...]) -> Files:
@@ -144,7 +137,7 @@ def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str
         raise ValueError(f"{folder}: classes {unknown} of the {part} part are not in training's {list(class_names)}")
     paths, labels = [], []
     for child in children:
-        images = (path for path in _visible_files(child) if path.name.lower().endswith(SUFFIXES))
+        images = (path for path in _files_in(child) if path.name.lower().endswith(SUFFIXES))
         found = sorted(images, key=lambda path: _scrambled(path.relative_to(folder)))
         if not found and part == "train":
             raise ValueError(f"{child} holds no images ({' '.join(SUFFIXES)}): fill it, or delete it if it is no class")
@@ -182,23 +175,14 @@ def _folders_in(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in _entries(folder) if not _is_hidden(entry.name) and entry.is_dir()]
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
+def _files_in(folder: Path, hidden: bool = False) -> Iterator[Path]:
+    """Yields the files of a folder and of those in it, hidden ones too where asked for, without following links."""
     for entry in _entries(folder):
-        if _is_hidden(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _visible_files(Path(entry.path))
-        else:
-            yield Path(entry.path)
-
-
-def _all_files(folder: Path) -> Iterator[Path]:
-    """Yields hidden files too, but does not follow links."""
-    for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _all_files(Path(entry.path))
-        else:
-            yield Path(entry.path)
+        if hidden or not _is_hidden(entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_in(Path(entry.path), hidden)
+            else:
+                yield Path(entry.path)
 
 
 def _reason(path: Path) -> str:
@@ -207,11 +191,9 @@ def _reason(path: Path) -> str:
         return "hidden"
     if path.name.lower().endswith(SUFFIXES):
         return _NO_CLASS
-    return (
-        f"with a name that ends in {path.suffix.lower()}, no kind of image that is read"
-        if path.suffix
-        else ("without a suffix that says what kind of image it is")
-    )
+    if path.suffix:
+        return f"with a name that ends in {path.suffix.lower()}, no kind of image that is read"
+    return "without a suffix that says what kind of image it is"
 
 
 def find_pixel_bits(paths: Iterable[Path]) -> int | None:

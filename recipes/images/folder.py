@@ -1,13 +1,14 @@
 """The images of a folder as parts of a data set, read when they are needed or all at once."""
 
 import collections
+import functools
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -21,23 +22,13 @@ _log = logging.getLogger(__name__)
 
 
 class FolderPart(Stream):
-    """Files and their labels, read when they are needed."""
+    """Files and their labels, read by `reader`, a `read_image` of one path, when they are needed."""
 
-    def __init__(
-        self,
-        files: Files,
-        size: Size,
-        image_shape: tuple[int, int, int],
-        pixel_bits: int | None = None,
-        interpolation: Interpolation = "bilinear",
-    ):
+    def __init__(self, files: Files, image_shape: tuple[int, int, int], reader: Callable[[Any], np.ndarray]):
         names = tf.constant([os.fsencode(path) for path in files.paths], tf.string)
         stored = tf.data.Dataset.from_tensor_slices((names, tf.constant(files.labels)))
         super().__init__(stored, len(files.paths), image_shape, buffer=len(files.paths))
-        self._files = files
-        self._size = size
-        self._pixel_bits = pixel_bits
-        self._interpolation: Interpolation = interpolation
+        self._files, self._reader = files, reader
 
     @property
     def labels(self) -> np.ndarray:
@@ -46,8 +37,7 @@ class FolderPart(Stream):
 
     def take(self, indices: np.ndarray) -> "FolderPart":
         """A part of these files, in this order."""
-        files = self._files.take(indices)
-        return FolderPart(files, self._size, self.image_shape, self._pixel_bits, self._interpolation)
+        return FolderPart(self._files.take(indices), self.image_shape, self._reader)
 
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
         def read(path: bytes) -> np.ndarray:
@@ -57,7 +47,7 @@ class FolderPart(Stream):
         return tf.ensure_shape(image, self.image_shape)
 
     def _read(self, path: str | os.PathLike) -> np.ndarray:
-        image = read_image(path, self._size, self.image_shape[-1], self._pixel_bits, self._interpolation)
+        image = self._reader(path)
         if image.shape != self.image_shape:
             height, width, _ = self.image_shape
             raise ValueError(
@@ -133,9 +123,10 @@ def parts(
                 "as they are", folder, f"{2**pixel_bits:,}", pixel_bits,
             )  # fmt: skip
     image_shape = _first_shape(found["train"], size, channels)
-    made: dict[str, Part] = {
-        part: FolderPart(files, size, image_shape, pixel_bits, interpolation) for part, files in found.items()
-    }
+    reader = functools.partial(
+        read_image, size=size, channels=channels, pixel_bits=pixel_bits, interpolation=interpolation
+    )
+    made: dict[str, Part] = {part: FolderPart(files, image_shape, reader) for part, files in found.items()}
     return class_names, made, left_out
 
 

@@ -30,15 +30,8 @@ def parts(
 ) -> tuple[tuple[str, ...], dict[str, Part]]:
     """Class names and the parts that the set has: "train" and, where it has such splits, "validation" and "test".
 
-    A set with a training split and one other is taken as its papers take it: the other one is the test part.
-
-    Args:
-        name: as TFDS has it: NAME, NAME/CONFIG or NAME:VERSION.
-        size, channels: of the images; None keeps the set's own.
-        interpolation: of the resizing.
-        memory_limit: bytes; a set with more pixels streams.
-        download: fetches and prepares a set that is not there.
-        data_dir: where sets are; None is TFDS' own folder.
+    A set with a training split and one other is taken as its papers take it: the other one is the test part. `name` is
+    as TFDS has it: NAME, NAME/CONFIG or NAME:VERSION. The rest is as in recipes.images.sources.load.
 
     Raises:
         ValueError: unknown name, not prepared, or no image classification set.

@@ -133,88 +133,46 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path):
     assert data.load(tmp_path, size=5).input_shape == (5, 5, 3)
 
 
-def make_one_class(folder: Path) -> None:
-    fill(folder, {"a": 3})
-
-
-def make_too_deep(folder: Path) -> None:
-    fill(folder / "dataset", {"a": 3, "b": 3})
-
-
-def make_empty_class(folder: Path) -> None:
-    fill(folder, {"a": 3, "b": 3})
-    (folder / "c").mkdir()
-
-
-def make_empty_test(folder: Path) -> None:
-    fill(folder / "train", {"a": 3, "b": 3})
-    (folder / "test").mkdir()
-
-
-def make_misspelt_class(folder: Path) -> None:
-    fill(folder / "train", {"cat": 3, "dog": 3})
-    fill(folder / "test", {"cats": 3, "dog": 3})
-
-
-def make_stranger(folder: Path) -> None:
-    fill(folder / "train", {"a": 3, "b": 3})
-    fill(folder, {"extra": 1})
-
-
-def make_two_validations(folder: Path) -> None:
-    for part in ("train", "val", "validation"):
-        fill(folder / part, {"a": 3, "b": 3})
-
-
-def make_link_to_file(folder: Path) -> None:
-    fill(folder, {"a": 3, "b": 3})
-    secret = save(folder.parent / "secret.png", picture(0))
-    (folder / "a" / "link.png").symlink_to(secret)
-
-
-def make_link_to_folder(folder: Path) -> None:
-    fill(folder, {"a": 3, "b": 3})
-    (folder / "c").symlink_to(fill(folder.parent / "elsewhere", {"x": 3}))
-
-
-def make_loop(folder: Path) -> None:
-    fill(folder, {"a": 3, "b": 3})
-    (folder / "a" / "again").symlink_to(folder)
-
-
-def make_nothing_readable(folder: Path) -> None:
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        (folder / name / "1.jpg").write_bytes(b"")
-
-
-def make_one_image_a_class(folder: Path) -> None:
-    fill(folder, {"a": 30, "b": 1})
-    (folder / "b" / "0.png").write_bytes(b"not an image")
+PAIR = {"a": 3, "b": 3}
+TRAINING = {"train/a": 3, "train/b": 3}
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("layout", "message"),  # of folders, how many pictures are in them; what is in a file; where a link leads
     [
-        (Path.exists, r"holds 0 class folders \[\]: expected at least two, one a class"),
-        (make_one_class, r"holds 1 class folders \['a'\]"),
-        (make_too_deep, r"dataset holds folders, did you mean that one\?"),
-        (make_empty_class, r"c holds no images \(.*\): fill it, or delete it"),
-        (make_empty_test, "the test part of .* holds no images"),
-        (make_misspelt_class, r"classes \['cats'\] of the test part are not in training's \['cat', 'dog'\]"),
-        (make_stranger, r"holds \['extra'\] beside its training folder"),
-        (make_two_validations, r"two folders for one part"),
-        (make_link_to_file, r"link\.png is a link: put the images themselves there"),
-        (make_link_to_folder, r"c is a link"),
-        (make_loop, r"again is a link"),
-        (make_nothing_readable, "none of the 2 training images can be read"),
-        (make_one_image_a_class, r"no training image of \['b'\] is left; .*or add images"),
+        ({}, r"holds 0 class folders \[\]: expected at least two, one a class"),
+        ({"a": 3}, r"holds 1 class folders \['a'\]"),
+        ({"dataset/a": 3, "dataset/b": 3}, r"dataset holds folders, did you mean that one\?"),
+        ({**PAIR, "c": 0}, r"c holds no images \(.*\): fill it, or delete it"),
+        ({**TRAINING, "test": 0}, "the test part of .* holds no images"),
+        (
+            {"train/cat": 3, "train/dog": 3, "test/cats": 3, "test/dog": 3},
+            r"classes \['cats'\] of the test part are not in training's \['cat', 'dog'\]",
+        ),
+        ({**TRAINING, "extra": 1}, r"holds \['extra'\] beside its training folder"),
+        ({**TRAINING, "val/a": 3, "val/b": 3, "validation/a": 3, "validation/b": 3}, r"two folders for one part"),
+        ({**PAIR, "a/link.png": "../../secret.png"}, r"link\.png is a link: put the images themselves there"),
+        ({**PAIR, "c": "../elsewhere"}, r"c is a link"),
+        ({**PAIR, "a/again": ".."}, r"again is a link"),
+        ({"a/1.jpg": b"", "b/1.jpg": b""}, "none of the 2 training images can be read"),
+        ({"a": 30, "b/0.png": b"not an image"}, r"no training image of \['b'\] is left; .*or add images"),
     ],
 )
-def test_folders_that_are_no_data_set_say_why(tmp_path: Path, make, message: str):
+def test_folders_that_are_no_data_set_say_why(tmp_path: Path, layout, message: str):
+    fill(tmp_path / "elsewhere", {"x": 3})
+    save(tmp_path / "secret.png", picture(0))
     folder = tmp_path / "images"
     folder.mkdir()
-    make(folder)
+    for name, what in layout.items():
+        place = folder / name
+        if isinstance(what, int):
+            place.mkdir(parents=True)
+            fill(folder, {name: what})
+        elif isinstance(what, bytes):
+            place.parent.mkdir()
+            place.write_bytes(what)
+        else:
+            place.symlink_to(what)
     with pytest.raises(ValueError, match=message):
         data.load(folder, on_unreadable="skip")
 

@@ -42,40 +42,26 @@ class Server:
         self._server.server_close()
 
 
-def whole(handler: http.server.BaseHTTPRequestHandler, content: bytes = CONTENT, announced: int | None = None) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(announced or len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)
+def answer(content: bytes = CONTENT, status: int = 200, length: int | None = None, **headers: str):
+    """Makes an answer; `length` is what it says that the content has."""
+
+    def send(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(length or len(content)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(content)
+        handler.close_connection = True
+
+    return send
 
 
-def cut_short(handler: http.server.BaseHTTPRequestHandler) -> None:
-    whole(handler, CONTENT[:1000], announced=len(CONTENT))
-    handler.close_connection = True
-
-
-def changed(handler: http.server.BaseHTTPRequestHandler) -> None:
-    whole(handler, b"x" + CONTENT[1:])
-
-
-def missing(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_error(404)
-
-
-def web_page(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Type", "text/html; charset=utf-8")
-    handler.end_headers()
-    handler.wfile.write(b"<html>please log in</html>")
+whole, cut_short, changed = answer(), answer(CONTENT[:1000], length=len(CONTENT)), answer(b"x" + CONTENT[1:])
+missing, web_page = answer(status=404), answer(b"<html>please log in</html>", Content_Type="text/html; charset=utf-8")
 
 
 def redirect(to: str) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(302)
-        handler.send_header("Location", to)
-        handler.end_headers()
-
-    return answer
+    return answer(b"", 302, Location=to)
 
 
 @pytest.fixture
@@ -137,7 +123,7 @@ def test_the_digest_of_the_file_in_an_archive_is_checked(server, cache):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
         writer.writestr("darts.pth", CONTENT)
-    server.answer = lambda handler: whole(handler, archive.getvalue())
+    server.answer = answer(archive.getvalue())
     other = Source(server.url, "pth.zip", sha1_inside="0" * 40)
     with pytest.raises(DownloadError, match=r"its sha1_inside is .* damaged or changed"):
         fetch(entry_of(other))
@@ -165,7 +151,7 @@ def test_a_file_that_changed_in_the_cache_is_refused_and_left_to_its_owner(serve
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("sent", "message"),
     [
         (cut_short, f"cut short: 1000 of {len(CONTENT)} bytes"),
         (missing, "404"),
@@ -176,18 +162,16 @@ def test_a_file_that_changed_in_the_cache_is_refused_and_left_to_its_owner(serve
     ],
     ids=["cut short", "not found", "web page", "to http", "to ftp", "to a file"],
 )
-def test_what_is_not_the_file_is_an_error_and_leaves_nothing(server, cache, answer, message):
-    server.answer = answer
+def test_what_is_not_the_file_is_an_error_and_leaves_nothing(server, cache, sent, message):
+    server.answer = sent
     with pytest.raises(DownloadError, match=message):
         fetch(entry(server.url))
     assert files(cache) == []
 
 
 def test_a_redirect_within_the_rules_is_followed(server):
-    def answer(handler):
-        (whole if handler.path == "/there" else redirect(server.url.replace("weights", "there")))(handler)
-
-    server.answer = answer
+    there = redirect(server.url.replace("weights", "there"))
+    server.answer = lambda handler: (whole if handler.path == "/there" else there)(handler)
     assert fetch(entry(server.url)).read_bytes() == CONTENT
 
 
@@ -202,12 +186,12 @@ def test_a_server_that_falls_silent_is_an_error(server, cache, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     over = threading.Event()
 
-    def answer(handler):
-        whole(handler, CONTENT[:10], announced=len(CONTENT))
+    def fall_silent(handler):
+        answer(CONTENT[:10], length=len(CONTENT))(handler)
         handler.wfile.flush()
         over.wait(5)
 
-    server.answer = answer
+    server.answer = fall_silent
     with pytest.raises(DownloadError, match="timed out"):
         fetch(entry(server.url))
     over.set()
@@ -302,8 +286,8 @@ def test_two_versions_of_a_file_are_never_joined(server, cache, later):
 def test_a_place_that_fails_or_lies_is_followed_by_the_next(server, cache, tmp_path):
     own = tmp_path / "own.safetensors"
     own.write_bytes(CONTENT)
-    for answer in (missing, changed, web_page, cut_short):
-        server.answer = answer
+    for sent in (missing, changed, web_page, cut_short):
+        server.answer = sent
         sources = Source(server.url, "pth", sha256=DIGEST), Source(own.as_uri(), "safetensors", sha256=DIGEST)
         path = fetch(entry_of(*sources))
         assert (path.name, path.read_bytes()) == ("some_weights.safetensors", CONTENT)

@@ -124,29 +124,17 @@ def layers_of(
         ("sep_conv_5x5", SAME, 1, {"dw1": (5, 5, 8, 1), "pw1": (1, 1, 8, 8), "dw2": (5, 5, 8, 1), "pw2": (1, 1, 8, 8)}),
         ("dil_conv_3x3", darts.STYLE, 2, {"dw1": (3, 3, 8, 1), "pw1": (1, 1, 8, 8)}),
         ("conv_3x3", SAME, 2, {"conv": (3, 3, 8, 8)}),
-        (
-            "conv_3x3",
-            amoebanet.STYLE,
-            2,
-            {"narrow_conv": (1, 1, 8, 2), "conv": (3, 3, 2, 2), "widen_conv": (1, 1, 2, 8)},
-        ),
+        ("conv_3x3", amoebanet.STYLE, 2,
+         {"narrow_conv": (1, 1, 8, 2), "conv": (3, 3, 2, 2), "widen_conv": (1, 1, 2, 8)}),
         ("conv_1x1", amoebanet.STYLE, 1, {"conv": (1, 1, 8, 8)}),
-        (
-            "conv_1x3_3x1",
-            amoebanet.STYLE,
-            1,
-            {
-                "narrow_conv": (1, 1, 8, 3),
-                "row_conv": (1, 3, 3, 3),
-                "column_conv": (3, 1, 3, 3),
-                "widen_conv": (1, 1, 3, 8),
-            },
-        ),
+        ("conv_1x3_3x1", amoebanet.STYLE, 1,
+         {"narrow_conv": (1, 1, 8, 3), "row_conv": (1, 3, 3, 3), "column_conv": (3, 1, 3, 3),
+          "widen_conv": (1, 1, 3, 8)}),
         ("conv_1x7_7x1", SAME, 2, {"row_conv": (1, 7, 8, 8), "column_conv": (7, 1, 8, 8)}),
         ("conv_1x3_3x1", SAME, 1, {"row_conv": (1, 3, 8, 8), "column_conv": (3, 1, 8, 8)}),
         ("conv_7x1_1x7", darts.STYLE, 2, {"row_conv": (1, 7, 8, 8), "column_conv": (7, 1, 8, 8)}),
     ],
-)
+)  # fmt: skip
 def test_operations_have_the_kernels_of_the_papers(op, style, strides, kernels):
     assert layers_of(op, style, strides) == kernels
 

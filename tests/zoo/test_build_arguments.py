@@ -56,20 +56,6 @@ def test_any_number_of_channels_and_odd_sizes(channels):
     assert shape_of(small("darts_imagenet"), input_shape=(33, 47, channels), include_top=False) == (2, 2, 64)
 
 
-def test_an_open_size_takes_images_of_every_size():
-    model = zoo.build(DARTS, input_shape=(None, None, 3))
-    model.set_weights(weights_by_name(model, built("darts")))
-    images = images_for(built("darts"))
-    np.testing.assert_allclose(outputs_of(model, images), outputs_of(built("darts"), images), rtol=1e-5, atol=1e-7)
-    assert outputs_of(model, np.zeros((1, 11, 6, 3), np.float32)).shape == (1, CLASSES)
-
-
-def weights_by_name(model: keras.Model, source: keras.Model) -> list[np.ndarray]:
-    """The source's weights in the model's order, which explicit paddings change."""
-    values = {weight.path: keras.ops.convert_to_numpy(weight) for weight in source.weights}
-    return [values[weight.path] for weight in model.weights]
-
-
 def test_without_top_come_the_last_map_its_mean_or_its_maximum():
     images = images_for(built("darts"))
     models = [zoo.build(DARTS, include_top=False, pooling=pooling) for pooling in (None, "avg", "max")]
@@ -152,7 +138,7 @@ def preset_of(**changes) -> Genotype:
         ([dataclasses.replace(DARTS, family="dart")], {}, "there is no family 'dart' (did you mean 'darts'?); "),
         ([BLOCKS], {}, "mcunet_vww0 has Blocks, but its family 'darts' builds Cells; give the genotype the"),
         ([preset_of(cell=3)], {}, "the preset's key 'cell' is not known (did you mean 'cells'?); this family has"),
-        ([preset_of(stem="mnist")], {}, "darts, preset 'small': the preset's stem is 'mnist'; expected cifar or"),
+        ([preset_of(stem="mnist")], {}, "darts, preset 'small': the preset's stem 'mnist' is not known; expected"),
         ([preset_of(stem_multiplier=0)], {}, "the preset's stem_multiplier is 0; expected a whole number from 1"),
         ([shrunk("nasnet_a", "large", skip_reduction="no")], {}, "skip_reduction is 'no'; expected true or false"),
         ([shrunk("nasnet_a", "mobile", filters=3)], {}, "would have 0 filters, for it has a share of the network's"),

@@ -12,14 +12,19 @@ from zoo.families import nasnet
 slow = pytest.mark.slow
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model", "preset", "code"),
     [
-        ("darts_cifar_DARTS_V2", "darts", "cifar10", "quark0/darts"),
-        ("darts_imagenet_DARTS_V2", "darts", "imagenet", "quark0/darts"),
-        ("timm_nasnetalarge", "nasnet_a", "large", "timm nasnetalarge"),
-        ("timm_pnasnet5large", "pnasnet_5", "large", "timm pnasnet5large"),
+        pytest.param("darts_cifar_DARTS_V2", "darts", "cifar10", "quark0/darts", marks=slow),
+        pytest.param("darts_imagenet_DARTS_V2", "darts", "imagenet", "quark0/darts", marks=slow),
+        pytest.param("timm_nasnetalarge", "nasnet_a", "large", "timm nasnetalarge", marks=slow),
+        pytest.param("timm_pnasnet5large", "pnasnet_5", "large", "timm pnasnet5large", marks=slow),
+        pytest.param("timm_mnasnet_100", "mnasnet_b1", "imagenet", "timm mnasnet", marks=slow),
+        ("timm_mnasnet_small", "mnasnet_small", "imagenet", "timm mnasnet"),
+        ("timm_semnasnet_100", "mnasnet_a1", "imagenet", "timm mnasnet"),
+        ("torchvision_mnasnet1_0", "mnasnet_b1", "imagenet", "torchvision mnasnet"),
+        ("mcunet_mcunet-10fps", "mcunet_in0", "imagenet", "mit-han-lab/mcunet"),
+        ("mcunet_mcunet-320kb-1mb", "mcunet_in3", "imagenet", "mit-han-lab/mcunet"),
     ],
 )
 def test_logits_are_those_of_the_pytorch_code_with_the_same_weights(reference, name, model, preset, code, monkeypatch):

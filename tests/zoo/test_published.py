@@ -10,6 +10,7 @@ import pytest
 
 import zoo
 from recipes import classifiers, deployable
+from tests.small_networks import as_torch, randomised
 from zoo import manifest
 from zoo.weights import mobile_names
 from zoo.weights.download import CACHE_VARIABLE
@@ -17,43 +18,22 @@ from zoo.weights.importing import WeightsError
 from zoo.weights.published import WeightsWarning, adapted_kernel, preprocess, transfer
 
 MODEL = "mcunet_vww0"
-_ENDINGS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"} | {
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-
-
-def as_torch(network: keras.Model) -> dict[str, np.ndarray]:
-    """The network's weights as the released code would name and lay them out."""
-    layers = {layer.name: layer for layer in network.layers if layer.weights}
-    blocks = {"_".join(name.split("_")[:2]) for name in layers if name.startswith("block")}
-    names = mobile_names.once_for_all(list(layers), [f"blocks.{number}.x" for number in range(len(blocks))])
-    tensors = {}
-    for name, layer in layers.items():
-        for weight in layer.weights:
-            value = np.array(weight)
-            if value.ndim == 4:
-                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-                value = value.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
-            tensors[f"{names[name]}.{_ENDINGS[weight.name]}"] = value.T if value.ndim == 2 else value
-    return tensors
 
 
 @pytest.fixture(scope="module")
 def trained() -> keras.Model:
     keras.utils.set_random_seed(7)
-    network = zoo.build(MODEL)
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([np.random.default_rng(1).uniform(0.5, 1.5, w.shape) for w in layer.weights])
-    return network
+    return randomised(zoo.build(MODEL))
 
 
 @pytest.fixture
 def published(trained, tmp_path, monkeypatch):
     """Puts a file of the trained network's weights in the place of the published one."""
     header, values, at = {}, [], 0
-    for name, value in as_torch(trained).items():
+    layers = [layer.name for layer in trained.layers if layer.weights]
+    blocks = {"_".join(name.split("_")[:2]) for name in layers if name.startswith("block")}
+    names = mobile_names.once_for_all(layers, [f"blocks.{number}.x" for number in range(len(blocks))])
+    for name, value in as_torch(trained, names).items():
         data = np.ascontiguousarray(value, "<f4").tobytes()
         header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [at, at + len(data)]}
         values.append(data)

@@ -13,7 +13,7 @@ import keras
 from zoo import blocks
 from zoo.blocks import Style
 from zoo.cell import expand
-from zoo.genotype import Cells, Genotype, GenotypeError
+from zoo.genotype import Cells, Genotype
 from zoo.skeleton import Network, Options, get_body, read_preset
 
 STYLE = Style(
@@ -34,10 +34,6 @@ class DartsStack:
     filters: int
     stem: Literal["cifar", "imagenet"]
     stem_multiplier: int = 3  # of the CIFAR stem's width
-
-    def __post_init__(self):
-        if self.stem not in ("cifar", "imagenet"):
-            raise GenotypeError(f"the preset's stem is {self.stem!r}; expected cifar or imagenet")
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:

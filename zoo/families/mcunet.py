@@ -25,12 +25,7 @@ class Preset:
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
-    """Returns the network; `preset`, over which `options.extra` goes, is a Preset.
-
-    Raises:
-        ValueError: an auxiliary head was asked for; MCUNet has none.
-        GenotypeError: a key of the preset that is not known.
-    """
+    """Returns the network; `preset`, over which `options.extra` goes, is a Preset. There is no auxiliary head."""
     if options.auxiliary:
         raise ValueError("auxiliary=True: MCUNet has no auxiliary head; leave the argument out")
     epsilon = read_preset(Preset, {**preset, **options.extra}).epsilon

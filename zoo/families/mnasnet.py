@@ -40,12 +40,7 @@ class Preset:
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
-    """Returns the network; `preset`, over which `options.extra` goes, is a Preset.
-
-    Raises:
-        ValueError: an auxiliary head was asked for; MnasNet has none.
-        GenotypeError: a key of the preset that is not known, or a multiplier out of range.
-    """
+    """Returns the network; `preset`, over which `options.extra` goes, is a Preset. There is no auxiliary head."""
     if options.auxiliary:
         raise ValueError("auxiliary=True: MnasNet has no auxiliary head; leave the argument out")
     scale = read_preset(Preset, {**preset, **options.extra})

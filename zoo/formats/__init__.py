@@ -21,16 +21,6 @@ from zoo.formats.mnasnet import from_mnasnet, to_mnasnet
 from zoo.formats.nasbench201 import from_nasbench201, to_nasbench201
 
 __all__ = [
-    "from_darts",
-    "from_enas_macro",
-    "from_enas_micro",
-    "from_mcunet",
-    "from_mnasnet",
-    "from_nasbench201",
-    "to_darts",
-    "to_enas_macro",
-    "to_enas_micro",
-    "to_mcunet",
-    "to_mnasnet",
-    "to_nasbench201",
-]
+    "from_darts", "from_enas_macro", "from_enas_micro", "from_mcunet", "from_mnasnet", "from_nasbench201",
+    "to_darts", "to_enas_macro", "to_enas_micro", "to_mcunet", "to_mnasnet", "to_nasbench201",
+]  # fmt: skip

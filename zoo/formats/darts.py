@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.formats import literals
-from zoo.genotype import INPUT_STATES, CellGraph, Cells, Genotype, GenotypeError, Node
+from zoo.genotype import INPUT_STATES, CellGraph, Cells, Genotype, GenotypeError, Node, locating
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 OPS = frozenset(
@@ -43,10 +43,8 @@ def from_darts(genotype: Mapping[str, Any] | Sequence[Any] | str, name: str = "d
     fields = _fields(_parsed(genotype) if isinstance(genotype, str) else genotype)
     graphs = []
     for cell in ("normal", "reduce"):
-        try:
+        with locating(f"DARTS genotype, cell {cell!r}"):
             graphs.append(_graph(fields[cell], fields[f"{cell}_concat"]))
-        except GenotypeError as error:
-            raise GenotypeError(f"DARTS genotype, cell {cell!r}: {error}") from error
     return Genotype(name, "darts", Cells(*graphs), source={"notation": "DARTS"})
 
 
@@ -56,9 +54,7 @@ def to_darts(genotype: Genotype | Cells) -> Any:
     Raises:
         GenotypeError: a node without exactly two edges or with "concat", or an operation that the code does not have.
     """
-    body = genotype.body if isinstance(genotype, Genotype) else genotype
-    if not isinstance(body, Cells):
-        raise GenotypeError(f"DARTS' notation is for Cells, not for {type(body).__name__}")
+    body = literals.get_body(genotype, Cells, "DARTS'")
     normal, reduce = body.normal, body.reduce or body.normal
     return DartsGenotype(_pairs(normal), list(normal.concat), _pairs(reduce), list(reduce.concat))
 
@@ -109,13 +105,9 @@ def _plain(state: Any) -> Any:
 
 
 def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
+    literals.check_pairs(graph, "DARTS'")
     pairs = []
     for number, node in enumerate(graph.nodes, start=INPUT_STATES):
-        if len(node.edges) != 2 or node.combine != "add":
-            raise GenotypeError(
-                f"node {number} has {len(node.edges)} edges and combines by {node.combine!r}; "
-                "DARTS' notation is for two edges that are added"
-            )
         for op, state in node.edges:
             if op not in OPS:
                 raise GenotypeError(f"quark0/darts has no op {op!r} (node {number}); it has {', '.join(sorted(OPS))}")

@@ -9,7 +9,20 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from zoo.genotype import INPUT_STATES, MOST_NODES, CellGraph, Cells, Chain, Edge, Genotype, GenotypeError, Layer, Node
+from zoo.formats import literals
+from zoo.genotype import (
+    INPUT_STATES,
+    MOST_NODES,
+    CellGraph,
+    Cells,
+    Chain,
+    Edge,
+    Genotype,
+    GenotypeError,
+    Layer,
+    Node,
+    locating,
+)  # fmt: skip
 
 MICRO_OPS = ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3", "skip_connect")
 MACRO_OPS = ("conv_3x3", "sep_conv_3x3", "conv_5x5", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3")
@@ -41,10 +54,8 @@ def from_enas_micro(normal: Arc, reduce: Arc | None = None, name: str = "enas_ce
             )
         arcs = [arcs[0][:half], arcs[0][half:]]
     for cell, arc in zip(("normal", "reduce"), arcs, strict=True):
-        try:
+        with locating(f"ENAS arc, cell {cell!r}"):
             graphs.append(_graph(arc))
-        except GenotypeError as error:
-            raise GenotypeError(f"ENAS arc, cell {cell!r}: {error}") from error
     return Genotype(name, "enas", Cells(*graphs), source={"notation": "ENAS micro"})
 
 
@@ -54,9 +65,7 @@ def to_enas_micro(genotype: Genotype | Cells) -> tuple[list[int], list[int]]:
     Raises:
         GenotypeError: a cell that the notation cannot express.
     """
-    body = genotype.body if isinstance(genotype, Genotype) else genotype
-    if not isinstance(body, Cells):
-        raise GenotypeError(f"ENAS' micro notation is for Cells, not for {type(body).__name__}")
+    body = literals.get_body(genotype, Cells, "ENAS' micro")
     return _micro_arc(body.normal), _micro_arc(body.reduce or body.normal)
 
 
@@ -89,11 +98,8 @@ def to_enas_macro(genotype: Genotype | Chain) -> list[int]:
     Raises:
         GenotypeError: an operation that the notation has no number for.
     """
-    body = genotype.body if isinstance(genotype, Genotype) else genotype
-    if not isinstance(body, Chain):
-        raise GenotypeError(f"ENAS' macro notation is for Chain, not for {type(body).__name__}")
     arc = []
-    for number, layer in enumerate(body.layers):
+    for number, layer in enumerate(literals.get_body(genotype, Chain, "ENAS' macro").layers):
         arc += [_number(layer.op, MACRO_OPS), *(int(state in layer.skips) for state in range(number))]
     return arc
 
@@ -114,16 +120,9 @@ def _micro_arc(graph: CellGraph) -> list[int]:
             f"the cell's concat is {list(graph.concat)}; ENAS' notation is for cells whose output is what no node "
             f"reads, here {list(loose)}"
         )
-    arc = []
-    for number, node in enumerate(graph.nodes, start=INPUT_STATES):
-        if len(node.edges) != 2 or node.combine != "add":
-            raise GenotypeError(
-                f"node {number} has {len(node.edges)} edges and combines by {node.combine!r}; "
-                "ENAS' notation is for two edges that are added"
-            )
-        for op, state in node.edges:
-            arc += [state, _number(op, MICRO_OPS)]
-    return arc
+    literals.check_pairs(graph, "ENAS'")
+    edges = (edge for node in graph.nodes for edge in node.edges)
+    return [number for op, state in edges for number in (state, _number(op, MICRO_OPS))]
 
 
 def _loose_ends(nodes: Sequence[Node]) -> tuple[int, ...]:

@@ -3,11 +3,31 @@
 import ast
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from zoo.genotype import INPUT_STATES, MOST_NODES, GenotypeError
+from zoo.genotype import INPUT_STATES, MOST_NODES, CellGraph, Genotype, GenotypeError
 
 LONGEST_TEXT = 20_000  # characters; published genotypes have 600
+
+Body = TypeVar("Body")
+
+
+def get_body(genotype: Any, kind: type[Body], notation: str) -> Body:
+    """Returns the body of a genotype, or what is given in its place; raises GenotypeError where it is another kind."""
+    body = genotype.body if isinstance(genotype, Genotype) else genotype
+    if not isinstance(body, kind):
+        raise GenotypeError(f"{notation} notation is for {kind.__name__}, not for {type(body).__name__}")
+    return body
+
+
+def check_pairs(graph: CellGraph, notation: str) -> None:
+    """Raises GenotypeError unless each node of a cell adds two edges."""
+    for number, node in enumerate(graph.nodes, start=INPUT_STATES):
+        if len(node.edges) != 2 or node.combine != "add":
+            raise GenotypeError(
+                f"node {number} has {len(node.edges)} edges and combines by {node.combine!r}; {notation} notation is "
+                "for two edges that are added"
+            )
 
 
 def read_text(text: str, what: str, expected: str, fields: Sequence[str] = ()) -> Any:

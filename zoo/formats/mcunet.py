@@ -8,20 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.genotype import Block, Blocks, Genotype, GenotypeError, is_whole
+from zoo.formats import literals
+from zoo.genotype import Block, Blocks, Genotype, GenotypeError, is_whole, locating
 
 EPSILON = 1e-5  # of batch normalisation, where a configuration or preset does not say
 _PLAIN_CONV = {
-    "name": "ConvLayer",
-    "dilation": 1,
-    "groups": 1,
-    "bias": False,
-    "has_shuffle": False,
-    "use_bn": True,
-    "act_func": "relu6",
-    "dropout_rate": 0,
-    "ops_order": "weight_bn_act",
-}
+    "name": "ConvLayer", "dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_bn": True,
+    "act_func": "relu6", "dropout_rate": 0, "ops_order": "weight_bn_act",
+}  # fmt: skip
 
 
 def from_mcunet(config: Mapping[str, Any] | str, name: str = "mcunet_blocks") -> Genotype:
@@ -48,11 +42,12 @@ def from_mcunet(config: Mapping[str, Any] | str, name: str = "mcunet_blocks") ->
         )
     stem = _part(config, "first_conv", kernel_size=3, stride=2, **_PLAIN_CONV)
     rows, width = [], _whole(stem, "out_channels")
-    for number, block in enumerate(_blocks(config)):
-        try:
+    blocks = config.get("blocks")
+    if not isinstance(blocks, list) or not blocks:
+        raise GenotypeError(f"blocks of an MCUNet configuration is {blocks!r:.200}; expected a list of blocks")
+    for number, block in enumerate(blocks):
+        with locating(f"block {number} (from 0) of an MCUNet configuration"):
             row = _row(block, width)
-        except GenotypeError as error:
-            raise GenotypeError(f"block {number} (from 0) of an MCUNet configuration: {error}") from error
         if row is not None:
             rows.append(row)
             width = row.filters
@@ -79,9 +74,7 @@ def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
     Raises:
         GenotypeError: no such preset, or a block that the notation cannot express.
     """
-    body, presets = genotype.body, dict(genotype.presets)
-    if not isinstance(body, Blocks):
-        raise GenotypeError(f"MCUNet's notation is for Blocks, not for {type(body).__name__}")
+    body, presets = literals.get_body(genotype, Blocks, "MCUNet's"), dict(genotype.presets)
     if not presets or (preset is not None and preset not in presets):
         known = ", ".join(presets) or "none"
         raise GenotypeError(f"{genotype.name} has no preset {preset or 'at all'}; expected one of {known}")
@@ -99,41 +92,25 @@ def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
         "blocks": blocks,
         "feature_mix_layer": None if mixed is None else _PLAIN_CONV | _shape(1, 1, width, mixed),
         "classifier": {
-            "name": "LinearLayer",
-            "in_features": mixed or width,
-            "out_features": classes,
-            "bias": True,
-            "use_bn": False,
-            "act_func": None,
-            "dropout_rate": 0,
-            "ops_order": "weight_bn_act",
+            "name": "LinearLayer", "in_features": mixed or width, "out_features": classes, "bias": True,
+            "use_bn": False, "act_func": None, "dropout_rate": 0, "ops_order": "weight_bn_act",
         },
         "resolution": size,
-    }
+    }  # fmt: skip
 
 
 def _scale(preset: Mapping[str, Any]) -> tuple[int, int, int, float]:
     """Returns the images' height, which is their width, their channels, the classes and epsilon."""
-    shape, epsilon = preset.get("input_shape"), preset.get("epsilon", EPSILON)
-    if (
-        not isinstance(shape, Sequence)
-        or len(shape) != 3
-        or not all(is_whole(side) and side > 0 for side in shape)
-        or shape[0] != shape[1]
-    ):
+    shape: Any = preset.get("input_shape")
+    epsilon = preset.get("epsilon", EPSILON)
+    fits = isinstance(shape, Sequence) and len(shape) == 3 and all(is_whole(side) and side > 0 for side in shape)
+    if not fits or shape[0] != shape[1]:
         raise GenotypeError(
             f"the preset's input_shape is {shape!r:.200}; MCUNet's notation has one resolution for both"
         )
     if not isinstance(epsilon, float):
         raise GenotypeError(f"the preset's epsilon is {epsilon!r:.200}; expected a number such as 1e-5")
     return shape[0], shape[2], _whole(preset, "classes"), epsilon
-
-
-def _blocks(config: Mapping[str, Any]) -> list[Any]:
-    blocks = config.get("blocks")
-    if not isinstance(blocks, list) or not blocks:
-        raise GenotypeError(f"blocks of an MCUNet configuration is {blocks!r:.200}; expected a list of blocks")
-    return blocks
 
 
 def _part(config: Any, key: str, **expected: Any) -> Mapping[str, Any]:

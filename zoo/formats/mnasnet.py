@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from zoo.formats import literals
-from zoo.genotype import Block, Blocks, Genotype, GenotypeError
+from zoo.genotype import Block, Blocks, Genotype, GenotypeError, locating
 
 _TOKEN = re.compile(r"(se|[rkseioc])([0-9]{1,5}(?:\.[0-9]{1,4})?)")
 _EXAMPLES = "'r2_k3_s22_e6_i16_o24_se0.25' or 'ir_r2_k3_s2_e6_c24_se0.25'"
@@ -33,10 +33,8 @@ def from_mnasnet(
     """
     rows, inputs = [], stem_filters
     for number, text in enumerate(_strings(strings), start=1):
-        try:
+        with locating(f"row {number}, {text!r:.100}"):
             row, declared = _row(text)
-        except GenotypeError as error:
-            raise GenotypeError(f"row {number}, {text!r:.100}: {error}") from error
         if declared is not None and declared != inputs and row.op == "mb_conv":
             raise GenotypeError(
                 f"row {number}, {text!r:.100}: it reads {declared} filters, but those before it give {inputs}. "
@@ -54,9 +52,7 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
         GenotypeError: a row that the notation cannot express: a plain convolution, a pooled skip, a width between
             that is no multiple of the input's, or, for the TPU code, an expansion that is no whole number.
     """
-    body = genotype.body if isinstance(genotype, Genotype) else genotype
-    if not isinstance(body, Blocks):
-        raise GenotypeError(f"block strings are for Blocks, not for {type(body).__name__}")
+    body = literals.get_body(genotype, Blocks, "MnasNet's")
     if dialect not in ("tpu", "timm"):
         raise GenotypeError(f"dialect is {dialect!r}; expected 'tpu' or 'timm'")
     strings, inputs = [], body.stem_filters

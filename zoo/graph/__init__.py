@@ -20,23 +20,7 @@ from zoo.graph.copies import check_copy, copy_model, copy_state, copy_weights, p
 from zoo.graph.flat import Flat, flatten, inline
 
 __all__ = [
-    "Call",
-    "Flat",
-    "GraphError",
-    "call_layer",
-    "calls",
-    "check_copy",
-    "copy_model",
-    "copy_state",
-    "copy_weights",
-    "flatten",
-    "head_activations",
-    "inline",
-    "kind_of",
-    "model_like",
-    "node_of",
-    "put_weights",
-    "readers_of",
-    "replay",
+    "Call", "Flat", "GraphError", "call_layer", "calls", "check_copy", "copy_model", "copy_state", "copy_weights",
+    "flatten", "head_activations", "inline", "kind_of", "model_like", "node_of", "put_weights", "readers_of", "replay",
     "weights_by_name",
-]
+]  # fmt: skip

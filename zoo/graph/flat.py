@@ -103,9 +103,9 @@ class _Inliner:
                 self.dropped.append(layer.name)
             return arguments[0]
         if not isinstance(layer, keras.Layer):
-            outputs = operators.as_layers(layer, arguments, options, self._free_name(layer.name, call))
-            self.changed = self.changed or outputs is not None
-            return layer(*arguments, **options) if outputs is None else outputs
+            step = operators.find_step(layer, arguments, options, self._free_name(layer.name, call))
+            self.changed = self.changed or step is not None
+            return layer(*arguments, **options) if step is None else step()
         return self._layer(layer, arguments, options)
 
     def _layer(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -142,7 +142,7 @@ def _is_flat(call: Call) -> bool:
     layer = call.layer
     if isinstance(layer, keras.Layer):
         return not isinstance(layer, keras.Model) and call.kind not in _ONLY_IN_TRAINING and not _is_half(layer)
-    return not operators.has_layer(layer, *call.replay({}))
+    return operators.find_step(layer, *call.replay({}), layer.name) is None
 
 
 def _dtype_of(tensor: Any) -> str:

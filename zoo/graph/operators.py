@@ -25,24 +25,14 @@ _UNCHANGED = ("Copy", "StopGradient")
 Step = Callable[[], Any]  # makes the layers and returns their output
 
 
-def has_layer(operation: Any, arguments: Sequence[Any], options: dict[str, Any]) -> bool:
-    """Whether `as_layers` has an answer."""
-    return _step(operation, arguments, options, operation.name) is not None
-
-
-def as_layers(operation: Any, arguments: Sequence[Any], options: dict[str, Any], name: str) -> Any:
-    """Returns the output of standard layers that do what the operation does, or None where none are known.
+def find_step(operation: Any, arguments: Sequence[Any], options: dict[str, Any], name: str) -> Step | None:
+    """Returns what makes standard layers that do what the operation does, or None where none are known.
 
     Args:
+        operation: of `keras.ops`, or a function of keras.activations.
         arguments, options: what the operation is called with, symbolic tensors among it.
         name: of the layer; where several are needed, their names begin with it.
     """
-    step = _step(operation, arguments, options, name)
-    return None if step is None else step()
-
-
-def _step(operation: Any, arguments: Sequence[Any], options: dict[str, Any], name: str) -> Step | None:
-    """Decides what takes an operation's place, without making it."""
     if not type(operation).__module__.startswith(("keras.src.ops", "keras.src.activations")):
         return None
     kind = type(operation).__name__
@@ -58,18 +48,16 @@ def _step(operation: Any, arguments: Sequence[Any], options: dict[str, Any], nam
     x = values[0]
     if not _is_tensor(x):
         return None
-    if kind in _ACTIVATIONS:
-        return lambda: layers.Activation(_ACTIVATIONS[kind], name=name)(x)
     if kind in ("GetItem", "Split"):
         return _slices(operation, x, values[1:], name)
-    if kind in _SINGLE:
-        make = _SINGLE[kind](operation, x, values[1:])
-        return None if make is None else (lambda: make(name)(x))
     if kind in _UNCHANGED or (kind == "Cast" and x.dtype == operation.dtype):
         return lambda: x
     if kind == "Square" or (kind == "Power" and _constant(values[1], x) == 2):
         return lambda: layers.Multiply(name=name)([x, x])
-    return None
+    layer = _activation(operation, x, name)
+    if layer is None:
+        layer = _geometry(operation, x, values[1:], name)
+    return None if layer is None else lambda: layer(x)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -118,122 +106,83 @@ def _arithmetic(kind: str, a: Any, b: Any, name: str) -> Step | None:
     return None
 
 
-Make = Callable[[str], Any]
+def _activation(operation: Any, x: Any, name: str) -> Any:
+    """Returns the layer of an operation on each value, or on the channels, of one tensor; None where there is none."""
+    kind = type(operation).__name__
+    if kind in _ACTIVATIONS:
+        return layers.Activation(_ACTIVATIONS[kind], name=name)
+    match kind:
+        case "Clip":
+            low, high = (_constant(value, x) for value in (operation.x_min, operation.x_max))
+            return layers.ReLU(high, name=name) if low == 0 and isinstance(high, float) and high > 0 else None
+        case "Elu":
+            return layers.ELU(operation.alpha, name=name)
+        case "Gelu":
+            return None if operation.approximate else layers.Activation("gelu", name=name)
+        case "LeakyRelu":
+            return layers.LeakyReLU(operation.negative_slope, name=name)
+        case "Negative":
+            return layers.Rescaling(-1.0, name=name)
+        case "ReLU":
+            most = None if operation.max_value is None else float(operation.max_value)
+            return layers.ReLU(most, float(operation.negative_slope or 0), float(operation.threshold or 0), name=name)
+        case "Relu":
+            return layers.ReLU(name=name)
+        case "Relu6":
+            return layers.ReLU(6.0, name=name)
+        case "Softmax":
+            return layers.Softmax(operation.axis, name=name)
+    return None
 
 
-def _relu(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    options = (operation.negative_slope, operation.max_value, operation.threshold)
-    slope, most, threshold = (0.0 if value is None else float(value) for value in options)
-    return lambda name: layers.ReLU(most if operation.max_value is not None else None, slope, threshold, name=name)
+def _geometry(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Any:
+    """Returns the layer of an operation on the places or the shape of one tensor; None where there is none."""
+    shape, rank, kind = x.shape, len(x.shape), type(operation).__name__
+    match kind:
+        case "AveragePool" | "MaxPool" if rank == 4 and operation.data_format in (None, "channels_last"):
+            make = layers.AveragePooling2D if kind == "AveragePool" else layers.MaxPooling2D
+            return make(operation.pool_size, operation.strides, operation.padding, name=name)
+        case "Mean" | "Max" if rank in (3, 4, 5) and operation.axis is not None:
+            of_all = {axis % rank for axis in operation.axis} == set(range(1, rank - 1))
+            make = getattr(layers, f"Global{'Average' if kind == 'Mean' else 'Max'}Pooling{rank - 2}D")
+            plain = of_all and getattr(operation, "initial", None) is None
+            return make(keepdims=bool(operation.keepdims), name=name) if plain else None
+        case "Reshape" if (sides := _sides_after(operation.newshape, shape)) is not None:
+            return layers.Reshape(sides, name=name)
+        case "ExpandDims" | "Squeeze":  # dimensions of length one, added or taken away
+            sides = tuple(operation.compute_output_spec(x).shape[1:])
+            axes = operation.axis if isinstance(operation.axis, (tuple, list)) else (operation.axis,)
+            most = max(rank, 1 + len(sides))
+            keeps_images = all(axis is not None and axis % most for axis in axes)
+            return layers.Reshape(sides, name=name) if None not in sides and keeps_images else None
+        case "Transpose" if operation.axes is not None:
+            first, *axes = (axis % rank for axis in operation.axes)
+            return layers.Permute(tuple(axes), name=name) if first == 0 else None
+        case "Pad" if rank == 4 and operation.mode == "constant" and all(value in (None, 0) for value in rest):
+            images, *sides, channels = (tuple(map(int, side)) for side in operation.pad_width)
+            plain = len(sides) == 2 and images == channels == (0, 0)
+            return layers.ZeroPadding2D(tuple(sides), name=name) if plain else None
+        case "Resize" if rank == 4 and None not in shape[1:3] and operation.interpolation in ("nearest", "bilinear"):
+            changed = operation.antialias or operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio
+            factors, left = zip(*map(divmod, operation.size, shape[1:3]), strict=True)
+            plain = not changed and not any(left)
+            return layers.UpSampling2D(factors, interpolation=operation.interpolation, name=name) if plain else None
+    return None
 
 
-def _clip(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    low, high = (_constant(value, x) for value in (operation.x_min, operation.x_max))
-    if low != 0 or not isinstance(high, float) or high <= 0:
-        return None
-    return lambda name: layers.ReLU(high, name=name)
-
-
-def _pooled_whole(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    axes = operation.axis
-    rank = len(x.shape)
-    if axes is None or {axis % rank for axis in axes} != set(range(1, rank - 1)) or rank not in (3, 4, 5):
-        return None
-    kind = "Average" if type(operation).__name__ == "Mean" else "Max"
-    make = getattr(layers, f"Global{kind}Pooling{rank - 2}D")
-    return lambda name: make(keepdims=bool(operation.keepdims), name=name)
-
-
-def _pooled(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    rank = len(x.shape)
-    if rank != 4 or operation.data_format not in (None, "channels_last"):
-        return None
-    make = layers.AveragePooling2D if type(operation).__name__ == "AveragePool" else layers.MaxPooling2D
-    return lambda name: make(operation.pool_size, operation.strides, operation.padding, name=name)
-
-
-def _reshaped(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    """Reshapes that leave each image its own; what the operation knows is in the shape that it gave."""
-    target, shape = operation.newshape, x.shape
+def _sides_after(target: Any, shape: Sequence[Any]) -> tuple[int, ...] | None:
+    """Returns the sides of each image after a reshape to `target`; None where one image's values go into another."""
     target = tuple(target) if isinstance(target, (tuple, list)) else (target,)
     if None in shape[1:] or len(target) < 2 or not all(isinstance(side, int) for side in target[1:]):
         return None
     sides, size = target[1:], math.prod(shape[1:])
-    keeps_images = target[0] in (None, -1) or target[0] == shape[0]
     if -1 in sides:
         known = -math.prod(sides)
         if target[0] == -1 or sides.count(-1) > 1 or size % known:
             return None
         sides = tuple(size // known if side == -1 else side for side in sides)
-    if not keeps_images or math.prod(sides) != size:
-        return None
-    return lambda name: layers.Reshape(sides, name=name)
-
-
-def _dimensions(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    """Dimensions of length one, added or taken away."""
-    sides = tuple(operation.compute_output_spec(x).shape[1:])
-    axes = operation.axis if isinstance(operation.axis, (tuple, list)) else (operation.axis,)
-    rank = max(len(x.shape), 1 + len(sides))
-    if None in sides or None in axes or any(axis % rank == 0 for axis in axes):
-        return None
-    return lambda name: layers.Reshape(sides, name=name)
-
-
-def _transposed(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    axes = [] if operation.axes is None else [axis % len(x.shape) for axis in operation.axes]
-    return (lambda name: layers.Permute(tuple(axes[1:]), name=name)) if axes and axes[0] == 0 else None
-
-
-def _padded(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    sides = [tuple(map(int, side)) for side in operation.pad_width]
-    constant = operation.mode == "constant" and all(value in (None, 0) for value in rest)
-    if len(x.shape) != 4 or len(sides) != 4 or not constant or sides[0] != (0, 0) or sides[3] != (0, 0):
-        return None
-    return lambda name: layers.ZeroPadding2D(tuple(sides[1:3]), name=name)
-
-
-def _gelu(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    return None if operation.approximate else (lambda name: layers.Activation("gelu", name=name))
-
-
-def _resized(operation: Any, x: Any, rest: Sequence[Any]) -> Make | None:
-    sides, rank = x.shape[1:3], len(x.shape)
-    plain = operation.interpolation in ("nearest", "bilinear") and not (
-        operation.antialias or operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio
-    )
-    if (
-        rank != 4
-        or None in sides
-        or not plain
-        or any(new % old for new, old in zip(operation.size, sides, strict=True))
-    ):
-        return None
-    factors = tuple(new // old for new, old in zip(operation.size, sides, strict=True))
-    return lambda name: layers.UpSampling2D(factors, interpolation=operation.interpolation, name=name)
-
-
-_SINGLE: dict[str, Callable[[Any, Any, Sequence[Any]], Make | None]] = {
-    "AveragePool": _pooled,
-    "Clip": _clip,
-    "Elu": lambda operation, x, rest: lambda name: layers.ELU(operation.alpha, name=name),
-    "ExpandDims": _dimensions,
-    "Gelu": _gelu,
-    "LeakyRelu": lambda operation, x, rest: lambda name: layers.LeakyReLU(operation.negative_slope, name=name),
-    "Max": lambda operation, x, rest: None if operation.initial is not None else _pooled_whole(operation, x, rest),
-    "MaxPool": _pooled,
-    "Mean": _pooled_whole,
-    "Negative": lambda operation, x, rest: lambda name: layers.Rescaling(-1.0, name=name),
-    "Pad": _padded,
-    "ReLU": _relu,
-    "Relu": lambda operation, x, rest: lambda name: layers.ReLU(name=name),
-    "Relu6": lambda operation, x, rest: lambda name: layers.ReLU(6.0, name=name),
-    "Reshape": _reshaped,
-    "Resize": _resized,
-    "Softmax": lambda operation, x, rest: lambda name: layers.Softmax(operation.axis, name=name),
-    "Squeeze": _dimensions,
-    "Transpose": _transposed,
-}
+    keeps_images = target[0] in (None, -1) or target[0] == shape[0]
+    return sides if keeps_images and math.prod(sides) == size else None
 
 
 def _slices(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Step | None:

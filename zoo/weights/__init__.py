@@ -1,8 +1,7 @@
 """Weights that others have trained, in models of `zoo.build`."""
 
 from zoo.weights.download import DownloadError, cache_folder, fetch
-from zoo.weights.importing import WeightsError, from_tensorflow, from_torch
-from zoo.weights.keras_files import from_keras_applications
+from zoo.weights.importing import WeightsError, from_keras_applications, from_tensorflow, from_torch
 
 __all__ = [
     "DownloadError", "WeightsError", "cache_folder", "fetch", "from_keras_applications", "from_tensorflow",

@@ -1,12 +1,13 @@
-"""Weights trained in PyTorch or by TensorFlow's own code, put into a built model."""
+"""Weights of PyTorch, of TensorFlow's own code and of keras.applications, put into a built model by their names."""
 
+import collections
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
 
-from zoo.weights import cell_names, mobile_names, tensorflow_names
+from zoo.weights import cell_names, mobile_names
 
 
 class WeightsError(ValueError):
@@ -21,14 +22,14 @@ class Naming(NamedTuple):
         mark: a tensor that only its networks have.
         names: (our layers, the tensors) -> our layer -> their module.
         optional: beginnings of the names of tensors that a model may lack: heads.
-        transposed: whether the tensors have PyTorch's layout, not TensorFlow's, which is Keras'.
+        layout: of the tensors; "tensorflow" is "keras" where classifiers may begin with TF-slim's class "background".
     """
 
     code: str
     mark: str
     names: Callable[[Collection[str], Collection[str]], Mapping[str, str]]
     optional: tuple[str, ...]
-    transposed: bool = True
+    layout: Literal["torch", "tensorflow", "keras"] = "torch"
 
 
 NAMINGS = (
@@ -44,23 +45,34 @@ NAMINGS = (
     Naming("mit-han-lab/mcunet", "first_conv.conv.weight", mobile_names.once_for_all, ("classifier.",)),
 )
 
-_SLIM = ("final_layer/", "aux_")
 TENSORFLOW_NAMINGS = (
-    Naming("TF-slim or tensorflow/tpu", "cell_0/1x1.weight", tensorflow_names.cells, _SLIM, transposed=False),
     Naming(
-        "tensorflow/tpu mnasnet", "block_0/project_conv.weight", tensorflow_names.mnasnet, ("fc.",), transposed=False
+        "TF-slim or tensorflow/tpu", "cell_0/1x1.weight", cell_names.slim, ("final_layer/", "aux_"), layout="tensorflow"
     ),
+    Naming("tensorflow/tpu mnasnet", "block_0/project_conv.weight", mobile_names.tpu, ("fc.",), layout="tensorflow"),
 )
+KERAS_NAMINGS = (
+    Naming(
+        "keras.applications' NASNetMobile and NASNetLarge", "stem_conv1.weight", cell_names.keras_applications,
+        ("predictions.",), layout="keras",
+    ),
+)  # fmt: skip
 
-# Keras' name of a variable -> PyTorch's
+# Keras' name of a variable -> PyTorch's, in which tensors are looked for
 _VARIABLES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
+    "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
     "moving_variance": "running_var",
-}
+}  # fmt: skip
+# Ends of the names of TensorFlow's variables -> those of tensors; of a separable convolution there are two kernels
+_TENSORFLOW_VARIABLES = {
+    "depthwise_weights": "/depthwise.weight", "pointwise_weights": "/pointwise.weight", "weights": ".weight",
+    "kernel": ".weight", "depthwise_kernel": ".weight", "biases": ".bias", "bias": ".bias", "gamma": ".weight",
+    "beta": ".bias", "moving_mean": ".running_mean", "moving_variance": ".running_var",
+}  # fmt: skip
+_KERAS_VARIABLES = _TENSORFLOW_VARIABLES | {
+    "depthwise_kernel": "/depthwise.weight", "pointwise_kernel": "/pointwise.weight",
+}  # fmt: skip
+_AVERAGE = "/ExponentialMovingAverage"
 
 
 def from_torch(model: keras.Model, tensors: Mapping[str, Any], *, head: bool = True) -> str:
@@ -98,9 +110,29 @@ def from_tensorflow(model: keras.Model, variables: Mapping[str, Any], *, head: b
     Raises:
         WeightsError: as in `from_torch`.
     """
-    names = tensorflow_names.rename(variables)
-    tensors = {tensor: variables[variable] for variable, tensor in names.items()}
+    prefix = "module/" if any(variable.startswith("module/") for variable in variables) else ""  # of TF Hub
+    tensors = {}
+    for variable in sorted(variables):  # an average comes after what it is of, and takes its place
+        scope, _, end = variable.removeprefix(prefix).removesuffix(_AVERAGE).rpartition("/")
+        if scope and end in _TENSORFLOW_VARIABLES:
+            tensors[scope + _TENSORFLOW_VARIABLES[end]] = variables[variable]
     return _fill(model, tensors, TENSORFLOW_NAMINGS, head)
+
+
+def from_keras_applications(model: keras.Model, reference: keras.Model) -> None:
+    """Fills `model`, a NASNet-A of `zoo.build`, from a NASNetMobile or NASNetLarge of keras.applications.
+
+    The networks differ in one thing: the pools of keras.applications' reduction cells see zeros around the image, ours
+    see nothing there (as where these weights were trained).
+
+    Raises:
+        WeightsError: as in `from_torch`.
+    """
+    tensors = {
+        f"{layer.name}{_KERAS_VARIABLES[weight.name]}": weight
+        for layer in reference.layers for weight in layer.weights if weight.name in _KERAS_VARIABLES
+    }  # fmt: skip
+    _fill(model, tensors, KERAS_NAMINGS, head=True)
 
 
 def _fill(model: keras.Model, tensors: Mapping[str, Any], namings: Sequence[Naming], head: bool) -> str:
@@ -132,10 +164,11 @@ def _values(
     """Returns each layer's arrays in Keras' layout, after checking all of them."""
     values: dict[str, list[np.ndarray]] = {}
     offsets: dict[str, int] = {}
+    readers = collections.Counter(modules.values())
     used, missing, wrong = set(), [], []
     for name, module in modules.items():
         arrays, offset = [], offsets.get(module, 0)
-        shared = sum(other == module for other in modules.values()) > 1
+        shared, is_head = readers[module] > 1, f"{module}.".startswith(naming.optional)
         for variable in layers[name].weights:
             source = f"{module}.{_VARIABLES[variable.name]}"
             if source not in tensors:
@@ -143,10 +176,10 @@ def _values(
                 continue
             used.add(source)
             array = np.asarray(tensors[source], dtype=np.float32)
-            if naming.transposed:
+            if naming.layout == "torch":
                 array = _transposed(array, layers[name])
-            elif f"{module}.".startswith(naming.optional) and array.shape[-1] == variable.shape[-1] + 1:
-                array = array[..., 1:]  # without TF-slim's background class
+            elif naming.layout == "tensorflow" and is_head and array.shape[-1] == variable.shape[-1] + 1:
+                array = array[..., 1:]  # without the background
             if shared:
                 array = array[offset : offset + variable.shape[0]]
             if array.shape != tuple(variable.shape):
@@ -159,10 +192,9 @@ def _values(
     left = [name for name in tensors if name not in used and not name.startswith(naming.optional)]
     for problem, names in (("missing", missing), ("of another shape", wrong), ("left over", left)):
         if names:
-            shown = "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
             raise WeightsError(
-                f"these weights of {naming.code} do not fit: {len(names)} tensors are {problem}: {shown}. Build the "
-                "model that was trained: the same genotype, preset, classes and input channels"
+                f"these weights of {naming.code} do not fit: {len(names)} tensors are {problem}: {list_some(names)}. "
+                "Build the model that was trained: the same genotype, preset, classes and input channels"
             )
     return values
 
@@ -172,3 +204,8 @@ def _transposed(array: np.ndarray, layer: Any) -> np.ndarray:
     if array.ndim == 4:
         return array.transpose((2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (2, 3, 1, 0))
     return array.T
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Returns the first four of some names, and how many more there are."""
+    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,64 +1,50 @@
-"""What timm, torchvision and once-for-all call the layers of their MnasNets and MCUNets.
+"""What timm, torchvision, once-for-all and tensorflow/tpu call the layers of their MnasNets and MCUNets.
 
-Each function takes the names of our layers that have weights and those of the tensors, which `timm` and `torchvision`
-do not need.
+Each function takes the names of our layers that have weights and those of the tensors, and returns our layer -> their
+module. It raises KeyError for a layer that their networks do not have.
 """
 
 from collections.abc import Collection, Mapping
 
+from zoo.weights.cell_names import find_module
+
 # Of an inverted residual: our layer's ending -> theirs. A block without expansion has other names in timm.
 _TIMM = {
-    "expand_conv": "conv_pw",
-    "expand_bn": "bn1",
-    "depthwise": "conv_dw",
-    "depthwise_bn": "bn2",
-    "se_reduce": "se.conv_reduce",
-    "se_expand": "se.conv_expand",
-    "project_conv": "conv_pwl",
-    "project_bn": "bn3",
-}
+    "expand_conv": "conv_pw", "expand_bn": "bn1", "depthwise": "conv_dw", "depthwise_bn": "bn2",
+    "se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand", "project_conv": "conv_pwl", "project_bn": "bn3",
+}  # fmt: skip
 _TIMM_SEPARABLE = _TIMM | {"depthwise_bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}
 _TIMM_OUTSIDE = {
-    "stem_conv": "conv_stem",
-    "stem_bn": "bn1",
-    "head_conv": "conv_head",
-    "head_bn": "bn2",
-    "predictions": "classifier",
-}
+    "stem_conv": "conv_stem", "stem_bn": "bn1", "head_conv": "conv_head", "head_bn": "bn2", "predictions": "classifier",
+}  # fmt: skip
 # Places in torchvision's nn.Sequential; activations take places, too.
 _TORCHVISION = {
-    "expand_conv": "layers.0",
-    "expand_bn": "layers.1",
-    "depthwise": "layers.3",
-    "depthwise_bn": "layers.4",
-    "project_conv": "layers.6",
-    "project_bn": "layers.7",
-}
-_TORCHVISION_FIRST_ROW = {"depthwise": "3", "depthwise_bn": "4", "project_conv": "6", "project_bn": "7"}
+    "expand_conv": "layers.0", "expand_bn": "layers.1", "depthwise": "layers.3", "depthwise_bn": "layers.4",
+    "project_conv": "layers.6", "project_bn": "layers.7",
+}  # fmt: skip
 # Of once-for-all, with which MCUNet was trained
 _ONCE_FOR_ALL = {
-    "expand_conv": "inverted_bottleneck.conv",
-    "expand_bn": "inverted_bottleneck.bn",
-    "depthwise": "depth_conv.conv",
-    "depthwise_bn": "depth_conv.bn",
-    "project_conv": "point_linear.conv",
-    "project_bn": "point_linear.bn",
-}
+    "expand_conv": "inverted_bottleneck.conv", "expand_bn": "inverted_bottleneck.bn",
+    "depthwise": "depth_conv.conv", "depthwise_bn": "depth_conv.bn",
+    "project_conv": "point_linear.conv", "project_bn": "point_linear.bn",
+}  # fmt: skip
 _ONCE_FOR_ALL_OUTSIDE = {
-    "stem_conv": "first_conv.conv",
-    "stem_bn": "first_conv.bn",
-    "head_conv": "feature_mix_layer.conv",
-    "head_bn": "feature_mix_layer.bn",
-    "predictions": "classifier.linear",
-}
+    "stem_conv": "first_conv.conv", "stem_bn": "first_conv.bn", "head_conv": "feature_mix_layer.conv",
+    "head_bn": "feature_mix_layer.bn", "predictions": "classifier.linear",
+}  # fmt: skip
+# Of tensorflow/tpu: patterns of the module
+_TPU = {
+    "expand_conv": "expand_conv", "expand_bn": "bn0", "depthwise": "depthwise_conv", "depthwise_bn": "bn1",
+    "se_reduce": r"(se/)?(se_reduce|conv2d)", "se_expand": r"(se/)?(se_expand|conv2d_1)",
+    "project_conv": "project_conv", "project_bn": "bn2",
+}  # fmt: skip
+_TPU_OUTSIDE = {
+    "stem_conv": "stem/conv", "stem_bn": "stem/bn", "head_conv": "head/conv", "head_bn": "head/bn", "predictions": "fc",
+}  # fmt: skip
 
 
 def timm(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
-    """Returns our layer's name -> the name of timm's module (mnasnet_100, mnasnet_small, semnasnet_100).
-
-    Raises:
-        KeyError: a layer that timm's MnasNets do not have.
-    """
+    """Names of timm's mnasnet_100, mnasnet_small and semnasnet_100."""
     names = {}
     for layer in layers:
         block, row, repeat, part = _parts(layer)
@@ -71,13 +57,10 @@ def timm(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]
 
 
 def torchvision(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
-    """Returns our layer's name -> the name of torchvision's module (mnasnet0_5 to mnasnet1_3, all of them B1).
+    """Names of torchvision's mnasnet0_5 to mnasnet1_3, all of them B1.
 
     The first row's one block lies flat in torchvision's sequence, at 3 to 7; row r is at 7 + r, the last convolution
-    behind the last row.
-
-    Raises:
-        KeyError: a layer that torchvision's MnasNets do not have, such as a squeeze-and-excite.
+    after the last row.
     """
     rows = 1 + max(_parts(layer)[1] for layer in layers)
     outside = {"stem_conv": "layers.0", "stem_bn": "layers.1", "predictions": "classifier.1"}
@@ -88,24 +71,19 @@ def torchvision(layers: Collection[str], tensors: Collection[str]) -> Mapping[st
         if not block:
             names[layer] = outside[layer]
         elif row == 0:
-            names[layer] = f"layers.{_TORCHVISION_FIRST_ROW[part]}"
+            names[layer] = _TORCHVISION[part]
         else:
             names[layer] = f"layers.{7 + row}.{repeat}.{_TORCHVISION[part]}"
     return names
 
 
 def once_for_all(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
-    """Returns our layer's name -> the name of the module in a .pth of MCUNet.
+    """Names in a .pth of MCUNet.
 
     Blocks that a search had dropped keep their number there (Proxyless has none of 3 and 4), so the numbers are those
     of `tensors`, in order.
 
-    Args:
-        layers: the names of an MCUNet's layers that have weights.
-        tensors: the names in the .pth.
-
     Raises:
-        KeyError: a layer that these networks do not have.
         ValueError: the .pth has another number of blocks.
     """
     ours = sorted({_parts(layer)[0] for layer in layers if layer.startswith("block")})
@@ -120,6 +98,20 @@ def once_for_all(layers: Collection[str], tensors: Collection[str]) -> Mapping[s
             names[layer] = f"blocks.{numbers[block]}.mobile_inverted_conv.{_ONCE_FOR_ALL[part]}"
         else:
             names[layer] = _ONCE_FOR_ALL_OUTSIDE[layer]
+    return names
+
+
+def tpu(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
+    """Names of tensorflow/tpu's MnasNet, which counts the blocks of all rows through."""
+    modules = {tensor.rpartition(".")[0] for tensor in tensors}
+    blocks = sorted({_parts(layer)[0] for layer in layers if layer.startswith("block")})
+    names = {}
+    for layer in layers:
+        block, _, _, part = _parts(layer)
+        if block:
+            names[layer] = find_module(modules, f"block_{blocks.index(block)}/{_TPU[part]}", layer)
+        else:
+            names[layer] = _TPU_OUTSIDE[layer]
     return names
 
 

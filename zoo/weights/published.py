@@ -1,19 +1,21 @@
 """Published weights into a built network, also where its classes or image channels are others; what they read."""
 
+import io
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 
 from zoo import manifest
 from zoo.manifest import Entry
-from zoo.weights import keras_files
 from zoo.weights.download import fetch
-from zoo.weights.importing import WeightsError, from_tensorflow, from_torch
+from zoo.weights.importing import WeightsError, from_keras_applications, from_tensorflow, from_torch, list_some
 from zoo.weights.tensor_files import read_tensors
 
 # Ends of the names of files -> their format
@@ -21,6 +23,7 @@ FOREIGN = {
     ".safetensors": "safetensors", ".pth": "pth", ".pth.zip": "pth.zip", ".pt": "pth", ".tar.gz": "tar.gz",
     ".ckpt": "ckpt", ".index": "ckpt",
 }  # fmt: skip
+_HEADS = ("predictions", "aux_")  # beginnings of the names of layers that a file may have, and the network not
 
 
 class WeightsWarning(UserWarning):
@@ -43,7 +46,7 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
     """
     path = fetch(entry)
     if path.suffix == ".h5":
-        fill, given = keras_files.from_keras_applications, _keras_nasnet(entry, path)
+        fill, given = from_keras_applications, _keras_nasnet(entry, path)
     else:
         fill, given = read_foreign(path)
     try:
@@ -67,13 +70,52 @@ def load_file(network: keras.Model, path: str | os.PathLike) -> None:
         WeightsError: it is no such file, is damaged, or of another network. `network` is as it was.
     """
     path = Path(path)
-    if path.name.endswith((".h5", ".keras")):
-        keras_files.load_file(network, path)
-        return
     if not path.exists() and not path.with_name(f"{path.name}.index").exists():
-        raise FileNotFoundError(f"weights: there is no file {path}; expected None, or the path of a file of weights")
-    fill, tensors = read_foreign(path)
-    fill(network, tensors)
+        raise FileNotFoundError(f"weights: there is no file {path}; expected None or the path of a file of weights")
+    if not path.name.endswith((".h5", ".keras")):
+        fill, tensors = read_foreign(path)
+        fill(network, tensors)
+        return
+    # Keras' own load_weights goes by the order of the layers: the file of a deeper network fills a shallower one
+    # without a word, and an auxiliary head moves the numbers of all layers after it.
+    if not path.name.endswith((".weights.h5", ".keras")):
+        raise WeightsError(f"weights: {path} is neither a .weights.h5 nor a .keras file, which is what Keras 3 saves")
+    try:
+        given = _read_keras(path)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"weights: {path} cannot be read: {error}. Save it again, or fetch another copy") from error
+    layers: dict[str, Any] = {layer.name: layer for layer in network.layers if layer.weights}
+    shapes = {name: [tuple(weight.shape) for weight in layer.weights] for name, layer in layers.items()}
+    missing = [name for name in layers if name not in given]
+    left = [name for name in given if name not in layers and not name.startswith(_HEADS)]
+    wrong = [
+        f"{name} (there {[array.shape for array in given[name]]}, here {shapes[name]})"
+        for name in layers
+        if name in given and [array.shape for array in given[name]] != shapes[name]
+    ]
+    for problem, names in (("it lacks", missing), ("it has more", left), ("it has another shape of", wrong)):
+        if names:
+            raise WeightsError(
+                f"weights: {path} does not fit {network.name}: {problem} {list_some(names)}. The file must be of the "
+                "same network, with the same classes and input channels"
+            )
+    for name, layer in layers.items():
+        layer.set_weights(given[name])
+
+
+def _read_keras(path: Path) -> dict[str, list[np.ndarray]]:
+    """Returns the arrays of each layer that has some, in the order in which the layer keeps them."""
+    source: Any = path
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            source = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(source, "r") as file:
+        stores = [group["vars"] for group in file["layers"].values() if "vars" in group]
+        return {
+            store.attrs["name"]: [np.asarray(store[str(number)]) for number in range(len(store))]
+            for store in stores
+            if len(store)
+        }
 
 
 def read_foreign(path: Path) -> tuple[Callable[[keras.Model, Any], Any], dict[str, np.ndarray]]:
@@ -123,7 +165,7 @@ def transfer(source: keras.Model, target: keras.Model) -> list[str]:
     if wrong:
         raise WeightsError(
             f"{target.name} is another network than {source.name}, from which it should take weights: it differs in "
-            f"{', '.join(wrong[:4])}" + (f" and {len(wrong) - 4} more layers" if len(wrong) > 4 else "")
+            f"{list_some(wrong)}"
         )
     for name, arrays in values.items():
         target.get_layer(name).set_weights(arrays)

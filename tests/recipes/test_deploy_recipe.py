@@ -263,16 +263,21 @@ def test_equalized_model_computes_the_same_and_its_layers_are_counted(config, mo
     np.testing.assert_array_equal(subject.model.predict(subject.images), model.predict(subject.images))
 
 
-def test_documented_program_classifies_a_picture_with_litert_alone(result, config, model, project, tmp_path):
+def test_documented_programs_classify_a_picture_with_litert_alone(result, config, model, project, tmp_path):
     text = (project / "docs" / "quantization.md").read_text()
-    program = re.search(r"```python\n(import json\n.*?)```", text, re.DOTALL).group(1)
-    assert not re.search("zoo|recipes", program)
+    short, long = re.findall(r"```python\n(import (?:zipfile|json)\n.*?)```", text, re.DOTALL)
+    assert len(short.split("\n")) - short.count("\n\n") - 1 == 10  # lines of code
+    assert not re.search("zoo|recipes", short + long)
     held_out = data.load().test.first(200)
     right = np.argmax(model.predict(held_out.images / 255, verbose=0), axis=1) == held_out.labels
     number = int(np.flatnonzero(right)[0])
     Image.fromarray(held_out.images[number, :, :, 0]).save(tmp_path / "picture.png")
-    for row in result.rows:
-        (tmp_path / "model.tflite").write_bytes((config.folder / row.file).read_bytes())
+    bytewise = dataclasses.replace(config, pixels=True, schemes=("uint8", "float16"), folder=tmp_path, c_array=False)
+    cases = [(long, config.folder / row.file) for row in result.rows]
+    cases += [(short, tmp_path / row.file) for row in deploy.deploy(bytewise).rows]
+    assert len(cases) == 5
+    for program, file in cases:
+        (tmp_path / "model.tflite").write_bytes(file.read_bytes())
         done = subprocess.run(
             [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
         )

@@ -155,10 +155,8 @@ def _make(
         )
     if names is None and classes == _IMAGENET_CLASSES:
         names = tuple(deployable.number_imagenet_folders())[:classes]
-    if isinstance(model, bytes):
-        normalize = deployable.find_file_normalization(options.preprocess, origin, model, name)
-    else:
-        normalize = deployable.find_normalization(options.preprocess, origin, given, name)
+    asked = model if isinstance(model, bytes) else given
+    normalize = deployable.find_normalization(options.preprocess, origin, asked, name)
     if origin.normalization is not None or origin.preprocess is not None:
         known_by = origin.place
     elif options.preprocess is not None:

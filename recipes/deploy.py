@@ -250,7 +250,7 @@ def _judge(config: Config) -> _Judged:
         shape = planner.input_shape(given)
         source = deployable.load_data(config, shape, origin, find_class_names(path))
         unjudged = unjudged or _find_mismatch(given, config, source)
-        normalize = deployable.find_file_normalization(config.preprocess, origin, given, config.model)
+        normalize = deployable.find_normalization(config.preprocess, origin, given, config.model)
         reading = deployable.Reading((shape[1], shape[2]), normalize, origin.crop, origin.interpolation)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
         images, labels = deployable.held_out(wanted, source, reading)

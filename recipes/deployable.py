@@ -65,7 +65,7 @@ class ModelOptions:
     threads: int = 1  # of LiteRT
 
     def __post_init__(self):
-        _check_counts(self, "threads", "image_size")
+        check_counts(self, "threads", "image_size")
 
     @property
     def output_key(self) -> str | int | None:
@@ -88,10 +88,11 @@ class ModelAndData(ModelOptions, FolderOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_counts(self, "images", "calibration")
+        check_counts(self, "images", "calibration")
 
 
-def _check_counts(options: Any, *names: str) -> None:
+def check_counts(options: Any, *names: str) -> None:
+    """Raises ValueError for an option below 1, unless it is None."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -363,14 +364,14 @@ def find_threshold(config: ModelOptions, path: Path, model: "keras.Model") -> fl
 
 
 def find_normalization(
-    preprocess: str | None, origin: Origin, model: "keras.Model | None", name: str
+    preprocess: str | None, origin: Origin, model: "keras.Model | bytes | None", name: str
 ) -> "Normalization":
     """Returns what turns pixels of 0..255 into what the network reads, and says what was found.
 
     Args:
         preprocess: the option.
         origin: of the network.
-        model: it, where its own first layers may say.
+        model: it, or its .tflite file, where its own first layers or what its input can store may say.
         name: of it.
 
     Raises:
@@ -385,15 +386,33 @@ def find_normalization(
         known = Normalization(mean[:1], std[:1]) if alike else Normalization(mean, std)
     elif origin.preprocess is not None:
         known = PREPROCESSING[origin.preprocess]
+    elif isinstance(model, bytes):
+        preprocess = preprocess or _guess_preprocess(model, name)
     elif model is not None and reads_pixels(model):
         known, where = PREPROCESSING["pixels"], "its first layers, which rescale or normalise"
     wanted = None if preprocess is None else PREPROCESSING[preprocess]
     if known is not None and wanted is not None and known != wanted:
-        reads = next((choice for choice, one in PREPROCESSING.items() if one == known), str(known))
+        reads = name_normalization(known) or str(known)
         raise ValueError(f"preprocess is {preprocess}, but {name} reads {reads} by {where}; leave preprocess= out")
     if known == PREPROCESSING["pixels"] and wanted is None:
         print(f"{name} reads pixels of 0..255, by {where}", file=sys.stderr)
     return wanted or known or PREPROCESSING["unit"]
+
+
+def _guess_preprocess(file: bytes, name: str) -> str | None:
+    """Returns what fits the range of a uint8 input, and says so; None for other inputs."""
+    from zoo.deploy import tflite_file
+
+    graph = tflite_file.parse(file).subgraphs[0]
+    source = graph.tensors[graph.inputs[0]]
+    if tflite_file.type_of(source) != "uint8":
+        return None
+    scale, zero = 1.0, 0
+    if tflite_file.is_quantized(source):
+        scale, zero = float(source.quantization.scale[0]), int(source.quantization.zeroPoint[0])
+    found = "pixels" if scale > 0.5 else "centered" if zero > 64 else "unit"
+    print(f"{name} stores {-zero * scale:.3g} to {(255 - zero) * scale:.3g}: preprocess={found}", file=sys.stderr)
+    return found
 
 
 def reads_pixels(model: "keras.Model") -> bool:
@@ -411,48 +430,16 @@ def reads_pixels(model: "keras.Model") -> bool:
     return False
 
 
-def find_file_normalization(preprocess: str | None, origin: Origin, file: bytes, name: str) -> "Normalization":
-    """Returns what a .tflite file reads: by its origin, else the option, else what its input can store, else unit.
-
-    What was found is said on stderr.
-
-    Raises:
-        ValueError: the option asks for another than the network was trained with.
-    """
-    from recipes.images.augment import PREPROCESSING
-    from zoo.deploy import tflite_file
-
-    if origin.normalization is not None or origin.preprocess is not None:
-        return find_normalization(preprocess, origin, None, name)
-    if preprocess is not None:
-        return PREPROCESSING[preprocess]
-    graph = tflite_file.parse(file).subgraphs[0]
-    source = graph.tensors[graph.inputs[0]]
-    if tflite_file.type_of(source) != "uint8":
-        return PREPROCESSING["unit"]
-    quantization = source.quantization
-    scale = float(quantization.scale[0]) if tflite_file.is_quantized(source) else 1.0
-    zero = int(quantization.zeroPoint[0]) if tflite_file.is_quantized(source) else 0
-    found = "pixels" if scale > 0.5 else "centered" if zero > 64 else "unit"
-    print(f"{name} stores {-zero * scale:.3g} to {(255 - zero) * scale:.3g}: preprocess={found}", file=sys.stderr)
-    return PREPROCESSING[found]
-
-
 def warn_near_chance(accuracy: float | None, classes: int, n: int, subject: str) -> None:
     """Says on stderr where a model does hardly better than guessing: mostly its images are not what it reads."""
     from recipes.images.augment import PREPROCESSING
 
-    if accuracy is not None and n >= _FEW and accuracy < _near_chance(classes):
+    if accuracy is not None and n >= _FEW and accuracy < min(0.6, 1.5 / classes):  # 0.6 of 2 classes, 0.15 of 10
         print(
             f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {classes} classes. "
             f"Is --preprocess what it was trained with (one of {', '.join(PREPROCESSING)}), and --data its data?",
             file=sys.stderr,
         )
-
-
-def _near_chance(classes: int) -> float:
-    """Returns the accuracy below which a classifier hardly does better than guessing: 0.6 of 2 classes, 0.15 of 10."""
-    return min(0.6, 1.5 / classes)
 
 
 def describe(config: ModelAndData, source: "Data", reading: Reading) -> dict[str, Any]:

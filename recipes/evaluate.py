@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from recipes import _main
-from recipes.deployable import ModelOptions
+from recipes.deployable import ModelOptions, check_counts
 from recipes.images import FolderOptions
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -50,10 +50,7 @@ class Config(ModelOptions, FolderOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("images", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected a whole number from 1")
+        check_counts(self, "images", "batch_size")
 
 
 PRESETS = {"laptop": Config()}

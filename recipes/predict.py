@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from recipes import _main
-from recipes.deployable import ModelOptions
+from recipes.deployable import ModelOptions, check_counts
 
 _BATCH = 64  # pictures at once
 
@@ -35,8 +35,7 @@ class Config(ModelOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.top < 1:
-            raise ValueError(f"top is {self.top}; expected a whole number from 1")
+        check_counts(self, "top")
 
 
 PRESETS = {"laptop": Config()}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recipes import _main, deployable
-from recipes.deployable import Deployable, ModelAndData
+from recipes.deployable import Deployable, ModelAndData, check_counts
 from recipes.training.progress import show_steps
 from zoo.atomic import write_atomically
 
@@ -53,11 +53,7 @@ class Config(ModelAndData):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
-        if self.training_images is not None and self.training_images < 1:
-            raise ValueError(f"training_images is {self.training_images}; expected a whole number from 1, or none")
+        check_counts(self, "epochs", "batch_size", "training_images")
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity}; expected a share above 0 and below 1, such as 0.5, or none")
         if self.clusters is not None and self.clusters < 2:

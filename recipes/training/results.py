@@ -203,7 +203,7 @@ def find_finished(folder: Path, config: Any, free: Collection[str]) -> dict[str,
     results = _read(file)
     then, now = results.get("config", {}), _as_json(config)
     changes = [
-        f"{name} {then.get(name)} there and {now.get(name)} here"
+        f"{name}={then.get(name)} there and {now.get(name)} here"
         for name in {**then, **now}
         if name not in free and str(then.get(name)) != str(now.get(name))
     ]

@@ -95,7 +95,7 @@ class TrainingState:
             raise self._damaged(error) from error
         there, here = header["settings"], self._settings
         changes = [
-            f"{name} {there.get(name)} there and {here.get(name)} here"
+            f"{name}={there.get(name)} there and {here.get(name)} here"
             for name in {**there, **here}
             if there.get(name) != here.get(name)
         ]

@@ -108,7 +108,7 @@ def test_a_search_that_was_killed_at_any_step_ends_with_the_same_cells_and_stren
         with pytest.raises(KeyboardInterrupt):
             seeds.find(networks, 3, killed, functools.partial(kill_at, step / 6))
     assert seeds.find(networks, 3, killed, lambda share, text: None) == whole
-    with pytest.raises(ValueError, match=r"another training .seed 3 there and 4 here"):
+    with pytest.raises(ValueError, match=r"another training .seed=3 there and 4 here"):
         seeds.find(networks, 4, killed, lambda share, text: None)
 
 

@@ -53,7 +53,7 @@ def test_weights_of_other_classes_learn_the_folder_and_name_its_classes(tmp_path
     assert right / results["test_images"] == pytest.approx(result.accuracy)
     again = finetune.finetune(config)  # done: nothing is trained
     assert (again.phases, again.accuracy, again.notes) == (result.phases, result.accuracy, result.notes)
-    with pytest.raises(ValueError, match=r"learning_rate 0\.01 there and 0\.1 here"):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.01 there and 0\.1 here"):
         finetune.finetune(dataclasses.replace(config, learning_rate=0.1))
 
 

@@ -58,7 +58,7 @@ def test_a_training_that_is_done_says_so_and_is_not_done_again(trained, capsys):
 
 
 def test_other_options_in_the_folder_of_a_training_are_refused(trained):
-    with pytest.raises(StateError, match=r"epochs 1 there and 2 here\); choose another folder"):
+    with pytest.raises(StateError, match=r"epochs=1 there and 2 here\); choose another folder"):
         train.train(dataclasses.replace(SMOKE, folder=trained[1], epochs=2))
 
 

@@ -213,7 +213,7 @@ def test_finished_training_is_not_done_again(tmp_path):
 
 def test_state_of_another_training_is_refused(tmp_path):
     run(tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match="batch_size 16 there and 32 here"):
+    with pytest.raises(ValueError, match="batch_size=16 there and 32 here"):
         run(tmp_path, settings=dataclasses.replace(SETTINGS, batch_size=32))
 
 

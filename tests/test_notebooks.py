@@ -9,9 +9,7 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "docs" / "notebooks
 
 
 def test_notebooks_hold_no_outputs():
-    nbformat = pytest.importorskip(
-        "nbformat", reason="nbformat is not installed: pip install nbformat nbclient ipykernel"
-    )
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: make docs")
     assert len(NOTEBOOKS) == 2
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
@@ -22,9 +20,9 @@ def test_notebooks_hold_no_outputs():
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: make docs")
     nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install ipykernel")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed: make docs")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path.parents[2]), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(

@@ -17,7 +17,7 @@ LOADED = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?((?:htt
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[docs]'")
+        pytest.importorskip(package, reason=f"{package} is not installed: make docs")
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(build, cwd=PROJECT, capture_output=True, text=True, timeout=900)

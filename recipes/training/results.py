@@ -134,7 +134,7 @@ def _origin_of_results(results: Mapping[str, Any], place: str) -> Origin:
         results.get("preprocess", old.get("preprocess")),
         results.get("normalization"),
         place,
-        results.get("model", old.get("model")),
+        old.get("model", results.get("model")),  # the former is a genotype, the latter may be a Keras model's name
         crop=1.0 if size is None or "resize" not in results else size[0] / results["resize"][0],
         interpolation=results.get("interpolation", "bilinear"),
     )

@@ -257,6 +257,15 @@ def test_each_file_has_labels_preprocessing_and_genotype_inside(result, config):
     assert "the names of 10 classes, mean 0, std 255, source.json, genotype.json" in page
 
 
+def test_why_a_quantized_file_takes_longer_than_the_float_one_stands_beside_the_numbers(result):
+    float_row, int8_row = result.rows
+    for factor, explained in ((2, True), (0.5, False)):
+        latency = dataclasses.replace(int8_row.latency, median_ms=factor * float_row.latency.median_ms)
+        rows = (float_row, dataclasses.replace(int8_row, latency=latency))
+        page = dataclasses.replace(result, rows=rows).to_markdown()
+        assert ("\nint8 took longer than float32 on this machine." in page) is explained
+
+
 def test_equalized_model_computes_the_same_and_its_layers_are_counted(config, model, capsys):
     subject = deployable.load(dataclasses.replace(config, equalize=True))
     assert "equalize: 1 of 3 layers of small that make channels; not, for one, " in capsys.readouterr().err

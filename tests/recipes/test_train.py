@@ -70,6 +70,7 @@ def test_a_second_training_in_one_folder_is_refused(tmp_path):
 def test_later_programs_learn_from_the_results_what_a_network_was_trained_on(trained, tmp_path):
     origin = find_origin(trained[1] / "model.keras")
     assert (origin.data, origin.image_size, origin.preprocess) == (EMBEDDED, (8, 8), "unit")
+    assert origin.model == SMOKE.model  # not the Keras model's name
     assert origin.normalization == {"mean": [0.0], "std": [1.0]}
     old = {"config": {"data": "photos", "image_size": "14", "preprocess": "centered"}}  # of the version before
     (tmp_path / "results.json").write_text(json.dumps(old))

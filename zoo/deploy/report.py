@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,22 @@ class Report:
             "with XNNPACK, its default, and without. "
             "Arena: estimated from the file, and measured by TensorFlow Lite for Microcontrollers (TFLM) on a 64-bit "
             "machine. kB: 1,000 bytes.",
+            self._explain_slowness(),
             *turned,
             *self._describe_contents(),
+        )
+
+    def _explain_slowness(self) -> str:
+        """Returns why quantized files take longer than the float one, where they do."""
+        float_ms = next((row.latency.median_ms for row in self.rows if row.scheme == "float32"), math.inf)
+        slower = [row.scheme for row in self.rows if row.latency.median_ms > float_ms]
+        if not slower:
+            return ""
+        return (
+            f"{', '.join(slower)} took longer than float32 on this machine. That tells nothing of a phone or a board: "
+            "the kernels for quantized numbers are made for Arm first. On x86 XNNPACK has no fast int8 depthwise "
+            "convolution of 7 x 7, for one, and smaller networks spend their time on calls; where the column without "
+            "XNNPACK is lower, switch it off."
         )
 
     def _describe_contents(self) -> list[str]:

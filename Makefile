@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer with pip, and make: `make test PYTHON=/path/to/python3` picks another Python.
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test test-all test-oldest lint bench docs dist clean
+.PHONY: help tour test test-all test-oldest lint bench docs test-docs dist clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
@@ -59,6 +59,10 @@ bench: .venv/.has-test  ## every measurement of benchmarks/, one after the other
 docs: .venv/.has-docs  ## the documentation, pages that open from a folder, in build/site
 	$(run) -m mkdocs build --quiet --strict
 	@echo "build/site/index.html"
+
+test-docs: .venv/.has-test .venv/.has-docs  ## the tests of documents, site, notebooks, and of pages in a Chromium
+	$(run) -m pytest -q tests/test_docs.py tests/test_site.py tests/test_notebooks.py tests/cards/test_web_page.py \
+	    $(PYTEST_FLAGS)
 
 dist: .venv/.has-test  ## wheel and source archive in dist/; the wheel is made from the archive
 	@rm -rf build dist

@@ -175,6 +175,7 @@ def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, lic
     from zoo.deploy import metadata
 
     names, (height, width), normalization = found["class_names"], found["image_size"], found["normalization"]
+    mean, std = (tuple(255 * value for value in normalization[part]) for part in ("mean", "std"))
     inside = {key: value for key, value in found.items() if key != "model"}  # a path of no use elsewhere
     files = {SOURCE: json.dumps(inside, ensure_ascii=False, indent=1) + "\n"}
     return metadata.Metadata(
@@ -184,7 +185,8 @@ def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, lic
         f"keras-searched-zoo {zoo.__version__}",
         license,
         tuple(names),
-        *(tuple(255 * value for value in normalization[part]) for part in ("mean", "std")),
+        mean,
+        std,
         files | ({} if genotype is None else {metadata.GENOTYPE: genotype}),
     )
 

@@ -13,7 +13,7 @@ from keras import layers
 from zoo import blocks
 from zoo.blocks import Style, Tensor
 from zoo.cell import expand
-from zoo.genotype import CellGraph, Genotype, GenotypeError, check_choice, near
+from zoo.genotype import CellGraph, Cells, Genotype, GenotypeError, check_choice, near
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,22 +183,25 @@ class CellStack:
 
 
 def stack_cells(
-    normal: CellGraph,
-    reduce: CellGraph | None,
-    scale: CellStack,
-    style: Style,
+    genotype: Genotype,
+    preset: Mapping[str, Any],
     options: Options,
+    imagenet_style: Style,
+    cifar_style: Style,
     auxiliary_widths: tuple[int, int] = (128, 768),
 ) -> keras.Model:
     """Builds the network of NASNet, AmoebaNet and PNASNet (TF-slim's nasnet.py and pnasnet.py).
 
-    With a `reduce` cell, one is put before the normal cells N and 2N (N = `repeats`); without, those two run at
-    stride 2 themselves. The ImageNet stem is a strided convolution without padding or ReLU and two reductions with a
-    quarter and half of the filters. The auxiliary head reads the output of normal cell 2N-1.
+    `preset` is a `CellStack`. With a reduction cell, one is put before the normal cells N and 2N (N = `repeats`);
+    without, those two run at stride 2 themselves. The ImageNet stem is a strided convolution without padding or ReLU
+    and two reductions with a quarter and half of the filters. The auxiliary head reads the output of normal cell 2N-1.
     """
+    cells, scale = get_body(genotype, Cells), read_preset(CellStack, preset)
+    normal, reduce = cells.normal, cells.reduce
+    style = imagenet_style if scale.stem == "imagenet" else cifar_style
     network = Network(options, smallest=32 if scale.stem == "imagenet" else 4)
     stem_cells = 2 if scale.stem == "imagenet" else 0
-    cells = 3 * scale.repeats + (2 if reduce else 0) + stem_cells
+    count = 3 * scale.repeats + (2 if reduce else 0) + stem_cells
     # the output of each cell, oldest first, and how many times its height has been halved
     outputs: list[tuple[Tensor, int]] = [(None, 0), (_stem(network, scale, style), 1 if stem_cells else 0)]
     made = 0
@@ -206,7 +209,7 @@ def stack_cells(
     def add(graph: CellGraph, filters: int, strides: int, name: str, oldest: tuple[Tensor, int]) -> None:
         nonlocal made
         newest, level = outputs[-1]
-        depth = (made + 1) / cells if style.drop_path_by_depth else 1.0
+        depth = (made + 1) / count if style.drop_path_by_depth else 1.0
         x = expand(
             graph,
             (oldest[0], newest),

@@ -15,8 +15,8 @@ from typing import Any
 import keras
 
 from zoo.blocks import Style
-from zoo.genotype import Cells, Genotype
-from zoo.skeleton import CellStack, Options, get_body, read_preset, stack_cells
+from zoo.genotype import Genotype
+from zoo.skeleton import Options, stack_cells
 
 STYLE = Style(momentum=0.9997, epsilon=1e-3, bottleneck=True, drop_path_by_depth=False)
 CIFAR_STYLE = dataclasses.replace(STYLE, momentum=0.9, epsilon=1e-5)
@@ -25,6 +25,4 @@ AUXILIARY_WIDTHS = (51, 307)  # int(128 x 0.4), int(768 x 0.4)
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
     """Returns the network; `preset` is a `CellStack`."""
-    cells, scale = get_body(genotype, Cells), read_preset(CellStack, preset)
-    style = STYLE if scale.stem == "imagenet" else CIFAR_STYLE
-    return stack_cells(cells.normal, cells.reduce, scale, style, options, AUXILIARY_WIDTHS)
+    return stack_cells(genotype, preset, options, STYLE, CIFAR_STYLE, AUXILIARY_WIDTHS)

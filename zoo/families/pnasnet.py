@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from zoo.blocks import Style
-from zoo.genotype import Cells, Genotype
-from zoo.skeleton import CellStack, Options, get_body, read_preset, stack_cells
+from zoo.genotype import Genotype
+from zoo.skeleton import Options, stack_cells
 
 STYLE = Style(momentum=0.9997, epsilon=1e-3)
 CIFAR_STYLE = dataclasses.replace(STYLE, momentum=0.9, epsilon=1e-5)
@@ -19,6 +19,4 @@ CIFAR_STYLE = dataclasses.replace(STYLE, momentum=0.9, epsilon=1e-5)
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
     """Returns the network; `preset` is a `CellStack`."""
-    cells, scale = get_body(genotype, Cells), read_preset(CellStack, preset)
-    style = STYLE if scale.stem == "imagenet" else CIFAR_STYLE
-    return stack_cells(cells.normal, cells.reduce, scale, style, options)
+    return stack_cells(genotype, preset, options, STYLE, CIFAR_STYLE)

@@ -285,10 +285,10 @@ def jitter_colors(
 ) -> tf.Tensor:
     """Changes brightness, contrast and saturation by factors of 1 - x to 1 + x, and turns the hue by up to `hue`.
 
-    As torchvision's ColorJitter, but always in this order; hue is a share of the full circle, at most 0.5. Takes RGB
-    and returns float32.
+    As torchvision's ColorJitter, but always in this order; hue is a share of the full circle, at most 0.5. Takes RGB,
+    but for brightness alone, and returns float32.
     """
-    if images.shape[-1] != 3:
+    if (contrast or saturation or hue) and images.shape[-1] != 3:
         raise ValueError(f"images have {images.shape[-1]} channels: colours need RGB, load the data with channels=3")
     count, _, _ = _batch_shape(images)
     drawn = tf.random.stateless_uniform([4, count, 1, 1, 1], seed, -1.0, 1.0)

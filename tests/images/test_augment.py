@@ -107,6 +107,8 @@ def test_a_gray_image_keeps_its_gray_when_saturation_and_hue_change():
 def test_colours_of_a_grayscale_image_are_refused():
     with pytest.raises(ValueError, match="1 channels: colours need RGB, load the data with channels=3"):
         augment.jitter_colors(tf.zeros([1, 4, 4, 1]), key(0, 0))
+    crop_and_flip = augment.imagenet(3, jitter=0.0, hue=0.0)  # as papers' settings have it: no colours, no refusal
+    assert crop_and_flip(tf.zeros([1, 4, 4, 1]), key(0, 0)).shape == (1, 3, 3, 1)
 
 
 def test_the_same_seed_gives_the_same_batch_and_another_seed_another():

@@ -234,7 +234,7 @@ def schedule_drop_path(model: keras.Model, dtype: str | None = None) -> Schedule
     Args:
         dtype: the policy of the twin's layers, such as mixed_bfloat16; None for the model's.
     """
-    progress = tf.Variable(0.0, trainable=False)
+    progress = tf.Variable(tf.zeros([]), trainable=False)
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.layers.Dropout) and layer.name.endswith(_DROP_PATH):

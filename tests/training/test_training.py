@@ -245,7 +245,7 @@ def test_average_follows_the_weights_by_hand():
     np.testing.assert_allclose(model.get_weights()[1], [0.55, 0.55], rtol=1e-6)
 
 
-def test_searched_cell_with_drop_path_learns_and_traces_once():
+def test_searched_cell_learns_while_its_drop_path_grows():
     twin = schedule_drop_path(small_network(drop_path_rate=0.2))
     outcome = fit(
         twin.model, part(), part(32, seed=1), Settings(epochs=2, batch_size=16), seed=0, drop_path=twin.progress

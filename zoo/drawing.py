@@ -102,8 +102,8 @@ def _places(graph: CellGraph) -> dict[int, _Place]:
         y = (ops[-1] if ops else y) + 0.8
         middle = sum(ops) / len(ops) if ops else y - 0.8
         places[number] = _Place(_COLUMN * depths[number], middle, ops)
-    bottom = max(y - 0.8, 1.0)
-    places[0], places[1] = _Place(0.0, 0.3 * bottom), _Place(0.0, 0.7 * bottom)
+    middle, apart = (y - 0.8) / 2, max(0.3, 0.2 * (y - 0.8))  # the boxes of a cell of one node would touch
+    places[0], places[1] = _Place(0.0, middle - apart), _Place(0.0, middle + apart)
     return places
 
 

@@ -1,9 +1,11 @@
-"""ENAS: one network holds all; its weights are shared by all paths, and a controller learns which path is good.
+r"""ENAS: one network holds all; its weights are shared by all paths, and a controller learns which path is good.
 
     python -m recipes.enas                            # micro space: cells; embedded images, on 2 cores
     python -m recipes.enas --preset=laptop-macro      # macro space: a chain of layers with skips
     python -m recipes.enas --algorithm=uniform        # no controller: random paths of the same supernet and budget
     python -m recipes.enas --algorithm=random         # random networks of the space alone, trained alike
+    python -m recipes.enas --search_epochs=10 --rate_period=10 --uniform_epochs=10 --shared_joins --score=loss \
+        --supernets=3                                 # what ranks best on the table enas: docs/results.md
     python -m recipes.enas --preset=paper --dry_run   # a few steps, and what the search would need on this machine
 
 Weights and controller learn by turns, epoch by epoch; then the controller draws some paths, and the one that is most
@@ -20,9 +22,11 @@ Kendall's tau of shared-weight and stand-alone accuracy is -0.06, 0.31 and 0.36.
 
 Source: Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018, and the scripts of
 melodyguan/enas, whose settings the presets paper and paper-macro have (the paper's controller: rate 0.00035,
-temperature 5, tanh_constant 2.5, entropy 0.1). Departures: paths are searched in the very network that is built
-afterwards; reward images are kept apart from the validation images that judge results; all images reserved for rewards
-choose the path, not one batch of them; statistics are those of the batch in the macro space too.
+temperature 5, tanh_constant 2.5, entropy 0.1); uniform paths by Li and Talwalkar, "Random Search and Reproducibility
+for Neural Architecture Search", UAI 2019; the mean over supernets as in deep ensembles, Lakshminarayanan et al.,
+NeurIPS 2017. Departures: paths are searched in the very network that is built afterwards; reward images are kept apart
+from the validation images that judge results; all images reserved for rewards choose the path, not one batch of them;
+statistics are those of the batch in the macro space too.
 """
 
 from typing import Any

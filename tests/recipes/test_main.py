@@ -260,7 +260,7 @@ def test_traceback_flag_shows_where_an_error_for_the_user_was_raised():
 
 TOY = '''
 """A toy that waits."""
-import dataclasses, sys, time
+import dataclasses, signal, sys, time
 from pathlib import Path
 from recipes import _main
 from recipes.__main__ import list_programs
@@ -277,6 +277,7 @@ def wait(config):
     time.sleep(config.seconds)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background have it ignored
     _main.run(wait, {"laptop": Config()})
 '''
 

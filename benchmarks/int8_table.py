@@ -26,9 +26,9 @@ import zoo
 from benchmarks.machine import describe_machine
 from benchmarks.zoo_table import publish, replace_between
 from recipes import _main
-from recipes.engine import child_training as trial
 from recipes.images import augment
 from recipes.images import sources as data
+from recipes.training import child_training as trial
 from zoo import genotype_json
 from zoo.atomic import write_atomically
 from zoo.deploy import measure, quantize, report, tflite
@@ -36,7 +36,7 @@ from zoo.genotype import Genotype
 from zoo.markdown import make_table
 from zoo.weights.published import transfer
 
-WEIGHTS = "model.weights.h5"  # what recipes.engine.child_training leaves of a finished training
+WEIGHTS = "model.weights.h5"  # what recipes.training.child_training leaves of a finished training
 RUNS = 250  # of each file, for its latency
 HEAD = (
     "network", "image", "parameters, k", "multiply-adds, M", "float", "int8, PTQ", "int8, QAT", "file, kB",

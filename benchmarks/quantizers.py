@@ -21,8 +21,8 @@ import numpy as np
 import zoo
 from benchmarks.int8_table import NETWORKS
 from benchmarks.machine import describe_machine
-from recipes.engine import child_training as trial
 from recipes.images import sources as data
+from recipes.training import child_training as trial
 from zoo import graph
 from zoo.deploy import equalize, measure, tflite, tflm
 from zoo.weights.published import transfer

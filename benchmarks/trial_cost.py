@@ -2,7 +2,7 @@
 
 A few minutes, with `--smoke` one: a cell of one node. The networks are NASNet cells of a search's size; each side runs
 in processes of its own, one after the other, the imports and a first small network left out. Why ours takes less
-(recipes/engine/child_training.py):
+(recipes/training/child_training.py):
 
 * grappler's rewrites are off while the step is traced: for a graph of thousands of nodes that is run some hundred times
   they take longer than they save;
@@ -44,8 +44,8 @@ def networks(nodes: int, repeats: int):
 
 
 def ours(build, images, labels) -> None:
-    """Builds a network and takes one step, as recipes.engine.child_training does."""
-    from recipes.engine import child_training
+    """Builds a network and takes one step, as recipes.training.child_training does."""
+    from recipes.training import child_training
     from recipes.training.learner import Learner
     from recipes.training.tensorflow_options import without_rewrites
 

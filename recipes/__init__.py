@@ -7,7 +7,7 @@ from types import ModuleType
 _MOVED = {  # what users import as `from recipes import NAME`, and where it is now
     "data": "recipes.images.sources",
     "spaces": "recipes.engine.spaces",
-    "trial": "recipes.engine.child_training",
+    "trial": "recipes.training.child_training",
     "tuner": "recipes.engine.tuner",
 }
 

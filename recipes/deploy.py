@@ -26,7 +26,7 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from recipes.training.progress import show_steps
-from recipes.training.results import find_class_names, find_origin
+from recipes.training.results import find_class_names, find_origin, write_labels
 from zoo.atomic import check_folder, write_atomically
 from zoo.deploy import boards, planner, tflite_file
 
@@ -177,7 +177,7 @@ def deploy(config: Config) -> "Report":
                 page += _compile_for_npu(config, files)
         write_atomically(config.folder / "deploy.md", page)
         if found is not None:
-            deployable.write_labels(config.folder, found)
+            write_labels(config.folder, found)
         if config.c_array:
             names = () if found is None else found["class_names"]
             c_array.write(_file_for_boards(files), config.folder, "model", class_names=names)

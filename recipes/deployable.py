@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,9 +13,7 @@ import numpy as np
 import zoo
 from recipes.images import EMBEDDED, FolderOptions, Interpolation, Preprocess
 from recipes.training.results import (
-    CLASS_NAMES,
     MODEL,
-    SOURCE,
     Origin,
     Weights,
     describe_images,
@@ -27,7 +24,6 @@ from recipes.training.results import (
     make_metadata,
 )  # fmt: skip
 from zoo import genotype_json, manifest
-from zoo.atomic import write_atomically
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
@@ -446,12 +442,6 @@ def describe(config: ModelAndData, source: "Data", reading: Reading) -> dict[str
     """Returns what SOURCE holds, under the names of a training's results.json."""
     images = describe_images(str(config.data or source.name), source, None, reading.normalize)
     return {"model": config.model, **images, **reading.describe()}
-
-
-def write_labels(folder: Path, found: dict[str, Any]) -> None:
-    """Writes beside the files what an application needs: CLASS_NAMES, and in SOURCE what the files read."""
-    write_atomically(folder / CLASS_NAMES, json.dumps(found["class_names"], ensure_ascii=False, indent=1) + "\n")
-    write_atomically(folder / SOURCE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
 def held_out(config: ModelAndData, source: "Data", reading: Reading) -> tuple[np.ndarray, np.ndarray]:

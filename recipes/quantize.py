@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +26,7 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import Deployable, ModelAndData, check_counts
 from recipes.training.progress import show_steps
+from recipes.training.results import save_model, write_labels
 from zoo.atomic import write_atomically
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -96,7 +96,7 @@ def train(config: Config) -> "report.Report":
             threads=config.threads, progress=tell,
         )  # fmt: skip
         deployable.warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
-        deployable.write_labels(config.folder, subject.describe(config))
+        write_labels(config.folder, subject.describe(config))
         if config.copy_back:
             tell("model.keras")
             _write_copy(config, subject.model, aware)
@@ -198,16 +198,12 @@ def _state(config: Config, model: "keras.Model") -> Path:
 
 
 def _write_copy(config: Config, model: "keras.Model", aware: "quantize.Aware") -> None:
-    import keras
-
     from zoo import graph
     from zoo.deploy import quantize
 
     copy = graph.copy_model(model)
     quantize.copy_back(aware, copy)
-    with tempfile.TemporaryDirectory() as folder:
-        keras.saving.save_model(copy, Path(folder, "model.keras"))
-        write_atomically(Path(config.folder, "model.keras"), Path(folder, "model.keras").read_bytes())
+    save_model(copy, config.folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import keras_tuner
 import numpy as np
 
 import zoo
-from recipes.engine import child_training, tuner
+from recipes.engine import tuner
 from recipes.engine.config import ChildConfig
 from recipes.engine.latency import LatencyTable, MeasuredLatencies
 from recipes.engine.spaces import Space
@@ -19,6 +19,7 @@ from recipes.images.augment import Normalization, cifar
 from recipes.images.parts import Arrays, Part
 from recipes.oracles import NSGA2, BayesianSearch, LocalSearch, RandomSearch, SearchOracle
 from recipes.oracles.base import EPOCHS
+from recipes.training import child_training
 from recipes.training.optimizer import Settings
 from zoo.deploy import planner, tflite
 from zoo.genotype import Genotype
@@ -207,7 +208,7 @@ class NetworkScorer:
         until: int | None = None,
         test_part: Part | None = None,
     ) -> dict[str, float]:
-        """Trains a network with the task's seed in the task's folder; see recipes.engine.child_training.train."""
+        """Trains a network with the task's seed in the task's folder; see recipes.training.child_training.train."""
         images, size = self.images, self.images.input_shape[0]
         try:
             return child_training.train(

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import zoo
-from recipes.engine import child_training, tuner
+from recipes.engine import tuner
 from recipes.engine.children import NetworkScorer
+from recipes.training import child_training
 from recipes.training.progress import duration
 from zoo.genotype import Genotype
 

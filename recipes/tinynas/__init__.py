@@ -11,10 +11,7 @@ resolution and width. Killed and started again with the same command, the search
 
 Result: reproduced at reduced scale, on a table of a small space. The laptop preset finds networks of the 90th
 percentile (89.7, seeds 3 to 8, 2026-11-26), 0.29 ± 0.13 points above random search in the same time; Kendall's tau of
-the shared weights is 0.47 of at most 0.61. In the preset's own space, with one supernet and the sandwich rule as it was
-(2026-11-25, seeds 0 to 2), found networks were no better than random ones from scratch, 0.798 on test images, and had
-0.827 to 0.842 after three epochs of fine-tuning; 40,996, 36,292 and 40,600 bytes of RAM predicted, 68 to 72 fewer
-measured.
+the shared weights is 0.47 of at most 0.61. What it finds in its own space: docs/results.md.
 
 The stages, in order, and where each is:
 1. a resolution and width: `space.explore`, with what a network needs from `needs`;

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import zoo
 from recipes.cards.compare import kendall_tau
-from recipes.engine import child_training, tuner
+from recipes.engine import tuner
 from recipes.engine.children import NetworkScorer
 from recipes.engine.dry_run import limit_batch, peak_memory, time_steps
 from recipes.images import sources as image_data
@@ -27,9 +27,10 @@ from recipes.tinynas.config import Config
 from recipes.tinynas.needs import Needs, predict_needs
 from recipes.tinynas.supernet import MOMENTS, Supernet
 from recipes.tinynas.training import ElasticTraining
+from recipes.training import child_training
 from recipes.training.evaluation import Scores, evaluate, measure_accuracy
 from recipes.training.progress import Report, duration
-from recipes.training.results import describe_images, make_metadata
+from recipes.training.results import describe_images, make_metadata, save_model, write_labels
 from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic, genotype_json
 from zoo.deploy import measure, metadata, planner, tflite, tflite_file
@@ -252,10 +253,7 @@ def _fine_tune(
     accuracies = _train(scorer, build, folder, test, report, "fine-tuning, ")
     final = zoo.build(found)
     final.load_weights(folder / "model.weights.h5")
-    temporary = folder / "model.keras"
-    final.save(temporary)
-    atomic.write_atomically(scorer.config.folder / "model.keras", temporary.read_bytes())
-    temporary.unlink()
+    save_model(final, scorer.config.folder)
     tuner.forget_models()
     return {"inherited_test_accuracy": before, **accuracies}
 
@@ -284,6 +282,7 @@ def _convert(scorer: SubNetworks, genotype: Genotype, test: Part, report: Report
     calibration = np.asarray(scorer.normalization(scorer.images.train.head(_CALIBRATION)[0]))
     file = tflite.convert(model, quantize="int8", calibration=calibration)
     found = describe_images(config.data, scorer.images, None, scorer.normalization)
+    write_labels(folder, found)
     described = make_metadata(model.name, found, genotype_json.to_json(genotype))
     atomic.write_atomically(folder / "model.tflite", metadata.attach(file, described))
     pixels, labels = test.head(_INT8_IMAGES)

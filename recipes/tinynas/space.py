@@ -61,21 +61,23 @@ class TinySpace(Space):
     stages: int = len(FILTERS)  # the first ones alone make a small space, of which every network can be trained
 
     def __post_init__(self):
-        if not 0 < self.width <= 4:
-            raise ValueError(f"width is {self.width}; expected a number above 0, at most 4")
-        if len(self.strides) != len(FILTERS) or not set(self.strides) <= {1, 2}:
-            raise ValueError(f"strides is {self.strides}; expected {len(FILTERS)} numbers, each 1 or 2")
-        if not self.kernels or any(kernel % 2 == 0 or kernel < 1 for kernel in self.kernels):
-            raise ValueError(f"kernels is {self.kernels}; expected odd numbers, such as {KERNELS}")
-        for name, least, usual in (("expansions", 2, EXPANSIONS), ("depths", 1, DEPTHS)):
-            if not (values := getattr(self, name)) or min(values) < least:
-                raise ValueError(f"{name} is {values}; expected whole numbers from {least}, such as {usual}")
-        if not self.shares or not all(0 < share <= 1 for share in self.shares):
-            raise ValueError(f"shares is {self.shares}; expected numbers above 0, at most 1, such as 0.75,1")
-        if self.divisor < 1:
-            raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
-        if not 1 <= self.stages <= len(FILTERS):
-            raise ValueError(f"stages is {self.stages}; expected a whole number from 1 to {len(FILTERS)}")
+        number = "a whole number from 1"
+        checks = {
+            "width": (0 < self.width <= 4, "a number above 0, at most 4"),
+            "strides": (len(self.strides) == len(FILTERS) and {*self.strides} <= {1, 2}, "6 numbers, each 1 or 2"),
+            "kernels": (self.kernels and all(k % 2 and k > 0 for k in self.kernels), f"odd numbers, such as {KERNELS}"),
+            "expansions": (min(self.expansions, default=0) > 1, f"whole numbers from 2, such as {EXPANSIONS}"),
+            "depths": (min(self.depths, default=0) > 0, f"whole numbers from 1, such as {DEPTHS}"),
+            "shares": (
+                self.shares and all(0 < share <= 1 for share in self.shares),
+                "numbers above 0, at most 1, such as 0.75,1",
+            ),
+            "divisor": (self.divisor > 0, number),
+            "stages": (1 <= self.stages <= len(FILTERS), f"{number} to {len(FILTERS)}"),
+        }
+        for name, (fits, expected) in checks.items():
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {expected}")
 
     @functools.cached_property
     def decisions(self) -> tuple[Decision, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -144,8 +146,8 @@ class TinySpace(Space):
         inputs, filters, depth = self.first_filters, 0, 0
         for block in self.blocks:
             if block.number == 0:
-                filters = self.filters(block.stage, self._share(values, block.stage))
-                depth = self._depth(values, block.stage)
+                filters = self.filters(block.stage, values.get(f"stage{block.stage}/share", max(self.shares)))
+                depth = values.get(f"stage{block.stage}/depth", max(self._depths(block.stage)))
             name = f"stage{block.stage}/block{block.number}"
             yield block, block.number < depth, values[f"{name}/kernel"], inputs, values[f"{name}/expansion"], filters
             inputs = filters
@@ -160,13 +162,6 @@ class TinySpace(Space):
 
     def _depths(self, stage: int) -> tuple[int, ...]:
         return self.depths if stage < self.stages - 1 else (1,)
-
-    def _depth(self, values: Mapping[str, Any], stage: int) -> int:
-        depths = self._depths(stage)
-        return values[f"stage{stage}/depth"] if len(depths) > 1 else max(depths)
-
-    def _share(self, values: Mapping[str, Any], stage: int) -> float:
-        return values[f"stage{stage}/share"] if len(self.shares) > 1 else max(self.shares)
 
     def _round_filters(self, filters: float) -> int:
         """Returns a multiple of the divisor near `width` x filters, no more than a tenth below (make_divisible)."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.deploy.metadata import Metadata
 
 MODEL, RESULTS, CLASS_NAMES = "model.keras", "results.json", "class_names.json"
-SOURCE = "source.json"  # what recipes.deploy and recipes.quantize write beside their files in the place of RESULTS
+SOURCE = "source.json"  # beside files that recipes.deploy, quantize and tinynas write, in the place of RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,14 +234,28 @@ def describe_images(name: str, images: Any, preprocess: str | None, normalizatio
     }
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """Writes model.keras into the folder, whole or not at all."""
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save(Path(temporary, MODEL))
+        atomic.write_atomically(folder / MODEL, Path(temporary, MODEL).read_bytes())
+
+
+def write_labels(folder: Path, found: Mapping[str, Any]) -> None:
+    """Writes beside a model's files what an application needs: CLASS_NAMES, and in SOURCE what the files read.
+
+    `found` is what `describe_images` returns, and whatever else is known.
+    """
+    atomic.write_atomically(folder / CLASS_NAMES, json.dumps(found["class_names"], ensure_ascii=False, indent=1) + "\n")
+    atomic.write_atomically(folder / SOURCE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+
+
 def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: Any) -> None:
     """Writes model.keras, class_names.json, results.md and, last, results.json with the options; prints the accuracy.
 
     `model` has probabilities as its output, `results` are JSON values, `config` is a dataclass.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        model.save(Path(temporary, MODEL))
-        atomic.write_atomically(folder / MODEL, Path(temporary, MODEL).read_bytes())
+    save_model(model, folder)
     atomic.write_atomically(folder / CLASS_NAMES, json.dumps(results["class_names"], indent=1) + "\n")
     table = markdown.make_table(("what", "value"), list(results.items()))
     atomic.write_atomically(folder / "results.md", table + "\n")

@@ -16,10 +16,10 @@ import pytest
 from benchmarks import table_search
 from recipes import tables, tabulate
 from recipes.cards.compare import kendall_tau
-from recipes.engine import child_training
 from recipes.engine.workers import Task
 from recipes.tables import Network, page
 from recipes.tables.repeated import RepeatedScorer, load_all_images
+from recipes.training import child_training
 from zoo.canonical import canonical_hash
 
 SMOKE = tabulate.PRESETS["smoke"]

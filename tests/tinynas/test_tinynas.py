@@ -33,6 +33,7 @@ from recipes.tinynas.supernet import Supernet
 from recipes.tinynas.training import ElasticTraining, draw_fairly, sort_channels
 from recipes.training import tensorflow_options
 from recipes.training.evaluation import Scores
+from recipes.training.results import find_class_names, find_origin
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
 
@@ -338,6 +339,10 @@ def test_the_result_is_a_genotype_file_that_builds_and_an_int8_file_that_fits(tm
     assert len(result["random"]["test_accuracies"]) == SMOKE.random_networks
     kept = keras.saving.load_model(tmp_path / "model.keras")
     assert kept.input_shape == model.input_shape
+    origin = find_origin(tmp_path / "model.keras")
+    assert (origin.data, origin.image_size) == (SMOKE.data, model.input_shape[1:3])
+    assert origin.normalization
+    assert len(find_class_names(tmp_path / "model.keras") or ()) == 10
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ PROGRAM = """
 
     processor = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-    from recipes.engine import child_training as trial
+    from recipes.training import child_training as trial
     from recipes.images.parts import Arrays
     from recipes.training.learner import list_gpus
 

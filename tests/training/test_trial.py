@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recipes.engine import child_training as trial
 from recipes.images.parts import Arrays, Stream
+from recipes.training import child_training as trial
 from recipes.training.evaluation import Evaluator
 from recipes.training.tensorflow_options import run_branches_side_by_side
 

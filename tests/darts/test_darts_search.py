@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 import zoo
-from recipes import _search, darts
+from recipes import _seeds, darts
 from recipes.cards.read import read_search
 from recipes.darts import seeds
 from recipes.darts.space import DartsSpace
@@ -147,7 +147,7 @@ def test_the_result_is_a_genotype_file_that_builds(tmp_path):
 
 @pytest.mark.slow
 def test_random_cells_are_trained_alike_and_ranked_by_the_shared_weights_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(_search, "LEAST_NETWORKS", 2)
+    monkeypatch.setattr(_seeds, "LEAST_NETWORKS", 2)
     config = dataclasses.replace(SMOKE, folder=tmp_path, random_cells=2)
     darts.search(config, observe=lambda status: None)
     alone = [trial.score for trial in read_search(tmp_path / "baseline").trials]

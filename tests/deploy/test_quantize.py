@@ -142,6 +142,7 @@ def test_tflm_and_litert_agree(tuned, data):
     assert np.abs(litert - tflm).max() <= 6 * STEP  # one step of a logit is up to six of its probability
 
 
+@pytest.mark.slow
 def test_weights_of_four_bits_are_exported_as_they_were_trained(model, data):
     aware = quantize.prepare(model, data[0], "int4")
     quantize.fine_tune(aware, *data, epochs=1, learning_rate=1e-3)
@@ -312,6 +313,7 @@ def test_foreign_network_trains_for_int8_and_its_weights_come_back():
     assert np.abs(np.asarray(model(images)) - expected).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_foreign_network_is_pruned_and_clustered_with_its_statistics():
     images = np.random.default_rng(1).normal(100, 40, (32, 16, 16, 3)).astype(np.float32)
     model, labels = foreign_network(), np.full((32, CLASSES), 0.5)

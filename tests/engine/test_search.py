@@ -117,6 +117,7 @@ def test_two_seeds_that_find_one_cell_train_it_once(tmp_path):
     assert read_search(tmp_path).finished
 
 
+@pytest.mark.slow
 def test_random_networks_are_trained_alike_and_ranked_by_each_seeds_weights(tmp_path):
     search(tmp_path, Finder(), trials=2, baseline=12)
     ranking = json.loads((tmp_path / "ranking.json").read_text())

@@ -251,6 +251,7 @@ def test_fair_steps_have_each_choice_of_a_decision_equally_often():
     assert drawn != draw_fairly(space, 4, np.random.default_rng(1))
 
 
+@pytest.mark.slow
 def test_several_supernets_score_by_the_mean_of_what_each_says():
     net, rng = Supernet(SMALL, 4, 1), np.random.default_rng(0)
     images, labels = rng.normal(size=(6, 16, 16, 1)).astype(np.float32), np.arange(6) % 4

@@ -189,7 +189,11 @@ def without_seconds(outcome):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"settings": ADAMW, "make": half, **MIXED}], ids=["momentum and average", "all that people add"]
+    "options",
+    [
+        pytest.param({}, id="momentum and average"),
+        pytest.param({"settings": ADAMW, "make": half, **MIXED}, id="all that people add", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_training_gives_the_same_result(tmp_path, options):
     whole, model = run(tmp_path / "whole", **options)

@@ -33,7 +33,7 @@ from recipes.training.progress import Observe
 from zoo import atomic
 from zoo.genotype import Genotype
 
-_SCORE_NAMES = {"val_accuracy": "validation accuracy"}
+_SCORE_NAMES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
 
 # architectures, as values -> each seed whose shared weights there are, with the architectures' accuracies by them
 Rank = Callable[[Sequence[Mapping[str, Any]]], Iterable[tuple[int, Sequence[float]]]]

@@ -27,12 +27,11 @@ Departures: what limits is the arena and the file of TensorFlow Lite for Microco
 (`--engine=bare` counts as the paper does); children that are known are drawn again.
 """
 
-import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.tinynas.config import PRESETS, Config
-from recipes.training.progress import Observe, Report, Status, show_progress
+from recipes.training.progress import Observe, Report, Status
 from zoo.genotype import Genotype
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -54,7 +53,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     from recipes.tinynas.supernet import Supernet
     from recipes.tinynas.training import train_supernets
 
-    with _watch(observe) as watch:
+    with _search.watch_search(observe, "tinynas", config.score_name) as watch:
 
         def report(share: float, text: str) -> None:
             watch(Status(0, config.trials, None, None, share, text))
@@ -72,7 +71,7 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         provenance = {"width": chosen.width, "budget": config.budget._asdict()}
         found = _search.run_trials(make_oracle(sized, scorer), scorer, "tinynas", watch, provenance, scorer.rank)
         best = next(trial for trial in read_search(config.folder).trials if trial.number == found.source["trial"])
-    with _watch(observe) as watch:
+    with _search.watch_search(observe, "tinynas", config.score_name) as watch:
 
         def report_finish(share: float, text: str) -> None:
             watch(Status(config.trials, None, found.source["score"], None, share, text))
@@ -82,10 +81,6 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     if observe is None:
         print(describe_result(result, config.folder))
     return found
-
-
-def _watch(observe: Observe | None) -> Any:
-    return show_progress("tinynas") if observe is None else contextlib.nullcontext(observe)
 
 
 def choose_configuration(config: Config, report: Report) -> "Configuration":

@@ -100,7 +100,7 @@ class SubNetworks(NetworkScorer):
     @property
     def objectives(self) -> dict[str, str]:
         """Metric -> "max" or "min"; the first is the score."""
-        return {"val_loss": "min"} if self.config.score == "loss" else {"val_accuracy": "max"}
+        return {self.config.score_name: "min" if self.config.score == "loss" else "max"}
 
     def rank(self, networks: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
         """Returns the seed with scores of networks by the shared weights, the more the better."""

@@ -97,6 +97,11 @@ class Config(ChildConfig):
         return TinySpace(width, strides, self.kernels, self.expansions, self.depths, self.shares, stages=self.stages)
 
     @property
+    def score_name(self) -> str:
+        """The metric that is the score."""
+        return "val_loss" if self.score == "loss" else "val_accuracy"
+
+    @property
     def budget(self) -> Budget:
         """The memory that a network may take."""
         return Budget.from_board(self.board, self.max_sram, self.max_flash, bare=self.engine == "bare")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from recipes import _main
 from recipes.engine import spaces
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least, offer_oracle
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, offer_oracle
+from recipes.training import check_at_least
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype

@@ -12,6 +12,7 @@ import numpy as np
 
 import zoo
 from recipes.images import EMBEDDED, FolderOptions, Interpolation, Preprocess
+from recipes.training import check_at_least
 from recipes.training.results import (
     MODEL,
     Origin,
@@ -61,7 +62,7 @@ class ModelOptions:
     threads: int = 1  # of LiteRT
 
     def __post_init__(self):
-        check_counts(self, "threads", "image_size")
+        check_at_least(self, {"threads": 1, "image_size": 1})
 
     @property
     def output_key(self) -> str | int | None:
@@ -84,15 +85,7 @@ class ModelAndData(ModelOptions, FolderOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "images", "calibration")
-
-
-def check_counts(options: Any, *names: str) -> None:
-    """Raises ValueError for an option below 1, unless it is None."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; expected a whole number from 1")
+        check_at_least(self, {"images": 1, "calibration": 1})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from recipes import _main
-from recipes.deployable import ModelOptions, check_counts
+from recipes.deployable import ModelOptions
 from recipes.images import FolderOptions
+from recipes.training import check_at_least
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Config(ModelOptions, FolderOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "images", "batch_size")
+        check_at_least(self, {"images": 1, "batch_size": 1})
 
 
 PRESETS = {"laptop": Config()}

@@ -17,9 +17,8 @@ import numpy as np
 
 import zoo
 from recipes import _main
-from recipes.engine.config import check_at_least
 from recipes.images import EMBEDDED, Preprocess
-from recipes.training import ADAMW_RATE, TrainingOptions, check_options
+from recipes.training import ADAMW_RATE, TrainingOptions, check_at_least, check_options
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from recipes import _main, mnasnet
-from recipes.engine.config import check_at_least
-from recipes.training import progress
+from recipes.training import check_at_least, progress
 from recipes.training.progress import Observe, Status
 from zoo import atomic
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes import _main
-from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, check_at_least, offer_oracle
+from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, offer_oracle
 from recipes.engine.spaces import PNASNET_OPS, CellSpace, Decision, check_values
+from recipes.training import check_at_least
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node

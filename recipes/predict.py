@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from recipes import _main
-from recipes.deployable import ModelOptions, check_counts
+from recipes.deployable import ModelOptions
+from recipes.training import check_at_least
 
 _BATCH = 64  # pictures at once
 
@@ -35,7 +36,7 @@ class Config(ModelOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "top")
+        check_at_least(self, {"top": 1})
 
 
 PRESETS = {"laptop": Config()}

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recipes import _main, deployable
-from recipes.deployable import Deployable, ModelAndData, check_counts
+from recipes.deployable import Deployable, ModelAndData
+from recipes.training import check_at_least
 from recipes.training.progress import show_steps
 from recipes.training.results import save_model, write_labels
 from zoo.atomic import write_atomically
@@ -53,7 +54,7 @@ class Config(ModelAndData):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "epochs", "batch_size", "training_images")
+        check_at_least(self, {"epochs": 1, "batch_size": 1, "training_images": 1})
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity}; expected a share above 0 and below 1, such as 0.5, or none")
         if self.clusters is not None and self.clusters < 2:

@@ -34,9 +34,10 @@ from recipes import _main
 from recipes.darts.space import OPS as DARTS_OPS
 from recipes.darts.space import DartsSpace
 from recipes.enas.space import MicroSpace
-from recipes.engine.config import ChildConfig, check_at_least, check_ops
+from recipes.engine.config import ChildConfig, check_ops
 from recipes.engine.spaces import NASNET_OPS, Space, nasnet
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
+from recipes.training import check_at_least
 from recipes.training.progress import Observe, Status, show_progress
 from zoo.formats.enas import MICRO_OPS
 

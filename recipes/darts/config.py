@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from recipes.darts.space import OPS, DartsSpace
-from recipes.engine.config import SEEDS, ChildConfig, check_at_least, check_ops
-from recipes.training import check_options
+from recipes.engine.config import SEEDS, ChildConfig, check_ops
+from recipes.training import check_at_least, check_options
 
 
 @dataclasses.dataclass(frozen=True)

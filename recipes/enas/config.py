@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from recipes.enas.space import ChainSpace, MicroSpace
-from recipes.engine.config import SEEDS, ChildConfig, check_at_least, check_ops
+from recipes.engine.config import SEEDS, ChildConfig, check_ops
+from recipes.training import check_at_least
 from zoo.formats.enas import MICRO_OPS
 
 _FREE = ("random_networks", "save_seconds")  # what may change when a search is resumed

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes.images import FolderOptions
+from recipes.training import check_at_least
 from zoo.genotype import near
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ def offer_oracle(oracle: str, module: str) -> Callable[[str], Any]:
         return getattr(importlib.import_module("recipes.oracles"), name)
 
     return get
-
-
-def check_at_least(config: Any, least: dict[str, int]) -> None:
-    """Raises ValueError where an option is below its least value; None is no number and passes."""
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
 
 
 def check_ops(ops: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.networks import Network, StackedDense, State
+from recipes.training import check_at_least
 
 _CHUNK = 16_384  # candidates that are scored at once
 
@@ -53,9 +54,7 @@ class Fitting:
             raise ValueError(
                 f"network is {self.network!r} and target {self.target!r}; expected mlp or lstm, accuracy or ranks"
             )
-        for name in ("members", "embedding", "hidden", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number from 1")
+        check_at_least(self, {"members": 1, "embedding": 1, "hidden": 1, "steps": 1, "batch": 1})
         if not 0 < self.share <= 1 or self.first_rate <= 0 or self.rate <= 0:
             raise ValueError(
                 f"share is {self.share}, first_rate {self.first_rate} and rate {self.rate}; expected a share "

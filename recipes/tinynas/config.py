@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from recipes.engine.config import ChildConfig, check_at_least
+from recipes.engine.config import ChildConfig
 from recipes.tinynas.needs import Budget
 from recipes.tinynas.space import FILTERS, RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
+from recipes.training import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)

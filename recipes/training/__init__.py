@@ -23,6 +23,14 @@ def check_options(options: Any, names: str, expected: str, holds: Callable[[Any]
             raise ValueError(f"{name} is {value}; expected {expected}")
 
 
+def check_at_least(options: Any, least: dict[str, int]) -> None:
+    """Raises ValueError where an option is below its least value; None is no number and passes."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} is {value}; expected a whole number from {smallest}")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions(FolderOptions):
     """Options that recipes.train and recipes.finetune share."""

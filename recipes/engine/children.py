@@ -11,7 +11,7 @@ import numpy as np
 
 import zoo
 from recipes.engine import tuner
-from recipes.engine.config import ChildConfig
+from recipes.engine.config import ChildConfig, describe_excess
 from recipes.engine.latency import LatencyTable, MeasuredLatencies
 from recipes.engine.spaces import Space
 from recipes.images import sources as image_data
@@ -147,16 +147,16 @@ class NetworkScorer:
         network that is too large by it is too large; one that is not is converted, and planned as TFLM places it.
         """
         config, cost = self.config, zoo.cost.of(model)
-        yield _over("params", cost.params, config.max_params)
-        yield _over("macs", cost.macs, config.max_macs)
-        yield _over("bytes of SRAM, predicted", cost.peak_memory, config.max_sram)
-        yield _over("bytes of flash, predicted", cost.flash, config.max_flash)
+        yield describe_excess("params", cost.params, config.max_params)
+        yield describe_excess("macs", cost.macs, config.max_macs)
+        yield describe_excess("bytes of SRAM, predicted", cost.peak_memory, config.max_sram)
+        yield describe_excess("bytes of flash, predicted", cost.flash, config.max_flash)
         if config.max_sram or config.max_flash:
             plan = plan_memory(model)
-            yield _over("bytes of SRAM", plan.arena, config.max_sram)
-            yield _over("bytes of flash", plan.flash, config.max_flash)
-        if config.max_latency and (milliseconds := self.latency(values, model)) > config.max_latency:
-            yield f"{milliseconds:.4g} ms, more than {config.max_latency:.4g}"
+            yield describe_excess("bytes of SRAM", plan.arena, config.max_sram)
+            yield describe_excess("bytes of flash", plan.flash, config.max_flash)
+        if config.max_latency:
+            yield describe_excess("ms", self.latency(values, model), config.max_latency)
 
     def latency(self, values: Mapping[str, Any], model: keras.Model | None = None) -> float:
         """Returns the ms of one image, by the table or measured on this machine once in the life of the search.
@@ -240,10 +240,6 @@ class NetworkScorer:
         return child_training.child_settings(
             len(self.images.train), config.epochs, config.batch_size, config.learning_rate, config.weight_decay, ends
         )
-
-
-def _over(name: str, value: int, most: int | None) -> str | None:
-    return f"{value:,} {name}, more than {most:,}" if most is not None and value > most else None
 
 
 def plan_memory(model: keras.Model) -> planner.Plan:

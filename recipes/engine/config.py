@@ -39,6 +39,12 @@ def check_ops(ops: tuple[str, ...], known: tuple[str, ...]) -> None:
         raise ValueError(f"ops is {','.join(ops)!r}; expected each operation once, and at least one of them")
 
 
+def describe_excess(name: str, value: float, most: float | None) -> str | None:
+    """Returns by what a network exceeds a limit, or None where it does not, or there is no limit."""
+    number = "," if isinstance(value, int) else ".4g"
+    return None if most is None or value <= most else f"{value:{number}} {name}, more than {most:{number}}"
+
+
 def read_directions(
     option: str, texts: tuple[str, ...], known: tuple[str, ...], short: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:

@@ -14,7 +14,7 @@ percentile (89.7, seeds 3 to 8, 2026-11-26), 0.29 ± 0.13 points above random se
 the shared weights is 0.47 of at most 0.61. What it finds in its own space: docs/results.md.
 
 The stages, in order, and where each is:
-1. a resolution and width: `space.explore`, with what a network needs from `needs`;
+1. a resolution and width: `choose_configuration`, with what a network needs from `needs`;
 2. the once-for-all network of that space: `supernet`, trained in `training`;
 3. evolution (recipes.oracles.evolution) of sub-networks by the weights that they inherit, normalisation recalibrated
    for each: `children`;
@@ -28,9 +28,14 @@ Departures: what limits is the arena and the file of TensorFlow Lite for Microco
 """
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from recipes.tinynas.config import PRESETS, Config
+from recipes.tinynas.needs import predict_needs
+from recipes.tinynas.space import Configuration, rank_configurations, save_configurations
 from recipes.training.progress import Observe, Report, Status
 from zoo.genotype import Genotype
 
@@ -38,7 +43,6 @@ from zoo.genotype import Genotype
 if TYPE_CHECKING:
     from recipes.oracles import SearchOracle
     from recipes.tinynas.children import SubNetworks
-    from recipes.tinynas.space import Configuration
 
 __all__ = ["PRESETS", "Config", "search"]
 
@@ -83,24 +87,24 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
     return found
 
 
-def choose_configuration(config: Config, report: Report) -> "Configuration":
-    """Returns the resolution and width to search at, by the first stage; writes space.json and space.png."""
+def choose_configuration(config: Config, report: Report) -> Configuration:
+    """Returns the resolution and width to search at, by the first stage; writes space.json and space.png.
+
+    Each resolution and width draws networks with a seed of its own, of which those that fit into the budget count.
+    """
     from recipes.engine.children import load_images
-    from recipes.tinynas.space import explore, rank_configurations, save_configurations
 
     resolutions = config.resolutions if config.image_size is None else (config.image_size,)
     images = load_images(dataclasses.replace(config, image_size=resolutions[0]))
-    explored = explore(
-        config.make_space(config.widths[0]),
-        resolutions,
-        config.widths,
-        config.budget,
-        channels=images.input_shape[2],
-        classes=images.classes,
-        networks=config.space_networks,
-        seed=config.seed,
-        report=report,
-    )
+    pairs, explored = list(itertools.product(resolutions, config.widths)), []
+    for number, (resolution, width) in enumerate(pairs):
+        report(number / len(pairs), f"space, resolution {resolution}, width {width:g}")
+        rng = np.random.default_rng([config.seed, resolution, round(1000 * width)])
+        space, shape = config.make_space(width), (resolution, resolution, images.input_shape[2])
+        bodies = (space.body(space.sample(rng)) for _ in range(config.space_networks))
+        drawn = [predict_needs(body, shape, images.classes) for body in bodies]
+        macs = sorted(needs.macs for needs in drawn if config.budget.find_excess(needs) is None)
+        explored.append(Configuration(resolution, width, tuple(macs), config.space_networks))
     ranked = rank_configurations(explored, config.rank_by, config.least_share)
     save_configurations(ranked, config.rank_by, config.least_share, config.folder)
     return ranked[0]

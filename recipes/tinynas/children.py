@@ -20,6 +20,7 @@ import zoo
 from recipes.cards.compare import kendall_tau
 from recipes.engine import tuner
 from recipes.engine.children import NetworkScorer
+from recipes.engine.config import describe_excess
 from recipes.engine.dry_run import limit_batch, peak_memory, time_steps
 from recipes.images import sources as image_data
 from recipes.images.parts import Part
@@ -67,10 +68,8 @@ class InheritedAccuracy:
     def statistics(self, values: Mapping[str, Any], supernet: int = 0) -> np.ndarray:
         """Returns mean and variance of every normalisation in this sub-network, averaged over the batches."""
         encoded = tf.constant(self.net.space.encode(values))
-        total = np.zeros(self.net.statistics.size, np.float64)
-        for images in self._calibration:
-            total += self._moments(self.weights[supernet], encoded, images).numpy()
-        return (total / len(self._calibration)).astype(np.float32)
+        found = [self._moments(self.weights[supernet], encoded, images).numpy() for images in self._calibration]
+        return np.stack(found).mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def predictor(self, values: Mapping[str, Any], statistics: np.ndarray, supernet: int = 0) -> Callable[[Any], Any]:
         """Returns the sub-network with these statistics, as a function of normalised images to logits."""
@@ -117,14 +116,11 @@ class SubNetworks(NetworkScorer):
     def check(self, values: Mapping[str, Any]) -> str | None:
         """Returns which limit the network exceeds, or None; its latency is measured last."""
         config, needs = self.config, self.predict_needs(values)
-        for name, value, most in (("params", needs.params, config.max_params), ("macs", needs.macs, config.max_macs)):
-            if most is not None and value > most:
-                return f"{value:,} {name}, more than {most:,}"
-        if reason := config.budget.find_excess(needs):
-            return reason
-        if config.max_latency is not None and (milliseconds := self.latency(values)) > config.max_latency:
-            return f"{milliseconds:.4g} ms, more than {config.max_latency:.4g}"
-        return None
+        found = describe_excess("params", needs.params, config.max_params)
+        found = found or describe_excess("macs", needs.macs, config.max_macs) or config.budget.find_excess(needs)
+        if found or config.max_latency is None:
+            return found
+        return describe_excess("ms", self.latency(values), config.max_latency)
 
     @functools.cached_property
     def inherited_accuracy(self) -> InheritedAccuracy:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from recipes.engine.config import ChildConfig
 from recipes.tinynas.needs import Budget
 from recipes.tinynas.space import FILTERS, RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +70,11 @@ class Config(ChildConfig):
         super().__post_init__()
         least = {"largest_epochs": 0, "elastic_epochs": 0, "networks": 1, "population": 2, "parents": 1, "supernets": 1}
         check_at_least(self, least | {"calibration_batches": 1, "random_networks": 0, "space_networks": 1})
-        if not self.resolutions or min(self.resolutions) < 8 or not self.widths:
-            raise ValueError(
-                f"resolutions is {self.resolutions} and widths {self.widths}; expected pixels from 8, and numbers "
-                "above 0, at least one of each"
-            )
-        if self.supernet_rate <= 0 or self.distillation < 0 or self.save_seconds < 0 or not 0 <= self.least_share <= 1:
-            raise ValueError(
-                f"supernet_rate is {self.supernet_rate}, distillation {self.distillation}, save_seconds "
-                f"{self.save_seconds} and least_share {self.least_share}; expected a rate above 0, a weight and "
-                "seconds of 0 or more, and a share from 0 to 1"
-            )
+        check_options(self, "resolutions", "pixels from 8, at least once", lambda sides: min(sides, default=0) >= 8)
+        check_options(self, "widths", "numbers above 0, at least one", lambda widths: min(widths, default=0) > 0)
+        check_options(self, "supernet_rate", "a rate above 0", lambda value: value > 0)
+        check_options(self, "distillation save_seconds", "a number of 0 or more", lambda value: value >= 0)
+        check_options(self, "least_share", "a share from 0 to 1", lambda value: 0 <= value <= 1)
         if self.elastic_epochs + self.largest_epochs == 0:
             raise ValueError("largest_epochs and elastic_epochs are both 0; nothing would be learnt. Give one of them")
         Budget.from_board(self.board)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from recipes.engine.config import describe_excess
 from zoo.deploy import tflm
 from zoo.deploy.boards import BOARDS, KIB, Board, UnknownBoardError
 from zoo.deploy.memory_plan import Buffer, aligned, end_of, greedy
@@ -52,10 +53,8 @@ class Budget(NamedTuple):
     def find_excess(self, needs: Needs) -> str | None:
         """Returns which memory is too small and by what, or None."""
         ram, flash = (needs.peak_memory, needs.flash) if self.bare else (needs.arena, needs.file)
-        for name, value, most in (("RAM", ram, self.ram), ("flash", flash, self.flash)):
-            if most is not None and value > most:
-                return f"{value:,} bytes of {name}, predicted, more than {most:,}"
-        return None
+        too_large = describe_excess("bytes of RAM, predicted", ram, self.ram)
+        return too_large or describe_excess("bytes of flash, predicted", flash, self.flash)
 
 
 Operator = Literal["PAD", "CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED", "SOFTMAX"]

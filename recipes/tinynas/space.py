@@ -22,8 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recipes.engine.spaces import Decision, Space
-from recipes.tinynas.needs import Budget, predict_needs
-from recipes.training.progress import Report
+from recipes.training import check_at_least, check_options
 from zoo import atomic
 from zoo.genotype import Block, Blocks
 
@@ -61,23 +60,17 @@ class TinySpace(Space):
     stages: int = len(FILTERS)  # the first ones alone make a small space, of which every network can be trained
 
     def __post_init__(self):
-        number = "a whole number from 1"
-        checks = {
-            "width": (0 < self.width <= 4, "a number above 0, at most 4"),
-            "strides": (len(self.strides) == len(FILTERS) and {*self.strides} <= {1, 2}, "6 numbers, each 1 or 2"),
-            "kernels": (self.kernels and all(k % 2 and k > 0 for k in self.kernels), f"odd numbers, such as {KERNELS}"),
-            "expansions": (min(self.expansions, default=0) > 1, f"whole numbers from 2, such as {EXPANSIONS}"),
-            "depths": (min(self.depths, default=0) > 0, f"whole numbers from 1, such as {DEPTHS}"),
-            "shares": (
-                self.shares and all(0 < share <= 1 for share in self.shares),
-                "numbers above 0, at most 1, such as 0.75,1",
-            ),
-            "divisor": (self.divisor > 0, number),
-            "stages": (1 <= self.stages <= len(FILTERS), f"{number} to {len(FILTERS)}"),
-        }
-        for name, (fits, expected) in checks.items():
-            if not fits:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {expected}")
+        most = len(FILTERS)
+        odd, several = f"odd numbers, such as {KERNELS}", "whole numbers from {}, such as {}".format
+        check_options(self, "width", "a number above 0, at most 4", lambda width: 0 < width <= 4)
+        check_options(self, "strides", "6 numbers, each 1 or 2", lambda s: len(s) == most and {*s} <= {1, 2})
+        check_options(self, "kernels", odd, lambda sizes: sizes and all(size > 0 and size % 2 for size in sizes))
+        check_options(self, "expansions", several(2, EXPANSIONS), lambda found: min(found, default=0) > 1)
+        check_options(self, "depths", several(1, DEPTHS), lambda found: min(found, default=0) > 0)
+        share = "numbers above 0, at most 1, such as 0.75,1"
+        check_options(self, "shares", share, lambda found: found and min(found) > 0 and max(found) <= 1)
+        check_at_least(self, {"divisor": 1})
+        check_options(self, "stages", f"a whole number from 1 to {most}", lambda stages: 1 <= stages <= most)
 
     @functools.cached_property
     def decisions(self) -> tuple[Decision, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -192,34 +185,6 @@ class Configuration:
 
     def __str__(self) -> str:
         return f"resolution {self.resolution}, width {self.width:g}"
-
-
-def explore(
-    space: TinySpace,
-    resolutions: Sequence[int],
-    widths: Sequence[float],
-    budget: Budget,
-    *,
-    channels: int,
-    classes: int,
-    networks: int,
-    seed: int = 0,
-    report: Report = lambda share, text: None,
-) -> list[Configuration]:
-    """Draws `networks` from `space` at each resolution and width, and counts the multiply-adds of those that fit.
-
-    Each resolution and width draws with a seed of its own. `channels` and `classes` are the images'.
-    """
-    found = []
-    pairs = [(resolution, width) for resolution in resolutions for width in widths]
-    for number, (resolution, width) in enumerate(pairs):
-        report(number / len(pairs), f"space, resolution {resolution}, width {width:g}")
-        rng = np.random.default_rng([seed, resolution, round(1000 * width)])
-        scaled, shape = dataclasses.replace(space, width=width), (resolution, resolution, channels)
-        drawn = [predict_needs(scaled.body(scaled.sample(rng)), shape, classes) for _ in range(networks)]
-        macs = sorted(needs.macs for needs in drawn if budget.find_excess(needs) is None)
-        found.append(Configuration(resolution, width, tuple(macs), networks))
-    return found
 
 
 def rank_configurations(

@@ -21,14 +21,7 @@ from recipes import tinynas
 from recipes.oracles.evolution import GenerationalEvolution
 from recipes.tinynas.children import InheritedAccuracy, SubNetworks, build_standalone
 from recipes.tinynas.needs import Budget, predict_needs
-from recipes.tinynas.space import (
-    SMALL_STRIDES,
-    Configuration,
-    TinySpace,
-    explore,
-    rank_configurations,
-    save_configurations,
-)
+from recipes.tinynas.space import SMALL_STRIDES, Configuration, TinySpace, rank_configurations
 from recipes.tinynas.supernet import Supernet
 from recipes.tinynas.training import ElasticTraining, draw_fairly, sort_channels
 from recipes.training import tensorflow_options
@@ -138,17 +131,14 @@ def test_bad_choices_are_refused_with_the_remedy():
 
 
 def test_first_stage_takes_the_largest_mean_among_networks_that_fit(tmp_path):
-    budget = Budget(48 * 1024, 192 * 1024)
-    explored = explore(SMALL, (16, 28), (0.15, 0.3), budget, channels=1, classes=10, networks=40)
-    ranked = rank_configurations(explored, "mean", 0.01)
-    assert all(each.share >= 0.01 for each in ranked)
-    means = [each.score("mean") for each in ranked]
-    assert means == sorted(means, reverse=True)
-    assert ranked[0].resolution == 28
-    save_configurations(ranked, "mean", 0.01, tmp_path)
+    config = dataclasses.replace(SMOKE, resolutions=(16, 28), widths=(0.15, 0.3), space_networks=40, depths=(1, 2))
+    chosen = tinynas.choose_configuration(dataclasses.replace(config, folder=tmp_path), lambda share, text: None)
     assert (tmp_path / "space.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "space.json").read_text())["configurations"]
-    assert [row["mean_macs"] for row in rows] == [round(mean) for mean in means]
+    assert {(row["resolution"], row["width"]) for row in rows} == {(16, 0.15), (16, 0.3), (28, 0.15), (28, 0.3)}
+    means = [row["mean_macs"] for row in rows]
+    assert means == sorted(means, reverse=True)
+    assert (chosen.resolution, round(chosen.score("mean"))) == (28, means[0])
 
 
 def test_a_few_lucky_draws_do_not_win_the_first_stage():

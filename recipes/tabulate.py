@@ -4,6 +4,7 @@ r"""Trains every architecture of a small space, and writes the table that search
     python -m recipes.tabulate --preset=enas              # ENAS' cells of two nodes and two operations
     python -m recipes.tabulate --preset=tinynas           # sub-networks of four stages of MobileNetV2's
     python -m recipes.tabulate --data=path/to/images --workers=16 --folder=runs/mine      # on images of your own
+    python -m recipes.tabulate --repeats=3 --known=darts  # a third training of each network of a table that is there
     python -m recipes.tabulate --nodes=4 --ops=max_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3 --sample=300
                                                           # a part of a space that is too large to train
 
@@ -23,6 +24,7 @@ import dataclasses
 import datetime
 import importlib.util
 import itertools
+import json
 import math
 import shlex
 import sys
@@ -57,6 +59,7 @@ class Config(ChildConfig):
     trials: int = dataclasses.field(init=False, default=1)
     space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # whose architectures
     repeats: int = 2  # trainings of each
+    known: str | None = None  # file or name of a table of fewer repeats, whose trainings are taken over
     sample: int | None = None  # architectures, drawn by the seed; none takes all
     latency: bool = True  # measure LiteRT's on this machine, once all are trained
     nodes: int = 2  # of each cell
@@ -99,7 +102,7 @@ class Config(ChildConfig):
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal to resume: a sample may grow, and a latency is measured after all trainings."""
-        free = ("sample", "latency")
+        free = ("sample", "latency", "known")
         return {name: value for name, value in super().settings().items() if name not in free}
 
 
@@ -148,8 +151,37 @@ def make_scorer(config: Config) -> "RepeatedScorer":
     family, preset = _describe_networks(config, images.input_shape, images.classes)
     return RepeatedScorer(
         config, config.make_space(), family, {"search": preset}, images, repeats=config.repeats,
-        validation_fraction=config.validation_fraction,
+        validation_fraction=config.validation_fraction, known=_read_known(config),
     )  # fmt: skip
+
+
+def _read_known(config: Config) -> dict[str, list[dict[str, float]]]:
+    """Returns key -> results of the trainings that the table `known` has, as `RepeatedScorer` writes them.
+
+    Raises:
+        ValueError: they are of other options than these, or not fewer.
+    """
+    from recipes import tables
+    from recipes.engine.children import OBJECTIVE
+
+    if config.known is None:
+        return {}
+    about, networks = tables.read_networks(config.known)
+    settings = json.loads(json.dumps(config.settings())) | {"sample": None}
+    different = [name for name, value in (about["config"] | {"sample": None}).items() if value != settings.get(name)]
+    if set(different) != {"repeats"} or len(about["seeds"]) > config.repeats:
+        raise ValueError(
+            f"known is {config.known!r}, a table of {about['command']}; expected one of fewer repeats than "
+            f"{config.repeats} that differs in nothing else, and not in {', '.join(different) or 'nothing'}"
+        )
+    seconds = about["training_seconds"]
+    return {
+        row.key: [
+            {OBJECTIVE: validation / 100, "test_accuracy": test / 100, "seconds": seconds}
+            for validation, test in zip(row.validation, row.test, strict=True)
+        ]
+        for row in networks
+    }
 
 
 def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: int) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class RepeatedScorer(NetworkScorer):
 
     repeats: int = dataclasses.field(kw_only=True)
     validation_fraction: float = dataclasses.field(kw_only=True)
+    # key -> results of the first trainings, which are done already
+    known: Mapping[str, Sequence[Mapping[str, float]]] = dataclasses.field(kw_only=True, default_factory=dict)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, images=load_all_images(state["config"], state["validation_fraction"]))
@@ -37,7 +39,8 @@ class RepeatedScorer(NetworkScorer):
     def score(self, task: tuner.Task) -> dict[str, float]:
         """Returns the mean validation accuracy, the accuracies of each training, parameters and MACs."""
         file = task.folder / "repeats.json"  # of the trainings that an earlier process has finished
-        done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        known = self.known.get(self.space.key(task.values), ())
+        done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else list(known)
         counts = self._count(task.values)
         for repeat in range(len(done), self.repeats):
             done.append(self._train(task, repeat))

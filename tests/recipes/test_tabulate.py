@@ -177,6 +177,28 @@ def test_a_killed_trial_keeps_the_trainings_that_were_finished(tmp_path, monkeyp
     assert (found["val_accuracy_0"], found["val_accuracy_1"], found["val_accuracy"]) == (0.5, 1.5, 1.0)
 
 
+def test_a_table_of_fewer_repeats_is_taken_over(tmp_path, monkeypatch):
+    def train(*arguments, seed: int, **options) -> dict[str, float]:
+        return {"val_accuracy": 0.5 + seed / 10, "test_accuracy": 0.25, "loss": 1.0}
+
+    def tabulated(name: str, **options) -> Path:
+        config = dataclasses.replace(SMOKE, folder=tmp_path / name, latency=False, **options)
+        return tabulate.tabulate(config, observe=lambda status: None)
+
+    monkeypatch.setattr(child_training, "train", train)
+    known = tabulated("two")
+    seeds = []
+    monkeypatch.setattr(
+        child_training, "train", lambda *arguments, seed, **options: seeds.append(seed) or train(seed=seed)
+    )
+    about, networks = tables.read_networks(tabulated("three", repeats=3, known=str(known)))
+    assert seeds == [2] * 4
+    assert about["seeds"] == [0, 1, 2]
+    assert networks[0].validation == pytest.approx((50, 60, 70))
+    with pytest.raises(ValueError, match="not in epochs, repeats"):
+        tabulated("other", repeats=3, epochs=2, known=str(known))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -138,7 +138,7 @@ _OF_STAGES = "stages kernels expansions depths shares".split()
 # Recipe -> options of its laptop preset that a table stands for, and others: nothing beside the search
 SHARED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "darts": (_OF_TRAINING + _OF_CELLS, {"random_cells": 0, "eigenvalue": False}),
-    "enas": (_OF_TRAINING + _OF_CELLS, {"random_networks": 0}),
+    "enas": ([*_OF_TRAINING, "validation_images", *_OF_CELLS], {"random_networks": 0}),
     "tinynas": (_OF_TRAINING + _OF_STAGES, {"random_networks": 0, "board": "stm32f746"}),  # in which all have room
 }
 

@@ -6,6 +6,7 @@ What a child network is stands in `recipes.engine.children`; a program brings it
 import contextlib
 import datetime
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def run_trials(
             runner = _make_tuner(oracle, scorer, {"recipe": recipe, **config.settings(), **provenance}, watch)
             counts = {"training": len(scorer.images.train), "validation": len(scorer.images.validation)}
             write_about(config, recipe, counts, scorer.space)
-            if len(runner.history) > config.trials:
+            if len(runner.history) > (oracle.max_trials or math.inf):
                 ended = f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"
                 runner.tell("", ended)
             runner.search()

@@ -22,7 +22,8 @@ from recipes.training.state import StateError
 from zoo import atomic
 from zoo.genotype import Genotype
 
-# (seed, file of the state, report) -> {"values": of the space's decisions, "history": a record an epoch, ...}; JSON
+# (seed, file of the state, report) -> {"values": of the space's decisions, "history": a record an epoch, ...}; JSON.
+# "others" has the values of more finds, where there are some.
 Find = Callable[[int, Path, Report], Mapping[str, Any]]
 # (seed -> file of the state, architectures) -> each seed whose shared weights are there still, with the architectures'
 # accuracies by them
@@ -36,12 +37,13 @@ def search_by_seeds(
     judge: Judge,
     baseline: int,
     observe: Observe | None = None,
+    finds: int = 1,
 ) -> Genotype:
     """Searches once for each of `trials` seeds, trains what is found, and returns the best of it.
 
-    What a seed finds is a point of the scorer's space, and its training a trial like any other. Afterwards random
-    architectures of the space are trained alike, in folder/baseline; with enough of them folder/ranking.json says how
-    well each seed's shared weights rank them. Killed at any moment and started again, it resumes where it was.
+    What a seed finds are points of the scorer's space, and the training of each is a trial like any other. Afterwards
+    random architectures of the space are trained alike, in folder/baseline; with enough of them folder/ranking.json
+    says how well each seed's shared weights rank them. Killed at any moment and started again, it resumes where it was.
 
     Args:
         scorer: of the whole space, with the options of the search.
@@ -51,9 +53,11 @@ def search_by_seeds(
         judge: scores architectures by the shared weights of the seeds.
         baseline: how many random architectures.
         observe: see `recipes._search.run_trials`.
+        finds: of a seed, at most.
     """
-    config, last = scorer.config, Status(0, scorer.config.trials, None, None, 0.0, "")
-    arguments: dict[str, Any] = scorer.oracle_arguments() | {"check": None}  # what was found cannot be drawn again
+    config, last = scorer.config, Status(0, finds * scorer.config.trials, None, None, 0.0, "")
+    # what was found cannot be drawn again
+    arguments: dict[str, Any] = scorer.oracle_arguments() | {"check": None, "max_trials": finds * config.trials}
     with _search.watch_search(observe, recipe, scorer.objective) as watch:
 
         def show(status: Status) -> None:
@@ -92,8 +96,8 @@ class SeedOracle(SearchOracle):
     """Proposes what the search with each seed finds; equal architectures are one trial.
 
     Args beside those of SearchOracle:
-        find: seed -> {"values": of the space's decisions} or {"failed": reason}; called again for every seed when a
-            search is resumed.
+        find: seed -> {"values": of the space's decisions, "others": values of more finds} or {"failed": reason}; called
+            again for each find, and when a search is resumed.
         first: of the seeds.
         count: how many there are.
     """
@@ -106,28 +110,31 @@ class SeedOracle(SearchOracle):
 
     def __post_init__(self):
         super().__post_init__()
-        self._searched = 0
+        self._searched = 0  # seeds all of whose finds were proposed
+        self._proposed = 0  # finds of the next one
         self._failures: list[str] = []
 
     def propose(self) -> Genome | None:
-        """Returns what the next seed finds; that takes as long as the search."""
+        """Returns the next find; the first of a seed takes as long as the search."""
         while self._searched < self.count:
-            self._searched += 1
-            seed = self.first + self._searched - 1
+            seed = self.first + self._searched
             found = self.find(seed)
-            if "values" in found:
-                return self.choices.genome(found["values"])
-            self._failures.append(f"; seed {seed} failed: {found.get('failed', 'its file is of another version')}")
+            if "values" not in found:
+                self._failures.append(f"; seed {seed} failed: {found.get('failed', 'its file is of another version')}")
+            elif self._proposed <= len(found.get("others", [])):
+                self._proposed += 1
+                return self.choices.genome([found["values"], *found.get("others", [])][self._proposed - 1])
+            self._searched, self._proposed = self._searched + 1, 0
         self.message = f"exhausted: what the seeds found is trained{''.join(self._failures)}"
         return None
 
     def learned(self) -> dict[str, Any]:
-        """Returns how many seeds were searched with."""
-        return {"searched": self._searched}
+        """Returns how many seeds are done with, and how many finds of the next one."""
+        return {"searched": self._searched, "proposed": self._proposed}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
-        self._searched = learned["searched"]
+        self._searched, self._proposed = learned["searched"], learned.get("proposed", 0)  # before, one find a seed
 
 
 def _find_or_read(folder: Path, seed: int, find: Find, report: Report) -> Mapping[str, Any]:

@@ -39,6 +39,7 @@ class Config(ChildConfig):
     updates: int = 12  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
     samples: int = 5  # paths in an update, each rewarded on a batch; the paper has 10 (micro) and 20 (macro)
     candidates: int = 50  # paths that are scored at the end, seconds in all
+    finalists: int = 1  # the best of these that are trained on their own; the best in validation wins
     score: Literal["accuracy", "loss"] = "accuracy"  # of these paths, and of networks that shared weights are to rank
     supernets: int = 1  # of each search, with seeds and controllers of their own; a path has the mean of their scores
     hidden: int = 64  # units of the controller
@@ -56,13 +57,14 @@ class Config(ChildConfig):
     filters: int = 8  # of these networks before the first reduction
     folder: Path = Path("runs/enas")  # results, and the state to resume from
 
-    added: ClassVar[tuple[str, ...]] = ("uniform_epochs", "score", "supernets", "shared_joins")
+    added: ClassVar[tuple[str, ...]] = ("uniform_epochs", "score", "supernets", "shared_joins", "finalists")
 
     def __post_init__(self):
         super().__post_init__()
         least = {"search_epochs": 1, "search_batch_size": 2, "search_cells": 1, "nodes": 1, "layers": 1, "cells": 1}
         least |= {"search_filters": 2, "filters": 2, "rate_period": 1, "reward_images": 2, "updates": 1, "samples": 1}
-        least |= {"candidates": 1, "hidden": 1, "random_networks": 0, "uniform_epochs": 0, "supernets": 1}
+        least |= {"candidates": 1, "finalists": 1, "hidden": 1, "supernets": 1, "random_networks": 0}
+        least |= {"uniform_epochs": 0}
         check_at_least(self, least)
         check_ops(self.ops, MICRO_OPS)
         if self.space == "macro" and (self.fixed_reduction or self.ops != MICRO_OPS):

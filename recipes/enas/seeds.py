@@ -24,6 +24,7 @@ from recipes.training.supernet import list_seeds
 from zoo.genotype import Genotype
 
 _DRY_RUN_IMAGES = 32  # in a step
+_JUDGED_IMAGES = 2000  # at most, for scores of networks by shared weights
 
 
 def begin(config: Config, images: image_data.Data, seed: int, split: int | None = None) -> Search:
@@ -63,7 +64,12 @@ def find(scorer: NetworkScorer, seed: int, state: Path, report: Report) -> dict[
     with tensorflow_options.without_rewrites():
         found = find_path(begin_all(scorer.config, scorer.images, seed, state), report, refuse)
     tuner.forget_models()
-    return {**found, "values": space.values(space.decode(np.array(found["path"], np.int32)))}
+    networks: dict[str, Mapping[str, Any]] = {}  # the best path of each, the best first
+    for path in found.pop("paths"):
+        values = space.values(space.decode(np.array(path, np.int32)))
+        networks.setdefault(space.key(values), values)
+    best, *others = list(networks.values())[: scorer.config.finalists]
+    return {**found, "values": best, "others": others}
 
 
 def judge(
@@ -73,14 +79,15 @@ def judge(
     images = scorer.images
     space: Any = scorer.space
     assert isinstance(scorer.config, Config)
-    normalized = np.asarray(Normalization.of(images.train.images)(images.validation.images), np.float32)
+    judged = images.validation.first(_JUDGED_IMAGES)
+    normalized = np.asarray(Normalization.of(images.train.images)(judged.images), np.float32)
     for seed, state in states.items():
         with tensorflow_options.without_rewrites():
             searches = begin_all(scorer.config, images, seed, state)
             if None in [search.file(file).restore(search.variables) for file, search in searches.items()]:
                 continue  # a state is gone, and with it the weights
             supernets = list(searches.values())
-            batches = supernets[0].images.cut(normalized, images.validation.labels)
+            batches = supernets[0].images.cut(normalized, judged.labels)
             scores = [score_path(supernets, space.encode(body), batches) for body in bodies]
         yield seed, scores
 

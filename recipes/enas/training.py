@@ -215,7 +215,7 @@ def find_path(
     report: Report,
     refuse: Callable[[np.ndarray], str | None] = lambda path: None,
 ) -> dict[str, Any]:
-    """Runs supernets to their end; returns the path of the best mean score, that score and the first one's history.
+    """Runs supernets to their end; returns paths by their mean scores, the best first, and the first one's history.
 
     Args:
         searches: each at its beginning, by the file of its state, from which it resumes; scores are beside the first.
@@ -245,10 +245,10 @@ def find_path(
         save_seconds=first.config.save_seconds,
         observe=lambda status: report(0.9 + 0.1 * (status.done + status.share), f"scoring {count} paths"),
     )
-    best = int(np.argmax(scored["scores"]))
+    ranked = np.argsort(np.negative(scored["scores"]), kind="stable")
     return {
-        "path": paths[best].tolist(),
-        "score": scored["scores"][best],
+        "paths": [paths[place].tolist() for place in ranked],
+        "score": scored["scores"][ranked[0]],
         "candidates": scored["scores"],
         "history": histories[0],
     }

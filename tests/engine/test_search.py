@@ -55,8 +55,8 @@ def judge(states: Mapping[int, Path], bodies: Sequence[Any]) -> Any:
 class Finder:
     """Finds one of three cells for each seed, and dies or fails where it is told to."""
 
-    def __init__(self, fails: int | None = None, dies: int | None = None):
-        self.fails, self.dies, self.searched = fails, dies, []
+    def __init__(self, fails: int | None = None, dies: int | None = None, others: int = 0):
+        self.fails, self.dies, self.searched, self.others = fails, dies, [], others
 
     def __call__(self, seed: int, state: Path, report: Any) -> dict[str, Any]:
         self.searched.append(seed)
@@ -65,14 +65,16 @@ class Finder:
             raise KeyboardInterrupt
         if seed == self.fails:
             raise FloatingPointError("the loss is nan")
-        return {"values": point(OPS[seed % 3]), "history": []}
+        finds = [point(OPS[(seed + place) % 3]) for place in range(1 + self.others)]
+        return {"values": finds[0], "others": finds[1:], "history": []}
 
 
 def search(
     folder: Path, find: Finder, trials: int = 3, baseline: int = 0, observe: Any = lambda status: None,
     table: str | None = None,
 ) -> Any:  # fmt: skip
-    return _seeds.search_by_seeds(scorer(folder, trials, table), "amoebanet", find, judge, baseline, observe)
+    finds = 1 + find.others
+    return _seeds.search_by_seeds(scorer(folder, trials, table), "amoebanet", find, judge, baseline, observe, finds)
 
 
 def test_what_each_seed_finds_is_trained_and_the_best_is_returned(tmp_path):
@@ -109,6 +111,17 @@ def test_a_search_can_be_given_more_seeds(tmp_path):
     finder = Finder()
     search(tmp_path, finder, trials=2)
     assert finder.searched == [2001]
+
+
+def test_all_finds_of_a_seed_are_trained_before_the_next_seed_searches(tmp_path):
+    seen = []
+    search(tmp_path, Finder(others=1), trials=1, observe=seen.append)
+    assert seen[-1].total == 2
+    finder, more = Finder(others=1), scorer(tmp_path, trials=2)
+    _seeds.search_by_seeds(more, "amoebanet", finder, judge, 0, lambda status: None, 2)
+    assert finder.searched == [2001]
+    found = [trial.values(SPACE.decisions) for trial in read_search(tmp_path).trials]
+    assert found == [point(OPS[place]) for place in (2, 0, 1)]  # 2000 finds 2 and 0, 2001 finds 0, there already, and 1
 
 
 def test_two_seeds_that_find_one_cell_train_it_once(tmp_path):

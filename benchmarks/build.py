@@ -9,7 +9,6 @@ hold better where other programs share the machine.
 
 import dataclasses
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -84,9 +83,8 @@ def main(repeats: int = REPEATS, smoke: bool = False) -> None:
             side = SIDES[number % len(SIDES)]
             command = [sys.executable, "-m", "benchmarks.build", "--in-this-process", side, preset]
             done = subprocess.run(
-                command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parent.parent,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            )  # fmt: skip
+                command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parent.parent
+            )
             results[side].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"NASNet-A {preset}, {SIDE[preset]} pixels, batch {BATCH[preset]}")
         for what in results[SIDES[0]][0]:

@@ -9,7 +9,6 @@ then one of the weights.
 one's: start 0.11, step 0.46 (0.46 by processor seconds), memory 0.54; with the cores shared alike, step 0.56 (0.55).
 """
 
-import os
 import resource
 import statistics
 import subprocess
@@ -17,8 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np

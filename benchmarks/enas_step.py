@@ -9,13 +9,10 @@ its graph once and once not, and the faster of the two is compared.
 """
 
 import contextlib
-import os
 import statistics
 import sys
 import time
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np

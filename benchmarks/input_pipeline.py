@@ -5,12 +5,9 @@ sequence, so that a resumed run sees other images; Keras' RandomCrop cuts the sa
 Keras has no cutout of fixed size.
 """
 
-import os
 import statistics
 import sys
 import time
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np

@@ -8,13 +8,10 @@ from TFLM's outputs in steps of the int8 output, and the median latency of 250 r
 LiteRT's own kernels, and with the reference kernels.
 """
 
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import get_args
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 

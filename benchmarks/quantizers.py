@@ -1,7 +1,7 @@
 """TensorFlow's converter beside the recipes of ai-edge-quantizer on small trained networks; some five minutes.
 
     pip install ai-edge-quantizer
-    python -m benchmarks.quantizers mcunet darts
+    python -m benchmarks.quantizers mcunet darts     # without that package only the converter's rows
 
 Each network of benchmarks.int8_table is trained for three epochs on the embedded images and quantized in every way of
 both tools from the same float file, ranges measured on the same 256 training images. Printed for each file: accuracy on
@@ -22,20 +22,22 @@ import zoo
 from benchmarks.int8_table import NETWORKS
 from benchmarks.machine import describe_machine
 from recipes.images import sources as data
+from recipes.images.parts import Part
 from recipes.training import child_training as trial
 from zoo import graph
 from zoo.deploy import equalize, measure, tflite, tflm
 from zoo.weights.published import transfer
 
 EPOCHS, SEED, CALIBRATION = 3, 0, 256
+HAS_QUANTIZER = importlib.util.find_spec("ai_edge_quantizer") is not None
 RECIPES = (
     "static_wi8_ai8", "static_wi8_ai16", "dynamic_wi8_afp32", "weight_only_wi8_afp32", "dynamic_wi4_afp32",
     "weight_only_wi4_afp32",
 )  # fmt: skip
 
 
-def trained(family: str, source: data.Data) -> keras.Model:
-    """Returns a small network of the family, trained."""
+def trained(family: str, source: data.Data, train: Part, epochs: int) -> keras.Model:
+    """Returns a small network of the family, trained on a part of the source."""
     made = []
 
     def make() -> keras.Model:
@@ -50,8 +52,8 @@ def trained(family: str, source: data.Data) -> keras.Model:
             classifier_activation=activation,
         )
 
-    settings = trial.child_settings(len(source.train), EPOCHS, 64, 0.05, 1e-4)
-    trial.train(make, source.train, source.validation, settings, seed=SEED)
+    settings = trial.child_settings(len(train), epochs, 64, 0.05, 1e-4)
+    trial.train(make, train, source.validation, settings, seed=SEED)
     model = build("softmax")
     transfer(made[-1], model)
     return model
@@ -68,9 +70,7 @@ def make_unlike(model: keras.Model) -> keras.Model:
 
 
 def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """Yields each way's name and its file."""
-    from ai_edge_quantizer import quantizer, recipe  # pyright: ignore[reportMissingImports]
-
+    """Yields each way's name and its file; those of ai-edge-quantizer only where it is installed."""
     whole = tflite.convert(model)
     yield "float32", whole
     for scheme in tflite.SCHEMES:
@@ -81,6 +81,10 @@ def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, by
     for name, one in (("equalized", equalized[0]), ("ranges unlike", unlike), ("they equalized", equalized[1])):
         for scheme in ("int8", "int4"):
             yield f"converter, {scheme}, {name}", tflite.convert(one, quantize=scheme, calibration=calibration)
+    if not HAS_QUANTIZER:
+        return
+    from ai_edge_quantizer import quantizer, recipe  # pyright: ignore[reportMissingImports]
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "float.tflite")
         path.write_bytes(whole)
@@ -91,17 +95,18 @@ def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, by
             yield f"ai-edge-quantizer, {name}", bytes(tool.quantize(ranges).quantized_model)
 
 
-def main(families: list[str]) -> None:
-    """Prints a table for each family."""
-    if importlib.util.find_spec("ai_edge_quantizer") is None:
-        print(f"{describe_machine('tensorflow')}; left out: this needs pip install ai-edge-quantizer")
-        return
-    print(f"{describe_machine('tensorflow', 'ai-edge-quantizer')}; seed {SEED}, {EPOCHS} epochs")
+def main(families: list[str], epochs: int = EPOCHS, most: int | None = None) -> None:
+    """Prints a table for each family; `most` images of each part are used, None for all."""
+    packages = ("tensorflow", "ai-edge-quantizer")[: 1 + HAS_QUANTIZER]
+    print(f"{describe_machine(*packages)}; seed {SEED}, {epochs} epochs")
+    if not HAS_QUANTIZER:
+        print("ai-edge-quantizer's rows are missing: it is not installed (pip install ai-edge-quantizer)")
     for family in families:
         source = data.load(size=NETWORKS[family].side)
-        model = trained(family, source)
-        images, labels = np.asarray(source.test.head(len(source.test))[0], np.float32) / 255, source.test.labels
-        calibration = np.asarray(source.train.first(CALIBRATION).head(CALIBRATION)[0], np.float32) / 255
+        train, test = source.train.first(most), source.test.first(most)
+        model = trained(family, source, train, epochs)
+        images, labels = np.asarray(test.head(len(test))[0], np.float32) / 255, test.labels
+        calibration = np.asarray(train.first(CALIBRATION).head(CALIBRATION)[0], np.float32) / 255
         print(f"{family}: accuracy (n = {len(labels):,}), bytes, ms, arena")
         for name, file in files(model, calibration):
             try:
@@ -113,4 +118,7 @@ def main(families: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main([name for name in sys.argv[1:] if name != "--smoke"] or ["mcunet", "darts"])
+    if "--smoke" in sys.argv:
+        main(["mcunet"], epochs=1, most=64)
+    else:
+        main(sys.argv[1:] or ["mcunet", "darts"])

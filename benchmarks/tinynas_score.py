@@ -6,12 +6,9 @@ tf.function. Building and tracing it, which scoring needs once for all sub-netwo
 of the limits of memory.
 """
 
-import os
 import statistics
 import sys
 import time
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf

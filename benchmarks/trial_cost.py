@@ -11,15 +11,12 @@ in processes of its own, one after the other, the imports and a first small netw
 * the step takes images from an array: no tf.data pipeline is built.
 """
 
-import os
 import statistics
 import subprocess
 import sys
 import time
 
 from benchmarks.machine import describe_machine
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 REPEATS = 3
 NODES, FILTERS, BATCH, SIDE, CLASSES = 3, 8, 64, 14, 10

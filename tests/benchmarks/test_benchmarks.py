@@ -16,7 +16,7 @@ from zoo import manifest
 PROJECT = Path(__file__).resolve().parents[2]
 # Programs that fill documents
 MAINTAINERS = {"zoo_table", "int8_table", "foreign_models", "weights_table", "embedded_images", "shipped_tables"}
-LIBRARY = {"machine", "table_search"}
+LIBRARY = {"__init__", "machine", "table_search"}
 SCRIPTS = sorted({path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - MAINTAINERS - LIBRARY)
 QUICK = ["front_gates", "halving_gates", "input_pipeline", "search_gates"]  # in a process that has TensorFlow already
 
@@ -69,6 +69,15 @@ def run_script(name: str, *arguments: str) -> str:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_prints_measurements(name: str, arguments):
     check_printed(run_script(name, *arguments[name]))
+
+
+@pytest.mark.slow
+def test_help_shows_no_line_of_tensorflow():
+    command = [sys.executable, "-m", "benchmarks.int8_table", "--help"]
+    variables = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=300, check=True)
+    assert "--readme" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_any_number_is_nested_to_any_depth_in_the_same_order(count):
 
 def test_planner_names_the_operator_and_the_remedy(as_converted):
     plan = planner.plan(as_converted)
-    assert "joins at most 10 tensors, and CONCATENATION 13 (join_1) more" in plan.to_markdown()
+    assert "joins at most 10 tensors, and CONCATENATION 13 (join) more" in plan.to_markdown()
     assert "zoo.deploy.rewrites.narrow_joins rewrites it" in plan.to_markdown()
     assert planner.plan(rewrites.narrow_joins(as_converted)).too_wide == ()
 

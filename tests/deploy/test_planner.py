@@ -51,7 +51,7 @@ def test_tensors_live_from_the_step_that_writes_them_to_the_last_that_reads_them
 def test_peak_is_where_the_most_bytes_live(residual):
     plan = planner.plan(residual)
     assert plan.bound == 16 * 16 * (8 + 16 + 8)
-    assert str(plan.peak) == "CONV_2D 2 (project_1)"
+    assert str(plan.peak) == "CONV_2D 2 (project)"
     assert [buffer.size for buffer in plan.alive_at_peak()] == [4096, 2048, 2048]
 
 
@@ -82,12 +82,25 @@ def test_padding_that_costs_most_is_named_with_what_it_costs():
     x = layers.ZeroPadding2D(1, name="small_pad")(layers.Conv2D(2, 1)(image))
     x = layers.ZeroPadding2D(1, name="large_pad")(layers.Conv2D(16, 3, strides=2)(x))
     savings = planner.padding_savings(convert(layers.Conv2D(1, 3, strides=2)(x), image))
-    assert [saving.operator.output for saving in savings] == ["large_pad_1", "small_pad_1"]
+    assert [saving.operator.output for saving in savings] == ["large_pad", "small_pad"]
     # With it 8 x 8 x 16 and 10 x 10 x 16 bytes live together. Without: 8 x 8 x 16 at 0, the 18 x 18 x 2 that it is made
     # of above, and above both what those are made of, as the image leaves no room below.
     padded = memory_plan.aligned(18 * 18 * 2)
     assert savings[0].bytes == 8 * 8 * 16 + 10 * 10 * 16 - (8 * 8 * 16 + padded + 16 * 16 * 2)
     assert savings[1].bytes == 0
+
+
+def test_operators_have_the_names_of_their_layers_whatever_numbers_these_end_in():
+    image = keras.Input((16, 16, 3))
+    shared = layers.DepthwiseConv2D(3, padding="same", name="shared")
+    x = layers.Conv2D(4, 3, name="conv_1")(layers.Conv2D(4, 3, padding="same", name="conv")(image))
+    x = layers.Add(name="add_2")([shared(shared(x)), layers.AveragePooling2D(3, 1, padding="same", name="pool_3_1")(x)])
+    model = tflite_file.parse(convert(layers.GlobalMaxPooling2D(name="last")(x), image))
+    names = [operator.output for operator in planner.operators(model)]
+    assert names == ["conv", "conv_1", "pool_3_1", "shared", "shared", "add_2", "output"]
+    for number, tensor in enumerate(model.subgraphs[0].tensors):  # as Keras 2 names a second model of a session
+        tensor.name = f"model_1/conv_{number % 2 + 3}/Conv2D"
+    assert {operator.output for operator in planner.operators(model)} == {"conv_3", "conv_4"}
 
 
 def test_greedy_puts_the_largest_first_and_each_into_the_lowest_gap():

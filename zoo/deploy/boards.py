@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.atomic import replacing
-from zoo.deploy import memory_plan, tflite_file
+from zoo.deploy import memory_plan, planner
 from zoo.deploy.metadata import detach
 from zoo.deploy.planner import Plan
 from zoo.deploy.tflite_file import MissingPackageError, Source, kinds_of, parse
@@ -215,12 +215,8 @@ def compile_file(tflite: Source, accelerator: str = "ethos-u55-128") -> Compiled
         with next(Path(folder).glob("model_summary_*.csv")).open(encoding="utf-8", newline="") as stream:
             (summary,) = csv.DictReader(stream)
     model = parse(compiled)
-    operators, tensors = model.subgraphs[0].operators, model.subgraphs[0].tensors
-    cpu = tuple(
-        (kind, tflite_file.text(tensors[operator.outputs[0]].name).split(";")[0])
-        for kind, operator in zip(kinds_of(model), operators, strict=True)
-        if kind != "CUSTOM ethos-u"  # which stands for all that runs there
-    )
+    # CUSTOM ethos-u stands for all that runs there
+    cpu = tuple((one.kind, one.output) for one in planner.operators(model) if one.kind != "CUSTOM ethos-u")
     return Compiled(
         compiled,
         accelerator,

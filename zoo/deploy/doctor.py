@@ -290,7 +290,7 @@ def _joined_in(model: Any, tensor: int) -> str | None:
         for operator in (graph.operators[reader] for reader in readers.get(number, [])):
             kind = kind_of(model, operator)
             if kind == "CONCATENATION" and len(set(_branches(model, operator.inputs))) > 1:
-                return f"{kind} ({planner.short_name(text(graph.tensors[operator.outputs[0]].name))})"
+                return f"{kind} ({planner.layer_names(model)[0][operator.outputs[0]]})"
             if kind in _SAME_SCALE:
                 waiting += [int(one) for one in operator.outputs if int(one) not in seen]
     return None

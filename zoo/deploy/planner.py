@@ -171,8 +171,8 @@ def input_shape(tflite: Source) -> tuple[int, ...]:
 
 def operators(model: Any) -> list[Operator]:
     """Returns the operators of a parsed file's main graph, in running order."""
-    graph = model.subgraphs[0]
-    return [_named(model, graph, number, operator) for number, operator in enumerate(graph.operators)]
+    graph, names = model.subgraphs[0], layer_names(model)[0]
+    return [_named(model, names, number, operator) for number, operator in enumerate(graph.operators)]
 
 
 def buffers_of(model: Any, skip: int | None = None) -> list[Buffer]:
@@ -184,7 +184,7 @@ class _Lifetimes:
     """The steps at which each tensor of each subgraph is alive, as TFLM counts them."""
 
     def __init__(self, model: Any, skip: int | None = None):
-        self.model, self.skip = model, skip
+        self.model, self.skip, self.names = model, skip, layer_names(model)
         self.running: list[Operator] = []  # one a step
         self.first: dict[tuple[int, int], int] = {}
         self.last: dict[tuple[int, int], int] = {}
@@ -196,7 +196,7 @@ class _Lifetimes:
         same: dict[int, int] = {}  # the output of a left-out operator is its input
         self._create(subgraph, (*graph.inputs, *graph.outputs))
         for number, operator in enumerate(graph.operators):
-            named = _named(self.model, graph, number, operator)
+            named = _named(self.model, self.names[subgraph], number, operator)
             self.running.append(named)
             inputs = [same.get(int(one), int(one)) for one in operator.inputs if one >= 0]
             if subgraph == 0 and number == self.skip:
@@ -228,7 +228,7 @@ class _Lifetimes:
             kept = is_constant(self.model, tensor) or tensor.isVariable or type_of(tensor) == "resource"
             if not kept:
                 place = (number, planned.get(number)) if subgraph == 0 else (None, None)
-                found.append(Buffer(short_name(text(tensor.name)), _size(tensor), first, self.last[key], *place))
+                found.append(Buffer(self.names[subgraph][number], _size(tensor), first, self.last[key], *place))
         return found + self.scratch
 
 
@@ -292,12 +292,11 @@ def _called(operator: Any) -> tuple[int, ...]:
     return tuple(getattr(options, name) for name in names if hasattr(options, name))
 
 
-def _named(model: Any, graph: Any, number: int, operator: Any) -> Operator:
+def _named(model: Any, names: Sequence[str], number: int, operator: Any) -> Operator:
     """Returns the operator under its layer's name; where the output has a call's, the weights bear the layer's."""
     kind = kind_of(model, operator)
     tensors = [*operator.outputs[:1], *(operator.inputs[1:2] if kind in _WEIGHTED else ())]
-    names = (short_name(text(graph.tensors[one].name)) for one in tensors)
-    named = next((name for name in names if not name.startswith("output")), None)
+    named = next((names[one] for one in map(int, tensors) if not names[one].startswith("output")), None)
     return Operator(number, kind, named or ("output" if len(operator.outputs) else "nothing"))
 
 
@@ -321,14 +320,26 @@ def _size(tensor: Any) -> int:
         raise PlannerError(str(error)) from error
 
 
-def short_name(name: str) -> str:
-    """Returns the layer's part of a converter's tensor name: `conv_1` of `model_1/conv_1/convolution;...`.
+def layer_names(model: Any) -> list[list[str]]:
+    """Returns for each tensor of each subgraph the name of its layer: `conv` of `net/conv/convolution;...`.
 
-    Scopes inside a layer are passed over: `bn_1` of `model_1/bn_1/batchnorm/mul_1`. The name of a call is "output".
+    Scopes inside a layer are passed over: `bn` of `net/bn/batchnorm/mul_1`. The name of a call is "output". Keras 3
+    enters each scope twice, first to see whether the layer is built, and TensorFlow numbers the second, as in
+    `net_1/conv_1/convolution`; that number is left out.
     """
+    names = [[text(tensor.name).split(";")[0] for tensor in graph.tensors] for graph in model.subgraphs]
+    scopes = {scope for name in names[0] for scope in name.split("/")[:-1][:2]}
+    numbers = {(stem, number[-1:] in "13579") for stem, _, number in (scope.rpartition("_") for scope in scopes)}
+    are_numbered = bool(scopes) and all(re.search(r"_\d+$", scope) for scope in scopes)
+    is_twice = are_numbered and len(numbers) == len({stem for stem, _ in numbers})  # conv2d_1, conv2d_2 are two layers
+    return [[_layer_of(name, is_twice) for name in some] for some in names]
+
+
+def _layer_of(name: str, is_twice: bool) -> str:
     if re.fullmatch(r"(Stateful)?PartitionedCall(_\d+)?:\d+", name):
         return "output"
-    parts = name.split(";")[0].split("/")
+    parts = name.split("/")
     while len(parts) > 2 and parts[-2] in _INNER_SCOPES:
         del parts[-2]
-    return parts[-2] if len(parts) > 1 else parts[0]
+    layer = parts[-2] if len(parts) > 1 else parts[0]
+    return re.sub(r"_\d+$", "", layer) if is_twice and len(parts) > 1 else layer

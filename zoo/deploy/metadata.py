@@ -13,6 +13,7 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
+from flatbuffers import number_types, table
 
 from zoo.deploy import tflite_file
 from zoo.deploy.tflite_file import Source, TfliteFileError, is_quantized, pack, parse, set_metadata, shape_of, type_of
@@ -108,7 +109,7 @@ def read(tflite: Source) -> Metadata | None:
         names = files.pop(named[0].text(0) if named else LABELS, "").splitlines()
         mean, std = (units[0].table(1).floats(field) if units else () for field in (0, 1))
         name, description, author, license_ = (model.text(field) for field in (0, 1, 4, 5))
-    except (struct.error, IndexError, ValueError, zipfile.BadZipFile) as error:
+    except (struct.error, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise TfliteFileError(f"the file's metadata are damaged ({error}). Copy it whole or export it again") from error
     return Metadata(name, description, author, license_, tuple(names), mean, std, files)
 
@@ -188,47 +189,30 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
     return builder.EndObject()
 
 
-class _Table:
+class _Table(table.Table):
     """A table of a flatbuffer, read by the numbers of its fields; one that is missing is empty."""
 
-    def __init__(self, data: bytes, start: int):
-        self._data, self._start = data, start
-
-    def _place(self, field: int) -> int | None:
-        table = self._start - struct.unpack_from("<i", self._data, self._start)[0]
-        size = struct.unpack_from("<H", self._data, table)[0]
-        offset = struct.unpack_from("<H", self._data, table + 4 + 2 * field)[0] if 4 + 2 * field < size else 0
-        return self._start + offset if offset else None
-
-    def _follow(self, place: int) -> int:
-        return place + struct.unpack_from("<I", self._data, place)[0]
-
-    def _vector(self, field: int) -> tuple[int, int]:
-        """Returns where a vector, or a text, begins, and how many it has."""
-        place = self._place(field)
-        if place is None:
-            return 0, 0
-        start = self._follow(place)
-        return start + 4, struct.unpack_from("<I", self._data, start)[0]
+    def _offset(self, field: int) -> int:
+        return self.Offset(4 + 2 * field)
 
     def byte(self, field: int) -> int:
-        place = self._place(field)
-        return 0 if place is None else self._data[place]
+        return self.GetSlot(4 + 2 * field, 0, number_types.Uint8Flags)
 
     def text(self, field: int) -> str:
-        start, length = self._vector(field)
-        return self._data[start : start + length].decode()
+        offset = self._offset(field)
+        return self.String(self.Pos + offset).decode() if offset else ""
 
     def floats(self, field: int) -> tuple[float, ...]:
-        start, length = self._vector(field)
-        return struct.unpack_from(f"<{length}f", self._data, start)
+        offset = self._offset(field)
+        return tuple(self.GetVectorAsNumpy(number_types.Float32Flags, offset).tolist()) if offset else ()
 
     def table(self, field: int) -> "_Table":
-        place = self._place(field)
-        if place is None:
+        offset = self._offset(field)
+        if not offset:
             raise ValueError(f"field {field} is missing")
-        return _Table(self._data, self._follow(place))
+        return _Table(self.Bytes, self.Indirect(self.Pos + offset))
 
     def tables(self, field: int) -> list["_Table"]:
-        start, length = self._vector(field)
-        return [_Table(self._data, self._follow(start + 4 * number)) for number in range(length)]
+        offset = self._offset(field)
+        places = range(self.Vector(offset), self.Vector(offset) + 4 * self.VectorLen(offset), 4) if offset else ()
+        return [_Table(self.Bytes, self.Indirect(place)) for place in places]

@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import zoo
-from recipes import deployable
-from recipes.deployable import ModelOptions, Reading
+from recipes.models import (
+    ModelOptions,
+    choose_size,
+    find_image_shape,
+    find_output_shape,
+    find_threshold,
+    load_file,
+    load_given,
+)
+from recipes.training.reading import Reading, find_reading
 from recipes.training.results import CLASS_NAMES, Origin, find_class_names, find_origin, find_weights
+from zoo.class_names import list_class_names, number_folders
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
 if TYPE_CHECKING:
@@ -35,7 +44,6 @@ class Classifier:
     class_names: tuple[str, ...]
     knows_names: bool  # whether the names are more than numbers
     origin: Origin
-    preprocess_by: str  # where the normalisation is known from
     output: str | int | None = None  # as zoo.deploy.measure takes it
     threshold: float | None = None  # of one unit: above it the second class is meant
     threads: int = 1
@@ -43,7 +51,7 @@ class Classifier:
     @property
     def labels(self) -> dict[str, int] | None:
         """The label of each class folder's name; None where the classes have no names."""
-        return deployable.number_folders(self.class_names) if self.knows_names else None
+        return number_folders(self.class_names) if self.knows_names else None
 
     def score(self, images: np.ndarray) -> np.ndarray:
         """Returns the classes' scores (n, classes), 0 to 1, of images (n, *reading.resize, channels) of 0..255."""
@@ -57,7 +65,7 @@ class Classifier:
 
     def describe(self) -> dict[str, Any]:
         """Returns what an image goes through before the model, as results.json has it."""
-        return {**self.reading.describe(), "channels": self.channels, "by": self.preprocess_by}
+        return {**self.reading.describe(), "channels": self.channels, "by": self.reading.by}
 
 
 def load(options: ModelOptions) -> Classifier:
@@ -69,7 +77,7 @@ def load(options: ModelOptions) -> Classifier:
     path = Path(options.model).expanduser()
     if path.suffix == ".tflite":
         return _load_tflite(options, path)
-    given = deployable.load_given(options)
+    given = load_given(options)
     if given is not None:
         return _take(options, given.model, given.place, options.model)
     weights = find_weights(options.model, options.model_preset, options.weights)
@@ -80,7 +88,7 @@ def load(options: ModelOptions) -> Classifier:
         )
     place = Path(weights.source) if isinstance(weights.source, Path) else None
     if place is not None and place.suffix == ".keras":
-        return _take(options, deployable.load_file(place), place, str(place))
+        return _take(options, load_file(place), place, str(place))
     names = None if place is None else find_class_names(place)
     presets = zoo.load(options.model).presets
     shape: Any = presets.get(weights.preset or next(iter(presets), ""), {}).get("input_shape") or (None, None, 3)
@@ -91,7 +99,7 @@ def load(options: ModelOptions) -> Classifier:
     )
     name = f"{options.model} ({weights.preset or 'its first preset'}), weights {weights.source}"
     count = _count_classes(options.model, model.outputs[0].shape)
-    published = deployable.name_published_classes(weights.entry)
+    published = None if weights.entry is None else list_class_names(weights.entry.dataset, weights.entry.classes)
     return _make(
         options, model, name, (*size, shape[2]), weights.origin, place, count, options.threshold,
         published_names=published,
@@ -101,15 +109,14 @@ def load(options: ModelOptions) -> Classifier:
 def _take(options: ModelOptions, given: "keras.Model", place: Path, name: str) -> Classifier:
     """Returns the classifier of a network whose file is, or would be, at `place`."""
     from zoo import graph
-    from zoo.deploy import measure
 
     origin = find_origin(place.with_suffix(".keras"))
-    _, height, width, channels = deployable.find_image_shape(given)
+    _, height, width, channels = find_image_shape(given)
     size = _choose_size(options, height, width, origin, name)
     shape = (*size, channels or 3)
     model = graph.flatten(given, shape)
-    classes = _count_classes(name, model.outputs[measure.choose_keras_output(model, options.output_key)].shape)
-    threshold = deployable.find_threshold(options, place, model)
+    classes = _count_classes(name, find_output_shape(model, options.output_key))
+    threshold = find_threshold(options, place, model)
     return _make(options, model, name, shape, origin, place, classes, threshold, given=given)
 
 
@@ -154,28 +161,19 @@ def _make(
             f"{CLASS_NAMES}"
         )
     if names is None and classes == _IMAGENET_CLASSES:
-        names = tuple(deployable.number_imagenet_folders())[:classes]
+        names = list_class_names("imagenet", classes)
     asked = model if isinstance(model, bytes) else given
-    normalize = deployable.find_normalization(options.preprocess, origin, asked, name)
-    if origin.normalization is not None or origin.preprocess is not None:
-        known_by = origin.place
-    elif options.preprocess is not None:
-        known_by = "--preprocess"
-    elif given is not None and deployable.reads_pixels(given):
-        known_by = "the network's first layers"
-    else:
-        known_by = "nothing beside the model says; --preprocess does"
-    reading = Reading(input_shape[:2], normalize, origin.crop, origin.interpolation)
+    reading = find_reading(input_shape[:2], options.preprocess, origin, asked, name)
     return Classifier(
         model, name, input_shape[2], reading, names or tuple(f"class {label}" for label in range(classes)),
-        names is not None, origin, known_by, options.output_key, threshold, options.threads,
+        names is not None, origin, options.output_key, threshold, options.threads,
     )  # fmt: skip
 
 
 def _choose_size(
     options: ModelOptions, height: int | None, width: int | None, origin: Origin, name: str
 ) -> tuple[int, int]:
-    size = deployable.choose_size(options, height, width, origin)
+    size = choose_size(options, height, width, origin)
     if size is None:
         raise ValueError(f"{name} takes images of any size; give image_size=")
     return size
@@ -207,32 +205,3 @@ def make_scores(outputs: np.ndarray, threshold: float | None = None) -> np.ndarr
     else:
         second = 1 / (1 + np.exp(middle - outputs))
     return np.concatenate([1 - second, second], axis=1)
-
-
-def rank_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the place of each image's own class among its scores (n, classes), 0 for the best.
-
-    Of equal scores the lower class comes first, as argmax has it.
-    """
-    own = scores[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(scores.shape[1]) < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
-
-
-def count_confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Returns how often (class, predicted class) came, whole numbers (classes, classes)."""
-    places = np.asarray(labels, np.int64) * classes + np.asarray(predicted, np.int64)
-    return np.bincount(places, minlength=classes * classes).reshape(classes, classes)
-
-
-def measure_classes(confusions: np.ndarray) -> list[dict[str, float | int | None]]:
-    """Returns n, precision and recall of each class; None where nothing was predicted as it, or it has no images."""
-    right, there, told = np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
-    return [
-        {
-            "n": int(there[label]),
-            "precision": float(right[label] / told[label]) if told[label] else None,
-            "recall": float(right[label] / there[label]) if there[label] else None,
-        }
-        for label in range(len(confusions))
-    ]

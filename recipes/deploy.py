@@ -26,6 +26,7 @@ import numpy as np
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
 from recipes.training.progress import show_steps
+from recipes.training.reading import Reading, find_reading
 from recipes.training.results import find_class_names, find_origin, write_labels
 from zoo.atomic import check_folder, write_atomically
 from zoo.deploy import boards, planner, tflite_file
@@ -134,6 +135,7 @@ PRESETS = {
 
 def deploy(config: Config) -> "Report":
     """Exports what the config names, writes the page and returns its numbers."""
+    from recipes.training.evaluation import warn_near_chance
     from zoo.deploy import c_array, firmware
     from zoo.deploy.report import export
 
@@ -160,7 +162,7 @@ def deploy(config: Config) -> "Report":
                 threads=config.threads,
                 progress=tell,
             )
-            deployable.warn_near_chance(report.accuracy, subject.data.classes, report.n, report.model)
+            warn_near_chance(report.accuracy, subject.data.classes, report.n, report.model)
             files = {row.scheme: tflite_file.read(config.folder / row.file) for row in report.rows}
             found = subject.describe(config)
             judged = _Judged(report, files, subject.images, found, subject.data, subject.reading)
@@ -231,11 +233,12 @@ class _Judged(NamedTuple):
     images: np.ndarray | None
     found: dict[str, Any] | None  # what is known of the images; None if the file is no classifier of theirs
     source: "Data | None"
-    reading: deployable.Reading | None
+    reading: Reading | None
 
 
 def _judge(config: Config) -> _Judged:
     """Measures a .tflite file, and the float one where it is given, as they are."""
+    from recipes.training.evaluation import warn_near_chance
     from zoo.deploy import report
 
     path = Path(config.model).expanduser()
@@ -250,8 +253,7 @@ def _judge(config: Config) -> _Judged:
         shape = planner.input_shape(given)
         source = deployable.load_data(config, shape, origin, find_class_names(path))
         unjudged = unjudged or _find_mismatch(given, config, source)
-        normalize = deployable.find_normalization(config.preprocess, origin, given, config.model)
-        reading = deployable.Reading((shape[1], shape[2]), normalize, origin.crop, origin.interpolation)
+        reading = find_reading((shape[1], shape[2]), config.preprocess, origin, given, config.model)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
         images, labels = deployable.held_out(wanted, source, reading)
         found = deployable.describe(config, source, reading)
@@ -271,7 +273,7 @@ def _judge(config: Config) -> _Judged:
     result = report.Report(path.stem, None, n, float_accuracy, tuple(rows), unjudged)
     result.save(config.folder)
     if found is not None and not unjudged:
-        deployable.warn_near_chance(rows[0].accuracy, len(found["class_names"]), n, path.name)
+        warn_near_chance(rows[0].accuracy, len(found["class_names"]), n, path.name)
     return _Judged(result, files, images, None if unjudged else found, source, reading)
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from recipes import _main
-from recipes.deployable import ModelOptions
 from recipes.images import FolderOptions
+from recipes.models import ModelOptions
 from recipes.training import check_at_least
 
 # TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
@@ -71,8 +71,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: the data's classes are not the model's, or an image cannot be read.
     """
-    from recipes import classifiers, deployable
-    from recipes.training.evaluation import read_batches
+    from recipes import classifiers
+    from recipes.training import evaluation
     from recipes.training.progress import show_steps
 
     with show_steps("evaluate") as tell:
@@ -81,12 +81,12 @@ def evaluate(config: Config) -> dict[str, Any]:
         classes, n = len(classifier.class_names), len(judged.part)
         confusions, top = np.zeros((classes, classes), np.int64), 0
         steps = judged.part.steps(config.batch_size)
-        batches = read_batches(judged.part, lambda images: images, config.batch_size)
+        batches = evaluation.read_batches(judged.part, lambda images: images, config.batch_size)
         for number, (images, labels) in enumerate(batches):
             tell(f"batch {number + 1} of {steps}")
             scores = classifier.score(np.asarray(images))
-            top += int((classifiers.rank_labels(scores, labels) < _TOP).sum())
-            confusions += classifiers.count_confusions(labels, scores.argmax(axis=1), classes)
+            top += int((evaluation.rank_labels(scores, labels) < _TOP).sum())
+            confusions += evaluation.count_confusions(labels, scores.argmax(axis=1), classes)
     accuracy = float(np.trace(confusions) / n)
     results = {
         "model": classifier.name,
@@ -98,7 +98,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "preprocessing": classifier.describe(),
         "classes": [
             {"class": name, **measured}
-            for name, measured in zip(classifier.class_names, classifiers.measure_classes(confusions), strict=True)
+            for name, measured in zip(classifier.class_names, evaluation.measure_classes(confusions), strict=True)
             if measured["n"] or measured["precision"] is not None
         ],
         "confusions": [
@@ -108,7 +108,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         ],
     }  # fmt: skip
     _write(config.folder, classifier, results, confusions)
-    deployable.warn_near_chance(accuracy, classes, n, classifier.name)
+    evaluation.warn_near_chance(accuracy, classes, n, classifier.name)
     return results
 
 

@@ -95,18 +95,17 @@ def finetune(config: Config) -> Finetuned:
 def _finetune(config: Config) -> Finetuned:
     import keras
 
-    from recipes.classifiers import count_confusions, measure_classes
-    from recipes.deployable import find_normalization, name_normalization
     from recipes.images import augment
-    from recipes.training.evaluation import read_batches
+    from recipes.training.evaluation import count_confusions, measure_classes, read_batches
     from recipes.training.learner import schedule_drop_path
     from recipes.training.loop import STATE_FILE, Outcome, fit
     from recipes.training.optimizer import Optimizer, Schedule, Settings, choose_optimizer
     from recipes.training.progress import show_progress
+    from recipes.training.reading import find_normalization, name_normalization
     from zoo.graph import copy_model
 
     source, origin = _load_weights(config)
-    preprocess = find_normalization(config.preprocess, origin, source, config.weights or config.model)
+    preprocess, _ = find_normalization(config.preprocess, origin, source, config.weights or config.model)
     name, images = _load_images(config, source, origin)
     keras.utils.set_random_seed(config.seed)
     network, notes = _network(config, source, images)

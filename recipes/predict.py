@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from recipes import _main
-from recipes.deployable import ModelOptions
+from recipes.models import ModelOptions
 from recipes.training import check_at_least
 
 _BATCH = 64  # pictures at once

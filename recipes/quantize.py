@@ -75,6 +75,7 @@ PRESETS = {
 
 def train(config: Config) -> "report.Report":
     """Trains, writes the files, prints the page and returns its numbers."""
+    from recipes.training.evaluation import warn_near_chance
     from zoo.deploy import quantize, report, tflite
 
     subject = deployable.load(config)
@@ -96,7 +97,7 @@ def train(config: Config) -> "report.Report":
             metadata=subject.make_metadata(config), output=config.output_key, threshold=subject.threshold,
             threads=config.threads, progress=tell,
         )  # fmt: skip
-        deployable.warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
+        warn_near_chance(result.accuracy, subject.data.classes, result.n, result.model)
         write_labels(config.folder, subject.describe(config))
         if config.copy_back:
             tell("model.keras")

@@ -118,12 +118,12 @@ def train(config: Config) -> Trained | None:
 def _train(config: Config) -> Trained | None:
     import keras
 
-    from recipes.deployable import find_normalization, name_normalization
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.learner import schedule_drop_path, shorten_moving_averages
     from recipes.training.loop import STATE_FILE, fit
     from recipes.training.paper_settings import SMALL, paper_of
     from recipes.training.progress import show_progress
+    from recipes.training.reading import find_normalization, name_normalization
     from zoo.weights.published import transfer
 
     start = find_weights(config.model, config.model_preset, config.weights)
@@ -161,7 +161,7 @@ def _train(config: Config) -> Trained | None:
         fit(twin.model, two, two, one, **added, drop_path=twin.progress)
         print(f"dry run: {images}\n{network.name}: {network.count_params():,} parameters\n{settings}\n{paper.source}")
         return None
-    preprocess = find_normalization(config.preprocess, start.origin, None, config.weights or config.model)
+    preprocess, _ = find_normalization(config.preprocess, start.origin, None, config.weights or config.model)
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*_FREE, "seed")}
     with show_progress("train", unit="epoch") as observe:
         outcome = fit(

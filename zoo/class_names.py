@@ -1,6 +1,7 @@
 """The class names of the data sets that published weights were trained on, and predictions with them."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,28 @@ def read_imagenet_classes() -> tuple[ImageClass, ...]:
     return tuple(ImageClass(*line.split()) for line in text.splitlines())
 
 
-def list_class_names(dataset: str) -> tuple[str, ...] | None:
-    """Returns the names of the classes of "cifar10" or "vww" by their labels; None for other data sets."""
+def list_class_names(dataset: str, classes: int) -> tuple[str, ...] | None:
+    """Returns the names of a data set's first classes by their labels, each another; None for one that is not known."""
+    if dataset == "imagenet":
+        return tuple(_number_imagenet_folders())[:classes]
     return tuple(_NAMES[dataset]) if dataset in _NAMES else None
+
+
+@functools.cache
+def _number_imagenet_folders() -> dict[str, int]:
+    """Returns the label of ImageNet's class folders, which have names or synset ids; a name of two classes has none."""
+    classes = read_imagenet_classes()
+    names = [one.name for one in classes]
+    labels = {name if names.count(name) == 1 else f"{name}_{synset}": label
+              for label, (synset, name) in enumerate(classes)}  # fmt: skip
+    return labels | {synset: label for label, (synset, _) in enumerate(classes)}
+
+
+def number_folders(class_names: Sequence[str]) -> dict[str, int]:
+    """Returns the label of each class folder's name for a model of these classes; ImageNet's have two names each."""
+    imagenet = _number_imagenet_folders()
+    is_imagenet = tuple(class_names) == tuple(imagenet)[: len(class_names)]
+    return imagenet if is_imagenet else {name: label for label, name in enumerate(class_names)}
 
 
 def decode_predictions(predictions: Any, top: int = 5, dataset: str = "imagenet") -> list[list[tuple[str, str, float]]]:

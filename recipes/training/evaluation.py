@@ -1,6 +1,7 @@
-"""Accuracy and loss of whatever computes logits: a model, or a path of a supernet."""
+"""Accuracy and loss of whatever computes logits: a model, or a path of a supernet; and what scores say of classes."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,10 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes.images.augment import UNIT
+from recipes.images.augment import PREPROCESSING, UNIT
 from recipes.images.parts import Part, Stream
 
 _BATCH = 250
+_FEW = 5  # images, below which an accuracy near chance says nothing
 _EAGER_BATCHES = 4  # tracing a graph takes as long as this many eager calls
 
 
@@ -84,3 +86,42 @@ class Evaluator:
 def measure_accuracy(model: keras.Model, part: Part, preprocess: Callable[[Any], Any] = UNIT) -> float:
     """Returns the share, 0 to 1, of images that a model with logits or probabilities classifies right."""
     return Evaluator(model, part, preprocess)().accuracy
+
+
+def rank_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the place of each image's own class among its scores (n, classes), 0 for the best.
+
+    Of equal scores the lower class comes first, as argmax has it.
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(scores.shape[1]) < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def count_confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Returns how often (class, predicted class) came, whole numbers (classes, classes)."""
+    places = np.asarray(labels, np.int64) * classes + np.asarray(predicted, np.int64)
+    return np.bincount(places, minlength=classes * classes).reshape(classes, classes)
+
+
+def measure_classes(confusions: np.ndarray) -> list[dict[str, float | int | None]]:
+    """Returns n, precision and recall of each class; None where nothing was predicted as it, or it has no images."""
+    right, there, told = np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
+    return [
+        {
+            "n": int(there[label]),
+            "precision": float(right[label] / told[label]) if told[label] else None,
+            "recall": float(right[label] / there[label]) if there[label] else None,
+        }
+        for label in range(len(confusions))
+    ]
+
+
+def warn_near_chance(accuracy: float | None, classes: int, n: int, subject: str) -> None:
+    """Says on stderr where a model does hardly better than guessing: mostly its images are not what it reads."""
+    if accuracy is not None and n >= _FEW and accuracy < min(0.6, 1.5 / classes):  # 0.6 of 2 classes, 0.15 of 10
+        print(
+            f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {classes} classes. "
+            f"Is --preprocess what it was trained with (one of {', '.join(PREPROCESSING)}), and --data its data?",
+            file=sys.stderr,
+        )

@@ -13,6 +13,7 @@ from PIL import Image
 
 import zoo
 from recipes import classifiers, deploy, deployable, evaluate, predict
+from recipes.training import evaluation
 from recipes.training.results import find_origin, find_weights
 from zoo.deploy import metadata, tflite, tflite_file
 
@@ -55,11 +56,11 @@ PREDICTED = np.array([0, 1, 1, 0, 2, 1])
 
 
 def test_confusions_count_each_class_in_its_row():
-    assert classifiers.count_confusions(LABELS, PREDICTED, 3).tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 0]]
+    assert evaluation.count_confusions(LABELS, PREDICTED, 3).tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 0]]
 
 
 def test_precision_is_of_what_was_predicted_and_recall_of_what_was_there():
-    measured = classifiers.measure_classes(np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]))
+    measured = evaluation.measure_classes(np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]))
     assert measured == [
         {"n": 2, "precision": 1 / 2, "recall": 1 / 2},
         {"n": 3, "precision": 1 / 3, "recall": 1 / 3},
@@ -70,7 +71,7 @@ def test_precision_is_of_what_was_predicted_and_recall_of_what_was_there():
 
 def test_the_rank_of_a_label_counts_the_classes_before_it():
     scores = np.array([[0.1, 0.5, 0.4], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
-    assert classifiers.rank_labels(scores, np.array([0, 0, 1])).tolist() == [2, 0, 1]  # of equal ones the first is best
+    assert evaluation.rank_labels(scores, np.array([0, 0, 1])).tolist() == [2, 0, 1]  # of equal ones the first is best
 
 
 def test_scores_are_probabilities_of_logits_and_of_one_unit():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from recipes import classifiers, deployable
+from recipes import classifiers, models
 from tests.small_networks import as_torch, randomised
 from zoo import manifest
 from zoo.weights import mobile_names
@@ -77,7 +77,7 @@ def test_features_take_the_weights_without_a_word(published, trained):
 
 
 def test_classes_of_published_weights_have_the_names_of_their_data_set(published):
-    classifier = classifiers.load(deployable.ModelOptions(model=MODEL, weights="vww"))
+    classifier = classifiers.load(models.ModelOptions(model=MODEL, weights="vww"))
     assert classifier.class_names == ("non_person", "person")
     assert classifier.labels == {"non_person": 0, "person": 1}
 

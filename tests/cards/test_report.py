@@ -21,7 +21,11 @@ from recipes.engine import tuner
 
 
 def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: int = 0, **options) -> Path:
-    """Writes the folder of a search whose trials take 10 s each; a score of None is a trial that failed."""
+    """Writes the folder of a search whose trials take 10 s each; a score of None is a trial that failed.
+
+    Options: "starts", "macs" and "epochs" for each trial; "message" of those that failed; "seconds" of each; "choices",
+    "header", "planned", "config", "images" and "space" of the search.
+    """
     header = {"journal": 1, "oracle": "AgingEvolution", "objective": ["val_accuracy", "max"], "seed": seed}
     header |= {"choices": options.get("choices", {"op": 3}), "recipe": "amoebanet", "algorithm": algorithm}
     lines = [header | options.get("header", {})]
@@ -29,15 +33,19 @@ def make_search(folder: Path, scores: list, algorithm: str = "evolution", seed: 
         status = "INVALID" if score is None else "COMPLETED"
         metrics = {} if score is None else {"val_accuracy": score, "loss": 1.0, "params": 1000.0 * (number + 1)}
         metrics |= {name: options[name][number] for name in ("macs", "epochs") if name in options}
-        lines.append({"start": number, "genome": options["genomes"][number] if "genomes" in options else [number % 3]})
-        lines.append({"end": number, "status": status, "metrics": metrics, "seconds": options.get("seconds", 10.0)})
-    folder.mkdir(parents=True)
+        lines.append(
+            {"start": number} | (options["starts"][number] if "starts" in options else {"genome": [number % 3]})
+        )
+        end = {"end": number, "status": status, "metrics": metrics, "seconds": options.get("seconds", 10.0)}
+        lines.append(end | ({"message": options.get("message", "")} if score is None else {}))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     planned = options.get("planned", len(scores))
     config = amoebanet.Config(
         trials=planned, algorithm=algorithm, seed=seed, folder=folder, **options.get("config", {})
     )  # pyright: ignore[reportArgumentType]
-    read.write_about(config, "amoebanet", options.get("images", {"training": 2000, "validation": 1000}))
+    images = options.get("images", {"training": 2000, "validation": 1000})
+    read.write_about(config, "amoebanet", images, options.get("space"))
     if planned == len(scores):
         zoo.save(dataclasses.replace(zoo.load("amoebanet_a"), source={"stopped": "done"}), folder / "genotype.json")
     return folder
@@ -93,6 +101,28 @@ def test_gain_over_random_search_with_seeds_in_pairs_and_without():
     assert apart == pytest.approx(0.1)
     assert error == pytest.approx((0.1**2 / 3 + 0.02 / 2) ** 0.5)
     assert compare.measure_gain([2.0], [3.0], paired=True, sign=-1) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "tau"),
+    [
+        ([0.1, 0.5, 0.9], [10, 20, 30], 1),
+        ([0.1, 0.5, 0.9], [3, 2, 1], -1),
+        ([1, 2, 3, 4], [1, 2, 4, 3], 4 / 6),  # 5 pairs agree, 1 does not
+        ([1, 2, 2], [1, 2, 3], 2 / 6**0.5),  # two pairs agree, the third ties in the first list: 2 / sqrt(2 x 3)
+        ([1, 1, 2, 3], [1, 2, 3, 3], 4 / 5),  # a tie in each, the other four agree: 4 / sqrt(5 x 5)
+        ([1, 1, 1], [1, 2, 3], np.nan),  # no order
+        ([-np.inf, -np.inf, 1], [1, 2, 3], 2 / 6**0.5),
+    ],
+)
+def test_kendalls_tau_is_what_counting_pairs_gives(one: list, other: list, tau: float):
+    assert compare.kendall_tau(one, other) == pytest.approx(tau, nan_ok=True)
+
+
+@pytest.mark.parametrize("lists", [([1, 2], [1]), ([1], [1]), ([1, np.nan], [1, 2])])
+def test_what_has_no_ranks_is_refused(lists):
+    with pytest.raises(ValueError, match="score"):
+        compare.kendall_tau(*lists)
 
 
 @pytest.mark.parametrize(
@@ -296,8 +326,8 @@ def test_a_search_for_a_front_is_judged_by_its_hypervolume_beside_as_many_random
 def test_the_best_of_a_search_by_halving_is_one_of_the_highest_rung_and_its_budget_is_time(tmp_path):
     # Networks 0 and 1 at the first rung, then 0 further: 1 + 1 + (3 - 1) epochs.
     halving = {"header": {"fidelity": "halving"}, "choices": {"op": 3, "tuner/epochs": 2}}
-    genomes = [[0, 0], [1, 0], [0, 1]]
-    folder = make_search(tmp_path / "a", [0.7, 0.9, 0.8], genomes=genomes, epochs=[1, 1, 3], **halving)
+    starts = [{"genome": genome} for genome in ([0, 0], [1, 0], [0, 1])]
+    folder = make_search(tmp_path / "a", [0.7, 0.9, 0.8], starts=starts, epochs=[1, 1, 3], **halving)
     make_search(folder / "baseline", [0.3, 0.5], "random", seconds=15.0)
     write_card([folder])
     card = json.loads((folder / "card" / "card.json").read_text())

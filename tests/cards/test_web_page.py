@@ -1,6 +1,5 @@
 """The page of searches for a browser: what it holds, that nothing in it passes for HTML, and, slowly, that it works."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import zoo
 from recipes import amoebanet, mnasnet, pnasnet, report
 from recipes.cards import read
 from recipes.cards.card import read_searches
@@ -22,6 +20,7 @@ from recipes.engine.tuner import Tuner
 from recipes.oracles import AgingEvolution, SuccessiveHalving
 from recipes.oracles.evolution import GenerationalEvolution
 from recipes.tinynas.space import TinySpace
+from tests.cards.test_report import make_search
 from zoo.genotype_json import body_as_dict
 
 SPACE = spaces.amoebanet(1)
@@ -33,35 +32,23 @@ def genome(*first: int) -> list[int]:
     return [*first, *[0] * (len(COUNTS) - len(first))]
 
 
-def write_search(folder: Path, trials: list[dict[str, Any]], planned: int, space: Any = SPACE) -> Path:
-    """Writes a search; a trial is {"genome"} and, for the one that failed, "message", else "score"; some "parents"."""
-    header = {"journal": 1, "oracle": "AgingEvolution", "objective": ["val_accuracy", "max"], "seed": 0}
-    header |= {"choices": {decision.name: len(decision.choices) for decision in SPACE.decisions}}
-    lines: list[Any] = [header | {"recipe": "amoebanet", "algorithm": "evolution"}]
-    for number, trial in enumerate(trials):
-        parents = {"parents": trial["parents"]} if "parents" in trial else {}
-        lines.append({"start": number, "genome": trial["genome"], **parents})
-        end: dict[str, Any] = {"end": number, "seconds": 10.0}
-        if "message" in trial:
-            end |= {"status": "INVALID", "metrics": {}, "message": trial["message"]}
-        else:
-            end |= {"status": "COMPLETED", "metrics": {"val_accuracy": trial["score"], "params": 100.0 * (9 - number)}}
-        lines.append(end)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = amoebanet.Config(trials=planned, folder=folder, data=HOSTILE)
-    read.write_about(config, "amoebanet", {"training": 20, "validation": 10}, space)
-    if planned == len(trials):
-        zoo.save(dataclasses.replace(zoo.load("amoebanet_a"), source={"stopped": "done"}), folder / "genotype.json")
-    return folder
-
-
-TRIALS = [
-    {"genome": genome(0, 1, 2), "score": 0.5},
-    {"genome": genome(0, 1, 3), "score": 0.75, "parents": [genome(0, 1, 2)]},
-    {"genome": genome(1, 1, 3), "message": f"MemoryError: {HOSTILE}", "parents": [genome(0, 1, 3)]},
-    {"genome": genome(0, 1, 5), "score": 0.625, "parents": [genome(0, 1, 3)]},
+SCORES = [0.5, 0.75, None, 0.625]
+STARTS = [
+    {"genome": genome(0, 1, 2)},
+    {"genome": genome(0, 1, 3), "parents": [genome(0, 1, 2)]},
+    {"genome": genome(1, 1, 3), "parents": [genome(0, 1, 3)]},
+    {"genome": genome(0, 1, 5), "parents": [genome(0, 1, 3)]},
 ]
+
+
+def write_search(
+    folder: Path, scores: list = SCORES, planned: int = 4, starts: list = STARTS, space: Any = SPACE
+) -> Path:
+    choices = {decision.name: len(decision.choices) for decision in SPACE.decisions}
+    config, message = {"data": HOSTILE}, f"MemoryError: {HOSTILE}"
+    return make_search(
+        folder, scores, planned=planned, starts=starts, space=space, choices=choices, config=config, message=message
+    )
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -71,7 +58,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 
 def test_a_page_holds_every_trial_with_its_cells_its_parents_and_its_error(tmp_path):
-    searches = read_searches([write_search(tmp_path / "a", TRIALS, planned=4)])
+    searches = read_searches([write_search(tmp_path / "a")])
     write_web_page(*searches, tmp_path / "page.html")
     data = data_of(tmp_path / "page.html")
     trials = data["searches"][0]["trials"]
@@ -80,16 +67,16 @@ def test_a_page_holds_every_trial_with_its_cells_its_parents_and_its_error(tmp_p
     assert trials[2]["message"] == f"MemoryError: {HOSTILE}"
     chosen = {
         decision.name: decision.choices[place]
-        for decision, place in zip(SPACE.decisions, TRIALS[1]["genome"], strict=True)
+        for decision, place in zip(SPACE.decisions, STARTS[1]["genome"], strict=True)
     }
     assert trials[1]["body"] == body_as_dict(SPACE.body(chosen))
     assert data["anytime"]["each"] == [[0.5, 0.75, 0.75, 0.75]]
     assert (data["running"], data["refresh"], data["settings"]["data"]) == (False, None, HOSTILE)
-    assert data["directions"] == {"val_accuracy": "max", "params": "min"}
+    assert data["directions"] == {"val_accuracy": "max", "params": "min", "loss": "min"}
 
 
 def test_no_text_of_a_search_can_end_the_data_or_begin_an_element(tmp_path):
-    folder = write_search(tmp_path / f"<b>{'&' * 3}", TRIALS, planned=4)
+    folder = write_search(tmp_path / f"<b>{'&' * 3}")
     write_web_page(*read_searches([folder]), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("</script>") == 2  # of the data and of the program
@@ -110,15 +97,15 @@ def test_the_page_loads_nothing_and_never_reads_text_as_html():
 
 
 def test_the_same_folders_give_the_same_page(tmp_path):
-    searches = read_searches([write_search(tmp_path / "a", TRIALS, planned=4)])
+    searches = read_searches([write_search(tmp_path / "a")])
     for name in ("one", "other"):
         write_web_page(*searches, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
 def test_a_search_without_a_trial_or_of_an_unknown_space_has_a_page_too(tmp_path):
-    assert list_data(*read_searches([write_search(tmp_path / "a", [], planned=4)]))["searches"][0]["trials"] == []
-    unknown = list_data(*read_searches([write_search(tmp_path / "b", TRIALS, planned=4, space=None)]))["searches"][0]
+    assert list_data(*read_searches([write_search(tmp_path / "a", [])]))["searches"][0]["trials"] == []
+    unknown = list_data(*read_searches([write_search(tmp_path / "b", space=None)]))["searches"][0]
     assert unknown["trials"][1]["body"] is None
     assert unknown["trials"][1]["parents"] == [0]
 
@@ -128,8 +115,8 @@ def test_a_parent_that_was_never_trained_is_the_equal_network_that_was(tmp_path)
     one, other = genome(0, 1, 2, 2), genome(1, 0, 2, 2)
     names = [decision.name for decision in SPACE.decisions[:4]]
     assert names == [f"normal/node0/{name}" for name in ("state0", "state1", "op0", "op1")]
-    trials = [{"genome": one, "score": 0.5}, {"genome": genome(1, 0, 2, 3), "score": 0.6, "parents": [other]}]
-    data = list_data(*read_searches([write_search(tmp_path / "a", trials, planned=2)]))
+    starts = [{"genome": one}, {"genome": genome(1, 0, 2, 3), "parents": [other]}]
+    data = list_data(*read_searches([write_search(tmp_path / "a", [0.5, 0.6], planned=2, starts=starts)]))
     assert data["searches"][0]["trials"][1]["parents"] == [0]
 
 
@@ -201,7 +188,7 @@ def test_watching_rewrites_the_page_until_the_search_has_ended(tmp_path, monkeyp
         """Takes the search one step further each time that the program waits."""
         seen.append((len(data_of(page)["searches"][0]["trials"]), data_of(page)["refresh"]) if page.exists() else None)
         if len(seen) <= 3:
-            write_search(folder, TRIALS[: len(seen) + 1], planned=4)
+            write_search(folder, SCORES[: len(seen) + 1])
 
     monkeypatch.setattr(time, "sleep", sleep)
     assert report.report(report.Config(folders=(folder,), watch=True, every=0.5)) == page
@@ -216,7 +203,7 @@ def test_ctrl_c_ends_the_watch_and_leaves_a_page_that_reloads_itself_no_more(tmp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", sleep)
-    page = report.report(report.Config(folders=(write_search(tmp_path / "a", TRIALS, planned=9),), watch=True))
+    page = report.report(report.Config(folders=(write_search(tmp_path / "a", planned=9),), watch=True))
     assert (data_of(page)["running"], data_of(page)["refresh"]) == (True, None)
 
 
@@ -251,14 +238,14 @@ def column(page: Any, number: int) -> list[str]:
 
 @pytest.mark.slow
 def test_in_a_browser_the_table_sorts_and_a_click_shows_the_cells_and_the_lineage(tmp_path, browser):
-    folder = write_search(tmp_path / "a", TRIALS, planned=4)
+    folder = write_search(tmp_path / "a")
     write_web_page(*read_searches([folder]), tmp_path / "page.html")
     page, complaints = open_page(browser, tmp_path / "page.html")
     assert column(page, 1) == ["1", "3", "0", "2"]  # the best first, the failed one last
     page.click("[data-sort=params]")
-    assert column(page, 1) == ["0", "1", "3", "2"]
-    page.click("[data-sort=params]")
     assert column(page, 1) == ["3", "1", "0", "2"]
+    page.click("[data-sort=params]")
+    assert column(page, 1) == ["0", "1", "3", "2"]
     assert page.locator("#trial h2").first.inner_text() == "Trial 1, the best"
     page.locator("circle[data-trial='0.3']").first.click()
     panel = page.locator("#trial")
@@ -271,7 +258,7 @@ def test_in_a_browser_the_table_sorts_and_a_click_shows_the_cells_and_the_lineag
     assert page.locator("img").count() == 0
     page.reload()  # the address keeps what was chosen
     assert panel.locator("h2").first.inner_text() == "Trial 2"
-    assert column(page, 1) == ["3", "1", "0", "2"]
+    assert column(page, 1) == ["0", "1", "3", "2"]
     page.locator("circle[data-trial='0.1']").first.hover()
     assert page.locator("#hint svg.cell").count() == 1
     page.select_option("select[data-axis=x]", "seconds")
@@ -281,12 +268,12 @@ def test_in_a_browser_the_table_sorts_and_a_click_shows_the_cells_and_the_lineag
 
 @pytest.mark.slow
 def test_in_a_narrow_window_nothing_sticks_out_and_a_running_search_reloads_itself(tmp_path, browser):
-    folder = write_search(tmp_path / "a", TRIALS[:2], planned=4)
+    folder = write_search(tmp_path / "a", SCORES[:2])
     write_web_page(*read_searches([folder]), tmp_path / "page.html", refresh=1.0)
     page, complaints = open_page(browser, tmp_path / "page.html", width=360)
     assert page.locator("#word").inner_text() == "running"
     page.click("[data-sort=trial]")
-    write_search(folder, TRIALS, planned=4)
+    write_search(folder)
     write_web_page(*read_searches([folder]), tmp_path / "page.html")
     page.locator("#trials tbody tr").nth(3).wait_for()  # the page's policy forbids what wait_for_function does
     assert column(page, 1) == ["0", "1", "2", "3"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from recipes import _main
 from recipes.engine import spaces
 from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, offer_oracle
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import Genotype
@@ -49,8 +49,7 @@ class Config(TrialConfig):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, {"nodes": 1, "population": 1, "sample": 1, "repeats": 1, "filters": 1})
-        if not 0 <= self.identity < 1:
-            raise ValueError(f"identity is {self.identity}; expected a probability from 0 up to, not including, 1")
+        check_options(self, "identity", "a probability from 0 to less than 1", lambda value: 0 <= value < 1)
 
 
 PRESETS = {

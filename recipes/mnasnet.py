@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from recipes import _main
 from recipes.engine.config import SMOKE, ControllerConfig, offer_oracle
 from recipes.engine.spaces import Decision, Space, check_values
+from recipes.training import check_at_least, check_options
 from recipes.training.progress import Observe
 from zoo.genotype import Block, Blocks, Genotype
 
@@ -68,10 +69,8 @@ class Config(ControllerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.divisor < 1:
-            raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
-        if self.target is not None and not self.target > 0:
-            raise ValueError(f"target is {self.target}; expected milliseconds above 0, or none")
+        check_at_least(self, {"divisor": 1})
+        check_options(self, "target", "milliseconds above 0, or none", lambda value: value > 0)
         if self.alpha > 0 or self.beta > 0:
             raise ValueError(
                 f"alpha is {self.alpha} and beta {self.beta}; above 0 slower networks would score higher. "
@@ -127,12 +126,10 @@ class BlockSpace(Space):
     name: str = "mnasnet"
 
     def __post_init__(self):
-        if len(self.strides) != len(MOBILENET_V2) or not set(self.strides) <= {1, 2}:
-            raise ValueError(f"strides is {self.strides}; expected {len(MOBILENET_V2)} numbers, each 1 or 2")
-        if not 0 < self.width <= 10 or not 0 < self.depth <= 10:
-            raise ValueError(f"width is {self.width} and depth {self.depth}; expected numbers above 0, at most 10")
-        if self.divisor < 1:
-            raise ValueError(f"divisor is {self.divisor}; expected a whole number from 1")
+        blocks = len(MOBILENET_V2)
+        check_options(self, "strides", f"{blocks} numbers, each 1 or 2", lambda s: len(s) == blocks and {*s} <= {1, 2})
+        check_options(self, "width depth", "a number above 0, at most 10", lambda value: 0 < value <= 10)
+        check_at_least(self, {"divisor": 1})
 
     @property
     def decisions(self) -> tuple[Decision, ...]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes import _main
 from recipes.engine.config import PAPER_CIFAR10, SMOKE, TrialConfig, offer_oracle
 from recipes.engine.spaces import PNASNET_OPS, CellSpace, Decision, check_values
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 from recipes.training.progress import Observe
 from recipes.training.tensorflow_options import run_branches_side_by_side
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Genotype, Node
@@ -61,12 +61,8 @@ class Config(TrialConfig):
         super().__post_init__()
         least = {"nodes": 1, "beam": 1, "first": 1, "round_size": 1, "repeats": 1, "filters": 1}
         check_at_least(self, least | {"members": 1, "embedding": 1, "hidden": 1, "predictor_steps": 1})
-        if self.first_rate <= 0 or self.predictor_rate <= 0:
-            raise ValueError(
-                f"first_rate is {self.first_rate} and predictor_rate {self.predictor_rate}; expected rates above 0"
-            )
-        if self.explore < 0:
-            raise ValueError(f"explore is {self.explore}; expected 0 or more")
+        check_options(self, "first_rate predictor_rate", "a rate above 0", lambda value: value > 0)
+        check_options(self, "explore", "0 or more", lambda value: value >= 0)
 
     def fitting(self) -> "Fitting":
         """Returns how the predictor is made and trained."""

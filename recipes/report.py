@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from recipes import _main
+from recipes.training import check_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Config:
     every: float = 5.0  # seconds between two looks of --watch
 
     def __post_init__(self):
-        if not 0.1 <= self.every <= 3600:
-            raise ValueError(f"every is {self.every}; expected seconds from 0.1 to 3600")
+        check_options(self, "every", "seconds from 0.1 to 3600", lambda value: 0.1 <= value <= 3600)
 
 
 PRESETS = {"laptop": Config()}

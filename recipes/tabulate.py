@@ -39,7 +39,7 @@ from recipes.enas.space import MicroSpace
 from recipes.engine.config import ChildConfig, check_ops
 from recipes.engine.spaces import NASNET_OPS, Space, nasnet
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 from recipes.training.progress import Observe, Status, show_progress
 from zoo.formats.enas import MICRO_OPS
 
@@ -86,8 +86,7 @@ class Config(ChildConfig):
         check_at_least(self, {"repeats": 1, "sample": 1, "nodes": 1, "cells": 1, "filters": 2})
         if self.space in _OPS:
             check_ops(self.ops, _OPS[self.space])
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {self.validation_fraction}; expected a share between 0 and 1")
+        check_options(self, "validation_fraction", "a share between 0 and 1", lambda value: 0 < value < 1)
         object.__setattr__(self, "trials", self.sample or self.make_space().size)
 
     def make_space(self) -> Space:

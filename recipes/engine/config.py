@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes.images import FolderOptions
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 from zoo.genotype import near
 
 if TYPE_CHECKING:
@@ -77,11 +77,8 @@ class PlaceConfig:
         if self.workers != "ray" and not self.workers.isdecimal():
             raise ValueError(f"workers is {self.workers!r}; expected a whole number, 0 for this process, or ray")
         check_at_least(self, {"retries": 0, "trials_at_once": 1})
-        for name in ("trial_cpus", "trial_gpus"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0")
-        if not 0 < self.silence < math.inf:
-            raise ValueError(f"silence is {self.silence}; expected seconds above 0")
+        check_options(self, "trial_cpus trial_gpus", "a number from 0", lambda value: 0 <= value < math.inf)
+        check_options(self, "silence", "seconds above 0", lambda value: 0 < value < math.inf)
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -129,13 +126,9 @@ class ChildConfig(PlaceConfig, FolderOptions):
         least = {"trials": 1, "epochs": 1, "batch_size": 1, "seed": 0, "keep": 0}
         least |= {"image_size": 8, "training_images": 10, "validation_images": 10, "max_params": 1, "max_macs": 1}
         check_at_least(self, least | {"max_sram": 1, "max_flash": 1})
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; "
-                "expected a rate above 0 and a decay of 0 or more"
-            )
-        if self.max_latency is not None and not self.max_latency > 0:
-            raise ValueError(f"max_latency is {self.max_latency}; expected milliseconds above 0")
+        check_options(self, "learning_rate", "a rate above 0", lambda value: value > 0)
+        check_options(self, "weight_decay", "0 or more", lambda value: value >= 0)
+        check_options(self, "max_latency", "milliseconds above 0", lambda value: value > 0)
         read_directions("pareto", self.pareto, self.metrics)
 
     def trade_off(self) -> dict[str, str]:

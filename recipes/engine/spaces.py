@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes.training import check_at_least, check_options
 from zoo.canonical import canonical_hash
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node, near
 
@@ -155,10 +156,8 @@ class CellSpace(Space):
     cells: tuple[str, ...] = ("normal", "reduce")
 
     def __post_init__(self):
-        if self.nodes < 1:
-            raise ValueError(f"nodes is {self.nodes}; expected a whole number from 1")
-        if not self.ops:
-            raise ValueError("a cell space without ops; expected at least one, such as 'sep_conv_3x3'")
+        check_at_least(self, {"nodes": 1})
+        check_options(self, "ops", "one at least, such as sep_conv_3x3", bool)
 
     @property
     def decisions(self) -> tuple[Decision, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from recipes.oracles.base import SearchOracle, Values
 from recipes.oracles.choices import Genome
 from recipes.oracles.predictors import quantiles
+from recipes.training import check_at_least
 
 Features = Callable[[Values], Mapping[Hashable, int]]
 
@@ -119,8 +120,7 @@ class BayesianSearch(SearchOracle):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.first < 1 or self.parents < 1:
-            raise ValueError(f"first is {self.first} and parents {self.parents}; expected whole numbers from 1")
+        check_at_least(self, {"first": 1, "parents": 1})
         try:
             import sklearn.gaussian_process as gaussian_process
         except ImportError as error:

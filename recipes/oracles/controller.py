@@ -12,6 +12,7 @@ import tensorflow as tf
 from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
 from recipes.oracles.networks import OTHER_VERSION, Network, StackedDense, State, lstm_outputs, packed, unpacked
+from recipes.training import check_at_least, check_options
 
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1 (A.2)
 _LEAST = 1e-6  # of a probability that is divided by
@@ -57,17 +58,10 @@ class ControllerOracle(SearchOracle):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.algorithm not in ("ppo", "reinforce"):
-            raise ValueError(f"algorithm is {self.algorithm!r}; expected ppo or reinforce")
-        if min(self.batch, self.passes, self.hidden) < 1:
-            raise ValueError(
-                f"batch is {self.batch}, passes {self.passes} and hidden {self.hidden}; expected whole numbers from 1"
-            )
-        if self.learning_rate <= 0 or not 0 <= self.baseline < 1 or self.clip <= 0:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate}, baseline {self.baseline} and clip {self.clip}; expected a "
-                "rate and a clip above 0 and a baseline from 0 up to, not including, 1"
-            )
+        check_options(self, "algorithm", "ppo or reinforce", ("ppo", "reinforce").__contains__)
+        check_at_least(self, {"batch": 1, "passes": 1, "hidden": 1})
+        check_options(self, "learning_rate clip", "a number above 0", lambda value: value > 0)
+        check_options(self, "baseline", "a number from 0 to less than 1", lambda value: 0 <= value < 1)
         if self.algorithm == "reinforce":
             self.clip, self.passes = np.inf, 1
         self._state: State | None = None  # of the network

@@ -10,6 +10,7 @@ import numpy as np
 
 from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
+from recipes.training import check_at_least, check_options
 
 _MOST_FAMILIAR_DRAWS = 100  # in a row that were known or refused; beyond, its mutations become stronger
 
@@ -43,10 +44,8 @@ class AgingEvolution(SearchOracle):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.population < 1 or self.sample < 1:
-            raise ValueError(f"population is {self.population} and sample {self.sample}; expected whole numbers from 1")
-        if not 0 <= self.identity < 1:
-            raise ValueError(f"identity is {self.identity}; expected a probability from 0 up to, not including, 1")
+        check_at_least(self, {"population": 1, "sample": 1})
+        check_options(self, "identity", "a probability from 0 to less than 1", lambda value: 0 <= value < 1)
         self.members: deque[tuple[Genome, float]] = deque()  # oldest first
         self._filled = False
 
@@ -136,8 +135,7 @@ class GenerationalEvolution(SearchOracle):
             raise ValueError(
                 f"parents is {self.parents} and population {self.population}; expected 1 <= parents <= population"
             )
-        if self.mutation is not None and not 0 < self.mutation <= 1:
-            raise ValueError(f"mutation is {self.mutation}; expected a probability above 0, at most 1")
+        check_options(self, "mutation", "a probability above 0, at most 1", lambda value: 0 < value <= 1)
         self.best: list[tuple[Genome, Any]] = []  # of the finished generations, the best first
         self.generation: list[tuple[Genome, Any]] = []
         self._draws = 0  # since the last result
@@ -225,8 +223,7 @@ class NSGA2(GenerationalEvolution):
         names = [getattr(each, "name", each) for each in several]
         if len(set(names)) < max(2, len(names)) or isinstance(several[0], str):
             raise ValueError(f"objective is {names}; expected two or more keras_tuner.Objective, each name once")
-        if not 0 <= self.crossover <= 1:
-            raise ValueError(f"crossover is {self.crossover}; expected a probability")
+        check_options(self, "crossover", "a probability", lambda value: 0 <= value <= 1)
         self._objectives, self.objective, self.parents = several, several[0], self.population
         super().__post_init__()
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.networks import Network, StackedDense, State
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 
 _CHUNK = 16_384  # candidates that are scored at once
 
@@ -50,16 +50,11 @@ class Fitting:
     target: Literal["accuracy", "ranks"] = "ranks"
 
     def __post_init__(self):
-        if self.network not in ("mlp", "lstm") or self.target not in ("accuracy", "ranks"):
-            raise ValueError(
-                f"network is {self.network!r} and target {self.target!r}; expected mlp or lstm, accuracy or ranks"
-            )
+        check_options(self, "network", "mlp or lstm", ("mlp", "lstm").__contains__)
+        check_options(self, "target", "accuracy or ranks", ("accuracy", "ranks").__contains__)
         check_at_least(self, {"members": 1, "embedding": 1, "hidden": 1, "steps": 1, "batch": 1})
-        if not 0 < self.share <= 1 or self.first_rate <= 0 or self.rate <= 0:
-            raise ValueError(
-                f"share is {self.share}, first_rate {self.first_rate} and rate {self.rate}; expected a share "
-                "above 0 and up to 1, and rates above 0"
-            )
+        check_options(self, "share", "a share above 0, at most 1", lambda value: 0 < value <= 1)
+        check_options(self, "first_rate rate", "a rate above 0", lambda value: value > 0)
 
 
 class Predictor:

@@ -12,6 +12,7 @@ from recipes.oracles.choices import Genome
 from recipes.oracles.layout import Grid, Layout
 from recipes.oracles.networks import OTHER_VERSION, packed
 from recipes.oracles.predictors import Fitting, Predictor
+from recipes.training import check_at_least, check_options
 
 _MOST_COMBINATIONS = 1_000_000  # of one level
 _MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
@@ -63,12 +64,8 @@ class ProgressiveOracle(SearchOracle):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("beam", "first", "round_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected a whole number from 1")
-        if self.explore < 0:
-            raise ValueError(f"explore is {self.explore}; expected 0 or more")
+        check_at_least(self, {"beam": 1, "first": 1, "round_size": 1})
+        check_options(self, "explore", "0 or more", lambda value: value >= 0)
         self.stage = 0  # the level, from 0; then the rounds
         self._results: list[tuple[Genome, float | None, int]] = []  # genome, fitness, stage
         self._position = 0  # in the stage's ranking

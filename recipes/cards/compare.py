@@ -97,6 +97,13 @@ def by_seconds(searches: Sequence[Search], random: Sequence[Search]) -> bool:
     return any(search.seeds or search.header["choices"] != random[0].header["choices"] for search in searches)
 
 
+def match_seeds(searches: Sequence[Search], random: Sequence[Search]) -> list[Search]:
+    """Returns the random search of each search's seed, in the order of `searches`; nothing where the seeds differ."""
+    by_seed = {search.seed: search for search in random}
+    alike = len(random) == len(searches) and by_seed.keys() == {search.seed for search in searches}
+    return [by_seed[search.seed] for search in searches] if alike else []
+
+
 def count_draws(search: Search, random: Search) -> int:
     """Returns how many random networks this search's budget trains: as many trials, or as many as fit in its time."""
     if not by_seconds([search], [random]):
@@ -112,16 +119,13 @@ def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, A
     if not searches or not random:
         return None
     sign = searches[0].sign
-    seeds = [search.seed for search in searches]
-    paired = sorted(seeds) == sorted(search.seed for search in random)
-    by_seed = {search.seed: search for search in random}
-    pairs = [(search, by_seed[search.seed]) for search in searches] if paired else []
-    others = pairs or [(searches[0], other) for other in random]
+    paired = match_seeds(searches, random)
+    others = list(zip(searches, paired, strict=True)) if paired else [(searches[0], other) for other in random]
     wanted = [count_draws(search, other) for search, other in others]
     given = [min(draws, len(other.scores)) for draws, (_, other) in zip(wanted, others, strict=True)]
     expected = [expected_best(other.scores, draws, sign).mean for draws, (_, other) in zip(given, others, strict=True)]
     best = [search.best.score for search in searches if search.best is not None and search.best.score is not None]
-    difference, error = measure_gain(best, expected, paired, sign)
+    difference, error = measure_gain(best, expected, bool(paired), sign)
     mean, std = mean_and_std(expected)
     return {
         "budget": "seconds" if by_seconds(searches, random) else "trials",
@@ -133,7 +137,7 @@ def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, A
         "later_half": [float(np.mean(search.scores[len(search.scores) // 2 :])) for search in searches],
         "gain": difference,
         "standard_error": error,
-        "paired": paired,
+        "paired": bool(paired),
     }
 
 
@@ -232,12 +236,10 @@ def compare_fronts(
         objectives: two or three metrics -> "max" or "min".
     """
     signs = np.array([1.0 if direction == "max" else -1.0 for direction in objectives.values()])
-
-    def read_points(search: Search) -> np.ndarray:
-        found = [[trial.metrics.get(name) for name in objectives] for trial in search.scored]
-        return np.array([row for row in found if None not in row], np.float64).reshape(-1, len(signs)) * signs
-
-    own, others = (list(map(read_points, group)) for group in (searches, random))
+    paired = match_seeds(searches, random)
+    own, others = (
+        [signs * search.read_points(tuple(objectives)) for search in group] for group in (searches, paired or random)
+    )
     everyone = np.concatenate([*own, *others])
     if not len(everyone) or not all(map(len, own)):
         return None
@@ -246,13 +248,9 @@ def compare_fronts(
     def measure(points: np.ndarray) -> float:
         return measure_hypervolume((points - reference) / box, np.zeros(len(signs)))
 
-    seeds = [search.seed for search in searches]
-    paired = sorted(seeds) == sorted(search.seed for search in random)
-    if paired:
-        others = [others[[search.seed for search in random].index(seed)] for seed in seeds]
-    draws = [min(len(points), len(own[place] if paired else own[0])) for place, points in enumerate(others)]
+    draws = [min(len(points), len(own[place if paired else 0])) for place, points in enumerate(others)]
     found, by_chance = list(map(measure, own)), [measure(p[:n]) for p, n in zip(others, draws, strict=True)]
-    gain, error = measure_gain(found, by_chance, paired) if others else (None, None)
+    gain, error = measure_gain(found, by_chance, bool(paired)) if others else (None, None)
     return {
         "objectives": dict(objectives),
         "reference": dict(zip(objectives, (signs * reference).tolist(), strict=True)),

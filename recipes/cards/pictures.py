@@ -147,13 +147,12 @@ def draw_trade_off(searches: Sequence[Search], random: Sequence[Search], pareto:
     names, directions = zip(*(text.split(":") for text in pareto), strict=True)
     signs = np.array([1.0 if direction == "max" else -1.0 for direction in directions])
 
-    def read_points(group: Sequence[Search]) -> np.ndarray:
-        found = [[trial.metrics.get(name) for name in names] for search in group for trial in search.scored]
-        return np.array([row for row in found if None not in row], np.float64).reshape(-1, len(names))
-
     from matplotlib.ticker import EngFormatter
 
-    own, others = read_points(searches), read_points(random)
+    nothing = np.zeros((0, len(names)))
+    own, others = (
+        np.concatenate([nothing, *(search.read_points(names) for search in group)]) for group in (searches, random)
+    )
     if not len(own):
         return False
     better = "both" if len(names) == 2 else "all"

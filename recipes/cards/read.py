@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipes.engine.journal import read_journal
 from recipes.engine.spaces import Decision, Space, choose
 from recipes.engine.workers import name_processor
@@ -176,6 +178,11 @@ class Search:
     def scores(self) -> list[float]:
         """Of the scored trials."""
         return [trial.score for trial in self.scored if trial.score is not None]
+
+    def read_points(self, metrics: Sequence[str]) -> np.ndarray:
+        """Returns a row of these metrics for each scored trial that has all of them."""
+        found = [[trial.metrics.get(name) for name in metrics] for trial in self.scored]
+        return np.array([row for row in found if None not in row], np.float64).reshape(-1, len(metrics))
 
     @property
     def best(self) -> Trial | None:

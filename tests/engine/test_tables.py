@@ -3,48 +3,18 @@
 import itertools
 import json
 
-import keras_tuner
 import numpy as np
 import pytest
 
+from benchmarks import table_search
 from recipes import tables
-from recipes.oracles import AgingEvolution, RandomSearch
 
-OBJECTIVE = keras_tuner.Objective("accuracy", "max")
 FILES = ("nas-bench-201_cifar10_12epochs.csv", "nas-bench-macro_cifar10.json")
 
 
 @pytest.fixture(scope="module", params=FILES)
 def table(request, reference) -> tables.Table:
     return tables.load(reference / "tables" / request.param)
-
-
-def search(oracle, table: tables.Table, budgets: tuple[int, ...]) -> list[float]:
-    """The test accuracy of the best on validation, at each budget."""
-    best, found = (-1.0, 0.0), []
-    for evaluation in range(1, max(budgets) + 1):
-        trial = oracle.create_trial("tuner")
-        result = table.evaluate(trial.hyperparameters.values)
-        oracle.update_trial(trial.trial_id, {"accuracy": result.validation})
-        trial.status = "COMPLETED"
-        oracle.end_trial(trial)
-        best = max(best, tuple(result))
-        if evaluation in budgets:
-            found.append(best[1])
-    return found
-
-
-def searches(make_oracle, table: tables.Table, budgets: tuple[int, ...], seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean test accuracy and its standard error at each budget."""
-    found = np.array([search(make_oracle(seed), table, budgets) for seed in range(seeds)])
-    return found.mean(axis=0), found.std(axis=0, ddof=1) / np.sqrt(seeds)
-
-
-def evolution(table: tables.Table, population: int, sample: int, identity: float = 0.05):
-    hyperparameters = table.hyperparameters()
-    return lambda seed: AgingEvolution(
-        OBJECTIVE, None, hyperparameters, seed=seed, population=population, sample=sample, identity=identity
-    )
 
 
 def test_a_table_of_nas_bench_201_holds_what_its_lines_say(tmp_path):
@@ -150,12 +120,10 @@ def test_the_reference_tables_are_complete(table):
 
 
 def test_drawing_at_random_agrees_with_the_exact_expectation(table):
-    means, errors = searches(
-        lambda seed: RandomSearch(OBJECTIVE, None, table.hyperparameters(), seed=seed), table, (50,), 60
-    )
+    means, errors = table_search.repeated(table_search.uniform, table, (50,), range(60))
     assert abs(means[0] - table.random_search(50)) < 3.5 * errors[0]
 
 
 def test_aging_evolution_beats_random_search_at_200_evaluations(table):
-    means, errors = searches(evolution(table, 10, 3), table, (200,), 12)
+    means, errors = table_search.repeated(table_search.plain_evolution, table, (200,), range(12))
     assert means[0] - 2 * errors[0] > table.random_search(200)

@@ -24,11 +24,15 @@ class Blots(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     SPLITS = {"train": range(40), "test": range(100, 110)}
+    SHAPE = (10, 8, 3)
+
+    def draw(self, number: int) -> np.ndarray:
+        return blot(number)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(
             {
-                "picture": tfds.features.Image(shape=(10, 8, 3), encoding_format="png"),
+                "picture": tfds.features.Image(shape=self.SHAPE, encoding_format="png"),
                 "kind": tfds.features.ClassLabel(names=["even", "odd"]),
             }
         )
@@ -39,30 +43,18 @@ class Blots(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, numbers):
         for number in numbers:
-            yield number, {"picture": blot(number), "kind": number % 2}
+            yield number, {"picture": self.draw(number), "kind": number % 2}
 
 
-class Steps(tfds.core.GeneratorBasedBuilder):
+class Steps(Blots):
     """Two images of two columns each, 40 and 200."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    IMAGE = np.broadcast_to(np.array([40, 200], np.uint8)[:, None], (2, 2, 3))
+    SPLITS = {"train": range(2)}
+    SHAPE = (2, 2, 3)
+    IMAGE = np.broadcast_to(np.array([40, 200], np.uint8)[:, None], SHAPE)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "picture": tfds.features.Image(shape=(2, 2, 3), encoding_format="png"),
-                "kind": tfds.features.ClassLabel(num_classes=2),
-            }
-        )
-        return self.dataset_info_from_configs(features=features, supervised_keys=("picture", "kind"))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for number in range(2):
-            yield number, {"picture": self.IMAGE, "kind": number}
+    def draw(self, number: int) -> np.ndarray:
+        return self.IMAGE
 
 
 class Words(tfds.core.GeneratorBasedBuilder):

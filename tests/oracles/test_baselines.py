@@ -185,8 +185,9 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
         ("tinynas", GenerationalEvolution),
     ],
 )
-def test_each_recipe_offers_the_baselines_beside_its_own_search(recipe: str, own: type):
+def test_each_recipe_offers_its_oracle_and_the_baselines_beside_it(recipe: str, own: type):
     module = importlib.import_module(f"recipes.{recipe}")
+    assert recipe == "tinynas" or getattr(module, own.__name__) is own  # for tuners of one's own
     kinds = []
     for algorithm in (module.PRESETS["smoke"].algorithm, "local", "bayesian"):
         config = dataclasses.replace(module.PRESETS["smoke"], algorithm=algorithm)

@@ -15,6 +15,7 @@ from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.oracles import ControllerOracle
 from recipes.oracles.controller import controller_network
 from recipes.oracles.networks import lstm_outputs
+from tests.oracles import test_oracles
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 
@@ -26,15 +27,12 @@ def choices() -> keras_tuner.HyperParameters:
     return hyperparameters
 
 
+def mean_of(values: dict) -> float:
+    return sum(values.values()) / 15
+
+
 def run(oracle: ControllerOracle, trials: int) -> list[float]:
-    scores = []
-    for _ in range(trials):
-        trial = oracle.create_trial("tuner")
-        scores.append(sum(trial.hyperparameters.values.values()) / 15)
-        oracle.update_trial(trial.trial_id, {"score": scores[-1]})
-        trial.status = "COMPLETED"
-        oracle.end_trial(trial)
-    return scores
+    return [mean_of(values) for values in test_oracles.run(oracle, mean_of, trials)]
 
 
 def network_and_state(counts: tuple[int, ...], scale: float = 1.0):

@@ -1,6 +1,5 @@
 """The oracles of recipes/oracles, as any KerasTuner user would use them."""
 
-import importlib
 import json
 from collections.abc import Callable
 from typing import Literal
@@ -147,6 +146,30 @@ def test_an_identity_mutation_costs_no_trial():
     seen = run(oracle, sum_of, 16)
     assert len({tuple(values.items()) for values in seen}) == 16
     assert oracle.duplicates > 16
+
+
+def generations(trials: int) -> tuple[GenerationalEvolution, list[tuple[int, ...]]]:
+    """A search for large numbers in generations of ten, and what it tried."""
+    hyperparameters = keras_tuner.HyperParameters()
+    for name in "abcdefgh":
+        hyperparameters.Choice(name, list(range(6)))
+    oracle = GenerationalEvolution(OBJECTIVE, trials, hyperparameters, seed=0, population=10, parents=4)
+    return oracle, [tuple(values.values()) for values in run(oracle, lambda values: sum(values.values()))]
+
+
+def test_children_of_a_generation_are_mutations_or_crossings_of_the_best_until_then():
+    _, seen = generations(20)
+    parents = sorted(seen[:10], key=lambda genome: -sum(genome))[:4]
+    for child in seen[15:]:  # the second half are crossings
+        assert all(gene in {parent[place] for parent in parents} for place, gene in enumerate(child))
+    assert len(set(seen)) == 20
+
+
+def test_generations_become_better():
+    oracle, seen = generations(60)
+    sums = [sum(genome) for genome in seen]
+    assert np.mean(sums[50:]) > np.mean(sums[:10]) + 5
+    assert [fitness for _, fitness in oracle.best] == sorted(sums, reverse=True)[:4]
 
 
 def evolution(**options) -> AgingEvolution:
@@ -313,20 +336,6 @@ def test_draws_do_not_touch_the_global_random_state():
     before = np.random.get_state()[1].copy()
     run(AgingEvolution(OBJECTIVE, 10, two_choices(), seed=0, population=3, sample=2), sum_of, 10)
     assert (np.random.get_state()[1] == before).all()
-
-
-@pytest.mark.parametrize(
-    ("recipe", "name"),
-    [
-        ("nasnet", "ControllerOracle"),
-        ("mnasnet", "ControllerOracle"),
-        ("amoebanet", "AgingEvolution"),
-        ("pnasnet", "ProgressiveOracle"),
-    ],
-)
-def test_each_recipe_offers_its_oracle_to_tuners_of_ones_own(recipe: str, name: str):
-    module = importlib.import_module(f"recipes.{recipe}")
-    assert issubclass(getattr(module, name), keras_tuner.Oracle)
 
 
 def as_told(oracle, number: int, score: float | None) -> tuple:

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import keras_tuner
@@ -20,6 +17,7 @@ from recipes.engine.workers import Task
 from recipes.tables import Network, page
 from recipes.tables.repeated import RepeatedScorer, load_all_images
 from recipes.training import child_training
+from tests.recipes.killed_search import kill_and_resume
 from zoo.canonical import canonical_hash
 
 SMOKE = tabulate.PRESETS["smoke"]
@@ -250,14 +248,6 @@ def test_killed_in_the_middle_it_resumes_to_the_same_table(tmp_path, project):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     tabulate.tabulate(dataclasses.replace(SMOKE, folder=whole, latency=False), observe=lambda status: None)
     command = [sys.executable, "-m", "recipes.tabulate", "--preset=smoke", "--nolatency", f"--folder={killed}"]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = killed / "journal.jsonl", time.monotonic() + 300
-    while not (journal.exists() and '"end"' in journal.read_text()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=300)
+    kill_and_resume(command, killed, project, b'"end"')
     rows = [(folder / "table.csv").read_text().splitlines()[1:] for folder in (whole, killed)]
     assert rows[0] == rows[1]

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import keras_tuner
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import zoo
 from recipes import tinynas
-from recipes.oracles.evolution import GenerationalEvolution
 from recipes.tinynas.children import InheritedAccuracy, SubNetworks, build_standalone
 from recipes.tinynas.needs import Budget, predict_needs
 from recipes.tinynas.space import SMALL_STRIDES, Configuration, TinySpace, rank_configurations
@@ -259,46 +257,6 @@ def test_a_loss_that_is_not_a_number_stops_the_training_with_the_remedy():
     with pytest.raises(FloatingPointError, match="learning rate"):
         training.take_step(0, np.zeros((2, 16, 16, 1)), np.zeros(2))
     np.testing.assert_array_equal(training.weights.numpy(), before)
-
-
-def counted(trials: int, **options: Any) -> tuple[GenerationalEvolution, list[tuple[int, ...]]]:
-    """An evolution towards large numbers, run to its end."""
-    hyperparameters = keras_tuner.HyperParameters()
-    for name in "abcdefgh":
-        hyperparameters.Choice(name, list(range(6)))
-    oracle = GenerationalEvolution(
-        keras_tuner.Objective("score", "max"), trials, hyperparameters, seed=0, population=10, parents=4, **options
-    )
-    seen = []
-    for _ in range(trials):
-        trial = oracle.create_trial("tuner")
-        seen.append(tuple(trial.hyperparameters.values[name] for name in "abcdefgh"))
-        oracle.update_trial(trial.trial_id, {"score": float(sum(seen[-1]))})
-        trial.status = "COMPLETED"
-        oracle.end_trial(trial)
-    return oracle, seen
-
-
-def test_children_are_mutations_or_crossings_of_the_best_until_then():
-    _, seen = counted(20)
-    parents = sorted(seen[:10], key=lambda genome: -sum(genome))[:4]
-    for child in seen[15:]:  # the second half are crossings
-        assert all(gene in {parent[place] for parent in parents} for place, gene in enumerate(child))
-    assert len(set(seen)) == 20
-
-
-def test_generations_become_better():
-    oracle, seen = counted(60)
-    sums = [sum(genome) for genome in seen]
-    assert np.mean(sums[50:]) > np.mean(sums[:10]) + 5
-    assert [fitness for _, fitness in oracle.best] == sorted(sums, reverse=True)[:4]
-
-
-def test_a_restored_evolution_resumes_as_the_one_that_was_saved():
-    whole, _ = counted(25)
-    again = counted(1)[0]
-    again.restore_snapshot(json.loads(json.dumps(whole.snapshot())))
-    assert [again.propose() for _ in range(5)] == [whole.propose() for _ in range(5)]
 
 
 def test_an_unknown_board_is_refused_with_the_known_ones():

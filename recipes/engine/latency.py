@@ -136,7 +136,7 @@ class LatencyTable:
             OSError: it cannot be read.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path} is no JSON: {error}; expected a table of latencies") from error
         if (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from recipes.images import Interpolation
 
@@ -18,6 +18,12 @@ SUFFIXES = (
     ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's other readers see no strange file
+# What makes an image upright, by the orientation that a camera wrote
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _PIXEL_BITS = (8, 10, 12, 14, 16)  # depths of cameras and scanners; each is stored in files of 8 or 16 bits
 
 _PARTS = {
@@ -60,8 +66,8 @@ def scan(folder: Path, least: int = 2) -> tuple[tuple[str, ...], dict[str, Files
     folders belong to their class. Links are refused: they could lead out of the folder, or one image into two parts.
 
     Raises:
-        ValueError: fewer than `least` classes, a class without images, a class that training does not have, a link, or
-            folders that may be parts or classes.
+        ValueError: fewer than `least` classes, a class without images, a class that training does not have, a class
+            folder's name that is not in UTF-8, a link, or folders that may be parts or classes.
     """
     inside = _folders_in(folder)
     left_out: dict[Path, str] = {}
@@ -75,6 +81,12 @@ def scan(folder: Path, least: int = 2) -> tuple[tuple[str, ...], dict[str, Files
     else:
         class_folders = {"train": inside}
     class_names = tuple(child.name for child in class_folders["train"])
+    for name in class_names:
+        if os.fsencode(name) != name.encode("utf-8", "replace"):  # no file of labels could hold it
+            raise ValueError(
+                f"{folder}: the name of the class folder {os.fsencode(name)!r} is not in UTF-8, as of an archive from "
+                "another system: rename the folder"
+            )
     if len(class_names) < least:
         deeper = len(inside) == 1 and _folders_in(inside[0])
         raise ValueError(
@@ -238,8 +250,7 @@ def read_image(
     """
     try:
         with _open_image(path) as stored:
-            upright = ImageOps.exif_transpose(stored)
-            return fit(_converted(upright, channels, pixel_bits), size, interpolation)
+            return fit(_converted(_turn_upright(stored), channels, pixel_bits), size, interpolation)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"cannot read the image {os.fspath(path)}: not an image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow raises
@@ -251,6 +262,13 @@ def _open_image(path: str | os.PathLike) -> Image.Image:
     if not stat.S_ISREG(os.lstat(path).st_mode):  # a link or a pipe that came after the scan
         raise ValueError("not a regular file")
     return Image.open(path, formats=_FORMATS)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Returns the image as its EXIF data says; Pillow's exif_transpose would fail at any other damaged value there."""
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _converted(image: Image.Image, channels: int, pixel_bits: int | None) -> Image.Image:

@@ -269,7 +269,7 @@ def _as_json(config: Any) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return _parse(file.read_text(encoding="utf-8"), str(file))
+    return _parse(file.read_text(encoding="utf-8-sig"), str(file))  # some editors start a file with a mark
 
 
 def _parse(text: str, place: str) -> dict[str, Any]:

@@ -154,6 +154,7 @@ TRAINING = {"train/a": 3, "train/b": 3}
         ({**PAIR, "a/link.png": "../../secret.png"}, r"link\.png is a link: put the images themselves there"),
         ({**PAIR, "c": "../elsewhere"}, r"c is a link"),
         ({**PAIR, "a/again": ".."}, r"again is a link"),
+        ({**PAIR, "caf\udce9": 3}, r"the class folder b'caf\\xe9' is not in UTF-8, .*: rename the folder"),
         ({"a/1.jpg": b"", "b/1.jpg": b""}, "none of the 2 training images can be read"),
         ({"a": 30, "b/0.png": b"not an image"}, r"no training image of \['b'\] is left; .*or add images"),
     ],
@@ -197,7 +198,10 @@ def left_red_right_blue(width: int = 8, height: int = 4) -> Image.Image:
 def test_image_turned_by_its_exif_data_is_read_upright(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn by 90 degrees clockwise to see it upright
-    path = save(tmp_path / "a.png", left_red_right_blue(), exif=exif)
+    exif[0x010E] = "text"  # a description, which the file then says to be a floating-point number
+    damaged = exif.tobytes().replace(b"\x01\x0e\x00\x02\x00\x00\x00\x05", b"\x01\x0e\x00\x0b\x00\x00\x00\x01")
+    assert damaged != exif.tobytes()
+    path = save(tmp_path / "a.png", left_red_right_blue(), exif=damaged)
     pixels = images.read_image(path, None, 3)
     assert pixels.shape == (8, 4, 3)
     assert pixels[0, 0].tolist() == [255, 0, 0]  # the left becomes the top

@@ -37,6 +37,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import io
 import itertools
 import json
 import os
@@ -80,6 +81,8 @@ def run(
         SystemExit: 0 after `--help`, 2 after an error that the user can mend, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     program = _program(main)
     traceback_wanted = "--traceback" in arguments
     config = None
@@ -316,8 +319,8 @@ def _require_room(config: Any) -> None:
     folder = getattr(config, "folder", None)
     if folder is None or getattr(config, "dry_run", False):
         return
-    absolute = folder.expanduser().absolute()
     try:
+        absolute = folder.expanduser().absolute()
         existing = next(path for path in (absolute, *absolute.parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing) as stream:
             stream.write(bytes(_PROBE_BYTES))

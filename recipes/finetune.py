@@ -187,6 +187,7 @@ def _load_weights(config: Config) -> tuple["keras.Model | None", Origin]:
 def _load_images(config: Config, network: "keras.Model | None", origin: Origin) -> tuple[str, "Data"]:
     """Returns the name of the images and the images, and says what the options left open."""
     from recipes.images import sources
+    from recipes.images.files import list_some
 
     name = config.data or origin.data or EMBEDDED
     size: Any = config.image_size
@@ -214,11 +215,11 @@ def _load_images(config: Config, network: "keras.Model | None", origin: Origin) 
         print(f"taken unless given: {'; '.join(chosen)}")
     images = sources.load(name, size=size, channels=channels, seed=config.seed, **config.folder_options)
     counts = [int((images.train.labels == label).sum()) for label in range(images.classes)]
-    few = {name: count for name, count in zip(images.class_names, counts, strict=True) if count < _FEWEST}
+    few = [f"{name}: {count}" for name, count in zip(images.class_names, counts, strict=True) if count < _FEWEST]
     if few or not len(images.validation) or not len(images.test):
         raise ValueError(
-            f"{images}, {few or 'each class'} of too few to train and judge on; expected at least {_FEWEST} training "
-            "images of each class, and some to hold out: add images"
+            f"{images}, {list_some(few) if few else 'each class'} of too few to train and judge on; expected at least "
+            f"{_FEWEST} training images of each class, and some to hold out: add images"
         )
     return name, images
 

@@ -54,6 +54,8 @@ def predict(config: Config) -> list[dict[str, Any]]:
     if not config.images:
         raise ValueError("no images are given; expected files of pictures, such as photo.jpg")
     for path in config.images:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; give the pictures in it, such as {path}/*.jpg")
         if not path.is_file():
             raise FileNotFoundError(f"there is no picture {path}")
     classifier = classifiers.load(config)

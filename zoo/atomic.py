@@ -45,7 +45,8 @@ def naming(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None and Path(error.filename).parent not in (target.parent, target.parent.parent):
+        own = target.absolute().parents[:2]  # tempfile names its files by whole paths
+        if error.filename is not None and Path(error.filename).absolute().parent not in own:
             raise  # the block's own business with another file
         reason = error.strerror or str(error)
         raise type(error)(

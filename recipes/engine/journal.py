@@ -82,6 +82,11 @@ class Journal:
             return []
         found, records = _parse_lines(self.path, data[:whole])
         self.length = len(records)
+        if found.get("recipe") != header.get("recipe"):
+            raise ValueError(
+                f"{self.path} is of a search by {found.get('recipe')}, and this one is by {header.get('recipe')}; give "
+                "another folder"
+            )
         differences = [
             f"{name} {found.get(name)!r} then, {header.get(name)!r} now"
             for name in sorted(found.keys() - {"journal"} | header.keys())

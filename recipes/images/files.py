@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,7 +116,7 @@ def _find_parts(folder: Path, inside: list[Path]) -> dict[Path, str]:
     if "train" in (part_of[child] for child in nested):
         if others:
             raise ValueError(
-                f"{folder} holds {others} beside its training folder: move them away, they are no part of it"
+                f"{folder} holds {list_some(others)} beside its training folder: move them away, they are no part of it"
             )
         if len(set(part_of.values())) < len(part_of):
             raise ValueError(f"{folder} holds two folders for one part: {[child.name for child in part_of]}; keep one")
@@ -146,7 +146,9 @@ def _words(name: str) -> list[str]:
 def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str, ...]) -> Files:
     unknown = [child.name for child in children if child.name not in class_names]
     if unknown:
-        raise ValueError(f"{folder}: classes {unknown} of the {part} part are not in training's {list(class_names)}")
+        raise ValueError(
+            f"{folder}: classes {list_some(unknown)} of the {part} part are not in training's {list_some(class_names)}"
+        )
     paths, labels = [], []
     for child in children:
         images = (path for path in _files_in(child) if path.name.lower().endswith(SUFFIXES))
@@ -158,6 +160,11 @@ def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str
     if not paths:
         raise ValueError(f"the {part} part of {folder} holds no images: fill it, or delete its folder")
     return Files(paths, np.array(labels, np.int32))
+
+
+def list_some(names: Sequence[str], most: int = 10) -> str:
+    """Returns names for a message as Python writes a list, of many the first ones and how many more there are."""
+    return str(list(names)) if len(names) <= most else f"{list(names[:most])} and {len(names) - most:,} more"
 
 
 def _scrambled(relative: Path) -> str:

@@ -203,9 +203,10 @@ def _check_classes(data: Data) -> None:
         return  # its labels are known only once it is read
     missing = sorted(set(range(data.classes)) - set(data.train.labels.tolist()))
     if missing:
+        names = images.list_some([data.class_names[label] for label in missing])
         raise ValueError(
-            f"{data.name}: no training image of {[data.class_names[label] for label in missing]} is left; raise "
-            "limit=, lower validation_fraction or test_fraction, or add images"
+            f"{data.name}: no training image of {names} is left; raise limit=, lower validation_fraction or "
+            "test_fraction, or add images"
         )
 
 

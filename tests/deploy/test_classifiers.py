@@ -261,6 +261,7 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
         ((), ValueError, "no images are given"),
         ((tmp_path / "gone.png",), FileNotFoundError, r"no picture .*gone\.png"),
         ((tmp_path / "text.png",), ValueError, r"text\.png: not an image"),
+        ((tmp_path,), IsADirectoryError, r"is a folder; give the pictures in it, such as .*/\*\.jpg"),
     ]:
         with pytest.raises(error, match=message):
             predict.predict(predict.Config(model=str(model), images=images))
@@ -274,7 +275,7 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
     ]:
         with pytest.raises(error, match=message):
             predict.predict(dataclasses.replace(config, **options))
-    model.with_name("class_names.json").write_text('["red", "green"]')
+    model.with_name("class_names.json").write_text('\ufeff["red", "green"]', encoding="utf-8")  # as of an editor
     with pytest.raises(ValueError, match="tells 3 classes apart, and the files beside it name 2"):
         predict.predict(config)
     model.with_name("class_names.json").write_text('{"red": 0}')

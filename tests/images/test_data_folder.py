@@ -156,6 +156,7 @@ TRAINING = {"train/a": 3, "train/b": 3}
         ({**PAIR, "a/again": ".."}, r"again is a link"),
         ({**PAIR, "caf\udce9": 3}, r"the class folder b'caf\\xe9' is not in UTF-8, .*: rename the folder"),
         ({"a/1.jpg": b"", "b/1.jpg": b""}, "none of the 2 training images can be read"),
+        (dict.fromkeys(map(str, range(100)), 1), r"no training image of \[('\d+',? ?){10}\] and \d+ more is left"),
         ({"a": 30, "b/0.png": b"not an image"}, r"no training image of \['b'\] is left; .*or add images"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import os
 import signal
 import subprocess
@@ -219,6 +220,13 @@ def test_a_folder_that_is_free_to_use_is_not_made_before_the_work(tmp_path: Path
     _main.run(seen.append, PRESETS, [f"--folder={tmp_path / 'new'}"])
     assert [config.folder for config in seen] == [tmp_path / "new"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    _main.run(lambda config: print("caf\xe9", flush=True), PRESETS, ["--folder=."])
+    assert written.getvalue() == b"caf\\xe9\n"
 
 
 def test_programs_say_that_they_need_tensorflow(monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -228,6 +228,18 @@ def test_a_real_full_device_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_system_that_cannot_be_written_is_named_in_the_error_where_the_path_is_relative(tmp_path, monkeypatch):
+    def refuse(*args, **options):  # as tempfile does, by the whole path
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / ".mine.json.part"))
+
+    from zoo import atomic
+
+    monkeypatch.setattr(atomic.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"cannot write mine\.json: Read-only file system.*choose a folder"):
+        genotype_json.save(GENOTYPE, "mine.json")
+
+
 def test_a_folder_that_is_a_file_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*mine\.json: .*choose a folder that you may write to"):

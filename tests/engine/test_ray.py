@@ -1,13 +1,10 @@
 """Trials on a Ray of this machine: what Ray retries, what is given up, and what outlives the head."""
 
 import contextlib
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -99,20 +96,11 @@ PROGRAM = """
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize("both", [False, True], ids=["head", "both"])
-def test_kill_9_of_the_head_loses_no_finished_trial(tmp_path, project, both):
+def test_kill_9_of_the_head_loses_no_finished_trial(tmp_path, project, monkeypatch, both):
     pytest.importorskip("ray")
-    program, folder = tmp_path / "program.py", tmp_path / "search"
-    program.write_text(textwrap.dedent(PROGRAM))
-    command = [sys.executable, str(program), str(folder)]
-    variables = os.environ | {"PYTHONPATH": str(project), "RAY_ADDRESS": ""}
-
-    def start() -> subprocess.Popen:
-        process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    process = start()
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    folder = tmp_path / "search"
+    process = test_workers.start(folder, project, tmp_path, PROGRAM)
     before = test_workers.lines_of(folder)
     wait_until(lambda: test_workers.lines_of(folder) > before + 8)
     trials = trials_of(process.pid)
@@ -122,11 +110,9 @@ def test_kill_9_of_the_head_loses_no_finished_trial(tmp_path, project, both):
                 os.kill(victim, signal.SIGKILL)
     process.kill()
     process.communicate()
-    finished = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-                if line.endswith("\n")]  # fmt: skip
-    assert 0 < sum("end" in record for record in finished) < 30
+    assert 0 < test_workers.count_ended(folder) < 30
     wait_until(lambda: not any(map(test_workers.alive, trials)))  # none goes on without its head
-    output, _ = start().communicate(timeout=300)
+    output, _ = test_workers.start(folder, project, tmp_path, PROGRAM).communicate(timeout=300)
     assert output == "done\n"
     test_workers.check(folder, 30)
 

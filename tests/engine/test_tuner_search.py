@@ -21,27 +21,15 @@ from recipes.engine import spaces, tuner
 from recipes.engine.journal import Journal
 from recipes.engine.spaces import Decision
 from recipes.oracles import AgingEvolution, RandomSearch, SuccessiveHalving
+from tests.engine.test_workers import OBJECTIVE, SPACE, evolution, outcome
 from zoo.genotype import Block, Blocks
-
-OBJECTIVE = keras_tuner.Objective("score", "max")
-SPACE = spaces.CellSpace("small", ("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2, cells=("normal",))
-
-
-def oracle(trials: int = 30, **options):
-    return AgingEvolution(
-        OBJECTIVE, trials, SPACE.hyperparameters(), seed=0, population=6, sample=3, kinds=SPACE.kinds, **options
-    )
 
 
 def score(task: tuner.Task) -> float:
     return sum(len(str(value)) * (place + 1) for place, value in enumerate(task.values.values())) + task.seed % 7 / 10
 
 
-def outcome(history) -> list[tuple]:
-    return [(record.number, tuple(record.values.items()), record.status, record.score) for record in history]
-
-
-def search(folder, evaluate=score, make_oracle=oracle, **options) -> tuner.Tuner:
+def search(folder, evaluate=score, make_oracle=evolution, **options) -> tuner.Tuner:
     runner = tuner.Tuner(make_oracle(), evaluate, folder, **options)
     runner.search()
     return runner
@@ -88,7 +76,7 @@ def test_a_finished_search_started_again_runs_no_trial(tmp_path, whole):
 
 
 def test_a_finished_search_can_be_made_longer(tmp_path, whole):
-    search(tmp_path, make_oracle=lambda: oracle(trials=9))
+    search(tmp_path, make_oracle=lambda: evolution(trials=9))
     assert outcome(search(tmp_path).history) == whole
 
 
@@ -98,10 +86,10 @@ def test_a_failed_trial_is_invalid_with_its_reason_and_the_search_goes_on(tmp_pa
             raise MemoryError("no room for 3 GB")
         return score(task)
 
-    history = search(tmp_path, evaluate, lambda: oracle(trials=12)).history
+    history = search(tmp_path, evaluate, lambda: evolution(trials=12)).history
     assert [record.status for record in history] == ["COMPLETED", "INVALID"] * 6
     assert history[1].message == "MemoryError: no room for 3 GB"
-    again = search(tmp_path, evaluate, lambda: oracle(trials=12)).history
+    again = search(tmp_path, evaluate, lambda: evolution(trials=12)).history
     assert outcome(again) == outcome(history)
 
 
@@ -109,7 +97,7 @@ def test_a_search_of_failures_only_says_why(tmp_path):
     def evaluate(task: tuner.Task) -> float:
         raise ValueError("bad shape")
 
-    runner = search(tmp_path, evaluate, lambda: oracle(trials=5))
+    runner = search(tmp_path, evaluate, lambda: evolution(trials=5))
     with pytest.raises(ValueError, match="no trial has succeeded, 5 failed: 5 x ValueError: bad shape"):
         _ = runner.best
 
@@ -122,8 +110,8 @@ def test_a_trial_in_which_the_process_dies_again_and_again_is_given_up(tmp_path)
 
     for _ in range(3):
         with pytest.raises(Killed):
-            search(tmp_path, evaluate, lambda: oracle(trials=6), attempts=3)
-    history = search(tmp_path, evaluate, lambda: oracle(trials=6), attempts=3).history
+            search(tmp_path, evaluate, lambda: evolution(trials=6), attempts=3)
+    history = search(tmp_path, evaluate, lambda: evolution(trials=6), attempts=3).history
     assert history[3].status == "INVALID"
     assert "died 3 times" in history[3].message
     assert len(history) == 6
@@ -137,7 +125,7 @@ def test_what_the_check_refuses_is_asked_once_in_the_life_of_a_search(tmp_path):
         return "too large" if values["normal/node0/op0"] == "sep_conv_3x3" else None
 
     def make() -> AgingEvolution:
-        return oracle(trials=20, check=check)
+        return evolution(trials=20, check=check)
 
     first = search(tmp_path, make_oracle=make).history
     count = len(asked)
@@ -163,7 +151,7 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path):
         (task.folder / "weights").write_text(str(task.number))
         return [5, 9, 1, 8, 2, 7, 0][task.number]
 
-    search(tmp_path, evaluate, lambda: oracle(trials=7), keep=2)
+    search(tmp_path, evaluate, lambda: evolution(trials=7), keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "trial_00001",
         "trial_00003",
@@ -171,7 +159,7 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path):
 
 
 def halved(trials: int = 30) -> SuccessiveHalving:
-    return SuccessiveHalving(oracle(trials), (1, 3, 9), factor=2)
+    return SuccessiveHalving(evolution(trials), (1, 3, 9), factor=2)
 
 
 @pytest.mark.parametrize("snapshot_seconds", [0.0, 1e9], ids=["snapshots", "replay"])
@@ -258,9 +246,9 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_two_processes_cannot_run_one_search(tmp_path):
-    first = tuner.Tuner(oracle(), score, tmp_path)
+    first = tuner.Tuner(evolution(), score, tmp_path)
     with pytest.raises(OSError, match="in use by another process"):
-        tuner.Tuner(oracle(), score, tmp_path)
+        tuner.Tuner(evolution(), score, tmp_path)
     first.close()
     search(tmp_path)
 

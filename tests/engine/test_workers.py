@@ -35,8 +35,10 @@ OBJECTIVE = keras_tuner.Objective("score", "max")
 SPACE = spaces.CellSpace("small", ("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2, cells=("normal",))
 
 
-def evolution(trials: int = 30) -> AgingEvolution:
-    return AgingEvolution(OBJECTIVE, trials, SPACE.hyperparameters(), seed=0, population=6, sample=3, kinds=SPACE.kinds)
+def evolution(trials: int = 30, **options) -> AgingEvolution:
+    return AgingEvolution(
+        OBJECTIVE, trials, SPACE.hyperparameters(), seed=0, population=6, sample=3, kinds=SPACE.kinds, **options
+    )
 
 
 def outcome(history) -> list[tuple]:
@@ -343,13 +345,12 @@ PROGRAM = """
 """
 
 
-def start(folder: Path, project: Path, tmp_path: Path, **options) -> subprocess.Popen:
+def start(folder: Path, project: Path, tmp_path: Path, text: str = PROGRAM) -> subprocess.Popen:
     program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
+    program.write_text(textwrap.dedent(text))
     variables = os.environ | {"PYTHONPATH": str(project)}
-    process = subprocess.Popen(
-        [sys.executable, str(program), str(folder)], env=variables, stdout=subprocess.PIPE, text=True, **options
-    )
+    command = [sys.executable, str(program), str(folder)]
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -378,6 +379,12 @@ def lines_of(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def count_ended(folder: Path) -> int:
+    """The trials that whole lines of the journal say have ended."""
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    return sum("end" in json.loads(line) for line in lines if line.endswith(b"\n"))
+
+
 def alive(process: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -403,9 +410,7 @@ def test_kill_9_loses_no_finished_trial(tmp_path, project, victims):
         if victims == "worker":
             break
         process.communicate()
-        finished = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-                    if line.endswith("\n")]  # fmt: skip
-        assert sum("end" in record for record in finished) > place
+        assert count_ended(folder) > place
         wait_until(lambda workers=workers: not any(map(alive, workers)))  # none goes on without its head
     else:
         process = start(folder, project, tmp_path)

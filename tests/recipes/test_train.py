@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from PIL import Image
 
 import zoo
 from recipes import evaluate, train
@@ -16,6 +14,7 @@ from recipes.images import EMBEDDED
 from recipes.training.paper_settings import PAPER, SMALL, paper_of
 from recipes.training.results import find_origin
 from recipes.training.state import StateError, locked
+from tests.recipes.test_finetune import make_folder
 
 SMOKE = dataclasses.replace(train.PRESETS["smoke"], model="darts", cells=2)
 
@@ -77,16 +76,6 @@ def test_later_programs_learn_from_the_results_what_a_network_was_trained_on(tra
     origin = find_origin(tmp_path / "model.keras")
     assert (origin.data, origin.image_size, origin.preprocess) == ("photos", None, "centered")
     assert find_origin("darts").data is None
-
-
-def make_folder(root: Path) -> str:
-    generator = np.random.default_rng(0)
-    for number, name in enumerate(("dark", "light")):
-        (root / name).mkdir(parents=True)
-        for index in range(20):
-            pixels = generator.integers(0, 100, (20, 30, 3)) + 150 * number
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{index}.png")
-    return str(root)
 
 
 def test_a_genotype_is_trained_on_the_images_of_its_search_at_their_size(tmp_path, capsys):

@@ -104,6 +104,13 @@ def save_pretrained(
         network: Any = keras.saving.load_model(path, compile=False)
     else:
         network = model
+    inputs = getattr(network, "inputs", None) or []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        takes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs) or "what no graph of layers says"
+        raise PretrainedError(
+            f"{network.name} takes {takes}; expected one image (batch, height, width, channels). Save a functional "
+            "model: keras.Model(image, outputs)"
+        )
     found, preset = _find_genotype(network, genotype, preset, results)
     units = network.outputs[0].shape[-1] if len(network.outputs) == 1 and len(network.outputs[0].shape) == 2 else None
     if class_names is not None and len(class_names) != (2 if units == 1 else units):

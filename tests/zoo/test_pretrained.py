@@ -111,10 +111,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
         zoo.save_pretrained(built("mcunet"), tmp_path / "out", class_names=["a", "b"])
     with pytest.raises(PretrainedError, match="of 3 channels"):
         zoo.save_pretrained(built("mcunet"), tmp_path / "out", normalization={"mean": [0, 0], "std": [1, 1]})
-    image = keras.Input((4,))
+    image = keras.Input((4, 4, 3))
     squared = keras.Model(image, keras.layers.Lambda(lambda x: x * x)(image))
     with pytest.raises(PretrainedError, match=r"holds Lambda of keras\.layers, and only Keras' own layers are taken"):
         zoo.save_pretrained(keras.Model(image, squared(image)), tmp_path / "out")
+    numbers = keras.Input((4,))
+    for model in (keras.Model(numbers, keras.layers.Dense(2)(numbers)), keras.Sequential([keras.layers.Dense(2)])):
+        with pytest.raises(PretrainedError, match="; expected one image"):
+            zoo.save_pretrained(model, tmp_path / "out")
     with pytest.raises(PretrainedError, match="there is no file"):
         zoo.save_pretrained(tmp_path / "model.keras", tmp_path / "out")
     (tmp_path / "mine").mkdir()

@@ -11,7 +11,7 @@ import pytest
 import zoo
 from recipes import classifiers, models
 from tests.small_networks import as_torch, randomised
-from zoo import manifest
+from zoo import GenotypeError, manifest
 from zoo.weights import mobile_names
 from zoo.weights.download import CACHE_VARIABLE
 from zoo.weights.importing import WeightsError
@@ -115,6 +115,13 @@ def test_preprocessing_gives_what_the_weights_were_trained_with():
 def test_a_model_without_weights_has_no_preprocessing():
     with pytest.raises(manifest.NoWeightsError):
         preprocess("enas_micro")
+    with pytest.raises(GenotypeError, match="there is no model 'resnet'"):
+        preprocess("resnet")
+
+
+def test_preprocessing_takes_a_family_and_a_genotype_as_build_does():
+    for model in ("mnasnet", zoo.load("mnasnet_a1")):
+        assert preprocess(model).get_config() == preprocess("mnasnet_a1").get_config()
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import h5py
 import keras
 import numpy as np
 
-from zoo import manifest
+from zoo import manifest, registry
+from zoo.genotype import Genotype
 from zoo.manifest import Entry
 from zoo.weights.download import fetch
 from zoo.weights.importing import WeightsError, from_keras_applications, from_tensorflow, from_torch, list_some
@@ -196,22 +197,23 @@ def _reads_image(given: tuple[int, ...], wanted: tuple[int, ...], channels: list
     return (*given[:2], given[3]) == (*wanted[:2], wanted[3])
 
 
-def preprocess(model: str, weights: str | None = None, *, channels: int = 3) -> Any:
+def preprocess(model: str | os.PathLike | Genotype, weights: str | None = None, *, channels: int = 3) -> Any:
     """Returns the Keras layer that turns images with values from 0 to 255 into what a model's published weights expect.
 
     It stays outside the model that `zoo.build` returns: put it into the input pipeline, or before the model. The images
     must have the model's size; how the source's evaluation resized them is in `zoo.manifest.find(...).preprocessing`.
 
     Args:
-        model: a name of `zoo.list_models()`.
+        model: as in `zoo.build`.
         weights: as in `zoo.build`; None for the model's preferred ones.
         channels: of the images. Other numbers than three take the mean of the three channels' values.
 
     Raises:
         NoWeightsError: no such weights were published.
     """
-    known = manifest.of_model(model)
-    entry = known[0] if weights is None and known else manifest.find(model, weights or "imagenet")
+    name = (model if isinstance(model, Genotype) else registry.load(model)).name
+    known = manifest.of_model(name)
+    entry = known[0] if weights is None and known else manifest.find(name, weights or "imagenet")
     mean, deviation = entry.preprocessing["mean"], entry.preprocessing["std"]
     if channels != len(mean):
         mean, deviation = [[sum(values) / len(values)] * channels for values in (mean, deviation)]

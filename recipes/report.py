@@ -68,7 +68,7 @@ def _watch(config: Config) -> Path:
     page: Path | None = None
     seen, running, took = None, True, 0.0
     try:
-        while page is None or running or _list_stamps(config) != seen:  # a search by seeds goes on to its baseline
+        while page is None or running or _list_stamps(config) != seen:  # a search by seeds continues with its baseline
             stamps = _list_stamps(config)
             if stamps != seen and all((folder / "journal.jsonl").is_file() for folder in config.folders):
                 begun = time.monotonic()

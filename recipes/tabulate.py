@@ -30,7 +30,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recipes import _main
 from recipes.darts.space import OPS as DARTS_OPS
@@ -80,6 +80,8 @@ class Config(ChildConfig):
     keep: int = 0  # checkpoints that stay: the best ones'
     folder: Path = Path("runs/tabulate")  # table, page, and the state to resume from
 
+    free: ClassVar[tuple[str, ...]] = ("sample", "latency", "known")  # a sample may grow; latencies come at the end
+
     def __post_init__(self):
         object.__setattr__(self, "trials", 1)
         super().__post_init__()
@@ -98,11 +100,6 @@ class Config(ChildConfig):
         if self.space == "nasnet":
             return dataclasses.replace(nasnet(self.nodes), ops=ops)
         return {"darts": DartsSpace, "enas": MicroSpace}[self.space](self.nodes, ops, self.fixed_reduction)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what must be equal to resume: a sample may grow, and a latency is measured after all trainings."""
-        free = ("sample", "latency", "known")
-        return {name: value for name, value in super().settings().items() if name not in free}
 
 
 PRESETS = {

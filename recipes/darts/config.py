@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from recipes.darts.space import OPS, DartsSpace
 from recipes.engine.config import SEEDS, ChildConfig, check_ops
@@ -39,6 +39,7 @@ class Config(ChildConfig):
     folder: Path = Path("runs/darts")  # results, and the state to resume from
 
     added: ClassVar[tuple[str, ...]] = ("supernets",)
+    free: ClassVar[tuple[str, ...]] = ("random_cells", "dry_run_steps")
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,11 +66,6 @@ class Config(ChildConfig):
     def make_space(self) -> DartsSpace:
         """Returns all cells that are searched."""
         return DartsSpace(self.nodes, tuple(op for op in OPS if op in self.ops), self.fixed_reduction)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to resume: the numbers of random cells and dry steps need not."""
-        free = ("random_cells", "dry_run_steps")
-        return {name: value for name, value in super().settings().items() if name not in free}
 
 
 PRESETS = {

@@ -120,6 +120,7 @@ class ChildConfig(PlaceConfig, FolderOptions):
         "val_accuracy", "val_loss", "loss", "params", "macs", "peak_memory", "flash"
     )  # fmt: skip
     added: ClassVar[tuple[str, ...]] = ()  # options that folders of the version before lack; these had the defaults
+    free: ClassVar[tuple[str, ...]] = ()  # options of a subclass that may be others when a search resumes
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,7 +138,7 @@ class ChildConfig(PlaceConfig, FolderOptions):
 
     def settings(self) -> dict[str, Any]:
         """Returns what must be equal for a search to resume: all but its length, its folder and what is kept of it."""
-        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", "table", *PLACE_FIELDS)
+        free = ("trials", "folder", "keep", "dry_run", "tensorboard", "pareto", "table", *PLACE_FIELDS, *self.free)
         # Of the version before, whose folders were read as these defaults say
         free += tuple(name for name, value in self.folder_options.items() if value == getattr(FolderOptions, name))
         free += tuple(name for name in self.added if getattr(self, name) == getattr(type(self), name))

@@ -303,7 +303,7 @@ class _Worker:
         return Outcome(self.task.number, None, reason, lost=True, seconds=seconds)
 
     def end(self) -> None:
-        """Sees the process off."""
+        """Waits for the process to end, and kills it where it does not."""
         self.channel.close()
         self.process.join(_FAREWELL_SECONDS)
         if self.process.is_alive():

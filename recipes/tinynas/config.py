@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from recipes.engine.config import ChildConfig
 from recipes.tinynas.needs import Budget
-from recipes.tinynas.space import FILTERS, RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
+from recipes.tinynas.space import RESOLUTIONS, SMALL_STRIDES, STRIDES, WIDTHS, TinySpace
 from recipes.training import check_at_least, check_options
 
 
@@ -64,7 +64,8 @@ class Config(ChildConfig):
         "val_accuracy", "val_loss", "params", "macs", "peak_memory", "flash", "arena", "file"
     )  # fmt: skip
 
-    added: ClassVar[tuple[str, ...]] = ("score", "supernets")
+    added: ClassVar[tuple[str, ...]] = ("score", "stages", "supernets")
+    free: ClassVar[tuple[str, ...]] = ("random_networks", "save_seconds", "supernet")
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,12 +80,6 @@ class Config(ChildConfig):
             raise ValueError("largest_epochs and elastic_epochs are both 0; nothing would be learnt. Give one of them")
         Budget.from_board(self.board)
         self.make_space(self.widths[0])
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to resume."""
-        free = ("random_networks", "save_seconds", "supernet")
-        free += ("stages",) if self.stages == len(FILTERS) else ()  # of the version before, whose folders had all
-        return {name: value for name, value in super().settings().items() if name not in free}
 
     def make_space(self, width: float) -> TinySpace:
         """Returns the space of this width."""

@@ -106,11 +106,11 @@ def count_confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 def measure_classes(confusions: np.ndarray) -> list[dict[str, float | int | None]]:
     """Returns n, precision and recall of each class; None where nothing was predicted as it, or it has no images."""
-    right, there, told = np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
+    right, there, predicted = np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
     return [
         {
             "n": int(there[label]),
-            "precision": float(right[label] / told[label]) if told[label] else None,
+            "precision": float(right[label] / predicted[label]) if predicted[label] else None,
             "recall": float(right[label] / there[label]) if there[label] else None,
         }
         for label in range(len(confusions))

@@ -1,4 +1,4 @@
-"""How each family's paper trained its networks: the table behind `recipes.train --settings=paper`.
+"""How each family's paper trained its networks: the table of `recipes.train --settings=paper`.
 
 Sources: the papers and the code that their authors released, named in each row. Batches and rates are those of all
 workers together where the paper gives them so; asynchronous workers are one synchronous one here. Where a source

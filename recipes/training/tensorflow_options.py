@@ -1,4 +1,4 @@
-"""TensorFlow's own options, as this project's networks need them, each with the measurement behind it.
+"""TensorFlow's own options, as this project's networks need them, each with the measurement that speaks for it.
 
 Grappler, TensorFlow's graph optimizer, rewrites a graph before it first runs. On the graphs of searches, thousands of
 operations that run some hundred times, that takes longer than it saves: 25 s of a 47 s first run of a DARTS supernet

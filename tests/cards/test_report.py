@@ -151,7 +151,7 @@ def test_a_search_notes_its_paper_its_departures_and_what_differs_from_the_paper
     assert about["machines"][0]["hardware"]["cores"] >= 1
 
 
-def test_a_search_that_goes_on_elsewhere_names_both_machines(tmp_path, monkeypatch):
+def test_a_search_that_resumes_elsewhere_names_both_machines(tmp_path, monkeypatch):
     folder = make_search(tmp_path / "a", [0.5])
     config = amoebanet.Config(folder=folder)
     read.write_about(config, "amoebanet", {"training": 10, "validation": 10})
@@ -279,7 +279,7 @@ def test_random_searches_among_the_folders_are_the_baseline_of_the_others(tmp_pa
     card = json.loads((search / "card" / "card.json").read_text())
     assert [each["folder"] for each in card["baseline"]] == ["b"]
     assert card["comparison"]["gain"] == pytest.approx(0.2)
-    assert all(card["anytime"]["random_std"])  # the band goes on to the last trial
+    assert all(card["anytime"]["random_std"])  # the band reaches the last trial
 
 
 def test_the_deviation_of_the_best_of_two_draws_is_that_over_all_pairs():
@@ -405,9 +405,9 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
     values = {"normal/op": "sep_conv_3x3", "normal/state": 1}
     logged(tuner.Task(0, values, 0, tmp_path / "x", lambda share, text: None))
     start, *metrics, end = events(tmp_path / "trial_00000")
-    told = plugin_data(start).session_start_info.hparams
-    assert told["normal/op"].string_value == "sep_conv_3x3"
-    assert told["normal/state"].number_value == 1
+    noted = plugin_data(start).session_start_info.hparams
+    assert noted["normal/op"].string_value == "sep_conv_3x3"
+    assert noted["normal/state"].number_value == 1
     assert [(value.tag, float(tf.make_ndarray(value.tensor))) for value in metrics] == [
         ("params", 12.0), ("val_accuracy", 0.75)
     ]  # fmt: skip

@@ -41,7 +41,7 @@ def test_the_options_say_who_runs_the_trials():
     assert workers.room == 3
 
 
-def test_a_search_may_go_on_in_another_place():
+def test_a_search_may_resume_in_another_place():
     elsewhere = dataclasses.replace(SMOKE, workers="4", retries=9, silence=1.0)
     assert elsewhere.settings() == SMOKE.settings()
     assert not set(PLACE_FIELDS) & SMOKE.settings().keys()

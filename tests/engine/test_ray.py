@@ -111,7 +111,7 @@ def test_kill_9_of_the_head_loses_no_finished_trial(tmp_path, project, monkeypat
     process.kill()
     process.communicate()
     assert 0 < test_workers.count_ended(folder) < 30
-    wait_until(lambda: not any(map(test_workers.alive, trials)))  # none goes on without its head
+    wait_until(lambda: not any(map(test_workers.alive, trials)))  # none continues without its head
     output, _ = test_workers.start(folder, project, tmp_path, PROGRAM).communicate(timeout=300)
     assert output == "done\n"
     test_workers.check(folder, 30)

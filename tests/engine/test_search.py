@@ -53,7 +53,7 @@ def judge(states: Mapping[int, Path], bodies: Sequence[Any]) -> Any:
 
 
 class Finder:
-    """Finds one of three cells for each seed, and dies or fails where it is told to."""
+    """Finds one of three cells for each seed, and dies or fails where it is to."""
 
     def __init__(self, fails: int | None = None, dies: int | None = None, others: int = 0):
         self.fails, self.dies, self.searched, self.others = fails, dies, [], others

@@ -47,7 +47,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("snapshot_seconds", [0.0, 1e9], ids=["snapshots", "replay"])
 @pytest.mark.parametrize("last", [0, 1, 7, 29])
-def test_a_search_that_was_ended_in_a_trial_goes_on_as_if_it_had_not(tmp_path, whole, last, snapshot_seconds):
+def test_a_search_that_was_ended_in_a_trial_resumes_as_if_it_had_not_been(tmp_path, whole, last, snapshot_seconds):
     def until(task: tuner.Task) -> float:
         if task.number == last:
             raise Killed
@@ -80,7 +80,7 @@ def test_a_finished_search_can_be_made_longer(tmp_path, whole):
     assert outcome(search(tmp_path).history) == whole
 
 
-def test_a_failed_trial_is_invalid_with_its_reason_and_the_search_goes_on(tmp_path):
+def test_a_failed_trial_is_invalid_with_its_reason_and_the_search_continues(tmp_path):
     def evaluate(task: tuner.Task) -> float:
         if task.number % 2:
             raise MemoryError("no room for 3 GB")
@@ -209,7 +209,7 @@ def test_checkpoints_stay_of_the_best_and_of_those_next_in_line_for_a_promotion(
 
     make = lambda: SuccessiveHalving(RandomSearch(OBJECTIVE, 60, SPACE.hyperparameters(), seed=0), (1, 3), factor=4)  # noqa: E731
     runner = search(tmp_path, save, make, keep=1)
-    # Each network is better than those before it. So from the fourth on each is among the best quarter, and goes on.
+    # Each network is better than those before it. So from the fourth on each is in the best quarter, and is promoted.
     assert [record.number for record in runner.history if record.epochs == 3] == list(range(4, 60, 2))
     kept = sorted(int(path.name.removeprefix("trial_")) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [0, 1, 2, 57, 59]  # trial 58, the best, resumed from 57
@@ -405,7 +405,7 @@ class TwoBlocks(spaces.Space):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is told by /proc, on Linux")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process in /proc, on Linux")
 def test_memory_does_not_grow_over_two_hundred_trained_networks(tmp_path):
     config = child_networks.ChildConfig(
         trials=220, image_size=8, training_images=32, validation_images=32, batch_size=32, epochs=1, folder=tmp_path

@@ -142,7 +142,7 @@ def test_a_journal_of_overlapping_trials_resumes_at_every_record(tmp_path, make,
         assert again.oracle.snapshot() == runner.oracle.snapshot()
 
 
-def test_a_search_with_workers_goes_on_in_one_process_and_the_other_way_round(tmp_path):
+def test_a_search_with_workers_resumes_in_one_process_and_the_other_way_round(tmp_path):
     def until(task: Task) -> float:
         if task.number == 7:
             raise KeyboardInterrupt
@@ -411,7 +411,7 @@ def test_kill_9_loses_no_finished_trial(tmp_path, project, victims):
             break
         process.communicate()
         assert count_ended(folder) > place
-        wait_until(lambda workers=workers: not any(map(alive, workers)))  # none goes on without its head
+        wait_until(lambda workers=workers: not any(map(alive, workers)))  # none continues without its head
     else:
         process = start(folder, project, tmp_path)
     output, _ = process.communicate(timeout=300)
@@ -446,7 +446,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_search_which_goes_on_when_there_is_room(tmp_path, small_disk, project):
+def test_a_full_disk_ends_the_search_which_resumes_when_there_is_room(tmp_path, small_disk, project):
     program = tmp_path / "full.py"
     program.write_text(textwrap.dedent(FULL))
     (small_disk / "other").write_bytes(b"x" * 4096)

@@ -172,7 +172,7 @@ def test_a_run_resumed_at_an_epoch_sees_the_same_batches(embedded: data.Data):
     assert not np.array_equal(straight[0], straight[3])  # another order and other crops
 
 
-def test_fit_goes_on_at_an_epoch_with_the_weights_it_would_have_had(embedded: data.Data):
+def test_fit_resumes_at_an_epoch_with_the_weights_it_would_have_had(embedded: data.Data):
     part = embedded.train.first(200)
 
     def weights_after(*stretches: tuple[int, int]) -> np.ndarray:

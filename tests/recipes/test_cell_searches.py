@@ -78,7 +78,7 @@ def test_a_search_killed_in_the_middle_resumes_to_the_same_trials_and_scores(
 
 
 @pytest.mark.slow
-def test_control_c_keeps_the_state_and_says_how_to_go_on(tmp_path, project):
+def test_control_c_keeps_the_state_and_says_how_to_resume(tmp_path, project):
     command = [sys.executable, "-m", "recipes.amoebanet", "--preset=smoke", f"--folder={tmp_path}"]
     process = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     journal, deadline = tmp_path / "journal.jsonl", time.monotonic() + 120

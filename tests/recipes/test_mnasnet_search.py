@@ -211,7 +211,7 @@ def test_a_search_writes_a_genotype_that_tells_latency_target_and_reward(tabled)
     assert max(record[2]["reward"] for record in outcome(config.folder) if len(record) == 3) == source["score"]
 
 
-def test_the_result_builds_as_searched_without_being_told_sizes_and_wider(tabled):
+def test_the_result_builds_as_searched_without_sizes_being_given_and_wider(tabled):
     genotype, _ = tabled
     searched, double = zoo.build(genotype), zoo.build(genotype, "double")
     assert searched.input_shape == (None, *SHAPE)
@@ -343,7 +343,7 @@ def test_a_dry_run_at_the_papers_scale_needs_no_data_and_prints_what_the_search_
 
 
 @pytest.mark.slow
-def test_a_table_measured_on_this_machine_goes_on_and_serves_a_search(tmp_path):
+def test_a_table_measured_on_this_machine_resumes_and_serves_a_search(tmp_path):
     config = dataclasses.replace(measure_latencies.PRESETS["smoke"], folder=tmp_path, most=2)
     first = measure_latencies.measure(config, observe=lambda status: None)
     table = measure_latencies.measure(dataclasses.replace(config, most=4), observe=lambda status: None)

@@ -1,4 +1,4 @@
-"""`python -m recipes.train`: a small training from end to end, what it takes unless told, and the papers' settings."""
+"""`python -m recipes.train`: a small training from end to end, what it takes unless given, and the papers' settings."""
 
 import dataclasses
 import json

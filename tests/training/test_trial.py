@@ -56,7 +56,7 @@ def test_a_network_learns_what_can_be_learned():
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_training_killed_between_epochs_goes_on_to_the_same_result(tmp_path, epoch: int):
+def test_a_training_killed_between_epochs_resumes_to_the_same_result(tmp_path, epoch: int):
     class Killed(BaseException):
         pass
 

@@ -20,6 +20,7 @@ from recipes import tables
 from recipes.cards import tensorboard_logs
 from recipes.cards.card import CARD, write_card
 from recipes.cards.compare import compare_rankings, find_front
+from recipes.cards.pictures import name_of
 from recipes.cards.read import read_search, write_about
 from recipes.cards.truth import RANKED_NETWORKS, Truth
 from recipes.engine import children as child_networks
@@ -33,8 +34,6 @@ from recipes.training import progress
 from recipes.training.progress import Observe
 from zoo import atomic
 from zoo.genotype import Genotype
-
-_SCORE_NAMES = {"val_accuracy": "validation accuracy", "val_loss": "validation loss"}
 
 # architectures, as values -> each seed whose shared weights there are, with the architectures' accuracies by them
 Rank = Callable[[Sequence[Mapping[str, Any]]], Iterable[tuple[int, Sequence[float]]]]
@@ -129,8 +128,8 @@ def _make_tuner(
 def print_result(folder: Path, genotype: Genotype) -> None:
     """Says where the best architecture of a search is."""
     source = genotype.source
-    name = _SCORE_NAMES.get(source["score_name"], source["score_name"])
-    print(f"{name} {source['score']:.4g} in trial {source['trial']}: {folder / 'genotype.json'}")
+    name, file = name_of(source["score_name"]), folder / "genotype.json"
+    print(f"{name} {source['score']:.4g} in trial {source['trial']}: {file}")
     print(f"reproduction card: {folder / CARD / 'card.md'}")
 
 
@@ -265,5 +264,5 @@ def watch_search(observe: Observe | None, recipe: str, objective: str) -> Iterat
     if observe is not None:
         yield observe
         return
-    with progress.show_progress(recipe, _SCORE_NAMES.get(objective, objective)) as show:
+    with progress.show_progress(recipe, name_of(objective)) as show:
         yield show

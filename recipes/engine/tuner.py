@@ -344,8 +344,11 @@ class Tuner:
         """Counts in what the journal holds; with `learn`, the oracle proposes and learns it once more."""
         for record in records:
             if "refused" in record:
-                self._checked[tuple(record["refused"])] = record["message"]
+                genome, reason = tuple(record["refused"]), record["message"]
+                self._checked[genome] = reason
                 self._refusals += 1
+                if not learn:  # else the oracle proposes it once more, and hears
+                    self.oracle.adopt_ended(self.oracle.choices.values(genome), None, reason)
             elif "start" in record:
                 genome = tuple(record["genome"])
                 self._checked[genome] = None

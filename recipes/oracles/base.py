@@ -320,7 +320,10 @@ class SearchOracle(LeasingOracle):
         self.restore(snapshot["learned"])
 
     def adopt_ended(self, values: Values, score: float | None, reason: str = "") -> None:
-        """Counts in a trial that has ended without learning from it: a restored snapshot holds that already."""
+        """Counts in a trial that has ended, or a point that was refused, without learning from it.
+
+        What was learned is in the snapshot that is restored afterwards.
+        """
         self._settle(self.key(values), score, reason)
 
     def adopt_running(self, identity: Hashable, genome: Genome) -> None:

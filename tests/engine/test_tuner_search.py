@@ -117,7 +117,8 @@ def test_a_trial_in_which_the_process_dies_again_and_again_is_given_up(tmp_path)
     assert len(history) == 6
 
 
-def test_what_the_check_refuses_is_asked_once_in_the_life_of_a_search(tmp_path):
+@pytest.mark.parametrize("snapshot_seconds", [0.0, 1e9], ids=["snapshots", "replay"])
+def test_what_the_check_refuses_is_asked_once_in_the_life_of_a_search(tmp_path, snapshot_seconds):
     asked = []
 
     def check(values: dict) -> str | None:
@@ -127,10 +128,12 @@ def test_what_the_check_refuses_is_asked_once_in_the_life_of_a_search(tmp_path):
     def make() -> AgingEvolution:
         return evolution(trials=20, check=check)
 
-    first = search(tmp_path, make_oracle=make).history
+    first = search(tmp_path, make_oracle=make, snapshot_seconds=snapshot_seconds)
     count = len(asked)
-    assert all(record.values["normal/node0/op0"] != "sep_conv_3x3" for record in first)
-    assert outcome(search(tmp_path, make_oracle=make).history) == outcome(first)
+    assert all(record.values["normal/node0/op0"] != "sep_conv_3x3" for record in first.history)
+    again = search(tmp_path, make_oracle=make)
+    assert outcome(again.history) == outcome(first.history)
+    assert again.oracle.refused == first.oracle.refused
     assert len(asked) == len(set(asked)) == count
 
 

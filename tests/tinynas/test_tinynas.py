@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +22,7 @@ from recipes.tinynas.training import ElasticTraining, draw_fairly, sort_channels
 from recipes.training import tensorflow_options
 from recipes.training.evaluation import Scores
 from recipes.training.results import find_class_names, find_origin
+from tests.recipes.killed_search import kill_when
 from zoo.deploy import measure, planner, tflite
 from zoo.genotype import Block, Blocks, Genotype
 
@@ -295,20 +293,14 @@ def test_the_result_is_a_genotype_file_that_builds_and_an_int8_file_that_fits(tm
 
 
 @pytest.mark.slow
-def test_a_killed_search_resumes_at_the_saved_step_and_ends_as_one_that_was_not(tmp_path):
+def test_a_killed_search_resumes_at_the_saved_step_and_ends_as_one_that_was_not(tmp_path, project):
     options = {"save_seconds": 0.0, "random_networks": 0, "elastic_epochs": 6}
     whole = tinynas.search(dataclasses.replace(SMOKE, folder=tmp_path / "whole", **options), observe=quiet)
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "recipes.tinynas", "--preset=smoke", f"--folder={folder}", "--save_seconds=0"]
     command += ["--random_networks=0", "--elastic_epochs=6"]
-    project = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(command, cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while step_of(folder) < 7 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 7 <= step_of(folder) < 21
+    kill_when(command, project, lambda: step_of(folder) >= 7)
+    assert step_of(folder) < 21
     assert not (folder / "journal.jsonl").exists()
     again = tinynas.search(dataclasses.replace(SMOKE, folder=folder, **options), observe=quiet)
     assert again.body == whole.body

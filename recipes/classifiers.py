@@ -14,6 +14,7 @@ import numpy as np
 
 import zoo
 from recipes.models import (
+    Given,
     ModelOptions,
     choose_size,
     find_image_shape,
@@ -79,45 +80,41 @@ def load(options: ModelOptions) -> Classifier:
         return _load_tflite(options, path)
     given = load_given(options)
     if given is not None:
-        return _take(options, given.model, given.place, options.model)
+        return _take(options, given, options.model)
     weights = find_weights(options.model, options.model_preset, options.weights)
     if weights.source is None:
         raise ValueError(
             f"model={options.model} is a network without weights; give weights=, a file or published ones such as "
             "imagenet, or the .keras file of a training"
         )
-    place = Path(weights.source) if isinstance(weights.source, Path) else None
-    if place is not None and place.suffix == ".keras":
-        return _take(options, load_file(place), place, str(place))
-    names = None if place is None else find_class_names(place)
+    place, names = weights.source, None
+    if isinstance(place, Path):
+        if place.suffix == ".keras":
+            return _take(options, Given(load_file(place), place), str(place))
+        names = find_class_names(place)
+    classes = None if names is None else len(names)
+    if weights.entry is not None:
+        classes = weights.entry.classes
+        names = names or list_class_names(weights.entry.dataset, classes)
     presets = zoo.load(options.model).presets
     shape: Any = presets.get(weights.preset or next(iter(presets), ""), {}).get("input_shape") or (None, None, 3)
-    size = _choose_size(options, None, None, weights.origin, options.model)
-    classes = weights.entry.classes if weights.entry is not None else None if names is None else len(names)
-    model = zoo.build(
-        options.model, weights.preset, classes=classes, input_shape=(*size, shape[2]), weights=weights.source
-    )
-    name = f"{options.model} ({weights.preset or 'its first preset'}), weights {weights.source}"
+    shape = (*_choose_size(options, None, None, weights.origin, options.model), shape[2])
+    model = zoo.build(options.model, weights.preset, classes=classes, input_shape=shape, weights=place)
+    name = f"{options.model} ({weights.preset or 'its first preset'}), weights {place}"
     count = _count_classes(options.model, model.outputs[0].shape)
-    published = None if weights.entry is None else list_class_names(weights.entry.dataset, weights.entry.classes)
-    return _make(
-        options, model, name, (*size, shape[2]), weights.origin, place, count, options.threshold,
-        published_names=published,
-    )  # fmt: skip
+    return _make(options, model, name, shape, weights.origin, names, count, options.threshold)
 
 
-def _take(options: ModelOptions, given: "keras.Model", place: Path, name: str) -> Classifier:
-    """Returns the classifier of a network whose file is, or would be, at `place`."""
+def _take(options: ModelOptions, given: Given, name: str) -> Classifier:
     from zoo import graph
 
-    origin = find_origin(place.with_suffix(".keras"))
-    _, height, width, channels = find_image_shape(given)
-    size = _choose_size(options, height, width, origin, name)
-    shape = (*size, channels or 3)
-    model = graph.flatten(given, shape)
+    origin = find_origin(given.place.with_suffix(".keras"))
+    _, height, width, channels = find_image_shape(given.model)
+    shape = (*_choose_size(options, height, width, origin, name), channels or 3)
+    model = graph.flatten(given.model, shape)
     classes = _count_classes(name, find_output_shape(model, options.output_key))
-    threshold = find_threshold(options, place, model)
-    return _make(options, model, name, shape, origin, place, classes, threshold, given=given)
+    threshold, names = find_threshold(options, given.place, model), find_class_names(given.place)
+    return _make(options, model, name, shape, origin, names, classes, threshold, given.model)
 
 
 def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
@@ -133,12 +130,13 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
         raise ValueError(f"model={path} takes {list(shape)}, and an image [1, height, width, 1 or 3] was expected")
     origin = find_origin(path)
     size = _choose_size(options, shape[1], shape[2], origin, options.model)
+    names = find_class_names(path)
     parsed: Any = tflite_file.parse(file)
     units = tflite_file.shape_of(parsed.subgraphs[0].tensors[measure.choose_output(parsed, options.output_key)])
     classes, threshold = _count_classes(path, units), options.threshold
     if threshold is None and classes != units[-1]:
         threshold = measure.find_threshold(file, options.output_key)
-    return _make(options, file, str(path), (*size, shape[3]), origin, path, classes, threshold)
+    return _make(options, file, str(path), (*size, shape[3]), origin, names, classes, threshold, file)
 
 
 def _make(
@@ -147,14 +145,12 @@ def _make(
     name: str,
     input_shape: tuple[int, int, int],
     origin: Origin,
-    place: Path | None,
+    names: tuple[str, ...] | None,
     classes: int,
     threshold: float | None,
-    given: "keras.Model | None" = None,
-    published_names: tuple[str, ...] | None = None,
+    given: "keras.Model | bytes | None" = None,
 ) -> Classifier:
-    names = None if place is None else find_class_names(place)
-    names = names or published_names
+    """Returns a classifier; what it reads is asked of the network as it was `given`, where nothing else says it."""
     if names is not None and len(names) != classes:
         raise ValueError(
             f"{name} tells {classes} classes apart, and the files beside it name {len(names)}; mend or remove "
@@ -162,8 +158,7 @@ def _make(
         )
     if names is None and classes == _IMAGENET_CLASSES:
         names = list_class_names("imagenet", classes)
-    asked = model if isinstance(model, bytes) else given
-    reading = find_reading(input_shape[:2], options.preprocess, origin, asked, name)
+    reading = find_reading(input_shape[:2], options.preprocess, origin, given, name)
     return Classifier(
         model, name, input_shape[2], reading, names or tuple(f"class {label}" for label in range(classes)),
         names is not None, origin, options.output_key, threshold, options.threads,
@@ -173,7 +168,7 @@ def _make(
 def _choose_size(
     options: ModelOptions, height: int | None, width: int | None, origin: Origin, name: str
 ) -> tuple[int, int]:
-    size = choose_size(options, height, width, origin)
+    size = choose_size(options.image_size, height, width, origin, name)
     if size is None:
         raise ValueError(f"{name} takes images of any size; give image_size=")
     return size

@@ -216,13 +216,11 @@ def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callab
     """Returns what makes the compact file, if it is wanted."""
     from zoo.deploy import compact
 
-    model, images, regions = subject.model, subject.calibration, config.regions
-    make = {
-        "smallest": lambda: compact.smallest(model, images, regions=regions),
-        "upright": lambda: compact.convert(model, images, turned=False, regions=regions),
-        "turned": lambda: compact.convert(model, images, turned=True, regions=regions),
-    }
-    return {} if config.compact is None else {COMPACT: make[config.compact]}
+    if config.compact is None:
+        return {}
+    turned = {} if config.compact == "smallest" else {"turned": config.compact == "turned"}
+    make = compact.convert if turned else compact.smallest
+    return {COMPACT: lambda: make(subject.model, subject.calibration, regions=config.regions, **turned)}
 
 
 class _Judged(NamedTuple):
@@ -252,7 +250,8 @@ def _judge(config: Config) -> _Judged:
         origin = find_origin(path)
         shape = planner.input_shape(given)
         source = deployable.load_data(config, shape, origin, find_class_names(path))
-        unjudged = unjudged or _find_mismatch(given, config, source)
+        if not unjudged and (mismatch := deployable.find_mismatch(_output_shape(given, config), source)):
+            unjudged = f"it {mismatch}"
         reading = find_reading((shape[1], shape[2]), config.preprocess, origin, given, config.model)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
         images, labels = deployable.held_out(wanted, source, reading)
@@ -283,47 +282,33 @@ def _takes_images(file: bytes) -> bool:
     return len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][0] == 1 and shapes[0][3] in (1, 3)
 
 
+def _output_shape(file: bytes, config: Config) -> tuple[int, ...]:
+    from zoo.deploy import measure
+
+    model = tflite_file.parse(file)
+    return tflite_file.shape_of(model.subgraphs[0].tensors[measure.choose_output(model, config.output_key)])
+
+
 def _find_obstacle(file: bytes, config: Config) -> str:
     """Returns why a file is no classifier of images, or an empty text."""
     from zoo.deploy import measure
 
-    model = tflite_file.parse(file)
-    graph = model.subgraphs[0]
+    graph = tflite_file.parse(file).subgraphs[0]
     if not _takes_images(file):
         inputs = [graph.tensors[number] for number in graph.inputs]
         names = ", ".join(f"{tflite_file.text(one.name)} {list(tflite_file.shape_of(one))}" for one in inputs)
         return f"it takes {names}, and one image [1, height, width, 1 or 3] was expected"
     try:
-        shape = tflite_file.shape_of(graph.tensors[measure.choose_output(model, config.output_key)])
+        shape = _output_shape(file, config)
     except measure.MeasureError as error:
         return str(error).replace("output=", "--output=").removesuffix(".")
     if len(shape) != 2:
         return f"its output is {list(shape)}, and a row of classes [1, classes] was expected"
-    if shape[1] == 1 and config.threshold is None and not _says_yes_or_no(file, config.output_key):
-        return "its one output is no probability as far as can be seen; give --threshold, such as 0 for logits"
-    return ""
-
-
-def _says_yes_or_no(file: bytes, output: str | int | None) -> bool:
-    from zoo.deploy import measure
-
-    try:
-        measure.find_threshold(file, output)
-    except measure.MeasureError:
-        return False
-    return True
-
-
-def _find_mismatch(file: bytes, config: Config, source: "Data") -> str:
-    """Returns how the classes of a file are not those of the data, or an empty text."""
-    from zoo.deploy import measure
-
-    model = tflite_file.parse(file)
-    shape = tflite_file.shape_of(model.subgraphs[0].tensors[measure.choose_output(model, config.output_key)])
-    try:
-        deployable.check_classes("it", shape, source)
-    except ValueError as error:
-        return str(error).removesuffix(".")
+    if shape[1] == 1 and config.threshold is None:
+        try:
+            measure.find_threshold(file, config.output_key)
+        except measure.MeasureError:
+            return "its one output is no probability as far as can be seen; give --threshold, such as 0 for logits"
     return ""
 
 

@@ -113,7 +113,8 @@ def load(config: ModelAndData, pixels: bool = False) -> Deployable:
     else:
         model = graph.flatten(given.model, input_shape)
         threshold, genotype = find_threshold(config, given.place, model), find_genotype(given.place, origin)
-    check_classes(f"model {model.name!r}", find_output_shape(model, config.output_key), source)
+    if mismatch := find_mismatch(find_output_shape(model, config.output_key), source):
+        raise ValueError(f"model {model.name!r} {mismatch}")
     reading = find_reading((height, width), config.preprocess, origin, given and given.model, config.model)
     if pixels:
         model, reading = _read_pixels(model, reading)
@@ -158,17 +159,15 @@ def _equalize(model: "keras.Model", calibration: np.ndarray) -> "keras.Model":
     return found.model
 
 
-def check_classes(subject: str, shape: Sequence[int | None], source: "Data") -> None:
-    """Raises ValueError where an output (batch, units) tells other classes apart than the data have.
+def find_mismatch(shape: Sequence[int | None], source: "Data") -> str:
+    """Returns how an output (batch, units) tells other classes apart than the data have, or an empty text.
 
     An output of another rank is no classifier's, which the report says.
     """
     told = 2 if shape[-1] == 1 else shape[-1]
-    if len(shape) == 2 and told != source.classes:
-        raise ValueError(
-            f"{subject} tells {told} classes apart, and {source.name} has {source.classes}. Give the data that it was "
-            "trained on"
-        )
+    if len(shape) != 2 or told == source.classes:
+        return ""
+    return f"tells {told} classes apart, and {source.name} has {source.classes}. Give the data that it was trained on"
 
 
 def load_data(
@@ -192,7 +191,7 @@ def load_data(
         print(f"data={name}, as in {origin.place}", file=sys.stderr)
     is_folder = name not in (EMBEDDED, "embedded") and not name.startswith("tfds:")
     *_, height, width, channels = input_shape or (None, None, None)
-    size = choose_size(config, height, width, origin)
+    size = choose_size(config.image_size, height, width, origin, config.model)
     return sources.load(
         name,
         size=None if size is None else (round(size[0] / origin.crop), round(size[1] / origin.crop)),

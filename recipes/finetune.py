@@ -18,6 +18,7 @@ import numpy as np
 import zoo
 from recipes import _main
 from recipes.images import EMBEDDED, Preprocess
+from recipes.models import choose_size
 from recipes.training import ADAMW_RATE, TrainingOptions, check_at_least, check_options
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
@@ -190,22 +191,12 @@ def _load_images(config: Config, network: "keras.Model | None", origin: Origin) 
     from recipes.images.files import list_some
 
     name = config.data or origin.data or EMBEDDED
-    size: Any = config.image_size
-    channels = None
-    if network is not None:
-        height, width, channels = network.input_shape[1:]
-        if height is not None and width is not None:
-            if size is not None and (height, width) != (size, size):
-                raise ValueError(
-                    f"image_size is {size}, but the weights' network takes {height} x {width}; leave it out"
-                )
-            size = (height, width)
+    height, width, channels = (None, None, None) if network is None else network.input_shape[1:]
+    subject = f"the network of {config.weights}"
+    size = choose_size(config.image_size, height, width, origin, subject) or (_SIDE, _SIDE)
     chosen = [] if config.data is not None else [f"data={name}" + (f" as in {origin.place}" if origin.data else "")]
-    if size is None:
-        size = origin.image_size or _SIDE
     if config.image_size is None:
-        text = size if isinstance(size, int) else " x ".join(map(str, size))
-        chosen.append(f"image_size={text}")
+        chosen.append(f"image_size={size[0]} x {size[1]}")
     if config.preprocess is None:
         known = (
             f"{origin.preprocess or 'that'} of {origin.place}" if origin.preprocess or origin.normalization else "unit"

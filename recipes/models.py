@@ -132,17 +132,19 @@ def find_image_shape(model: Any) -> tuple[int | None, ...]:
     return shape
 
 
-def choose_size(options: ModelOptions, height: int | None, width: int | None, origin: Origin) -> tuple[int, int] | None:
+def choose_size(
+    image_size: int | None, height: int | None, width: int | None, origin: Origin, name: str
+) -> tuple[int, int] | None:
     """Returns height and width of a model's images: its own, else the option's, else those of its training.
 
     Raises:
         ValueError: the option asks for another size than the model has.
     """
-    wanted = None if options.image_size is None else (options.image_size, options.image_size)
+    wanted = None if image_size is None else (image_size, image_size)
     if height is None or width is None:
         return wanted or origin.image_size
     if wanted not in (None, (height, width)):
-        raise ValueError(f"image_size={wanted[0]}, but {options.model} takes {height} x {width}; leave it out")
+        raise ValueError(f"image_size is {image_size}, but {name} takes {height} x {width}; leave it out")
     return height, width
 
 

@@ -76,6 +76,7 @@ PRESETS = {
 def train(config: Config) -> "report.Report":
     """Trains, writes the files, prints the page and returns its numbers."""
     from recipes.training.evaluation import warn_near_chance
+    from zoo import graph
     from zoo.deploy import quantize, report, tflite
 
     subject = deployable.load(config)
@@ -101,8 +102,11 @@ def train(config: Config) -> "report.Report":
         write_labels(config.folder, subject.describe(config))
         if config.copy_back:
             tell("model.keras")
-            _write_copy(config, subject.model, aware)
-        page = f"{result.to_markdown()}\nDeflated, as in a zip file: {_deflated(files)}.\n"
+            copy = graph.copy_model(subject.model)
+            quantize.copy_back(aware, copy)
+            save_model(copy, config.folder)
+        sizes = (f"{scheme} {quantize.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
+        page = f"{result.to_markdown()}\nDeflated, as in a zip file: {', '.join(sizes)}.\n"
         write_atomically(config.folder / "deploy.md", page)
     shutil.rmtree(_state(config, subject.model))
     print(page)
@@ -141,12 +145,6 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
         f"{config.scheme} {how}": tflite.convert(model, quantize=config.scheme, calibration=subject.calibration)
         for how, model in models.items()
     }
-
-
-def _deflated(files: dict[str, bytes]) -> str:
-    from zoo.deploy import quantize
-
-    return ", ".join(f"{scheme} {quantize.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
 
 
 def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell: Callable[[str], None]) -> bytes:
@@ -197,15 +195,6 @@ def _state(config: Config, model: "keras.Model") -> Path:
     for weight in model.weights:
         digest.update(weight.numpy().tobytes())
     return Path(config.folder, f"state-{digest.hexdigest()[:12]}")
-
-
-def _write_copy(config: Config, model: "keras.Model", aware: "quantize.Aware") -> None:
-    from zoo import graph
-    from zoo.deploy import quantize
-
-    copy = graph.copy_model(model)
-    quantize.copy_back(aware, copy)
-    save_model(copy, config.folder)
 
 
 if __name__ == "__main__":

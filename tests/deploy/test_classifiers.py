@@ -271,7 +271,7 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
         ({"model": str(tmp_path / "none.tflite")}, FileNotFoundError, r"there is no file .*none\.tflite"),
         ({"model": "mcunet_in0"}, ValueError, "a network without weights; give weights="),
         ({"weights": "imagenet"}, ValueError, "leave model_preset= and weights= out"),
-        ({"image_size": 9}, ValueError, "image_size=9, but .* takes 8 x 8"),
+        ({"image_size": 9}, ValueError, "image_size is 9, but .* takes 8 x 8"),
     ]:
         with pytest.raises(error, match=message):
             predict.predict(dataclasses.replace(config, **options))

@@ -215,7 +215,8 @@ def test_branches_inside_a_region_are_followed():
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        (Region("nowhere", "project", 2), "layer 'nowhere' is called 0 times"),
+        (Region("nowhere", "project", 2), "layer 'nowhere' is called 0 times in the model; once was expected"),
+        (Region("stem", "projects", 2), "layer 'projects' is called 0 times in the model (did you mean 'project'?)"),
         (Region("stem", "project", 9), "turns 32 rows into 8, to be cut into 9 strips"),
         (Region("stem", "project", 0), "to be cut into 0 strips"),
         (Region("stem", "narrow_bn", 2), "layer 'add' reads from inside region stem to narrow_bn"),

@@ -8,6 +8,7 @@ around it that it needs, goes through the very same layers, and is trimmed; the 
 Rows near a cut are computed twice, which costs time and saves memory.
 """
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -184,8 +185,10 @@ def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
     """Returns the calls of a region in running order."""
     names, place = [call.layer.name for call in calls], f"region {region.first} to {region.last}"
     for name in (region.first, region.last):
-        if names.count(name) != 1:
-            raise StripsError(f"layer {name!r} is called {names.count(name)} times in the model; once was expected")
+        if (count := names.count(name)) != 1:
+            close = difflib.get_close_matches(name, names, 1) if not count else []
+            near = f" (did you mean {close[0]!r}?)" if close else ""
+            raise StripsError(f"layer {name!r} is called {count} times in the model{near}; once was expected")
     first, last = calls[names.index(region.first)], calls[names.index(region.last)]
     made = {id(call.outputs[0]): call for call in calls}
     source, members, stack = id(first.inputs[0]), {}, [last]

@@ -121,16 +121,9 @@ class _Rewriter:
 
     def _copy(self, layer: Any, changes: dict[str, Any], x: Any) -> Any:
         """Calls a copy of the layer with some options changed; a shared layer is copied once."""
-        if layer.name not in self._copies:
-            copy = type(layer).from_config({**layer.get_config(), **changes})
-            output = copy(x)
-            graph.copy_state(layer, copy)
-            copy.trainable = layer.trainable
-            self._copies[layer.name] = copy
-            if layer.weights:
-                self.parts[layer.name] = (copy.name,)
-            return output
-        return self._copies[layer.name](x)
+        if layer.weights:
+            self.parts[layer.name] = (layer.name,)
+        return graph.call_copy(layer, self._copies, changes, x)
 
     def _activated(self, layer: Any, x: Any, name: str) -> Any:
         activation, known = _activation(layer), (*FIXED_RANGE, *OWN_RANGE)

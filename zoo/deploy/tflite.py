@@ -175,18 +175,13 @@ def _written_out(model: keras.Model) -> keras.Model:
     """Returns the model with its recurrent layers step by step: the converter cannot quantize a loop."""
     if not any(_is_short_loop(call) for call in graph.calls(model)):
         return model
-    copies: dict[int, Any] = {}
+    copies: dict[str, Any] = {}
 
     def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        layer = call.layer
         if not _is_short_loop(call):
-            return layer(*arguments, **options)
-        is_new = id(layer) not in copies
-        copy = copies.setdefault(id(layer), type(layer).from_config(_with_unrolling(layer.get_config())))
-        outputs = copy(*arguments, **options)
-        if is_new:
-            graph.copy_state(layer, copy)
-        return outputs
+            return call.layer(*arguments, **options)
+        changes = _with_unrolling(call.layer.get_config())
+        return graph.call_copy(call.layer, copies, changes, *arguments, **options)
 
     unrolled = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
     graph.check_copy(model, unrolled)

@@ -145,16 +145,11 @@ def _pad(x: Any, sides: _Sides, name: str) -> Any:
 
 
 def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -> Any:
-    if layer.name in copies:
-        return copies[layer.name](x)
-    copy = type(layer).from_config({**layer.get_config(), **changes})
-    output = copy(x)
-    graph.copy_state(layer, copy)
-    if graph.kind_of(layer) in _CONVOLUTIONS:
-        kernel = "depthwise_kernel" if graph.kind_of(layer) == "SeparableConv2D" else "kernel"
-        getattr(copy, kernel).assign(keras.ops.flip(getattr(layer, kernel), (0, 1)))
-    copy.trainable = layer.trainable
-    copies[layer.name] = copy
+    is_new, kind = layer.name not in copies, graph.kind_of(layer)
+    output = graph.call_copy(layer, copies, changes, x)
+    if is_new and kind in _CONVOLUTIONS:
+        kernel = "depthwise_kernel" if kind == "SeparableConv2D" else "kernel"
+        getattr(copies[layer.name], kernel).assign(keras.ops.flip(getattr(layer, kernel), (0, 1)))
     return output
 
 

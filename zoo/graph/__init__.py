@@ -16,11 +16,11 @@ from zoo.graph.calls import (
     readers_of,
     replay,
 )
-from zoo.graph.copies import check_copy, copy_model, copy_state, copy_weights, put_weights, weights_by_name
+from zoo.graph.copies import call_copy, check_copy, copy_model, copy_state, copy_weights, put_weights, weights_by_name
 from zoo.graph.flat import Flat, flatten, inline
 
 __all__ = [
-    "Call", "Flat", "GraphError", "call_layer", "calls", "check_copy", "copy_model", "copy_state", "copy_weights",
-    "flatten", "head_activations", "inline", "kind_of", "model_like", "node_of", "put_weights", "readers_of", "replay",
-    "weights_by_name",
+    "Call", "Flat", "GraphError", "call_copy", "call_layer", "calls", "check_copy", "copy_model", "copy_state",
+    "copy_weights", "flatten", "head_activations", "inline", "kind_of", "model_like", "node_of", "put_weights",
+    "readers_of", "replay", "weights_by_name",
 ]  # fmt: skip

@@ -32,6 +32,21 @@ def copy_model(model: keras.Model, change: Callable[[Any], Mapping[str, Any]] | 
     return copy
 
 
+def call_copy(layer: Any, copies: dict[str, Any], changes: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
+    """Calls a copy of a Keras layer with some of its options changed, and returns the output.
+
+    Args:
+        copies: by the layers' names; a layer that is called again is there already, and not copied again.
+    """
+    if layer.name in copies:
+        return copies[layer.name](*arguments, **options)
+    copy = copies[layer.name] = type(layer).from_config({**layer.get_config(), **changes})
+    outputs = copy(*arguments, **options)
+    copy_state(layer, copy)
+    copy.trainable = layer.trainable
+    return outputs
+
+
 def copy_state(layer: Any, copy: Any) -> None:
     """Gives a built copy of a Keras layer the layer's weights, and what it keeps beside them.
 

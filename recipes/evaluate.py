@@ -191,7 +191,8 @@ def draw_confusions(confusions: np.ndarray, class_names: tuple[str, ...], path: 
     from recipes.cards.pictures import new_figure, save_figure
 
     there = np.flatnonzero(confusions.sum(axis=1))
-    counts, names = confusions[np.ix_(there, there)], [class_names[label] for label in there]
+    counts = confusions[np.ix_(there, there)]
+    names = [class_names[label].replace("$", r"\$") for label in there]  # Matplotlib takes two dollars for a formula
     others = confusions[there].sum(axis=1) - counts.sum(axis=1)
     columns = list(names)
     if others.any():

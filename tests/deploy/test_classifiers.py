@@ -311,6 +311,11 @@ def test_evaluate_writes_accuracy_confusions_precision_and_recall(model: Path, t
         assert min(picture.size) > 400
 
 
+def test_a_class_with_dollars_in_its_name_is_no_formula(tmp_path: Path):
+    evaluate.draw_confusions(np.eye(2, dtype=np.int64), ("$5_$6", r"$\frac$"), tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
 def test_evaluate_judges_the_test_part_of_what_the_model_was_trained_on(model: Path, tmp_path: Path):
     for colour in COLOURS:
         for number in range(10):

@@ -59,7 +59,7 @@ Config = TypeVar("Config")
 
 _OUR_PACKAGES = ("zoo", "recipes", "benchmarks", "__main__")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_ARGUMENTS = {"size": "image_size"}  # arguments of recipes.data.load that are flags by another name
+_ARGUMENTS = {"size": "image_size", "input_shape": "image_size"}  # of our functions that are flags by another name
 _PROBE_BYTES = 1 << 20  # that must fit on the disk before the work begins
 
 

@@ -190,7 +190,7 @@ def _stumble(config: Config) -> None:
 
 
 def _refuse(config: Config) -> None:
-    raise ValueError("image_size is 8, and limit=3: give the size=, or data.limit=, a limit, 'image_size'")
+    raise ValueError("image_size is 8, and limit=3: give the size=, or data.limit=, a larger input_shape, 'image_size'")
 
 
 def test_errors_name_flags_as_a_user_types_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -199,7 +199,8 @@ def test_errors_name_flags_as_a_user_types_them(monkeypatch: pytest.MonkeyPatch,
         with pytest.raises(SystemExit):
             _main.run(recipe, PRESETS, arguments)
     assert capsys.readouterr().err.splitlines() == [
-        "error: --image_size is 8, and --limit=3: give the --image_size=, or data.limit=, a limit, 'image_size'",
+        "error: --image_size is 8, and --limit=3: give the --image_size=, or data.limit=, a larger --image_size, "
+        "'image_size'",
         "error: --population=0: a population has at least 1 cell",
     ]
 

@@ -21,7 +21,7 @@ from recipes.cards import tensorboard_logs
 from recipes.cards.card import CARD, write_card
 from recipes.cards.compare import compare_rankings, find_front
 from recipes.cards.pictures import name_of
-from recipes.cards.read import read_search, write_about
+from recipes.cards.read import JOURNAL, read_search, write_about
 from recipes.cards.truth import RANKED_NETWORKS, Truth
 from recipes.engine import children as child_networks
 from recipes.engine import spaces, tuner
@@ -79,6 +79,12 @@ def run_trials(
         rank: scores the networks of a table by shared weights, where the search has some.
     """
     config, provenance = scorer.config, provenance or {}
+    file = config.folder / "genotype.json"
+    if file.exists() and not (config.folder / JOURNAL).exists():
+        raise ValueError(
+            f"{file} is of no search ({JOURNAL} is not beside it), and would be lost: move it away, or give another "
+            "folder="
+        )
     if isinstance(config, TrialConfig) and config.fidelity == "halving":
         oracle = SuccessiveHalving(oracle, config.rungs, config.halving_factor)
     table = None if config.table is None else _read_table(config.table, scorer.space)
@@ -95,7 +101,7 @@ def run_trials(
             scorer.close()
         best, source = runner.best, _describe_source(config, recipe, runner, provenance)
         genotype = scorer.genotype(best.values, name=f"{recipe}_seed{config.seed}", source=source)
-        zoo.save(genotype, config.folder / "genotype.json")
+        zoo.save(genotype, file)
         _save_front(runner.history, scorer, f"{recipe}_seed{config.seed}", source)
         if table is not None:
             _judge_by_table(scorer, table, rank)

@@ -197,10 +197,15 @@ def find_finished(folder: Path, config: Any, free: Collection[str]) -> dict[str,
     `config` are its options now, a dataclass, of which those in `free` may be others than then.
 
     Raises:
-        StateError: the training was one of other options.
+        StateError: the training was one of other options, or the folder holds somebody's model.
     """
-    file = folder / RESULTS
-    if not file.is_file() or not (folder / MODEL).is_file():
+    file, model = folder / RESULTS, folder / MODEL
+    if model.is_file() and not file.is_file() and not any(folder.rglob("state.npz")):
+        raise StateError(
+            f"{model} is of no training of this program ({RESULTS} is not beside it), and would be lost: move it away, "
+            "or give another folder="
+        )
+    if not file.is_file() or not model.is_file():
         return None
     results = _read(file)
     then, now = results.get("config", {}), _as_json(config)

@@ -99,6 +99,13 @@ def test_a_search_that_was_ended_in_a_seed_resumes_with_that_seed_and_ends_alike
     assert search(tmp_path / "ended", Finder(dies=2000)).body == whole.body  # nothing is searched again
 
 
+def test_a_genotype_of_somebody_in_the_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "genotype.json").write_text("somebody's")
+    with pytest.raises(ValueError, match=r"genotype\.json is of no search .*: move it away, or give another folder="):
+        search(tmp_path, Finder())
+    assert (tmp_path / "genotype.json").read_text() == "somebody's"
+
+
 def test_a_seed_that_fails_ends_alone_and_is_named(tmp_path):
     genotype = search(tmp_path, Finder(fails=2001))
     assert len(read_search(tmp_path).trials) == 2

@@ -56,6 +56,13 @@ def test_a_training_that_is_done_says_so_and_is_not_done_again(trained, capsys):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_model_of_somebody_in_the_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "model.keras").write_text("somebody's")
+    with pytest.raises(StateError, match=r"model\.keras is of no training .*: move it away, or give another folder="):
+        train.train(dataclasses.replace(SMOKE, folder=tmp_path))
+    assert (tmp_path / "model.keras").read_text() == "somebody's"
+
+
 def test_other_options_in_the_folder_of_a_training_are_refused(trained):
     with pytest.raises(StateError, match=r"epochs=1 there and 2 here\); choose another folder"):
         train.train(dataclasses.replace(SMOKE, folder=trained[1], epochs=2))

@@ -162,11 +162,13 @@ def deploy(config: Config) -> "Report":
                 threads=config.threads,
                 progress=tell,
             )
-            warn_near_chance(report.accuracy, subject.data.classes, report.n, report.model)
             files = {row.scheme: tflite_file.read(config.folder / row.file) for row in report.rows}
             found = subject.describe(config)
             judged = _Judged(report, files, subject.images, found, subject.data, subject.reading)
         result, files, images, found = judged[:4]
+        if found is not None:
+            accuracy = result.rows[0].accuracy if result.accuracy is None else result.accuracy
+            warn_near_chance(accuracy, len(found["class_names"]), result.n, result.model)
         page = result.to_markdown()
         if config.diagnose:
             tell("signal to noise of each operator")
@@ -236,7 +238,6 @@ class _Judged(NamedTuple):
 
 def _judge(config: Config) -> _Judged:
     """Measures a .tflite file, and the float one where it is given, as they are."""
-    from recipes.training.evaluation import warn_near_chance
     from zoo.deploy import report
 
     path = Path(config.model).expanduser()
@@ -271,8 +272,6 @@ def _judge(config: Config) -> _Judged:
     n = 0 if images is None else len(images)
     result = report.Report(path.stem, None, n, float_accuracy, tuple(rows), unjudged)
     result.save(config.folder)
-    if found is not None and not unjudged:
-        warn_near_chance(rows[0].accuracy, len(found["class_names"]), n, path.name)
     return _Judged(result, files, images, None if unjudged else found, source, reading)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import zoo
 from recipes import _main
 from recipes.images import EMBEDDED, Preprocess
-from recipes.models import choose_size
+from recipes.models import choose_size, load_file
 from recipes.training import ADAMW_RATE, TrainingOptions, check_at_least, check_options
 from recipes.training.results import Origin, describe_images, find_finished, find_weights, write_results
 
@@ -174,14 +174,12 @@ def _read_finetuned(folder: Path, results: dict[str, Any]) -> Finetuned:
 
 def _load_weights(config: Config) -> tuple["keras.Model | None", Origin]:
     """Returns the network of a .keras file or of published weights, else none, and what it was trained on."""
-    import keras
-
     source, preset, origin, entry = find_weights(config.model, config.model_preset, config.weights)
     network: Any = None
     if entry is not None:
         network = zoo.build(config.model, preset, weights=source)
     elif source is not None and Path(source).suffix == ".keras":
-        network = keras.saving.load_model(source, compile=False)
+        network = load_file(Path(source))
     return network, origin
 
 

@@ -99,6 +99,8 @@ def test_a_single_class_is_refused(tmp_path, weights):
         finetune.finetune(config)
 
 
-def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.keras"):
-        finetune.finetune(dataclasses.replace(CONFIG, weights=str(tmp_path / "none.keras"), folder=tmp_path))
+def test_missing_and_damaged_weights_are_named(tmp_path):
+    (tmp_path / "broken.keras").write_bytes(b"PK")
+    for name, error, message in (("none", FileNotFoundError, "no file"), ("broken", ValueError, "Keras cannot load")):
+        with pytest.raises(error, match=rf"{message} .*{name}\.keras"):
+            finetune.finetune(dataclasses.replace(CONFIG, weights=str(tmp_path / f"{name}.keras"), folder=tmp_path))

@@ -12,11 +12,11 @@ from PIL import Image
 
 from recipes import finetune, train
 from recipes.images import augment
-from recipes.images.parts import Arrays
 from recipes.training import TrainingOptions
-from recipes.training.learner import Learner, schedule_drop_path
+from recipes.training.learner import Learner, schedule_drop_path, shorten_moving_averages
 from recipes.training.loop import fit
 from recipes.training.optimizer import Optimizer, Schedule, Settings, choose_optimizer
+from tests.training.test_trial import images, network
 
 
 def key(*numbers: int) -> tf.Tensor:
@@ -124,30 +124,14 @@ def test_adamw_takes_the_place_of_the_settings_step():
     assert (given.schedule.rate, given.optimizer) == (pytest.approx(0.003), adamw)
 
 
-def convolutional() -> keras.Model:
-    keras.utils.set_random_seed(0)
-    image = keras.Input((8, 8, 1))
-    x = keras.layers.Conv2D(8, 3, use_bias=False)(image)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.8)(x))
-    return keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
-
-
-def stripes(count=64, seed=0) -> Arrays:
-    """Images with rows or columns of black and white."""
-    labels = np.arange(count) % 2
-    rows = np.tile(np.arange(8)[:, None] % 2, (1, 8))
-    images = np.stack([rows if label else rows.T for label in labels])[..., None] * 200
-    noise = np.random.default_rng(seed).integers(0, 50, images.shape)
-    return Arrays((images + noise).astype(np.uint8), labels)
-
-
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_learns_and_what_is_saved_is_float32(dtype, tmp_path):
-    model = convolutional()
+    model = network()
+    shorten_moving_averages(model)
     twin = schedule_drop_path(model, dtype).model
     assert {weight.dtype for weight in twin.weights} == {"float32"}
     assert twin.layers[1].compute_dtype == dtype.removeprefix("mixed_")
-    outcome = fit(twin, stripes(), stripes(32, seed=1), Settings(6, 16, Schedule(rate=0.05)))
+    outcome = fit(twin, images(64), images(32, seed=1), Settings(6, 16, Schedule(rate=0.1)))
     losses = [record["loss"] for record in outcome.history]
     assert losses[-1] < 0.5 * losses[0]
     assert outcome.accuracy >= 0.9
@@ -155,8 +139,8 @@ def test_mixed_precision_learns_and_what_is_saved_is_float32(dtype, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
-    images = stripes(8).images / 255
-    np.testing.assert_allclose(loaded(images), np.asarray(twin(images), np.float32), atol=0.1)
+    pixels = images(8).images / 255
+    np.testing.assert_allclose(loaded(pixels), np.asarray(twin(pixels), np.float32), atol=0.1)
 
 
 def test_gradients_too_small_for_float16_still_count():
@@ -168,7 +152,7 @@ def test_gradients_too_small_for_float16_still_count():
 
 
 def test_loss_scale_halves_after_an_overflow_that_changes_no_weight_and_doubles_after_2000_good_steps():
-    twin = schedule_drop_path(convolutional(), "mixed_float16").model
+    twin = schedule_drop_path(network(), "mixed_float16").model
     learner = Learner(twin, Settings(optimizer=Optimizer(momentum=0.0)))
     *_, scale, good = learner.slots
     before = [weight.numpy() for weight in learner.weights]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +96,8 @@ def load_file(path: Path, compile: bool = False) -> "keras.Model":
         raise FileNotFoundError(
             f"model: there is no file {path}. Train one (python -m recipes.train), or give a name of zoo.list_models()"
         )
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):  # which Keras calls "not found"
+        raise ValueError(f"{path} is damaged or cut off (no zip file): copy it whole, or save it again")
     import keras
 
     try:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def save_pretrained(
         if class_names is None and path.with_name(CLASS_NAMES).is_file():
             class_names = _read_json(path.with_name(CLASS_NAMES))
         normalization = normalization or results.get("normalization")
+        if path.suffix == ".keras" and not zipfile.is_zipfile(path):  # which Keras calls "not found"
+            raise PretrainedError(f"{path} is damaged or cut off (no zip file): copy it whole, or save it again")
         network: Any = keras.saving.load_model(path, compile=False)
     else:
         network = model

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import keras
@@ -449,6 +450,10 @@ def test_model_of_keras_2_is_taken_and_one_without_layers_named_with_the_way_out
     with pytest.raises(ValueError, match=r"is a SavedModel.*tflite_convert --saved_model_dir=.*saved --output_file"):
         deployable.load(dataclasses.replace(config, model=str(tmp_path / "saved")))
     (tmp_path / "broken.keras").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"broken\.keras is damaged or cut off"):
+        deployable.load(dataclasses.replace(config, model=str(tmp_path / "broken.keras")))
+    with zipfile.ZipFile(tmp_path / "broken.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
     with pytest.raises(ValueError, match=r"Keras cannot load .*broken\.keras: .* give the \.tflite file"):
         deployable.load(dataclasses.replace(config, model=str(tmp_path / "broken.keras")))
 

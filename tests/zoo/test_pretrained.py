@@ -121,6 +121,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
             zoo.save_pretrained(model, tmp_path / "out")
     with pytest.raises(PretrainedError, match="there is no file"):
         zoo.save_pretrained(tmp_path / "model.keras", tmp_path / "out")
+    (tmp_path / "model.keras").write_bytes(b"PK")
+    with pytest.raises(PretrainedError, match=r"model\.keras is damaged or cut off"):
+        zoo.save_pretrained(tmp_path / "model.keras", tmp_path / "out")
+    (tmp_path / "model.keras").unlink()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(atomic.ForeignFolderError, match="mine is not empty"):

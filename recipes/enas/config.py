@@ -38,7 +38,7 @@ class Config(ChildConfig):
     reward_images: int = 400  # training images that are kept for rewards and the choice of the path
     updates: int = 12  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
     samples: int = 5  # paths in an update, each rewarded on a batch; the paper has 10 (micro) and 20 (macro)
-    candidates: int = 50  # paths that are scored at the end, seconds in all
+    candidates: int = 50  # paths that are drawn at the end; each network is scored once, in a tenth of a second
     finalists: int = 1  # the best of these that are trained on their own; the best in validation wins
     score: Literal["accuracy", "loss"] = "accuracy"  # of these paths, and of networks that shared weights are to rank
     supernets: int = 1  # of each search, with seeds and controllers of their own; a path has the mean of their scores

@@ -64,11 +64,8 @@ def find(scorer: NetworkScorer, seed: int, state: Path, report: Report) -> dict[
     with tensorflow_options.without_rewrites():
         found = find_path(begin_all(scorer.config, scorer.images, seed, state), report, refuse)
     tuner.forget_models()
-    networks: dict[str, Mapping[str, Any]] = {}  # the best path of each, the best first
-    for path in found.pop("paths"):
-        values = space.values(space.decode(np.array(path, np.int32)))
-        networks.setdefault(space.key(values), values)
-    best, *others = list(networks.values())[: scorer.config.finalists]
+    finalists = [np.array(path, np.int32) for path in found.pop("paths")[: scorer.config.finalists]]
+    best, *others = (space.values(space.decode(path)) for path in finalists)
     return {**found, "values": best, "others": others}
 
 

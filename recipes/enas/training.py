@@ -234,16 +234,20 @@ def find_path(
 
     for number, (path, search) in enumerate(searches.items()):
         histories.append(_train(search, path, report_part(report_training, number, len(supernets), "supernet")))
-    batches, count = first.images.reward_batches(), first.candidates
-    paths = [supernets[number % len(supernets)].draw_candidate(number, refuse) for number in range(count)]
+    batches, space = first.images.reward_batches(), first.shared.net.space
+    networks: dict[str, np.ndarray] = {}  # the first path of each that was drawn
+    for number in range(first.candidates):
+        path = supernets[number % len(supernets)].draw_candidate(number, refuse)
+        networks.setdefault(space.key(space.values(space.decode(path))), path)
+    paths = list(networks.values())
     (scored,) = run_epochs(
         lambda epoch, number: (score_path(supernets, paths[number], batches),),
         lambda history, values: {"scores": [score for (score,) in values]},
         epochs=1,
-        steps=count,
-        state=first.file(file.with_suffix(".scores.npz")),
+        steps=len(paths),
+        state=first.file(file.with_suffix(".candidates.npz")),
         save_seconds=first.config.save_seconds,
-        observe=lambda status: report(0.9 + 0.1 * (status.done + status.share), f"scoring {count} paths"),
+        observe=lambda status: report(0.9 + 0.1 * (status.done + status.share), f"scoring {len(paths)} paths"),
     )
     ranked = np.argsort(np.negative(scored["scores"]), kind="stable")
     return {

@@ -59,7 +59,7 @@ class Config(ChildConfig):
     trials: int = dataclasses.field(init=False, default=1)
     space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # whose architectures
     repeats: int = 2  # trainings of each
-    known: str | None = None  # file or name of a table of fewer repeats, whose trainings are taken over
+    known: str | None = None  # file or name of a table of fewer repeats, whose trainings and latencies are taken over
     sample: int | None = None  # architectures, drawn by the seed; none takes all
     latency: bool = True  # measure LiteRT's on this machine, once all are trained
     nodes: int = 2  # of each cell
@@ -141,27 +141,35 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
 
 def make_scorer(config: Config) -> "RepeatedScorer":
     """Returns what trains a network of the table."""
+    from recipes.engine.children import OBJECTIVE
     from recipes.tables.repeated import RepeatedScorer, load_all_images
 
+    about, networks = _read_known(config)
+    done = {
+        row.key: [
+            {OBJECTIVE: validation / 100, "test_accuracy": test / 100, "seconds": about["training_seconds"]}
+            for validation, test in zip(row.validation, row.test, strict=True)
+        ]
+        for row in networks
+    }
     images = load_all_images(config, config.validation_fraction)
     family, preset = _describe_networks(config, images.input_shape, images.classes)
     return RepeatedScorer(
         config, config.make_space(), family, {"search": preset}, images, repeats=config.repeats,
-        validation_fraction=config.validation_fraction, known=_read_known(config),
+        validation_fraction=config.validation_fraction, known=done,
     )  # fmt: skip
 
 
-def _read_known(config: Config) -> dict[str, list[dict[str, float]]]:
-    """Returns key -> results of the trainings that the table `known` has, as `RepeatedScorer` writes them.
+def _read_known(config: Config) -> tuple[dict[str, Any], list["Network"]]:
+    """Returns what the table `known` holds, nothing without one.
 
     Raises:
-        ValueError: they are of other options than these, or not fewer.
+        ValueError: its trainings are of other options than these, or not fewer.
     """
     from recipes import tables
-    from recipes.engine.children import OBJECTIVE
 
     if config.known is None:
-        return {}
+        return {"machines": [], "latencies": None}, []
     about, networks = tables.read_networks(config.known)
     settings = json.loads(json.dumps(config.settings())) | {"sample": None}
     different = [name for name, value in (about["config"] | {"sample": None}).items() if value != settings.get(name)]
@@ -170,14 +178,7 @@ def _read_known(config: Config) -> dict[str, list[dict[str, float]]]:
             f"known is {config.known!r}, a table of {about['command']}; expected one of fewer repeats than "
             f"{config.repeats} that differs in nothing else, and not in {', '.join(different) or 'nothing'}"
         )
-    seconds = about["training_seconds"]
-    return {
-        row.key: [
-            {OBJECTIVE: validation / 100, "test_accuracy": test / 100, "seconds": seconds}
-            for validation, test in zip(row.validation, row.test, strict=True)
-        ]
-        for row in networks
-    }
+    return about, networks
 
 
 def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: int) -> tuple[str, dict[str, Any]]:
@@ -224,10 +225,10 @@ def _gather(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
         "config": settings,
-        "machines": search.about["machines"],
+        "machines": _read_known(config)[0]["machines"] + search.about["machines"],
         "images": [len(scorer.images.validation), len(scorer.images.test)],  # that the accuracies are of
         "training_seconds": round(sum(seconds) / len(seconds), 3),  # of one training, on average
-        "latencies": name_machine() if config.latency and deployed else None,
+        "latencies": _read_known(config)[0]["latencies"] or (name_machine() if config.latency and deployed else None),
         "decisions": [dataclasses.astuple(decision) for decision in decisions],
         "levels": list(levels.values()),
     }
@@ -261,14 +262,17 @@ def _deploy(
     watching = show_progress("deployment", unit="network") if observe is None else contextlib.nullcontext(observe)
     with watching as watch, contextlib.closing(Journal(config.folder / "plans.jsonl", {})) as journal:
         found = {record.pop("network"): record for record in journal.records}
+        for row in _read_known(config)[1]:
+            found.setdefault(row.key, {}).update({name: value for name, value in row.metrics.items() if value})
         for number, each in enumerate(values):
             watch(Status(number, len(values), None, None))
             key = scorer.space.key(each)
-            if key not in found:
-                found[key] = scorer.predict_memory(each)
-                journal.append({"network": key, **found[key]})
-            if config.latency:
-                found[key] |= {"latency_ms": float(f"{scorer.latency(each):.4g}")}
+            metrics = found.setdefault(key, {})
+            if "sram" not in metrics:
+                metrics |= scorer.predict_memory(each)
+                journal.append({"network": key, **metrics})
+            if config.latency and "latency_ms" not in metrics:
+                metrics["latency_ms"] = float(f"{scorer.latency(each):.4g}")
                 forget_models()
     scorer.close()
     return found

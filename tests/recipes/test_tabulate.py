@@ -185,14 +185,18 @@ def test_a_table_of_fewer_repeats_is_taken_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(child_training, "train", train)
     known = tabulated("two")
+    about, networks = tables.read_networks(known)
+    measured = [row._replace(metrics=row.metrics | {"latency_ms": 1.5}) for row in networks]
+    tables.write_networks(known, about | {"latencies": "abacus", "machines": ABOUT["machines"]}, measured)
     seeds = []
     monkeypatch.setattr(
         child_training, "train", lambda *arguments, seed, **options: seeds.append(seed) or train(seed=seed)
     )
     about, networks = tables.read_networks(tabulated("three", repeats=3, known=str(known)))
     assert seeds == [2] * 4
-    assert about["seeds"] == [0, 1, 2]
+    assert (about["seeds"], about["latencies"], about["machines"][0]) == ([0, 1, 2], "abacus", ABOUT["machines"][0])
     assert networks[0].validation == pytest.approx((50, 60, 70))
+    assert networks[0].metrics == measured[0].metrics
     with pytest.raises(ValueError, match="not in epochs, repeats"):
         tabulated("other", repeats=3, epochs=2, known=str(known))
 

@@ -27,7 +27,8 @@ temperature 5, tanh_constant 2.5, entropy 0.1); uniform paths by Li and Talwalka
 for Neural Architecture Search", UAI 2019; the mean over supernets as in deep ensembles, Lakshminarayanan et al.,
 NeurIPS 2017. Departures: paths are searched in the very network that is built afterwards; reward images are kept apart
 from the validation images that judge results; all images reserved for rewards choose the path, not one batch of them;
-statistics are those of the batch in the macro space too.
+statistics are those of the batch in the macro space too; the micro search has no auxiliary head, and rewards are scored
+without dropout; the macro controller's operations have learned biases.
 """
 
 from typing import Any

@@ -67,6 +67,8 @@ class Config(ChildConfig):
         least |= {"uniform_epochs": 0}
         check_at_least(self, least)
         check_ops(self.ops, MICRO_OPS)
+        if self.space == "macro" and self.layers < 2:
+            raise ValueError(f"layers is {self.layers}; expected 2 or more, for a chain has skips between layers")
         if self.space == "macro" and (self.fixed_reduction or self.ops != MICRO_OPS):
             raise ValueError("ops and fixed_reduction are of cells; leave them out, or take --space=micro")
         if self.search_filters % 2 or self.filters % 2:

@@ -163,6 +163,8 @@ def test_presets_are_complete_and_refuse_what_cannot_be():
         dataclasses.replace(SMOKE, ops=("sep_conv",))
     with pytest.raises(ValueError, match="are of cells"):
         dataclasses.replace(SMOKE, space="macro", fixed_reduction=True)
+    with pytest.raises(ValueError, match="layers is 1"):
+        dataclasses.replace(SMOKE, space="macro", layers=1)
 
 
 def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():

@@ -149,7 +149,7 @@ def _copy(layer: Any, changes: dict[str, Any], x: Any, copies: dict[str, Any]) -
     output = graph.call_copy(layer, copies, changes, x)
     if is_new and kind in _CONVOLUTIONS:
         kernel = "depthwise_kernel" if kind == "SeparableConv2D" else "kernel"
-        getattr(copies[layer.name], kernel).assign(keras.ops.flip(getattr(layer, kernel), (0, 1)))
+        getattr(copies[layer.name], kernel).assign(np.flip(getattr(layer, kernel).numpy(), (0, 1)))
     return output
 
 

@@ -4,7 +4,7 @@ r"""Trains every architecture of a small space, and writes the table that search
     python -m recipes.tabulate --preset=enas              # ENAS' cells of two nodes and two operations
     python -m recipes.tabulate --preset=tinynas           # sub-networks of four stages of MobileNetV2's
     python -m recipes.tabulate --data=path/to/images --workers=16 --folder=runs/mine      # on images of your own
-    python -m recipes.tabulate --repeats=3 --known=darts  # a third training of each network of a table that is there
+    python -m recipes.tabulate --repeats=5 --known=darts  # two more trainings of each network of a table that is there
     python -m recipes.tabulate --nodes=4 --ops=max_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3 --sample=300
                                                           # a part of a space that is too large to train
 
@@ -103,9 +103,9 @@ class Config(ChildConfig):
 
 
 PRESETS = {
-    "laptop": Config(),
+    "laptop": Config(repeats=3),
     "tinynas": Config(
-        space="tinynas", image_size=20, epochs=4, learning_rate=0.2, folder=Path("runs/tabulate-tinynas"),
+        space="tinynas", repeats=3, image_size=20, epochs=4, learning_rate=0.2, folder=Path("runs/tabulate-tinynas"),
     ),
     "enas": Config(space="enas", ops=("max_pool_3x3", "sep_conv_3x3"), folder=Path("runs/tabulate-enas")),
     "smoke": Config(

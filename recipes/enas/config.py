@@ -112,7 +112,10 @@ _SMOKE: dict[str, Any] = {
     "filters": 2,
 }  # fmt: skip
 PRESETS: dict[str, Config] = {
-    "laptop": Config(),
+    "laptop": Config(  # what finds best on the table enas: docs/results.md
+        search_epochs=20, rate_period=20, uniform_epochs=20, shared_joins=True, score="loss", supernets=3,
+        candidates=200, finalists=8,
+    ),
     "paper": Config(
         epochs=630, batch_size=144, search_epochs=150, search_batch_size=160, search_cells=6, search_filters=20,
         nodes=5, updates=30, samples=10, controller_rate=0.0035, tanh_constant=1.1, cells=15, filters=36,

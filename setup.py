@@ -60,8 +60,8 @@ setup(
         "tensorflow>=2.20,<3",
         "keras>=3.12,<4",
         "keras-tuner>=1.4.8,<1.5",  # the oracles keep clear of faults of 1.4.8 by using its inner methods
-        "tensorflow-datasets>=4.9.9,<5",
-        "importlib-resources>=6",  # tensorflow-datasets 4.9.10 cannot prepare a set without it, and does not ask for it
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib-resources>=7",  # tensorflow-datasets 4.9.10 cannot prepare a set without it, and does not ask for it
         "absl-py>=1.4",
         "rich>=13.9",
         "matplotlib>=3.10",

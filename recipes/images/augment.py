@@ -191,6 +191,8 @@ def rand_augment(strength: float = 0.5, changes: int = 2) -> Step:
             chosen = tf.random.stateless_uniform(shape, key, 0, count, tf.int32)
             before = changed
             for place, layer in enumerate(layers):
+                if images.shape[-1] == 1 and isinstance(layer, keras.layers.RandomColorDegeneration):
+                    continue  # no colour to lose, and Keras before 3.15 fails
                 seeds = _Seeds(tf.random.fold_in(key, place + 1))
                 drawn = layer.get_random_transformation(before, training=True, seed=seeds)
                 changed = tf.where(chosen == place, layer.transform_images(before, drawn, training=True), changed)

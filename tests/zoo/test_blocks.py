@@ -109,7 +109,8 @@ def layers_of(
 ) -> dict[str, tuple[int, ...]]:
     """The kernels that an operation makes, by the names of their layers after the edge's."""
     image = keras.Input((8, 8, channels))
-    model = keras.Model(image, ops.OPS[op](ops.State(image, "state"), filters, strides, style, "edge"))
+    output = ops.OPS[op](ops.State(image, "state"), filters, strides, style, "edge")
+    model = keras.Model(image, keras.layers.Identity()(output))
     assert model.output_shape == (None, 8 // strides, 8 // strides, filters)
     return {layer.name.removeprefix("edge_"): tuple(layer.kernel.shape) for layer in model.layers if layer.weights
             and hasattr(layer, "kernel")}  # fmt: skip

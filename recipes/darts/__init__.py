@@ -3,7 +3,7 @@
     python -m recipes.darts                              # embedded images, on 2 cores
     python -m recipes.darts --algorithm=random           # random cells of the space alone, trained alike
     python -m recipes.darts --order=2                    # second order
-    python -m recipes.darts --trials=2 --supernets=1     # the better of two supernets, not three together
+    python -m recipes.darts --trials=2 --supernets=1     # the better of two supernets, not five together
     python -m recipes.darts --supernets=1 --selection=perturbation     # by what the supernet loses without an operation
     python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
 

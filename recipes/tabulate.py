@@ -201,9 +201,10 @@ def _gather(
 
     space, search = scorer.space, read_search(config.folder)
     decisions, written = space.decisions, _list_genomes(space)
+    known, known_networks = _read_known(config)
     trials = [trial for trial in search.trials if trial.score is not None]
     values = [trial.values(decisions) for trial in trials]
-    deployed = _deploy(config, scorer, values, observe)
+    deployed = _deploy(config, scorer, values, known_networks, observe)
     networks = []
     for trial, each in zip(trials, values, strict=True):
         key = space.key(each)
@@ -225,10 +226,10 @@ def _gather(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
         "config": settings,
-        "machines": _read_known(config)[0]["machines"] + search.about["machines"],
+        "machines": known["machines"] + search.about["machines"],
         "images": [len(scorer.images.validation), len(scorer.images.test)],  # that the accuracies are of
         "training_seconds": round(sum(seconds) / len(seconds), 3),  # of one training, on average
-        "latencies": _read_known(config)[0]["latencies"] or (name_machine() if config.latency and deployed else None),
+        "latencies": known["latencies"] or (name_machine() if config.latency and deployed else None),
         "decisions": [dataclasses.astuple(decision) for decision in decisions],
         "levels": list(levels.values()),
     }
@@ -247,11 +248,15 @@ def _list_genomes(space: Space) -> dict[str, list[tuple[int, ...]]]:
 
 
 def _deploy(
-    config: Config, scorer: "RepeatedScorer", values: Sequence[Mapping[str, Any]], observe: Observe | None
+    config: Config,
+    scorer: "RepeatedScorer",
+    values: Sequence[Mapping[str, Any]],
+    known: Sequence["Network"],
+    observe: Observe | None,
 ) -> dict[str, dict[str, float]]:
     """Returns key -> memory and latency, of one network after the other; nothing where LiteRT is not installed.
 
-    What an earlier process has found stands in plans.jsonl and latency.jsonl.
+    What `known` networks have is taken over; what an earlier process has found stands in plans.jsonl and latency.jsonl.
     """
     from recipes.engine.journal import Journal
     from recipes.engine.tuner import forget_models
@@ -262,8 +267,9 @@ def _deploy(
     watching = show_progress("deployment", unit="network") if observe is None else contextlib.nullcontext(observe)
     with watching as watch, contextlib.closing(Journal(config.folder / "plans.jsonl", {})) as journal:
         found = {record.pop("network"): record for record in journal.records}
-        for row in _read_known(config)[1]:
-            found.setdefault(row.key, {}).update({name: value for name, value in row.metrics.items() if value})
+        for row in known:
+            metrics = {name: value for name, value in row.metrics.items() if value is not None}
+            found.setdefault(row.key, {}).update(metrics)
         for number, each in enumerate(values):
             watch(Status(number, len(values), None, None))
             key = scorer.space.key(each)

@@ -6,10 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.engine.config import SEEDS, ChildConfig, check_ops
-from recipes.training import check_at_least
+from recipes.training import check_at_least, check_options
 from zoo.formats.enas import MICRO_OPS
-
-_FREE = ("random_networks", "save_seconds")  # what may change when a search is resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Config(ChildConfig):
     folder: Path = Path("runs/enas")  # results, and the state to resume from
 
     added: ClassVar[tuple[str, ...]] = ("uniform_epochs", "score", "supernets", "shared_joins", "finalists")
+    free: ClassVar[tuple[str, ...]] = ("random_networks", "save_seconds")
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,25 +77,18 @@ class Config(ChildConfig):
             )
         if self.trials > SEEDS and self.algorithm != "random":
             raise ValueError(f"trials is {self.trials}; expected at most {SEEDS} searches")
-        for name in ("search_rate", "controller_rate", "temperature", "tanh_constant", "op_reduce"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        for name in ("least_rate", "search_decay", "entropy", "skip_weight", "save_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("search_dropout", "baseline", "skip_target"):
-            if not 0 <= getattr(self, name) < 1 or (name == "skip_target" and self.skip_target == 0):
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to less than 1")
+        positive = "search_rate controller_rate temperature tanh_constant op_reduce"
+        check_options(self, positive, "a number above 0", lambda value: value > 0)
+        from_zero = "least_rate search_decay entropy skip_weight save_seconds"
+        check_options(self, from_zero, "0 or more", lambda value: value >= 0)
+        check_options(self, "search_dropout baseline", "a share from 0 to less than 1", lambda value: 0 <= value < 1)
+        check_options(self, "skip_target", "a share between 0 and 1", lambda value: 0 < value < 1)
 
     def make_space(self) -> MicroSpace | ChainSpace:
         """Returns all architectures that are searched."""
         if self.space == "macro":
             return ChainSpace(self.layers)
         return MicroSpace(self.nodes, self.ops, self.fixed_reduction)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what must be equal for a search to resume."""
-        return {name: value for name, value in super().settings().items() if name not in _FREE}
 
 
 _MACRO: dict[str, Any] = {"space": "macro", "search_decay": 5e-4}

@@ -1,9 +1,9 @@
-"""Trains one child network, as a search does a hundred times: little is done before the first step.
+"""Trains one child network, as a search does a hundred times, with little overhead before the first step.
 
-A plain `keras.Model.compile/fit` spends its time on small networks in what precedes training: TensorFlow's grappler
-rewrites a graph of ten thousand nodes, and Keras traces metrics, optimizer and a second graph for the evaluation.
-Here one step is traced, a normalisation and an update of weights are one operation each in it, grappler's rewrites are
-off meanwhile, batches come from arrays without a tf.data pipeline, and a short evaluation runs eagerly.
+For small networks, `keras.Model.compile/fit` spends most of its time before the first step: TensorFlow's grappler
+rewrites a graph of ten thousand nodes, and Keras traces metrics, the optimizer and a second graph for evaluation. Here
+only one step is traced, in which each normalisation and each weight update is one operation; grappler is off, batches
+come from arrays without a tf.data pipeline, and a short evaluation runs eagerly.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
 _EVALUATION_BATCH = 500
-_WARMUP = 11  # steps until the rate is whole: short trainings of deep cells diverge without
+_WARMUP = 11  # steps of warm-up, without which short trainings of deep cells diverge
 
 
 @dataclasses.dataclass(frozen=True)
 class StagedCosine(Schedule):
-    """A cosine period for each stage of a training that may stop after any (SGDR, Loshchilov and Hutter, ICLR 2017).
+    """One cosine period per stage, if training may stop after any stage (SGDR, Loshchilov and Hutter, ICLR 2017).
 
-    With one period for all epochs, the networks of an early stage would be compared at a high rate, which orders them
-    less well (docs/results.md).
+    With a single period, networks would be compared at a high learning rate after an early stage, which ranks them less
+    well (docs/results.md).
 
     Attributes:
-        ends: epochs at which the stages but the last end.
+        ends: the epochs at which all stages but the last end.
     """
 
     ends: tuple[int, ...] = ()
@@ -56,10 +56,10 @@ def child_settings(
     weight_decay: float,
     ends: Sequence[int] = (),
 ) -> Settings:
-    """Returns how a child is trained on so many images: Nesterov's momentum, as TF-slim's NASNet code has it.
+    """Returns how to train a child on `images` images: with Nesterov's momentum, as in TF-slim's NASNet code.
 
-    The rate follows one cosine period from `learning_rate` to 0, or one for each stage, which end after `ends` epochs;
-    the L2 decay leaves out biases and normalisation.
+    The learning rate falls from `learning_rate` to 0 in one cosine period, or in one per stage, if stages end after
+    `ends` epochs. Biases and normalisation have no L2 decay.
     """
     warmup = _WARMUP / -(-images // batch_size)
     optimizer = Optimizer(nesterov=True, weight_decay=weight_decay, clip=5.0)
@@ -84,26 +84,28 @@ def train(
     devices: Sequence[str] | None = None,
     test_part: Part | None = None,
 ) -> dict[str, float]:
-    """Trains a new network and returns {"val_accuracy", "val_loss", "loss", "params"}, "test_accuracy" where asked.
+    """Trains a new network; returns "val_accuracy", "val_loss", "loss", "params", and "test_accuracy" with a test part.
 
-    The same arguments give the same result, also if the process was killed meanwhile and `folder` holds the state of
-    the last whole epoch. The weights at the end stay there, as model.weights.h5. A training that stops before its last
-    epoch leaves its state there too: one until a later epoch resumes from it, and ends as if it had never stopped.
+    The same arguments give the same result, even if the process was killed in between and `folder` holds the state of
+    the last complete epoch. The final weights are saved there as model.weights.h5. A training that stops before its
+    last epoch (`until`) leaves its state there too; called with a later `until`, it resumes and ends as if it had never
+    stopped.
 
     Args:
-        make_model: returns a network with logits as its one output.
-        training_part, validation_part: the latter is what a search selects on.
-        seed: of the weights, the order of the images and the augmentation.
-        until: the epoch, from 1, after which it stops; the last one unless given.
+        make_model: returns a network whose only output is logits.
+        training_part, validation_part: images to learn from, and images that the search selects by.
+        settings: how to train.
+        seed: for the weights, and the order and augmentation of the images.
+        until: the epoch, from 1, to stop after; by default the last.
         normalize: images 0..255 -> what the network reads.
-        augment: a function of a batch; none unless given.
-        folder: for checkpoints; none are written unless given.
+        augment: applied to each training batch.
+        folder: for checkpoints; if None, none are written.
         report: called with the share that is done, 0 to 1, and a few words.
-        devices: that share every batch; unless given, the visible GPUs where there are several.
-        test_part: for a table of trained networks; in a search, test data has no place.
+        devices: devices that share every batch; by default the visible GPUs, if there are several.
+        test_part: only for a table of trained networks; a search must not see test data.
 
     Raises:
-        DivergedError: the loss is not a number any more.
+        DivergedError: the loss is no longer finite.
     """
     until = until or settings.epochs
     devices = list_gpus() if devices is None else devices

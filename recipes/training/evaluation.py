@@ -1,4 +1,4 @@
-"""Accuracy and loss of whatever computes logits: a model, or a path of a supernet; and what scores say of classes."""
+"""Accuracy and loss of anything that computes logits, a model or a path of a supernet; and accuracy by class."""
 
 import functools
 import sys
@@ -13,12 +13,12 @@ from recipes.images.augment import PREPROCESSING, UNIT
 from recipes.images.parts import Part, Stream
 
 _BATCH = 250
-_FEW = 5  # images, below which an accuracy near chance says nothing
+_FEW = 5  # with fewer images, an accuracy near chance says nothing
 _EAGER_BATCHES = 4  # tracing a graph takes as long as this many eager calls
 
 
 class Scores(NamedTuple):
-    """What an evaluation finds; `loss` is the mean cross-entropy, if the outputs were logits."""
+    """The result of an evaluation; `loss` is the mean cross-entropy, if the outputs were logits."""
 
     accuracy: float  # 0 to 1
     loss: float
@@ -40,7 +40,7 @@ def evaluate(predict: Callable[[Any], Any], batches: Iterable[tuple[Any, Any]]) 
 def read_batches(
     part: Part, preprocess: Callable[[Any], Any] = UNIT, batch_size: int = _BATCH
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields a part's images, preprocessed, and labels, in its order; `part.steps(batch_size)` batches."""
+    """Yields `part.steps(batch_size)` batches of a part's preprocessed images and its labels, in the part's order."""
     if isinstance(part, Stream):
         for images, labels in part.dataset(batch_size, preprocess=preprocess):
             yield tf.cast(images, tf.float32), labels.numpy()
@@ -51,14 +51,14 @@ def read_batches(
 
 
 class Evaluator:
-    """Evaluates a model's main output on a part, as often as it is called.
+    """Evaluates a model's main output on a part, each time it is called.
 
     Args:
-        model: with logits, or [logits, auxiliary logits], or probabilities, whose loss then says nothing.
-        part: the images.
-        preprocess: 0..255 to what the model reads.
-        batch_size: images at once.
-        times: how often it will be called; what is short runs without a trace.
+        model: returns logits, [logits, auxiliary logits], or probabilities, whose loss then means nothing.
+        part: the images and labels.
+        preprocess: pixels 0..255 -> what the model reads.
+        batch_size: images per call of the model.
+        times: how often the Evaluator will be called; few batches run eagerly, which saves tracing.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class Evaluator:
         self._predict = tf.function(predict, autograph=False, reduce_retracing=True) if traced else predict
 
     def __call__(self) -> Scores:
-        """Returns accuracy and loss of the model as it is now."""
+        """Returns accuracy and loss of the model with its present weights."""
         return evaluate(self._predict, self._batches())
 
 
 def measure_accuracy(model: keras.Model, part: Part, preprocess: Callable[[Any], Any] = UNIT) -> float:
-    """Returns the share, 0 to 1, of images that a model with logits or probabilities classifies right."""
+    """Returns the share, 0 to 1, of images that a model, with logits or probabilities, classifies correctly."""
     return Evaluator(model, part, preprocess)().accuracy
 
 
 def rank_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the place of each image's own class among its scores (n, classes), 0 for the best.
+    """Returns the rank of each image's true class among its scores (n, classes), 0 for the best.
 
-    Of equal scores the lower class comes first, as argmax has it.
+    On ties the lower class number comes first, as in argmax.
     """
     own = scores[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(scores.shape[1]) < labels[:, None]
@@ -99,13 +99,13 @@ def rank_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def count_confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Returns how often (class, predicted class) came, whole numbers (classes, classes)."""
+    """Returns the confusion matrix (classes, classes): counts by true class (row) and predicted class (column)."""
     places = np.asarray(labels, np.int64) * classes + np.asarray(predicted, np.int64)
     return np.bincount(places, minlength=classes * classes).reshape(classes, classes)
 
 
 def measure_classes(confusions: np.ndarray) -> list[dict[str, float | int | None]]:
-    """Returns n, precision and recall of each class; None where nothing was predicted as it, or it has no images."""
+    """Returns n, precision and recall of each class; precision is None without predictions, recall without images."""
     right, there, predicted = np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
     return [
         {
@@ -118,7 +118,7 @@ def measure_classes(confusions: np.ndarray) -> list[dict[str, float | int | None
 
 
 def warn_near_chance(accuracy: float | None, classes: int, n: int, subject: str) -> None:
-    """Says on stderr where a model does hardly better than guessing: mostly its images are not what it reads."""
+    """Warns on stderr if a model is hardly better than guessing; the usual cause is the wrong preprocessing."""
     if accuracy is not None and n >= _FEW and accuracy < min(0.6, 1.5 / classes):  # 0.6 of 2 classes, 0.15 of 10
         print(
             f"{subject} is right on {accuracy:.4f} of {n} images, which is near chance for {classes} classes. "

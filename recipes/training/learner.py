@@ -1,9 +1,10 @@
-"""A network while it learns: one traced step, the forward pass in it, scheduled drop path, several devices.
+"""One traced training step of a network (`Learner`), with its forward pass, scheduled drop path and several devices.
 
-The forward pass has half the operations that Keras' own traces. Keras spells a BatchNormalization out as 36 TensorFlow
-operations, four in five of a searched network's; here it is one kernel and its variables. Those are the model's, and
-the values are Keras' up to rounding, but for the moving variance: it takes in the sample's variance, n / (n-1) of the
-population's that Keras takes, as TF-slim and PyTorch do, with which the published networks were trained.
+The forward pass traces half as many operations as Keras' own. Keras writes a BatchNormalization as 36 TensorFlow
+operations, four fifths of all operations of a searched network; here it is one fused kernel on the layer's own
+variables. Values equal Keras' up to rounding, except for one: the moving variance averages the unbiased variance of
+each batch, n / (n - 1) times the biased one that Keras averages. TF-slim and PyTorch, which trained the published
+networks, do so too.
 """
 
 import functools
@@ -19,25 +20,25 @@ from recipes.training.optimizer import Settings
 from zoo import graph
 
 _LARGEST_MOMENTUM = 0.9  # of moving averages: 0.9997, as published, needs more steps than a short training has
-_DROP_PATH = "_drop_path"  # how the names of the layers end that `zoo.build` makes for it
+_DROP_PATH = "_drop_path"  # suffix of the drop path layers that `zoo.build` makes
 
 
 def shorten_moving_averages(model: keras.Model) -> None:
-    """Makes normalisation follow the statistics of a short training, which a published momentum would not."""
+    """Limits the momentum of each BatchNormalization, so that its moving averages are right after a short training."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, _LARGEST_MOMENTUM)
 
 
 class Learner:
-    """The training step of a model with logits as outputs, [main] or [main, auxiliary], and the optimiser's variables.
+    """The training step of a model that returns logits, [main] or [main, auxiliary], with the optimiser's variables.
 
     Args:
-        model: what learns; its frozen layers stay as they are.
-        settings: its optimizer, label smoothing and weight of the auxiliary loss are the step's.
+        model: the network to train; its frozen layers do not change.
+        settings: the step uses its optimizer, label smoothing and weight of the auxiliary loss.
         class_weights: of each class in the loss; None for 1.
-        soft_labels: labels are shares (batch, classes) in the place of numbers (batch,).
-        mirror: each of its devices takes a share of every batch; make the model and this in its scope.
+        soft_labels: whether labels are probabilities (batch, classes) instead of class numbers (batch,).
+        mirror: the devices that share every batch; create the model and the Learner in its scope.
     """
 
     def __init__(
@@ -66,11 +67,14 @@ class Learner:
             tf.TensorSpec([None, None], tf.float32) if soft_labels else tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([], tf.float32),
         ]
-        whole = tf.function(self._step, signature, autograph=False)
-        self._traced = whole if mirror is None else mirror.run_on_all(self._step)
+        on_one = tf.function(self._step, signature, autograph=False)
+        self._traced = on_one if mirror is None else mirror.run_on_all(self._step)
 
     def step(self, images: Any, labels: Any, rate: float) -> tuple[Any, Any]:
-        """Trains on a batch; returns its mean loss without decay, and how many of it were classified right before."""
+        """Trains on a batch; returns its mean loss, without weight decay, and the number of correct predictions.
+
+        Both are those of the weights before the step.
+        """
         labels = tf.cast(labels, tf.float32 if self._soft else tf.int32)
         return self._traced(images, labels, tf.constant(rate, tf.float32))
 
@@ -78,15 +82,15 @@ class Learner:
         with tf.GradientTape() as tape:
             outputs = self._forward(images)
             outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-            outputs = [tf.cast(logits, tf.float32) for logits in outputs]  # of mixed precision
+            outputs = [tf.cast(logits, tf.float32) for logits in outputs]  # they may be of mixed precision
             loss = self._loss(outputs[0], labels, factor)
-            whole = loss
+            total = loss
             for logits in outputs[1:]:
-                whole += self._settings.auxiliary_weight * self._loss(logits, labels, factor)
-            whole = whole if self._scale is None else self._scale.grow(whole)
+                total += self._settings.auxiliary_weight * self._loss(logits, labels, factor)
+            total = total if self._scale is None else self._scale.scale_up(total)
         gradients = [
             tf.zeros_like(weight) if gradient is None else gradient
-            for gradient, weight in zip(tape.gradient(whole, self.weights), self.weights, strict=True)
+            for gradient, weight in zip(tape.gradient(total, self.weights), self.weights, strict=True)
         ]
         numbers = tf.argmax(labels, -1, tf.int32) if self._soft else labels
         right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs[0], -1, tf.int32), numbers), tf.float32))
@@ -103,7 +107,7 @@ class Learner:
         self._settings.optimizer.apply(self.weights, self._slots, gradients, rate, self._decayed)
 
     def _loss(self, logits: Any, labels: Any, factor: Any) -> Any:
-        """Returns the mean over the batch, or this device's part of it: the sum times `factor`."""
+        """Returns the mean loss of the batch; with `factor`, this device's part of that mean, `factor` x the sum."""
         smoothing, classes = self._settings.label_smoothing, logits.shape[-1]
         if smoothing or self._soft:
             truth = labels if self._soft else tf.one_hot(labels, classes)
@@ -117,9 +121,9 @@ class Learner:
 
 
 class _LossScale:
-    """Multiplies a loss so that small gradients are numbers in float16, too (Micikevicius et al., 2018).
+    """Scales the loss up so that small gradients do not vanish in float16 (Micikevicius et al., 2018).
 
-    A step whose gradients overflow changes no weight and halves the scale; after 2,000 others in a row it doubles.
+    A step whose gradients overflow changes no weight and halves the scale; 2,000 good steps in a row double it.
     """
 
     _FIRST, _STEPS = 2.0**15, 2000
@@ -129,31 +133,31 @@ class _LossScale:
         self._good = tf.Variable(tf.zeros([]), trainable=False)
         self.variables = [self._scale, self._good]
 
-    def grow(self, loss: Any) -> Any:
+    def scale_up(self, loss: Any) -> Any:
         return loss * self._scale
 
     def apply(self, gradients: Sequence[Any], take_step: Callable[[list[Any]], None]) -> None:
-        """Takes the step with the gradients of the loss itself, unless they overflowed."""
-        shrunk = [gradient / self._scale for gradient in gradients]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in shrunk])
+        """Calls `take_step` with the gradients of the unscaled loss, unless they overflowed."""
+        unscaled = [gradient / self._scale for gradient in gradients]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in unscaled])
 
         def step() -> Any:
-            take_step(shrunk)
+            take_step(unscaled)
             return self._good + 1
 
-        def leave_out() -> Any:
+        def skip() -> Any:
             self._scale.assign(tf.maximum(self._scale / 2, 1.0))
             return tf.zeros([])
 
-        good = tf.cond(finite, step, leave_out)
+        good = tf.cond(finite, step, skip)
         self._scale.assign(tf.where(good >= self._STEPS, 2 * self._scale, self._scale))
         self._good.assign(tf.where(good >= self._STEPS, 0.0, good))
 
 
 def make_training_pass(model: keras.Model) -> Callable[[Any], Any]:
-    """Returns what `model(images, training=True)` does, for a functional model; of another it is just that call.
+    """Returns a function equal to `model(images, training=True)`, and faster to trace if the model is functional.
 
-    Call it where the training step is traced.
+    Call the function while tracing the training step.
     """
     try:
         graph.calls(model)
@@ -175,7 +179,7 @@ def _in_training(call: graph.Call, arguments: tuple[Any, ...], options: dict[str
 
 
 def _can_be_fused(layer: Any, x: Any) -> bool:
-    renormalized = getattr(layer, "renorm", False)  # Keras 3.12 cannot do it yet
+    renormalized = getattr(layer, "renorm", False)  # an option that Keras 3.12 does not have
     if type(layer) is not keras.layers.BatchNormalization or not layer.trainable or renormalized:
         return False
     plain = layer.center and layer.scale and layer.axis in (-1, 3) and not layer.synchronized
@@ -194,12 +198,12 @@ def _normalise(layer: Any, x: Any) -> Any:
 
 
 class ScheduledDropPath(keras.layers.Layer):
-    """Sets whole examples to zero with the chance `rate` x progress, and scales the others by 1 / (1 - that chance).
+    """Scheduled drop path (Zoph et al., 2018).
 
-    Scheduled drop path (Zoph et al., 2018). `zoo.build(..., drop_path_rate=r)` gives standard Dropout layers whose
-    rates are those of the end of training (each family's code has already scaled them by depth where its paper does);
-    `progress`, a variable that all of them share, grows from 0 to 1. Not registered for saving: it is part of no model
-    that is kept.
+    Zeroes whole examples with probability p = `rate` x `progress`, and scales the others by 1 / (1 - p). `rate` is the
+    one at the end of training: that of a Dropout layer of `zoo.build(..., drop_path_rate=r)`, scaled by depth if the
+    family's paper does so. `progress`, a variable that all layers share, grows from 0 to 1. The layer is not
+    registered for saving, since no saved model contains it.
     """
 
     def __init__(self, rate: float, progress: tf.Variable, name: str | None = None, dtype: Any = None):
@@ -208,31 +212,31 @@ class ScheduledDropPath(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator()
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Returns `inputs`, of any rank with the examples first, as they are outside of training."""
+        """Drops examples, the first axis of `inputs`; outside of training returns `inputs` unchanged."""
         if not training:
             return inputs
         keep = 1.0 - self.rate * self.progress
         shape = (tf.shape(inputs)[0], *(1 for _ in inputs.shape[1:]))
         drawn = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-        # A chance of zero must drop nothing: drawn is below 1, and keep is then exactly 1.
+        # With p = 0 nothing may be dropped: keep is then exactly 1, and drawn is below 1.
         return inputs * tf.cast(drawn < keep, inputs.dtype) / tf.cast(keep, inputs.dtype)
 
 
 class Scheduled(NamedTuple):
-    """A twin for training and what scales its drop path."""
+    """A copy of a model for training, and the variable that scales its drop path."""
 
     model: keras.Model
     progress: tf.Variable
 
 
 def schedule_drop_path(model: keras.Model, dtype: str | None = None) -> Scheduled:
-    """Returns a twin of a flat functional model, with layers and weights of its own, and the progress, at 0.
+    """Returns a copy of a flat functional model, with layers and weights of its own, and the progress, at 0.
 
-    The twin's weights are the model's, in the same order: copy back by `model.set_weights(twin.get_weights())`. It is
-    for training only: what is exported is a model built without drop path.
+    The copy has the model's weights in the same order: after training, copy them back with
+    `model.set_weights(copy.get_weights())`. It is for training only; export a model built without drop path.
 
     Args:
-        dtype: the policy of the twin's layers, such as mixed_bfloat16; None for the model's.
+        dtype: the policy of the copy's layers, such as mixed_bfloat16; None for the model's.
     """
     progress = tf.Variable(tf.zeros([]), trainable=False)
 
@@ -242,29 +246,29 @@ def schedule_drop_path(model: keras.Model, dtype: str | None = None) -> Schedule
         other = {} if dtype is None or isinstance(layer, keras.layers.InputLayer) else {"dtype": dtype}
         return layer.__class__.from_config(layer.get_config() | other)
 
-    twin: keras.Model = keras.models.clone_model(model, clone_function=clone)
-    twin.set_weights(model.get_weights())
-    return Scheduled(twin, progress)
+    copy: keras.Model = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return Scheduled(copy, progress)
 
 
 def list_gpus() -> list[str]:
-    """Returns the GPUs that this process may use, if there are several; none otherwise."""
+    """Returns the visible GPUs if there are several, otherwise none."""
     names = [device.name for device in tf.config.list_logical_devices("GPU")]
     return names if len(names) > 1 else []
 
 
 @functools.cache
 def _strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    """Returns the one strategy of these devices: a second one would number its sums as the first did, and mix them."""
+    """Returns the one strategy of these devices; a second one would reuse the first's collective keys and mix sums."""
     return tf.distribute.MirroredStrategy(list(devices))
 
 
 class Mirror:
-    """Copies of a network on `devices`, each of which takes a share of every batch, with equal weights after the step.
+    """Data parallelism: each device has a copy of the network and takes a share of every batch.
 
-    That makes a long trial shorter; a search with more trials than devices is faster with one trial a device
-    (docs/clusters.md). Batch normalization sees the share of its device, as is usual; what is kept are the first
-    device's averages. Variables made in its `scope()` are on every device.
+    This shortens a long trial; a search with more trials than devices is faster with one trial per device
+    (docs/clusters.md). As usual, batch normalization sees only its device's share; the first device's moving averages
+    are kept. Variables made in `scope()` exist on every device.
     """
 
     def __init__(self, devices: Sequence[str]):
@@ -272,10 +276,10 @@ class Mirror:
         self.scope = self._strategy.scope
 
     def run_on_all(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function of a batch that runs `step` on every device with its share.
+        """Returns a function of (images, labels, rate) that runs `step` on every device with its share of the batch.
 
-        `step` takes images, labels, the learning rate, and the factor that makes the sum of its losses its part of the
-        batch's mean; it returns what is equal on all devices.
+        `step` takes images, labels, the learning rate and a factor: the factor times the sum of the device's losses is
+        its part of the batch's mean. It returns values that are equal on all devices.
         """
         strategy, count = self._strategy, self._strategy.num_replicas_in_sync
 
@@ -285,10 +289,10 @@ class Mirror:
 
         traced = tf.function(together, autograph=False, reduce_retracing=True)
 
-        def whole(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> Any:
+        def run(images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> Any:
             places = np.array_split(np.arange(len(images)), count)
             factor = 1 / len(images)
-            if not len(places[-1]):  # fewer images than devices: an empty share has no statistics, so all take all
+            if not len(places[-1]):  # fewer images than devices: as an empty share has no statistics, all take all
                 places, factor = [np.arange(len(images))] * count, factor / count
             shares = [slice(place[0], place[-1] + 1) for place in places]
             images, labels = (
@@ -299,4 +303,4 @@ class Mirror:
             )
             return traced(images, labels, rate, tf.constant(factor, tf.float32))
 
-        return whole
+        return run

@@ -1,4 +1,4 @@
-"""The training loop: `run_epochs`, everybody's, and `fit`, which trains a network to the end as the papers do.
+"""The training loop: `run_epochs`, which all training here uses, and `fit`, which trains a network as the papers do.
 
 model = zoo.build("darts", "cifar10", classifier_activation=None)  # logits
 outcome = fit(model, data.train, data.validation, Settings(epochs=20), folder=Path("runs/mine"))
@@ -32,11 +32,11 @@ from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
 STATE_FILE = "state.npz"
-Record = dict[str, Any]  # JSON values of an epoch
+Record = dict[str, Any]  # what is known of an epoch, as JSON values
 
 
 class DivergedError(ValueError, FloatingPointError):
-    """The loss is not a number any more."""
+    """The loss is no longer finite."""
 
 
 def run_epochs(
@@ -51,29 +51,29 @@ def run_epochs(
     observe: Callable[[Status], None] = lambda status: None,
     stop: Callable[[Record], bool] = lambda record: False,
 ) -> list[Record]:
-    """Trains for some epochs of `steps` steps each and returns a record an epoch.
+    """Trains for `epochs` epochs of `steps` steps each and returns one record per epoch.
 
-    Killed at any moment and called again with the same `state`, it resumes to the same result, if steps depend on
-    their place and the variables alone.
+    Killed at any moment and called again with the same `state`, it resumes and ends with the same result, provided
+    that a step depends only on its epoch, its number and the variables.
 
     Args:
-        take_step: (epoch, number), both from 0 -> numbers that are known of the step, its loss first.
-        end_epoch: (the records so far, what the epoch's steps returned) -> its record, as JSON holds it. It may
-            evaluate, and change variables.
-        epochs: in all, those of an earlier process included.
-        steps: of an epoch.
-        variables: groups of all that a step reads and changes; see TrainingState.
-        state: where they are kept after each epoch; nothing is written unless given.
-        save_seconds: saves within an epoch too, this often, and after Ctrl-C; unless given, only whole epochs are.
+        take_step: (epoch, number), both from 0 -> metrics of the step, the loss first.
+        end_epoch: (records of earlier epochs, metrics of this epoch's steps) -> the record of this epoch, JSON values.
+            It may evaluate and change variables.
+        epochs: in total, including those of earlier processes.
+        steps: per epoch.
+        variables: groups of everything that a step reads and changes; see TrainingState.
+        state: where the variables are saved after each epoch; if None, nothing is written.
+        save_seconds: also save within an epoch, this often, and on Ctrl-C; if None, only after whole epochs.
         observe: called before each step and at the end.
-        stop: whether to end after an epoch with this record.
+        stop: record of an epoch -> whether to end after that epoch.
 
     Raises:
-        DivergedError: what an epoch's steps returned is not finite.
+        DivergedError: a metric of an epoch's steps is not finite.
         StateError: see TrainingState.
     """
     groups, history, done = variables or {}, [], 0
-    values: list[Sequence[Any]] = []  # of this epoch's steps
+    values: list[Sequence[Any]] = []  # metrics of this epoch's steps
     if state is not None and (facts := state.restore(groups)) is not None:
         history, values = facts["history"], facts.get("losses", [])
         done = facts.get("step", len(history) * steps)
@@ -82,7 +82,7 @@ def run_epochs(
         while done < epochs * steps and not (history and not values and stop(history[-1])):
             epoch, number = divmod(done, steps)
             taken = done - begun
-            # The first step traces: it tells nothing about the others.
+            # The first step traces, so its time says nothing about the others.
             left = (time.monotonic() - clock) / (taken - 1) * (epochs * steps - done) if taken > 1 else None
             text = "" if taken else "the first step takes longest"
             observe(Status(epoch, epochs, _best(history), left, number / steps, text))
@@ -94,7 +94,7 @@ def run_epochs(
                     loss = float(np.mean([each[0] for each in values]))
                     raise DivergedError(
                         f"the loss is {loss} in epoch {epoch + 1}: the training diverged; lower the learning rate, or "
-                        "clip"
+                        "clip the gradient"
                     )
                 history.append(end_epoch(history, values))
                 values = []
@@ -112,9 +112,9 @@ def run_epochs(
 
 @contextlib.contextmanager
 def _delayed_interrupt(wanted: bool) -> Iterator[list[bool]]:
-    """Lets Ctrl-C wait for the end of a step, so that the state fits together; a second one does not wait.
+    """Delays Ctrl-C until the end of a step, so that the saved state is consistent; a second Ctrl-C acts at once.
 
-    Gives a list that is empty unless one waits.
+    Yields a list that is empty until Ctrl-C is pressed.
     """
     waiting: list[bool] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
@@ -134,22 +134,22 @@ def _delayed_interrupt(wanted: bool) -> Iterator[list[bool]]:
 
 
 class Outcome(NamedTuple):
-    """What came of a training."""
+    """The result of `fit`."""
 
-    # one an epoch: epoch (from 1), learning_rate, loss, accuracy, seconds, val_accuracy, val_loss
+    # one record per epoch: epoch (from 1), learning_rate, loss, accuracy, seconds, val_accuracy, val_loss
     history: list[Record]
-    epoch: int  # the best one, from 1, whose weights the model has
-    accuracy: float  # its accuracy on the validation images, 0 to 1
+    epoch: int  # the best one, from 1, whose weights the model now has
+    accuracy: float  # of the best epoch on the validation images, 0 to 1
 
     @classmethod
     def of(cls, history: list[Record]) -> "Outcome":
-        """Returns what this history says."""
-        best = max(history, key=lambda record: record["val_accuracy"])  # the first of equals
+        """Returns the outcome of a training with this history."""
+        best = max(history, key=lambda record: record["val_accuracy"])  # the first on a tie
         return cls(history, int(best["epoch"]), best["val_accuracy"])
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
-        """Returns that of the training that `fit` has ended in this folder."""
+        """Returns the outcome of the training that `fit` completed in this folder."""
         return cls.of(json.loads((folder / "history.json").read_text(encoding="utf-8")))
 
 
@@ -173,27 +173,27 @@ def fit(
     """Trains `model`, whose output is logits or [logits, auxiliary logits], and leaves the best weights in it.
 
     Args:
-        model: its frozen layers stay as they are.
-        train, validation: what it learns from, and what the best epoch is chosen on; test images have no place here.
-        settings: how.
-        seed: of the order of the images and the augmentation; the model's own seeds are set where it is built.
-        augment: of training batches.
-        mix: of training batches and their labels, after the augmentation.
-        class_weights: of each class in the training's loss; None for 1.
-        preprocess: 0..255 to what the model reads.
-        drop_path: the progress of the model's, from `recipes.training.learner.schedule_drop_path`.
-        folder: for the state to resume from, history.json and history.csv; nothing is written unless given.
-        identity: JSON values that tell this training from others, beside `settings` and `seed`.
-        tensorboard: writes the history into folder/tensorboard, too.
+        model: its frozen layers do not change.
+        train, validation: images to learn from, and images to choose the best epoch by; never pass test images.
+        settings: how to train.
+        seed: for the order and augmentation of the images; the model's own seeds are set when it is built.
+        augment: applied to training batches.
+        mix: applied to training batches and their labels, after `augment`.
+        class_weights: of each class in the training loss; None for 1.
+        preprocess: pixels 0..255 -> what the model reads.
+        drop_path: the progress variable of the model from `recipes.training.learner.schedule_drop_path`.
+        folder: for the state to resume from, history.json and history.csv; if None, nothing is written.
+        identity: JSON values, besides `settings` and `seed`, that distinguish this training from others.
+        tensorboard: whether to write the history into folder/tensorboard too.
         observe: called before each step and at the end.
 
     Raises:
-        DivergedError: the loss is not a number.
+        DivergedError: the loss is no longer finite.
         StateError: `folder` holds the state of another training.
-        ValueError: there is no validation image.
+        ValueError: there are no validation images.
     """
     if not len(validation):
-        raise ValueError("there is no validation image to choose the best epoch by; raise validation_fraction")
+        raise ValueError("there are no validation images to choose the best epoch by; raise validation_fraction")
     steps = train.steps(settings.batch_size, training=True)
     learner = Learner(model, settings, class_weights=class_weights, soft_labels=mix is not None)
     kept = _KeptWeights(model, settings.average)
@@ -209,7 +209,7 @@ def fit(
         step = epoch * steps + number
         if drop_path is not None:
             drop_path.assign((epoch if settings.drop_path_by == "epoch" else step / steps) / settings.epochs)
-        if batches is None:  # the first step of this process, which starts an epoch
+        if batches is None:  # the first step of this process, always the first of an epoch
             options = {"augment": augment, "mix": mix, "preprocess": preprocess, "seed": seed}
             batches = iter(train.dataset(settings.batch_size, training=True, **options, epoch=epoch, epochs=None))
         rate = settings.schedule.at_step(step, steps, settings.epochs)
@@ -224,7 +224,8 @@ def fit(
         record |= {"accuracy": sum(map(int, right)) / sum(seen), "seconds": round(time.perf_counter() - begun, 2)}
         with kept.averaged():
             record["val_accuracy"], record["val_loss"] = evaluator()
-            if record["val_accuracy"] > (_best(history) or -1.0):
+            best = _best(history)
+            if best is None or record["val_accuracy"] > best:
                 kept.keep()
         if folder is not None:
             _write_history(folder, [*history, record])
@@ -238,7 +239,7 @@ def fit(
             end_epoch,
             epochs=settings.epochs,
             steps=steps,
-            # with the state of random layers
+            # all variables: they include the state of random layers
             variables={"variable": [each.value for each in model.variables], "slot": learner.slots, **kept.groups},
             state=state,
             observe=observe,
@@ -260,7 +261,7 @@ class _KeptWeights:
         self.groups = {"average": self._averages, "best": self._best}
 
     def take_step(self, done: int) -> None:
-        """Moves the averages towards the weights; `done` counts the steps before."""
+        """Moves the averages towards the weights after a step; `done` is the number of steps before it."""
         if self._factor is not None:
             self._traced(tf.constant(min(self._factor, (1 + done) / (10 + done)), tf.float32))
 
@@ -270,7 +271,7 @@ class _KeptWeights:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Puts the averages into the model while the block lasts, if there are averages."""
+        """Gives the model the averaged weights, if there are any, within the block."""
         before = [weight.numpy() for weight in self._averaged]
         _assign(self._averaged, self._averages)
         try:
@@ -283,7 +284,7 @@ class _KeptWeights:
         _assign(self._best, self._weights)
 
     def take_best(self) -> None:
-        """Puts the best weights into the model."""
+        """Copies the best weights into the model."""
         _assign(self._weights, self._best)
 
 
@@ -306,7 +307,7 @@ def _write_history(folder: Path, history: Sequence[Record]) -> None:
 
 
 def _summarise(writer: Any, record: Record) -> None:
-    # tf.summary.scalar, which does just this, needs the package tensorboard already for writing
+    # as tf.summary.scalar does, which needs the package tensorboard even to write
     metadata = tf.compat.v1.SummaryMetadata()
     metadata.plugin_data.plugin_name = "scalars"
     with writer.as_default(step=int(record["epoch"])):

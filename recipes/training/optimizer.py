@@ -1,12 +1,12 @@
-"""How a network is trained: the step of an optimiser, for weights or one flat vector, and rates over a training.
+"""How a network is trained: an optimiser's step, learning rate schedules, and `Settings` with all options.
 
     optimizer = Optimizer("sgd", momentum=0.9, nesterov=True, weight_decay=1e-4, clip=5.0)
-    slots = optimizer.make_slots(weights)                 # saved beside the weights
+    slots = optimizer.make_slots(weights)                 # save them with the weights
     optimizer.apply(weights, slots, gradients, rate)      # eagerly, in a tf.function, or in a graph of tf.compat.v1
 
-Each update of a weight is one fused operation. SGD and RMSProp are TensorFlow's classical ones, which trained the
-published networks and differ from Keras' namesakes: the momentum is kept without the learning rate (as PyTorch's), and
-RMSProp adds epsilon under the root and starts its mean square at one.
+Each update of a weight, or of one flat vector of weights, is one fused operation. SGD and RMSProp are the classical
+ones of TensorFlow 1, which trained the published networks. They differ from Keras' namesakes: the momentum does not
+include the learning rate (as in PyTorch), and RMSProp adds epsilon under the root and starts its mean square at one.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from recipes.training import check_options
 
-# kind -> the operation, and what it calls the slots in the order of `make_slots`
+# kind -> the operation, and its names for the slots in the order of `make_slots`
 _UPDATES = {
     "sgd": (tf.raw_ops.ResourceApplyMomentum, ("accum",)),
     "rmsprop": (tf.raw_ops.ResourceApplyRMSProp, ("mom", "ms")),
@@ -28,20 +28,22 @@ _UPDATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The options of a step, and the step.
+    """The step of an optimiser, and its options.
 
     Attributes:
         kind: "sgd", "rmsprop" or "adam".
-        momentum: of SGD and RMSProp, and Adam's beta 1; with `nesterov`, SGD's looks ahead.
-        mean_decay, epsilon: of RMSProp's and Adam's mean square.
+        momentum: of SGD and RMSProp, and Adam's beta 1.
+        nesterov: whether SGD uses Nesterov's momentum.
+        mean_decay: of the mean square in RMSProp, and Adam's beta 2.
+        epsilon: of RMSProp and Adam.
         weight_decay: the factor w of w/2 x |weights|^2 in the loss.
-        decay_all: whether that counts all weights (PyTorch's optimisers, ENAS); else kernels only, neither biases nor
+        decay_all: whether all weights decay (PyTorch's optimisers, ENAS); otherwise only kernels do, not biases and
             normalisation (TF-slim).
-        decay_biases: whether it counts biases besides kernels (MnasNet's TPU code).
-        decay_in: "loss": the decay is part of the gradient that is clipped (TensorFlow's papers); "gradient": it is
-            added to the clipped gradient (PyTorch's); "weights": rate x w x weight is taken off the weight apart from
-            the gradient (AdamW).
-        clip: the largest global norm of the gradient; None does not clip.
+        decay_biases: whether biases decay besides kernels (MnasNet's TPU code).
+        decay_in: "loss": the gradient includes the decay when it is clipped (papers that use TensorFlow); "gradient":
+            the decay is added to the clipped gradient (papers that use PyTorch); "weights": rate x w x weight is
+            subtracted from the weight itself (AdamW).
+        clip: the largest global norm of the gradient; None for no clipping.
     """
 
     kind: Literal["sgd", "rmsprop", "adam"] = "sgd"
@@ -62,10 +64,10 @@ class Optimizer:
         check_options(self, "epsilon clip", "a number above 0", lambda value: value > 0)
         check_options(self, "weight_decay", "a number of 0 or more", lambda value: value >= 0)
         if self.nesterov and self.kind != "sgd":
-            raise ValueError("nesterov goes with sgd alone; leave it out")
+            raise ValueError(f"nesterov is set, and kind is {self.kind}; expected sgd: leave nesterov out")
 
     def make_slots(self, weights: Sequence[Any]) -> list[Any]:
-        """Returns the optimiser's variables in a fixed order: momenta, mean squares, Adam's count of steps."""
+        """Returns the optimiser's variables in a fixed order: momenta, mean squares, and Adam's step count."""
         slots = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in weights]
         if self.kind != "sgd":
             start = tf.ones_like if self.kind == "rmsprop" else tf.zeros_like
@@ -80,15 +82,15 @@ class Optimizer:
         rate: Any,
         decayed: Sequence[Any] | None = None,
     ) -> list[Any]:
-        """Changes weights and slots by one step; returns the operations, which a graph of tf.compat.v1 has to run.
+        """Updates weights and slots by one step; returns the operations, which a graph of tf.compat.v1 must run.
 
         Args:
             weights: tf.Variables.
-            slots: what `make_slots` returned for them.
-            gradients: tensors or arrays, one a weight.
+            slots: what `make_slots` returned for these weights.
+            gradients: one tensor or array per weight.
             rate: the learning rate, a number or a scalar tensor.
-            decayed: for each weight whether it decays, or a tensor of its shape with factors of the decay (of a flat
-                vector, 0 for biases); by their rank unless given.
+            decayed: for each weight, whether it decays, or a tensor of its shape with factors of the decay (for a flat
+                vector: 0 where a bias is). If None, weights of rank 2 and higher decay, or all with `decay_all`.
         """
         if decayed is None:
             decayed = [self.decay_all or weight.shape.rank > 1 for weight in weights]
@@ -138,9 +140,10 @@ class Optimizer:
 
 
 def choose_optimizer(name: Literal["adamw"] | None, usual: Optimizer) -> Optimizer:
-    """Returns the optimizer of this name for a training that has `usual` otherwise; that one for None.
+    """Returns the optimizer called `name`, with the clipping of `usual`; returns `usual` if the name is None.
 
-    AdamW as Loshchilov and Hutter (2019) with PyTorch's betas; decay of 0.05 as is usual for images, of kernels alone.
+    AdamW is that of Loshchilov and Hutter (2019) with PyTorch's betas and a decay of 0.05, usual for images, of kernels
+    only.
     """
     if name is None:
         return usual
@@ -149,18 +152,18 @@ def choose_optimizer(name: Literal["adamw"] | None, usual: Optimizer) -> Optimiz
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate at each moment, counted in epochs.
+    """The learning rate as a function of time, counted in epochs.
 
     Attributes:
-        kind: "cosine": half a period from `rate` to `last`; "restarts": such periods one after the other, the first
-            `period` epochs long, each `factor` times as long as the one before, the same rate through a whole epoch
-            (SGDR, as in ENAS' code); "exponential": times `factor` every `period` epochs, smoothly or, with `stairs`,
-            at once.
-        rate: the highest.
-        last: the lowest.
-        warmup: epochs in which it grows linearly from 0; then it is what it would be without them. An exponential one
-            does not fall before they end (TPU code).
+        kind: "cosine": half a cosine wave from `rate` to `last`; "restarts": such half waves one after another, the
+            first `period` epochs long and each `factor` times as long as the one before, with a constant rate within
+            an epoch (SGDR, as in ENAS' code); "exponential": multiplied by `factor` every `period` epochs.
+        rate: the highest rate.
+        last: the lowest rate.
+        warmup: epochs in which the rate grows linearly from 0; after them it is what it would be without warm-up. An
+            exponential rate does not decay before they end (TPU code).
         period, factor: see `kind`.
+        stairs: whether an exponential rate falls in steps, not smoothly.
     """
 
     kind: Literal["cosine", "restarts", "exponential"] = "cosine"
@@ -178,19 +181,19 @@ class Schedule:
         check_options(self, "warmup last", "a number of 0 or more", lambda value: value >= 0)
         if self.last > self.rate or (self.kind == "restarts" and self.factor < 1):
             raise ValueError(
-                f"rate is {self.rate}, last {self.last} and factor {self.factor}; expected a last rate that is not the "
-                "highest, and a factor from 1 for restarts"
+                f"rate is {self.rate}, last {self.last} and factor {self.factor}; expected last at most rate, and a "
+                "factor of at least 1 for restarts"
             )
 
     def at_step(self, step: int, steps: int, epochs: int) -> float:
-        """Returns the rate of a step, from 0, of a training with `steps` steps an epoch.
+        """Returns the rate of step number `step`, from 0, in a training with `steps` steps per epoch.
 
-        Warm-up starts with the first step's share of it, not with a step of rate 0.
+        Warm-up counts each step as done, so that the first step does not have rate 0.
         """
         return self.at(step / steps, epochs, ahead=1 / steps)
 
     def at(self, time: float, epochs: float, ahead: float = 0.0) -> float:
-        """Returns the rate after `time` of `epochs` epochs; warm-up may be `ahead` of that."""
+        """Returns the rate after `time` of `epochs` epochs; warm-up is that at `time` + `ahead`."""
         if time >= self.warmup:
             return self._steady(time, epochs)
         steady = self.rate if self.kind == "exponential" else self._steady(time, epochs)
@@ -217,11 +220,11 @@ class Settings:
         epochs, batch_size: at least 1.
         schedule: of the learning rate.
         optimizer: with weight decay and clipping.
-        label_smoothing: the share of the truth that is spread over all classes.
+        label_smoothing: the share of the label's probability that is spread over all classes.
         auxiliary_weight: of the auxiliary classifier's loss.
-        average: the factor of the weights' moving average, which then is what is judged and kept; None keeps the
-            weights themselves. In the first n steps it is at most (1 + n) / (10 + n), as TensorFlow does.
-        drop_path_by: how often the rate of scheduled drop path grows.
+        average: the decay of a moving average of the weights, which is evaluated and kept in place of the weights
+            themselves; None for no average. After n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow.
+        drop_path_by: whether scheduled drop path grows at every step or every epoch.
     """
 
     epochs: int = 10

@@ -1,4 +1,4 @@
-"""What long work shows: trial or epoch k of n, the best score, the time left; one line on a terminal, few in a log."""
+"""Progress of long work: trial or epoch k of n, the best score, the time left; a live line on a terminal or a log."""
 
 import contextlib
 import dataclasses
@@ -9,26 +9,26 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-_LOG_SECONDS = 30.0  # between two lines where there is no terminal
-_SMOOTHED_OVER = 10.0  # seconds after which the time left follows an estimate that has jumped
-_WIDE = 100  # columns of a terminal from which there is room for a long bar
+_LOG_SECONDS = 30.0  # between two lines of a log
+_SMOOTHED_OVER = 10.0  # seconds in which the time left follows an estimate that has jumped
+_WIDE = 100  # columns of a terminal that has room for a long bar
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where the work stands; `total`, `best` and `seconds_left` are None where nobody knows them."""
+    """How far the work is; `total`, `best` and `seconds_left` are None if they are unknown."""
 
     done: int  # trials or epochs
     total: int | None
     best: float | None  # score
     seconds_left: float | None
-    share: float = 0.0  # of the one that is running, 0 to 1
+    share: float = 0.0  # of the running trial or epoch that is done, 0 to 1
     text: str = ""  # what is being done
-    note: str = ""  # what is worth a line of its own, such as a worker that died
+    note: str = ""  # an event that deserves a line of its own, such as the death of a worker
 
     @property
     def finished(self) -> bool:
-        """Whether all is done."""
+        """Whether everything is done."""
         return self.total is not None and self.done >= self.total
 
 
@@ -37,7 +37,7 @@ Report = Callable[[float, str], None]  # called with the share that is done, 0 t
 
 
 def report_part(report: Report, number: int, count: int, name: str) -> Report:
-    """Returns what reports part `number`, from 0, of `count` equal parts called `name` as a share of the whole."""
+    """Returns a Report for part `number`, from 0, of `count` equal parts called `name`; `report` is for the whole."""
     which = f"{name} {number + 1}" if count > 1 else name
     return lambda share, text: report((number + share) / count, f"{which}, {text}")
 
@@ -46,9 +46,9 @@ def report_part(report: Report, number: int, count: int, name: str) -> Report:
 def show_progress(
     title: str, score_name: str = "validation accuracy", console: Console | None = None, unit: str = "trial"
 ) -> Iterator[Observe]:
-    """Gives a function that shows a Status of what is searched or trained; `console` is stderr unless given.
+    """Yields a function that shows a Status; by default on stderr.
 
-    `score_name` is what the best score is called, `unit` what is counted.
+    `score_name` is the name of the best score, and `unit` that of what is counted.
     """
     console = console or Console(stderr=True)
     clock = _Clock()
@@ -85,7 +85,7 @@ def show_progress(
 
 @contextlib.contextmanager
 def show_steps(title: str) -> Iterator[Callable[[str], None]]:
-    """Gives a function that shows the step at work: a spinner on a terminal, a line each in a log (stderr)."""
+    """Yields a function that shows the current step on stderr: beside a spinner on a terminal, else a line each."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda text: console.print(f"{title}: {text}", highlight=False, soft_wrap=True)
@@ -95,7 +95,7 @@ def show_steps(title: str) -> Iterator[Callable[[str], None]]:
 
 
 class _Clock:
-    """Smooths estimates of the time left: it counts down, and drifts to an estimate that says otherwise."""
+    """Smooths estimates of the time left: it counts down, and drifts towards an estimate that differs."""
 
     _left: float | None = None
     _at = 0.0
@@ -113,13 +113,13 @@ class _Clock:
 
 
 def _describe(status: Status, unit: str, score_name: str, left: float | None, room: int | None) -> str:
-    """Returns the status in words; in at most `room` columns, by leaving out what matters least."""
+    """Returns the status in words, in at most `room` columns: what matters least is left out."""
     total = "" if status.total is None else f" of {status.total:,}"
-    place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count: trials have numbers from 0
+    place, text = f"{status.done:,}{total} {unit}s done", status.text  # a count, while trials are numbered from 0
     if status.finished:
         place, left, text = f"{status.done:,} {unit}{'s' if status.done != 1 else ''} done", None, ""
     best = "" if status.best is None else f"best {score_name} {status.best:.4g}"
-    # An estimate that has run out while the work has not says nothing.
+    # An estimate that has run out before the work ends says nothing.
     time_left = "" if left is None or left < 1 else f"about {duration(left)} left"
     brief_best, brief_time = best.replace(f"{score_name} ", ""), time_left.removeprefix("about ")
     for parts in ((best, time_left, text), (brief_best, time_left, text), (brief_best, brief_time), (brief_time,)):
@@ -130,7 +130,7 @@ def _describe(status: Status, unit: str, score_name: str, left: float | None, ro
 
 
 def duration(seconds: float) -> str:
-    """Returns a length of time in at most two units, such as 2 h 5 min."""
+    """Returns a duration in at most two units, such as 2 h 5 min."""
     seconds = round(seconds)
     for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:

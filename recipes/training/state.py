@@ -1,10 +1,10 @@
-"""The one file that a killed training resumes from: variables, the history, and which training it is of.
+"""The file that a killed training resumes from: its variables, its history, and the settings that identify it.
 
     state = TrainingState(folder / "state.npz", settings)
-    facts = state.restore({"weight": weights, "slot": slots})        # None where there is no file
+    facts = state.restore({"weight": weights, "slot": slots})        # None if there is no file
     state.save({"step": 400, "history": [...]}, {"weight": weights, "slot": slots})
 
-The file is replaced at once, so there is always a whole one. Arrays and JSON only, no pickle.
+The file is replaced atomically, so it is always complete. It holds arrays and JSON only, no pickle.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ try:
 except ImportError:  # not a Unix; two processes in one folder then go unnoticed
     fcntl = None
 
-_MISSING = np.zeros((0, 0), np.void)  # of a shape that no variable has
+_MISSING = np.zeros((0, 0), np.void)  # has a shape that no variable has
 
 
 class StateError(ValueError):
-    """The file is the state of another training, or damaged; the text says which, and what to do."""
+    """The file is the state of another training, or damaged; the message says which, and what to do."""
 
 
 class TrainingState:
@@ -36,9 +36,9 @@ class TrainingState:
 
     Args:
         path: of the file.
-        settings: JSON values that tell this training from others, whose state it must not take over.
-        strict: whether a file that does not fit is an error; else it is passed over, and overwritten: for work of
-            minutes, such as a trial's.
+        settings: JSON values that identify this training; the state of a training with others is refused.
+        strict: whether a file of another training, or a damaged one, is an error. Otherwise it is ignored and later
+            overwritten, which suits work of minutes, such as a trial.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, strict: bool = True):
@@ -46,7 +46,7 @@ class TrainingState:
         self._settings = json.loads(json.dumps(settings))
 
     def save(self, facts: Mapping[str, Any], groups: Mapping[str, Sequence[Any]]) -> None:
-        """Writes facts (JSON values) and groups of variables or arrays."""
+        """Saves facts (JSON values) and groups of variables or arrays."""
         arrays: dict[str, Any] = {
             f"{name}{index}": value if isinstance(value, np.ndarray) else value.numpy()
             for name, group in groups.items()
@@ -57,10 +57,10 @@ class TrainingState:
             np.savez(stream, header=np.frombuffer(header.encode(), np.uint8), **arrays)
 
     def restore(self, groups: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
-        """Puts what the file has into the variables (or arrays, in place) and returns the facts; None without a file.
+        """Loads the file into the variables (or arrays, in place) and returns the facts; None if there is no file.
 
         Raises:
-            StateError: the file is of another training, or damaged; nothing is changed then.
+            StateError: the file is of another training, or damaged; nothing has been changed.
         """
         if not self.path.exists():
             return None
@@ -85,9 +85,9 @@ class TrainingState:
         return facts
 
     def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns facts and arrays, named by group and place in it."""
+        """Returns the facts, and the arrays by group and index such as weight0."""
         try:
-            # Opened here: numpy leaves a file open that it finds to be no archive.
+            # Opened here, since numpy does not close a file that is no archive.
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
                 header = json.loads(found["header"].tobytes())
                 arrays = {name: found[name] for name in found.files if name != "header"}
@@ -102,20 +102,20 @@ class TrainingState:
         if changes:
             raise StateError(
                 f"{self.path} is the state of another training ({', '.join(changes)}); resume it with its own options, "
-                "take another folder, or delete the file to begin anew"
+                "choose another folder, or delete the file to start over"
             )
         return header["facts"], arrays
 
     def _damaged(self, reason: object) -> StateError:
-        return StateError(f"{self.path} cannot be read ({reason}); delete it to begin anew")
+        return StateError(f"{self.path} cannot be read ({reason}); delete it to start over")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps the folder for this process while the block lasts; makes it where it is missing.
+    """Locks the folder for this process within the block; creates it if it is missing.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -130,15 +130,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lock(file: Any, path: Path) -> None:
-    """Keeps an open file, `path`, for this process until it is closed or the process dies.
+    """Locks an open file, whose name is `path`, for this process until the file is closed or the process dies.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        # Without the number of the error, which its text would begin with
+        # a new error, whose text does not begin with the error's number
         raise BlockingIOError(f"{path} is in use by another process; end that one, or choose another folder") from None

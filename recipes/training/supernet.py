@@ -1,7 +1,7 @@
-"""What fast supernets share: weights in one flat vector, and the operations that are written to be fast.
+"""What the supernets of DARTS, ENAS and TinyNAS share: all weights in one flat vector, and fast operations.
 
-A supernet's graph has thousands of operations, and each that is left out saves tracing, time and memory. So all weights
-are one vector, whose optimizer is three operations.
+A supernet's graph has thousands of operations, and each operation saved makes tracing shorter and a step faster and
+smaller. With all weights in one vector, an optimizer's step is three operations in all, not three per weight.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-EPSILON = 1e-5  # of the variance; PyTorch's default, which DARTS and ENAS' successors use
-_BETWEEN = 1_000_000  # the seeds of two supernets of one search, so that no two searches share a supernet
+EPSILON = 1e-5  # added to the variance; PyTorch's default, which DARTS and ENAS' successors use
+_SEED_STEP = 1_000_000  # between the seeds of a search's supernets: so large that no two searches share a supernet
 
 
 def list_seeds(seed: int, supernets: int) -> list[int]:
-    """Returns the seed of each of the `supernets` of a search with this seed; the first has the search's own."""
-    return [seed + number * _BETWEEN for number in range(supernets)]
+    """Returns the seed of each of the `supernets` supernets of a search; the first has the search's own seed."""
+    return [seed + number * _SEED_STEP for number in range(supernets)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One weight: its name, its shape, and the number of inputs of each output, which sets its first values."""
+    """A weight: its name, its shape and its initial values, which are random or constant."""
 
     name: str
     shape: tuple[int, ...]
-    fan_in: int | None = None  # None for constants
+    fan_in: int | None = None  # inputs of each output: values are uniform within 1/sqrt(fan_in); None for a constant
     constant: float = 0.0
 
     @property
@@ -38,7 +38,7 @@ class Shape:
 
 
 class Packing:
-    """Where each weight is in the flat vector."""
+    """The order and place of the weights in the flat vector."""
 
     def __init__(self, shapes: Sequence[Shape]):
         self.shapes = tuple(shapes)
@@ -46,7 +46,7 @@ class Packing:
         self.size = sum(self.sizes)
 
     def initial(self, seed: int) -> np.ndarray:
-        """Returns first values, uniform within 1/sqrt(fan_in) as PyTorch has it; the same for the same seed."""
+        """Returns the vector of initial values, uniform within 1/sqrt(fan_in) as in PyTorch, drawn by `seed`."""
         rng, parts = np.random.default_rng(seed), []
         for shape in self.shapes:
             bound = 0.0 if shape.fan_in is None else 1 / math.sqrt(shape.fan_in)
@@ -54,7 +54,7 @@ class Packing:
         return np.concatenate(parts).astype(np.float32)
 
     def unpack(self, vector: Any) -> dict[str, Any]:
-        """Returns name -> weight of a tensor or an array of shape (size,)."""
+        """Returns name -> weight from the flat vector, a tensor or an array of shape (size,)."""
         if isinstance(vector, np.ndarray):
             parts = np.split(vector, np.cumsum(self.sizes)[:-1])
             return {s.name: part.reshape(s.shape) for s, part in zip(self.shapes, parts, strict=True)}
@@ -63,13 +63,13 @@ class Packing:
 
 
 def normalize(x: Any) -> Any:
-    """Batch normalisation of (batch, height, width, channels) by the batch's statistics, without scale and shift."""
+    """Returns x, (batch, height, width, channels), normalised by the batch's statistics, without scale and shift."""
     ones, zeros = tf.ones([x.shape[-1]]), tf.zeros([x.shape[-1]])
     return tf.raw_ops.FusedBatchNormV3(x=x, scale=ones, offset=zeros, mean=[], variance=[], epsilon=EPSILON)[0]
 
 
 def pointwise(x: Any, weight: Any) -> Any:
-    """A 1x1 convolution by a matrix (inputs, outputs); the number of inputs may be known at run time only."""
+    """A 1x1 convolution with a matrix (inputs, outputs); the number of inputs may be known only at run time."""
     return as_image(tf.matmul(as_rows(x), weight), x)
 
 
@@ -80,15 +80,15 @@ def as_rows(x: Any) -> Any:
 
 
 def as_image(rows: Any, like: Any) -> Any:
-    """The inverse of `as_rows`, with the batch, height and width of `like`."""
+    """The inverse of `as_rows`, with the height and width of `like`."""
     return tf.reshape(rows, [-1, *like.shape[1:3], rows.shape[-1]])
 
 
 def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
     """A depthwise convolution padded as PyTorch pads; `kernel` is (size, size, channels, 1).
 
-    One of dilation 2 is a plain one of what tf.space_to_batch returns, at half the cost; one of stride 2 and dilation 2
-    is a plain one of `every_second` pixel.
+    Dilation 2 is cheaper elsewhere: it equals a plain convolution of what tf.space_to_batch returns, at half the cost;
+    together with stride 2 it equals a plain convolution of `every_second` pixel.
     """
     if dilation > 1:
         return tf.nn.depthwise_conv2d(x, kernel, _ONES, "SAME", dilations=[dilation, dilation])
@@ -102,11 +102,11 @@ def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
 
 @tf.custom_gradient
 def _five_wide(x: Any, kernel: Any) -> Any:
-    """A depthwise convolution of a kernel 5 wide, whose gradient in the kernel is computed by kernels 3 wide.
+    """A depthwise convolution with 5 x 5 kernels, whose kernel gradient is computed as that of 3-wide kernels.
 
-    oneDNN's takes up to 8 times as long for more than 3 columns. So columns 1 to 3 are computed as those of a kernel 3
-    wide, and 0 and 4 by another that reads pairs of pixels as one pixel of twice the channels: a step of one pair is a
-    step of two pixels.
+    oneDNN's kernel gradient takes up to 8 times as long beyond 3 columns. So the gradient of columns 1 to 3 is computed
+    as that of a 3-wide kernel, and that of columns 0 and 4 as the outer columns of another 3-wide kernel, on an image
+    whose pixels are pairs of neighbours with twice the channels: one step there is two pixels here.
     """
 
     def gradient(of_output: Any) -> tuple[Any, Any]:
@@ -125,41 +125,48 @@ _ONES = [1, 1, 1, 1]
 
 
 def factorized_input(x: Any) -> Any:
-    """What a factorized reduction reads: even pixels, and those one down and right, side by side in the channels."""
+    """The input of a factorized reduction: the even pixels and those one down and right, concatenated by channel."""
     height, width = x.shape[1:3]
     shifted = tf.pad(x, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
-    shifted = tf.slice(shifted, [0, 1, 1, 0], [-1, -1, -1, -1])  # its gradient is a tenth of that of shifted[:, 1:, 1:]
+    # the gradient of tf.slice costs a tenth of that of shifted[:, 1:, 1:]
+    shifted = tf.slice(shifted, [0, 1, 1, 0], [-1, -1, -1, -1])
     return tf.concat([every_second(x), every_second(shifted)], -1)
 
 
 def every_second(x: Any) -> Any:
-    """The pixels 0, 2, .., which a pool takes at a seventh of the time of a slice and its gradient."""
+    """Returns the pixels 0, 2, .., by a pool, which takes a seventh of the time of a strided slice and its gradient."""
     return tf.nn.max_pool2d(x, 1, 2, "SAME")
 
 
 def factorized_kernel(weight: Any) -> Any:
-    """The two 1x1 convolutions (.., 2, K, C/2) of a factorized reduction as one (.., 2K, C) of `factorized_input`."""
+    """Returns the two 1x1 convolutions (.., 2, K, C/2) of a factorized reduction as one matrix (.., 2K, C).
+
+    It is to be multiplied with `factorized_input`.
+    """
     first, second = tf.unstack(weight, axis=-3)
     zero = tf.zeros_like(first)
     return tf.concat([tf.concat([first, zero], -1), tf.concat([zero, second], -1)], -2)
 
 
-# 1x1 convolutions with their normalisation as one matrix product each, many at a time: the kernel of DARTS' supernet.
-# A normalisation without scale and shift after y = x @ W needs no y: mean and covariance of x give its statistics. The
-# gradients are written by hand; docs/darts_supernet.md derives them and uses the same letters.
+# The core of DARTS' supernet: many 1x1 convolutions at a time, each fused with its batch normalisation into one matrix
+# product. Let y = x @ w, where each row of x (N, K) is a pixel. The mean and covariance of x give the mean and variance
+# of y, so normalise(y) = x @ M + b can be computed without y. The gradients are written by hand; docs/darts_supernet.md
+# derives them with the same letters.
 
 
 def add_weighted(inputs: Sequence[Sequence[Any]], weight: Any, strength: Any) -> list[Any]:
-    """Returns sum(s * normalise(x @ w) for x, w, s in zip(inputs, weight, strength)), in groups of a row order each.
+    """Returns sum(s * normalise(x @ w) for x, w, s in zip(inputs, weight, strength)), as one partial sum per group.
+
+    The inputs of a group have their pixels in the same row order, so only these can be added up here.
 
     Args:
-        inputs: for each group the arrays (N, K) of its maps. The order of the rows differs between groups, their number
-            does not; the first group is not empty.
-        weight: (E, K, C), for the maps of all groups in turn.
+        inputs: the groups, each a sequence of inputs x (N, K). All groups have the same N; the first is not empty.
+        weight: (E, K, C), for the E inputs of all groups in turn.
         strength: (E,).
 
     Returns:
-        For each group (N, C); the first has the constant part of all of them.
+        The sum (N, C) of each group. The constant parts b of all groups are in the first: they do not depend on the
+        row order.
     """
     counts = [len(group) for group in inputs]
 
@@ -183,7 +190,7 @@ def add_weighted(inputs: Sequence[Sequence[Any]], weight: Any, strength: Any) ->
 
 
 def multiply_normalized(inputs: Sequence[Any], weight: Any) -> list[Any]:
-    """Returns normalise(x @ w), (N, C), for each of E arrays x (N, K) and its w in `weight` (E, K, C)."""
+    """Returns normalise(x @ w), (N, C), for each of E inputs x (N, K) and its w in `weight`, (E, K, C)."""
 
     @tf.custom_gradient
     def run(weight: Any, *flat: Any) -> Any:
@@ -205,9 +212,10 @@ def multiply_normalized(inputs: Sequence[Any], weight: Any) -> list[Any]:
 
 
 def _before_normalisation(gradient: Any, normalised: Any, scale: Any) -> Any:
-    """Returns the gradient in y, (N, C), given the one in normalise(y), that itself, and `scale`, 1 / deviation of y.
+    """Returns the gradient in y, (N, C), from that in normalise(y), from normalise(y), and from 1 / deviation of y.
 
-    TensorFlow's kernel wants y with its mean and variance; it gets what is normalised already, with mean 0, variance 1.
+    TensorFlow's kernel takes y with its mean and variance. It gives the same result for normalise(y), whose mean is 0
+    and whose variance is 1 - EPSILON.
     """
     found = tf.raw_ops.FusedBatchNormGradV3(
         y_backprop=gradient[None, None],
@@ -222,7 +230,7 @@ def _before_normalisation(gradient: Any, normalised: Any, scale: Any) -> Any:
 
 
 class _Statistics:
-    """Means (E, K) and covariances (E, K, K) of the inputs of E maps, and 1 / deviation (E, C) of their outputs."""
+    """Means (E, K) and covariances (E, K, K) of E inputs x (N, K), and 1 / deviation (E, C) of their products x @ w."""
 
     def __init__(self, inputs: Sequence[Any], weight: Any):
         self.inputs, self.weight = inputs, weight
@@ -235,17 +243,17 @@ class _Statistics:
         self.inverse = tf.math.rsqrt(variance + EPSILON)
 
     def matrices(self, strength: Any) -> tuple[Any, Any]:
-        """Returns M (E, K, C) and b (E, C) with strength x normalise(x @ weight) = x @ M + b."""
+        """Returns M (E, K, C) and b (E, C) such that strength * normalise(x @ weight) = x @ M + b."""
         matrices = self.weight * (strength[:, None] * self.inverse)[:, None, :]
         return matrices, -tf.reduce_sum(self.mean[:, :, None] * matrices, 1)
 
     def gradients(self, strength: Any, gradients: Sequence[Any], totals: Any) -> tuple[Any, ...]:
-        """Returns the gradients in weight, strength and each input.
+        """Returns the gradients in the weight, the strength and each input.
 
         Args:
-            strength: (E,), that of the matrices.
-            gradients: in the output of each map, (N, C).
-            totals: the sum of the rows of each, (E, C).
+            strength: (E,), as given to `matrices`.
+            gradients: in the output of each of the E products, (N, C) each.
+            totals: the sums of their rows, (E, C).
         """
         scale = strength[:, None] * self.inverse
         matrices = self.weight * scale[:, None, :]
@@ -268,5 +276,5 @@ class _Statistics:
 
 
 def _sum_rows(x: Any) -> Any:
-    """The sum of the rows (N, K), by the operation that is fastest at it."""
+    """Returns the sum of the rows of x (N, K), by the operation that is fastest at it."""
     return tf.raw_ops.BiasAddGrad(out_backprop=x)

@@ -253,6 +253,6 @@ def test_a_reduced_space_has_its_operations_and_the_papers_reduction_cell():
 def test_a_state_of_another_version_stops_the_search_with_the_remedy_and_is_no_failure_of_its_seed(tmp_path):
     (tmp_path / "seeds").mkdir()
     np.savez(tmp_path / "seeds" / "seed0.state.npz", weights=np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match=r"seed0\.state\.npz cannot be read .* delete it to begin anew"):
+    with pytest.raises(ValueError, match=r"seed0\.state\.npz cannot be read .* delete it to start over"):
         darts.search(dataclasses.replace(SMOKE, folder=tmp_path), observe=lambda status: None)
     assert not (tmp_path / "seeds" / "seed0.json").exists()

@@ -226,7 +226,7 @@ def test_damaged_state_is_refused(tmp_path):
     whole = (tmp_path / STATE_FILE).read_bytes()
     for damaged in (b"", b"not an archive", whole[: len(whole) // 2]):
         (tmp_path / STATE_FILE).write_bytes(damaged)
-        with pytest.raises(ValueError, match="delete it to begin anew"):
+        with pytest.raises(ValueError, match="delete it to start over"):
             run(tmp_path)
 
 
@@ -295,13 +295,13 @@ def test_tensorboard_on_request(tmp_path):
         (Schedule, {"kind": "linear"}, "kind is linear; expected one of cosine, restarts, exponential"),
         (Schedule, {"rate": 0}, "rate is 0; expected"),
         (Schedule, {"last": 1}, "rate is 0.05, last 1 and"),
-        (Schedule, {"kind": "restarts", "factor": 0.5}, "a factor from 1 for restarts"),
+        (Schedule, {"kind": "restarts", "factor": 0.5}, "factor of at least 1 for restarts"),
         (Schedule, {"warmup": -1}, "warmup is -1; expected"),
         (Settings, {"epochs": 0}, "epochs is 0; expected a whole number from 1"),
         (Settings, {"average": 1.0}, "average is 1.0; expected"),
         (Settings, {"label_smoothing": 1.0}, "label_smoothing is 1.0; expected"),
         (Optimizer, {"kind": "adagrad"}, "kind is adagrad; expected one of sgd, rmsprop, adam"),
-        (Optimizer, {"kind": "rmsprop", "nesterov": True}, "nesterov goes with sgd alone; leave it out"),
+        (Optimizer, {"kind": "rmsprop", "nesterov": True}, "kind is rmsprop; expected sgd: leave nesterov out"),
         (Optimizer, {"clip": 0}, "clip is 0; expected"),
         (Optimizer, {"momentum": 1}, "momentum is 1; expected"),
         (Optimizer, {"decay_in": "x"}, "decay_in is x; expected loss, gradient or weights"),

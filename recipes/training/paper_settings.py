@@ -1,8 +1,8 @@
-"""How each family's paper trained its networks: the table of `recipes.train --settings=paper`.
+"""How each family's paper trained its networks: the table for `recipes.train --settings=paper`.
 
-Sources: the papers and the code that their authors released, named in each row. Batches and rates are those of all
-workers together where the paper gives them so; asynchronous workers are one synchronous one here. Where a source
-does not say, the row's note does.
+Each row names its sources, the paper and the code that the authors released, and notes what they do not say. Batches
+and rates are those of all workers together if the paper gives them so; asynchronous workers are replaced by one
+synchronous worker.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from recipes.training.optimizer import Optimizer, Schedule, Settings
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """A row: how to train, what the network is given for it, and where that is from."""
+    """A row: how to train, the network's options for training, and the source."""
 
     settings: Settings
     source: str
@@ -33,7 +33,7 @@ def _cosine(
 def _rmsprop(
     rate: float, decay: float, epochs: int = 250, batch_size: int = 1600, last: float = 0.0, warmup: float = 0.0
 ) -> Settings:
-    """RMSProp as TF-slim's notes have it; its momentum of 0.9 is slim's default, the 250 epochs are not stated."""
+    """RMSProp as in TF-slim's notes; its momentum of 0.9 is slim's default, and the 250 epochs are not stated."""
     optimizer = Optimizer("rmsprop", epsilon=1.0, weight_decay=decay, clip=10.0)
     schedule = Schedule("exponential", rate, last, warmup, period=2.4, factor=0.97)
     return Settings(epochs, batch_size, schedule, optimizer, label_smoothing=0.1, average=0.9999)
@@ -47,7 +47,7 @@ _DARTS = "quark0/darts, cnn/train.py and train_imagenet.py"
 _ENAS = "melodyguan/enas, final scripts; l2 without 1/2, hence twice; the auxiliary head is trained here, not there"
 _ENAS_OPTIMIZER = Optimizer(nesterov=True, weight_decay=4e-4, decay_all=True)
 
-# Beside the papers': how a short training is best
+# Not from a paper: the best settings for a short training
 SMALL = Paper(
     Settings(6, 64, Schedule("cosine", 0.1, warmup=0.5), Optimizer(nesterov=True, weight_decay=5e-4, clip=5.0)),
     "measured on the embedded images",
@@ -125,10 +125,10 @@ PAPER: dict[str, dict[str, Paper]] = {
 
 
 def paper_of(family: str, scale: str, side: int) -> Paper:
-    """Returns the row of a family for a preset's name or, where it has none of its own, images of `side` pixels.
+    """Returns a family's row for the preset named `scale`, or, if it has no row, for images of `side` pixels.
 
     Raises:
-        ValueError: there is none of this family.
+        ValueError: the table has no such family.
     """
     if family not in PAPER:
         raise ValueError(f"no paper's settings for the family {family!r}; expected one of {', '.join(PAPER)}")

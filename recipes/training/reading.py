@@ -1,4 +1,4 @@
-"""How an image becomes what a network reads: its size, the middle that is taken, and the normalisation."""
+"""How an image becomes a network's input: resizing, central crop and normalisation."""
 
 import dataclasses
 import sys
@@ -15,37 +15,37 @@ if TYPE_CHECKING:
 
     from recipes.images.augment import Normalization
 
-_PIXEL_SCALE = 0.1  # of a Rescaling: below it reads pixels; and 1 / 0.1 the spread of a Normalization that does
+_PIXEL_SCALE = 0.1  # a first layer that multiplies its input by less than this reads pixels of 0..255
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How an image becomes what a network reads: resized, its middle taken, normalised."""
+    """How an image becomes a network's input: resize, take the middle, normalise."""
 
     image_size: tuple[int, int]  # height, width
     normalize: "Normalization"
     crop: float = 1.0  # the share of each side that is read, around the middle
-    interpolation: Interpolation = "bilinear"  # of the resizing
-    by: str = ""  # where the normalisation is known from
+    interpolation: Interpolation = "bilinear"  # for resizing
+    by: str = ""  # what says that this is the normalisation
 
     @property
     def resize(self) -> tuple[int, int]:
-        """Height and width that images are resized to, so that their middle is as large as the network wants."""
+        """Height and width to resize images to, so that the part around the middle has the network's input size."""
         height, width = (round(side / self.crop) for side in self.image_size)
         return height, width
 
     def take_middle(self, images: np.ndarray) -> np.ndarray:
-        """Returns the middle of images (n, *resize, channels), as large as the network wants."""
+        """Returns the middle of images (n, *resize, channels), of the network's input size."""
         height, width = self.image_size
         top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
         return images[:, top : top + height, left : left + width]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Returns what the network reads of images (n, *resize, channels) of 0..255, as float32."""
+        """Returns the network's input, float32, for images (n, *resize, channels) of 0..255."""
         return np.asarray(self.normalize(self.take_middle(images)), np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """Returns it as results.json and SOURCE have it."""
+        """Returns the reading as results.json and SOURCE record it."""
         return {
             "resize": list(self.resize),
             "interpolation": self.interpolation,
@@ -66,23 +66,23 @@ def find_reading(
 def find_normalization(
     preprocess: str | None, origin: Origin, model: "keras.Model | bytes | None", name: str
 ) -> tuple["Normalization", str]:
-    """Returns what turns pixels of 0..255 into what the network reads, and by what it is known; prints what was found.
+    """Returns the normalisation from pixels 0..255 to the network's input, and its source; prints what was guessed.
 
     Args:
         preprocess: the option.
         origin: of the network.
-        model: it, or its .tflite file, where its own first layers or what its input can store may say.
-        name: of it.
+        model: the network or its .tflite file, whose first layers or input type may show the normalisation.
+        name: of the network, for messages.
 
     Raises:
-        ValueError: the option asks for another than the network was trained with.
+        ValueError: the option is not the normalisation that the network was trained with.
     """
     from recipes.images.augment import PREPROCESSING, Normalization
 
     asked, known, by = preprocess, None, origin.place
     if origin.normalization is not None:
         mean, std = (tuple(origin.normalization[name]) for name in ("mean", "std"))
-        alike = len(set(mean)) == len(set(std)) == 1  # one value stands for every channel, as in PREPROCESSING
+        alike = len(set(mean)) == len(set(std)) == 1  # then one value for all channels, as in PREPROCESSING
         known = Normalization(mean[:1], std[:1]) if alike else Normalization(mean, std)
     elif origin.preprocess is not None:
         known = PREPROCESSING[origin.preprocess]
@@ -97,12 +97,12 @@ def find_normalization(
     if known == PREPROCESSING["pixels"] and wanted is None:
         print(f"{name} reads pixels of 0..255, by {by}", file=sys.stderr)
     if known is None:
-        by = "nothing beside the model says; --preprocess does" if asked is None else "--preprocess"
+        by = "no file next to the model says; choose with --preprocess" if asked is None else "--preprocess"
     return wanted or known or PREPROCESSING["unit"], by
 
 
 def _guess_preprocess(file: bytes, name: str) -> str | None:
-    """Returns what fits the range of a uint8 input, and says so; None for other inputs."""
+    """Returns, and prints, the --preprocess that suits the range of a uint8 input; None for other input types."""
     from zoo.deploy import tflite_file
 
     graph = tflite_file.parse(file).subgraphs[0]
@@ -118,7 +118,7 @@ def _guess_preprocess(file: bytes, name: str) -> str | None:
 
 
 def reads_pixels(model: "keras.Model") -> bool:
-    """Whether a model's first layers bring pixels of 0..255 to a small range: Rescaling or adapted Normalization."""
+    """Whether a model's first layers scale pixels of 0..255 down: by Rescaling or an adapted Normalization."""
     from zoo import graph
 
     for call in graph.calls(graph.flatten(model)):
@@ -133,7 +133,7 @@ def reads_pixels(model: "keras.Model") -> bool:
 
 
 def name_normalization(normalize: "Normalization") -> str | None:
-    """Returns the value of --preprocess that stands for it; None where there is none."""
+    """Returns the value of --preprocess for this normalisation; None if there is none."""
     from recipes.images.augment import PREPROCESSING
 
     return next((name for name, one in PREPROCESSING.items() if one == normalize), None)

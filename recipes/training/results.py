@@ -1,8 +1,8 @@
-"""What a training leaves in its folder, and what later programs learn from there: data, image size, normalisation.
+"""The files that a training writes, and what later programs read from them: data, image size, normalisation.
 
-results.json beside a model.keras holds, whatever program wrote it: `data`, `image_size` [height, width], `channels`,
-`preprocess` (a name, or none), `normalization` {"mean", "std"} (what the network reads is (pixel / 255 - mean) / std),
-`class_names` (a label is the place in them), `test_accuracy`, `test_images`, and `config`, the options of the program.
+results.json next to a model.keras holds, whatever program wrote it: `data`, `image_size` [height, width], `channels`,
+`preprocess` (a name, or none), `normalization` {"mean", "std"} (the network's input is (pixel / 255 - mean) / std),
+`class_names` (a label is an index into them), `test_accuracy`, `test_images`, and `config`, the program's options.
 """
 
 import dataclasses
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from zoo.deploy.metadata import Metadata
 
 MODEL, RESULTS, CLASS_NAMES = "model.keras", "results.json", "class_names.json"
-SOURCE = "source.json"  # beside files that recipes.deploy, quantize and tinynas write, in the place of RESULTS
+SOURCE = "source.json"  # written by recipes.deploy, quantize and tinynas in place of RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a network was searched or trained on; None for what nobody knows."""
+    """What a network was searched or trained on; None for what is unknown."""
 
     data: str | None = None
     image_size: tuple[int, int] | None = None  # height, width
-    preprocess: str | None = None  # the name of the normalisation, where it has one
+    preprocess: str | None = None  # the name of the normalisation, if it has one
     normalization: Mapping[str, Sequence[float]] | None = None  # {"mean", "std"}
-    place: str = ""  # where this is written
+    place: str = ""  # the file, or its part, that says all this
     model: str | None = None  # the genotype file, or a name of zoo.list_models()
     crop: float = 1.0  # the share of each side of an image that is read, around its middle
-    interpolation: Interpolation = "bilinear"  # of an image that is resized
+    interpolation: Interpolation = "bilinear"  # for resizing an image
 
 
 def find_origin(model: str | Path) -> Origin:
-    """Returns what is known about a .keras or .tflite file by the results.json or source.json beside it.
+    """Returns the origin of a .keras or .tflite file from the results.json or source.json next to it.
 
-    Without those a .tflite file's metadata are asked. A genotype file or a name of zoo.list_models() is known by its
-    source.
+    Without these files, a .tflite file's metadata are read. For a genotype file or a name of zoo.list_models(), the
+    genotype's `source` is read.
 
     Raises:
-        ValueError: the file beside it, or its metadata, cannot be read.
+        ValueError: the file next to it, or the metadata, cannot be read.
     """
     path = Path(model).expanduser()
     if path.suffix in (".keras", ".tflite"):
@@ -64,27 +64,27 @@ def find_origin(model: str | Path) -> Origin:
 
 
 class Weights(NamedTuple):
-    """What an option --weights names."""
+    """What the option --weights stands for."""
 
-    source: str | Path | None  # as zoo.build takes it
-    preset: str | None  # of the network, as zoo.build takes it
+    source: str | Path | None  # for zoo.build
+    preset: str | None  # for zoo.build
     origin: Origin
-    entry: manifest.Entry | None  # of published weights
+    entry: manifest.Entry | None  # if the weights are published
 
 
 def find_weights(model: str, preset: str | None, weights: str | Path | None) -> Weights:
-    """Returns what is known of weights for a network of the zoo.
+    """Returns what is known about weights for a network of the zoo.
 
-    A file that has the name of a published one, as the place says that it comes from, is taken for that.
+    A file named like a published file, as in its URL, is taken to be that file.
 
     Args:
-        model: a name of zoo.list_models(), or a genotype file; not used with a .keras file of weights.
-        preset: of the model; None takes that of published weights.
-        weights: a file, or published ones by a data set ("imagenet"), an origin ("timm") or a name; None for none.
+        model: a name of zoo.list_models(), or a genotype file; not used if `weights` is a .keras file.
+        preset: of the model; None uses the preset of the published weights.
+        weights: a file, or published weights by data set ("imagenet"), origin ("timm") or name; None for no weights.
 
     Raises:
         FileNotFoundError: there is no such file.
-        GenotypeError: there is no such model, or no such weights of it.
+        GenotypeError: there is no such model, or it has no such weights.
     """
     if weights is None:
         return Weights(None, preset, find_origin(model), None)
@@ -124,7 +124,7 @@ def _origin_of_metadata(tflite: Path) -> Origin:
 
 
 def _origin_of_results(results: Mapping[str, Any], place: str) -> Origin:
-    old = results.get("config", {})  # where the version before had these
+    old = results.get("config", {})  # where earlier versions recorded data, preprocess and model
     size = results.get("image_size")
     if size is not None and None in size:  # a network of any size
         size = None
@@ -134,17 +134,17 @@ def _origin_of_results(results: Mapping[str, Any], place: str) -> Origin:
         results.get("preprocess", old.get("preprocess")),
         results.get("normalization"),
         place,
-        old.get("model", results.get("model")),  # the former is a genotype, the latter may be a Keras model's name
+        old.get("model", results.get("model")),  # in config a genotype; the other may be a Keras model's name
         crop=1.0 if size is None or "resize" not in results else size[0] / results["resize"][0],
         interpolation=results.get("interpolation", "bilinear"),
     )
 
 
 def find_class_names(model: Path) -> tuple[str, ...] | None:
-    """Returns the names of the classes beside a model's file, else in a .tflite file's metadata; None without any.
+    """Returns the class names from the file next to a model, else from a .tflite file's metadata, else None.
 
     Raises:
-        ValueError: the file with them, or the metadata, are damaged.
+        ValueError: the file of class names, or the metadata, are damaged.
     """
     file = model.with_name(CLASS_NAMES)
     if not file.is_file():
@@ -156,27 +156,27 @@ def find_class_names(model: Path) -> tuple[str, ...] | None:
         return None if found is None else found.class_names or None
     names: Any = _read(file)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} holds no JSON list of names; mend or remove it")
+        raise ValueError(f"{file} does not hold a JSON list of names; fix or remove it")
     return tuple(names)
 
 
 def find_genotype(model: Path, origin: Origin) -> str | None:
-    """Returns the text of the genotype file of a trained model: that beside it, or that its results name."""
+    """Returns the text of a trained model's genotype file: the one next to it, or the one that its origin names."""
     for source in (str(model.with_name("genotype.json")), origin.model):
         try:
             return None if source is None else genotype_json.to_json(zoo.load(source))
-        except (OSError, ValueError):  # not there, or a .keras file: a network of somebody's
+        except (OSError, ValueError):  # missing, or a .keras file: a user's own network
             continue
     return None
 
 
 def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, license: str = "") -> "Metadata":
-    """Returns what a .tflite file says of itself, of what `describe_images` returns and a genotype file's text."""
+    """Returns the metadata of a .tflite file, from what `describe_images` returns and the text of a genotype file."""
     from zoo.deploy import metadata
 
     names, (height, width), normalization = found["class_names"], found["image_size"], found["normalization"]
     mean, std = (tuple(255 * value for value in normalization[part]) for part in ("mean", "std"))
-    inside = {key: value for key, value in found.items() if key != "model"}  # a path of no use elsewhere
+    inside = {key: value for key, value in found.items() if key != "model"}  # a path means nothing elsewhere
     files = {SOURCE: json.dumps(inside, ensure_ascii=False, indent=1) + "\n"}
     return metadata.Metadata(
         name,
@@ -192,18 +192,18 @@ def make_metadata(name: str, found: Mapping[str, Any], genotype: str | None, lic
 
 
 def find_finished(folder: Path, config: Any, free: Collection[str]) -> dict[str, Any] | None:
-    """Returns the results of a training that has ended in this folder, and says so; None if there is none.
+    """Returns, and prints, the results of a training that was completed in this folder; None if there is none.
 
-    `config` are its options now, a dataclass, of which those in `free` may be others than then.
+    `config`, a dataclass, holds the present options; those named in `free` may differ from the recorded ones.
 
     Raises:
-        StateError: the training was one of other options, or the folder holds somebody's model.
+        StateError: the training had other options, or the folder holds a model from elsewhere.
     """
     file, model = folder / RESULTS, folder / MODEL
     if model.is_file() and not file.is_file() and not any(folder.rglob("state.npz")):
         raise StateError(
-            f"{model} is of no training of this program ({RESULTS} is not beside it), and would be lost: move it away, "
-            "or give another folder="
+            f"{model} was not written by this program ({RESULTS} is not next to it), and would be overwritten: move it "
+            "away, or choose another folder="
         )
     if not file.is_file() or not model.is_file():
         return None
@@ -217,17 +217,17 @@ def find_finished(folder: Path, config: Any, free: Collection[str]) -> dict[str,
     if changes:
         raise StateError(
             f"{folder} holds a training with other options ({', '.join(changes)}); choose another folder, or delete "
-            "this one to train anew"
+            "this one to train again"
         )
     print(
         f"this training is done: test accuracy {results['test_accuracy']:.4f} on {results['test_images']:,} images, "
-        f"{folder / MODEL}. To train anew, give another folder=, or delete this one"
+        f"{folder / MODEL}. To train again, choose another folder=, or delete this one"
     )
     return results
 
 
 def describe_images(name: str, images: Any, preprocess: str | None, normalization: Any) -> dict[str, Any]:
-    """Returns what `find_origin` reads back, of a Data of recipes.images.sources and a Normalization."""
+    """Returns what `find_origin` reads back, from a Data of recipes.images.sources and a Normalization."""
     return {
         "data": name,
         "images": str(images),
@@ -240,14 +240,14 @@ def describe_images(name: str, images: Any, preprocess: str | None, normalizatio
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Writes model.keras into the folder, whole or not at all."""
+    """Writes model.keras into the folder atomically."""
     with tempfile.TemporaryDirectory() as temporary:
         model.save(Path(temporary, MODEL))
         atomic.write_atomically(folder / MODEL, Path(temporary, MODEL).read_bytes())
 
 
 def write_labels(folder: Path, found: Mapping[str, Any]) -> None:
-    """Writes beside a model's files what an application needs: CLASS_NAMES, and in SOURCE what the files read.
+    """Writes the files that an application needs with a model: CLASS_NAMES, and SOURCE, which describes the input.
 
     `found` is what `describe_images` returns, and whatever else is known.
     """
@@ -258,7 +258,7 @@ def write_labels(folder: Path, found: Mapping[str, Any]) -> None:
 def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: Any) -> None:
     """Writes model.keras, class_names.json, results.md and, last, results.json with the options; prints the accuracy.
 
-    `model` has probabilities as its output, `results` are JSON values, `config` is a dataclass.
+    `model` returns probabilities; `results` are JSON values; `config` is a dataclass.
     """
     save_model(model, folder)
     atomic.write_atomically(folder / CLASS_NAMES, json.dumps(results["class_names"], indent=1) + "\n")
@@ -270,11 +270,11 @@ def write_results(folder: Path, model: Any, results: Mapping[str, Any], config: 
 
 
 def _as_json(config: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # str of paths
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # default for paths
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return _parse(file.read_text(encoding="utf-8-sig"), str(file))  # some editors start a file with a mark
+    return _parse(file.read_text(encoding="utf-8-sig"), str(file))  # some editors write a byte order mark
 
 
 def _parse(text: str, place: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""TensorFlow's own options, as this project's networks need them, each with the measurement that speaks for it.
+"""Options of TensorFlow, each with the measurement that justifies it.
 
-Grappler, TensorFlow's graph optimizer, rewrites a graph before it first runs. On the graphs of searches, thousands of
-operations that run some hundred times, that takes longer than it saves: 25 s of a 47 s first run of a DARTS supernet
-(batch 32, 4 cores), for steps that are 8 % faster. A training of thousands of steps gets its rewrites.
+Grappler, TensorFlow's graph optimizer, rewrites a graph before its first run. A search's graph has thousands of
+operations and runs a few hundred times, so rewriting takes longer than it saves: 25 s of a 47 s first run of a DARTS
+supernet (batch 32, 4 cores), for steps that are 8 % faster. Only trainings of thousands of steps are rewritten.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-_FEW_STEPS = 3000  # for fewer of them rewriting a network's graph takes longer than it saves
+_FEW_STEPS = 3000  # for fewer steps, rewriting a network's graph takes longer than it saves
 _THREADS = "TF_NUM_INTRAOP_THREADS"
 _ALL_BUT_FUSIONS = """layout_optimizer constant_folding shape_optimization arithmetic_optimization
     dependency_optimization loop_optimization function_optimization debug_stripper scoped_allocator_optimization
@@ -20,7 +20,7 @@ _ALL_BUT_FUSIONS = """layout_optimizer constant_folding shape_optimization arith
 
 @contextlib.contextmanager
 def without_rewrites(steps: int = 0) -> Iterator[None]:
-    """Has grappler leave alone the graphs that first run in the block, unless they run so many `steps` that it pays."""
+    """Turns grappler off for graphs that first run within the block, unless they run enough `steps` to gain by it."""
     import tensorflow as tf
 
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
@@ -32,9 +32,9 @@ def without_rewrites(steps: int = 0) -> Iterator[None]:
 
 
 def only_fusions() -> Any:
-    """Returns the options of a session whose one rewrite fuses a matrix product with its bias and the sum after it.
+    """Returns options of a session with a single rewrite: it fuses a matrix product, its bias and the sum after it.
 
-    On DARTS' supernet that takes two seconds and saves a twentieth of a step.
+    For DARTS' supernet this takes two seconds and saves a twentieth of each step.
     """
     import tensorflow as tf
 
@@ -50,10 +50,10 @@ def only_fusions() -> Any:
 
 
 def run_branches_side_by_side() -> None:
-    """Gives an operation a quarter of the cores, so that operations of several branches run at once.
+    """Limits each operation to a quarter of the cores, so that operations of several branches run at once.
 
-    Ten and more operations of a cell wait for nothing but the cell's inputs. On two cores a step of DARTS' supernet
-    takes 0.8 of the time, and a trial of AmoebaNet's search 0.86. For this whole process and those that it starts; call
-    it before TensorFlow's first operation. What the user has set in the environment stays.
+    Ten or more operations of a cell depend only on the cell's inputs. On two cores this cuts a step of DARTS' supernet
+    to 0.8 of the time, and a trial of AmoebaNet's search to 0.86. It applies to this process and those it starts; call
+    it before TensorFlow's first operation. A value that the user has set in the environment is kept.
     """
     os.environ.setdefault(_THREADS, str(max(1, (os.cpu_count() or 1) // 4)))

@@ -279,7 +279,7 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="tells 3 classes apart, and the files beside it name 2"):
         predict.predict(config)
     model.with_name("class_names.json").write_text('{"red": 0}')
-    with pytest.raises(ValueError, match=r"class_names\.json holds no JSON list of names"):
+    with pytest.raises(ValueError, match=r"class_names\.json does not hold a JSON list of names"):
         predict.predict(config)
 
 

@@ -1,8 +1,8 @@
 """The papers' augmentations and normalisations, as functions of a whole batch.
 
-A step maps `(images, seed)` to images: images (batch, height, width, channels) of values 0..255, uint8 or float32; seed
-an integer tensor of shape (2,). Every image of the batch draws its own numbers, and the same seed draws the same ones,
-so that a run resumed at an epoch sees what an uninterrupted one would have seen (`Part.dataset` makes the seeds).
+A step maps `(images, seed)` to images: images (batch, height, width, channels) with values 0..255, uint8 or float32;
+seed an integer tensor of shape (2,). Each image gets its own random numbers, and the same seed gives the same numbers,
+so that a run resumed at an epoch sees what an uninterrupted run would have seen (`Part.dataset` makes the seeds).
 
     policy = augment.cifar(padding=2, cutout_length=8)
     batches = data.train.dataset(64, training=True, augment=policy, seed=1)
@@ -24,9 +24,9 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision make grays
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """(image / 255 - mean) / std for each channel, of arrays and of tensors; a single value serves every channel.
+    """(image / 255 - mean) / std by channel, for arrays and tensors; a single value applies to all channels.
 
-    Hashable and made of plain numbers, so that `dataclasses.asdict` stores it beside a model, which needs it for good.
+    Hashable and made of plain numbers, so that `dataclasses.asdict` can store it with the model that needs it.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -35,14 +35,15 @@ class Normalization:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
             raise ValueError(
-                f"mean={self.mean} and std={self.std}: expected one number a channel in each, std above zero"
+                f"mean={self.mean} and std={self.std}: expected one number per channel in each, std above zero"
             )
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Normalization":
-        """The mean and standard deviation of uint8 images (batch, height, width, channels), channel by channel.
+        """Returns the normalisation by the mean and standard deviation of each channel of these images.
 
-        A channel that never varies keeps std 1/255, a step of the brightness, so that nothing is divided by zero.
+        They are uint8, (batch, height, width, channels). A constant channel gets std 1/255, one grey level, so that
+        nothing is divided by zero.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
             raise ValueError(
@@ -50,7 +51,7 @@ class Normalization:
             )
         values = np.arange(256) / 255
         counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
-        shares = counts / counts.sum(axis=1, keepdims=True)  # a histogram a channel: exact, and no copy as floats
+        shares = counts / counts.sum(axis=1, keepdims=True)  # histograms: exact, and without a copy as floats
         mean = shares @ values
         std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
         return cls(tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist()))
@@ -61,7 +62,7 @@ class Normalization:
         if len(self.mean) not in (1, channels):
             raise ValueError(
                 f"images have {channels} channels and the normalization {len(self.mean)}: load the data with "
-                f"channels={len(self.mean)}, or compute the normalization from these images"
+                f"channels={len(self.mean)}, or compute a normalization from these images"
             )
         scale = np.float32(1) / np.asarray(self.std, np.float32)
         shift = -np.asarray(self.mean, np.float32) * scale
@@ -81,7 +82,7 @@ PREPROCESSING = {  # by the flag's value; see recipes.images.Preprocess
 
 
 class _Seeds(keras.random.SeedGenerator):
-    """Seeds for Keras' layers that depend on a key alone, where Keras' own depend on what was drawn before."""
+    """Seeds for Keras' layers that depend only on a key, while those of Keras depend on earlier draws."""
 
     def __init__(self, key: Any):
         self._key, self._drawn = key, 0
@@ -95,11 +96,11 @@ class _Seeds(keras.random.SeedGenerator):
 class Mix:
     """Mixes the images of a batch, 0..255, and their labels: MixUp (Zhang et al., 2018), CutMix (Yun et al., 2019).
 
-    Keras' layers do it; with both, each batch takes one or the other with a chance of one half.
+    Uses Keras' layers; with both, each batch gets one or the other with probability one half.
 
     Args:
-        classes: how many.
-        mixup, cutmix: alpha of the Beta distribution of the shares (of CutMix at most 1); None leaves it out.
+        classes: number of classes.
+        mixup, cutmix: alpha of the Beta distribution of the shares (for CutMix at most 1); None leaves it out.
     """
 
     def __init__(self, classes: int, mixup: float | None, cutmix: float | None):
@@ -109,10 +110,10 @@ class Mix:
         if cutmix is not None:  # Keras draws alpha from the pair
             self._layers.append(keras.layers.CutMix((cutmix, cutmix)))
         if not self._layers:
-            raise ValueError("mixup and cutmix are None; give one of them, or leave the mixing out")
+            raise ValueError("mixup and cutmix are None; give at least one of them, or do not mix")
 
     def __call__(self, images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:
-        """Returns float32 images and labels (batch, classes) that add up to one an image."""
+        """Returns float32 images, and labels (batch, classes) that sum to one for each image."""
         images, truth = tf.cast(images, tf.float32), tf.one_hot(labels, self._classes)
 
         def apply(layer: Any) -> tuple[Any, Any]:
@@ -127,7 +128,7 @@ class Mix:
 
 
 def chain(*steps: Step) -> Step:
-    """One step that does `steps` in order, each with a seed of its own derived from the chain's."""
+    """Returns a step that applies `steps` in order, each with its own seed derived from the chain's seed."""
 
     def chained(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         for index, step in enumerate(steps):
@@ -138,9 +139,9 @@ def chain(*steps: Step) -> Step:
 
 
 def cifar(padding: int = 4, cutout_length: int = 16, fill: float | Sequence[float] = 0.0) -> Step:
-    """Pad and crop, flip, cutout: what NASNet, AmoebaNet, ENAS and DARTS train CIFAR-10 with (no cutout: length 0).
+    """Pad and crop, flip, cutout: the augmentation of NASNet, AmoebaNet, ENAS and DARTS on CIFAR-10.
 
-    For 28 x 28 images about half of both sizes is in proportion. `fill`: see `cutout`.
+    A `cutout_length` of 0 leaves cutout out. `fill`: see `cutout`.
     """
     steps: list[Step] = [functools.partial(pad_and_crop, padding=padding), flip_horizontally]
     if cutout_length:
@@ -152,7 +153,7 @@ def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, 
     """Inception's random crop, flip and colours, by default with the numbers of DARTS' train_imagenet.py.
 
     Load the images somewhat larger, `load(..., size=256)` for 224, and evaluate with `central_crop`. Departure: the
-    crop is taken from the stored square, where the papers cut it from the picture as it was.
+    crop is taken from the stored square, not from the original picture as in the papers.
     """
     return chain(
         functools.partial(random_resized_crop, size=size, area=(smallest_area, 1.0)),
@@ -162,10 +163,11 @@ def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, 
 
 
 def rand_augment(strength: float = 0.5, changes: int = 2) -> Step:
-    """RandAugment (Cubuk et al., 2020) by Keras' layers: `changes` random ones an image; returns float32.
+    """RandAugment (Cubuk et al., 2020) with Keras' layers: `changes` random changes per image; returns float32.
 
-    The strength, 0 to 1, is of the paper's largest: 30 degrees, shears of 0.3, moves of 0.45, factors of 0.1 to 1.9,
-    4 bits. Departures: magnitudes are uniform below the largest, and shears and moves are in both directions at once.
+    The strength, 0 to 1, is a share of the paper's maxima: rotations by 30 degrees, shears of 0.3, translations of
+    0.45, factors of 0.1 to 1.9, posterization to 4 bits. Departures: magnitudes are uniform up to the maximum, and
+    shears and translations act in both directions at once.
     """
     scale: dict[str, Any] = {"value_range": (0, 255)}
     layers = [
@@ -187,12 +189,12 @@ def rand_augment(strength: float = 0.5, changes: int = 2) -> Step:
         for number in range(changes):
             key: Any = tf.random.fold_in(seed, number)
             shape: Any = [tf.shape(images)[0], 1, 1, 1]
-            count = len(layers) + 1  # the last changes nothing, as in the paper
+            count = len(layers) + 1  # the last choice changes nothing, as in the paper
             chosen = tf.random.stateless_uniform(shape, key, 0, count, tf.int32)
             before = changed
             for place, layer in enumerate(layers):
                 if images.shape[-1] == 1 and isinstance(layer, keras.layers.RandomColorDegeneration):
-                    continue  # no colour to lose, and Keras before 3.15 fails
+                    continue  # gray images have no colour to lose, and Keras before 3.15 fails
                 seeds = _Seeds(tf.random.fold_in(key, place + 1))
                 drawn = layer.get_random_transformation(before, training=True, seed=seeds)
                 changed = tf.where(chosen == place, layer.transform_images(before, drawn, training=True), changed)
@@ -202,7 +204,7 @@ def rand_augment(strength: float = 0.5, changes: int = 2) -> Step:
 
 
 def pad_and_crop(images: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:
-    """Pads every side with `padding` black pixels and crops back to the old size at a random place."""
+    """Pads each side with `padding` black pixels and crops back to the original size at a random place."""
     count, height, width = _batch_shape(images)
     padded = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
     offsets = tf.random.stateless_uniform([2, count, 1], seed, 0, 2 * padding + 1, dtype=tf.int32)
@@ -216,16 +218,16 @@ def flip_horizontally(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     count, _, width = _batch_shape(images)
     flipped = tf.random.stateless_uniform([count, 1], seed) < 0.5
     column = tf.range(width)
-    # Gathering is four times as fast as images[:, :, ::-1] and tf.where on RGB.
+    # On RGB images this is four times as fast as images[:, :, ::-1] and tf.where.
     return _same_shape(tf.gather(images, tf.where(flipped, width - 1 - column, column), axis=2, batch_dims=1), images)
 
 
 def cutout(images: tf.Tensor, seed: tf.Tensor, length: int = 16, fill: float | Sequence[float] = 0.0) -> tf.Tensor:
-    """Overwrites a square of `length` pixels around a random pixel; what lies over the border is cut off.
+    """Overwrites a square of side `length` around a random pixel; the part beyond the border is cut off.
 
-    Source: DeVries and Taylor 2017 as DARTS does it (utils.py, Cutout): the square starts length // 2 pixels before
-    the drawn pixel. DARTS sets it to zero after the normalisation, which is the mean before it: give the mean times
-    255 as `fill` (a number, or one a channel) for the same.
+    Source: DeVries and Taylor, 2017, as in DARTS (utils.py, Cutout): the square starts length // 2 pixels before the
+    random pixel. DARTS sets it to zero after normalisation; for the same effect, give 255 times the mean as `fill` (a
+    number, or one per channel).
     """
     count, height, width = _batch_shape(images)
     drawn = tf.random.stateless_uniform([2, count, 1], seed)
@@ -233,7 +235,7 @@ def cutout(images: tf.Tensor, seed: tf.Tensor, length: int = 16, fill: float | S
     first_column = tf.cast(drawn[1] * tf.cast(width, tf.float32), tf.int32) - length // 2
     row, column = tf.range(height) - first_row, tf.range(width) - first_column  # (batch, height), (batch, width)
     in_rows, in_columns = (row >= 0) & (row < length), (column >= 0) & (column < length)
-    # Columns and channels as one axis: tf.where is twice as fast where only the value is broadcast.
+    # Columns and channels are merged: tf.where is twice as fast if only the value is broadcast.
     channels: Any = images.shape[-1]
     square = in_rows[:, :, None] & tf.repeat(in_columns, channels, axis=1)[:, None, :]
     value = np.broadcast_to(np.asarray(fill, np.float32), channels)
@@ -249,10 +251,10 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tf.Tensor:
-    """Cuts a window of a random share of the area and a random width : height, and resizes it to size x size.
+    """Crops a window with a random share of the area and a random width : height, and resizes it to size x size.
 
-    As torchvision's RandomResizedCrop: the area is uniform, the ratio log-uniform, ten draws until the window fits,
-    else the last one clipped to the image. Bilinear without antialiasing; returns float32.
+    As torchvision's RandomResizedCrop: the area is uniform, the ratio log-uniform; of ten draws the first window that
+    fits is taken, else the last one, clipped to the image. Bilinear without antialiasing; returns float32.
     """
     count, height, width = _batch_shape(images)
     full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -264,14 +266,14 @@ def random_resized_crop(
     fits = (heights <= full_height) & (widths <= full_width)
     attempt = tf.where(tf.reduce_any(fits, 1), tf.argmax(tf.cast(fits, tf.int32), 1, tf.int32), 9)
 
-    def chosen(values: tf.Tensor) -> tf.Tensor:
+    def choose(values: tf.Tensor) -> tf.Tensor:
         return tf.gather(values, attempt, axis=1, batch_dims=1)
 
-    window_height = tf.clip_by_value(chosen(heights), 1.0, full_height)
-    window_width = tf.clip_by_value(chosen(widths), 1.0, full_width)
+    window_height = tf.clip_by_value(choose(heights), 1.0, full_height)
+    window_width = tf.clip_by_value(choose(widths), 1.0, full_width)
     top = tf.floor(drawn[2, :, 0] * (full_height - window_height + 1))
     left = tf.floor(drawn[3, :, 0] * (full_width - window_width + 1))
-    # The box's corners are the centres of its first and last pixel, in units of the image's own.
+    # A box's corners are the centres of its first and last pixel, as shares of the image's first-to-last distance.
     boxes = tf.stack([top, left, top + window_height - 1, left + window_width - 1], axis=1)
     units = tf.maximum(tf.stack([full_height, full_width, full_height, full_width]) - 1, 1.0)
     return tf.image.crop_and_resize(images, boxes / units, tf.range(count), [size, size])
@@ -285,10 +287,10 @@ def jitter_colors(
     saturation: float = 0.4,
     hue: float = 0.0,
 ) -> tf.Tensor:
-    """Changes brightness, contrast and saturation by factors of 1 - x to 1 + x, and turns the hue by up to `hue`.
+    """Multiplies brightness, contrast and saturation by 1 - x to 1 + x, and rotates the hue by at most `hue`.
 
-    As torchvision's ColorJitter, but always in this order; hue is a share of the full circle, at most 0.5. Takes RGB,
-    but for brightness alone, and returns float32.
+    As torchvision's ColorJitter, but always in this order; hue is a share of the full circle, at most 0.5. Images must
+    be RGB, unless only the brightness changes. Returns float32.
     """
     if (contrast or saturation or hue) and images.shape[-1] != 3:
         raise ValueError(f"images have {images.shape[-1]} channels: colours need RGB, load the data with channels=3")
@@ -309,7 +311,7 @@ def jitter_colors(
 
 
 def central_crop(images: tf.Tensor, size: int) -> tf.Tensor:
-    """The middle size x size pixels: what the papers evaluate ImageNet on, 224 out of 256."""
+    """Returns the central size x size pixels, on which the papers evaluate ImageNet: 224 out of 256."""
     sides: Any = images.shape
     height, width = sides[1:3]
     if height < size or width < size:
@@ -319,12 +321,12 @@ def central_crop(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _batch_shape(images: tf.Tensor) -> tuple[Any, Any, Any]:
-    shape = tf.shape(images)  # dynamic: count, height and width may be unknown when the pipeline is traced
+    shape = tf.shape(images)  # dynamic, since count, height and width may be unknown in tracing
     return shape[0], shape[1], shape[2]
 
 
 def _same_shape(images: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-    """Tells the graph what it cannot infer."""
+    """Tells TensorFlow that images have the shape of `old`, which it cannot infer."""
     return tf.ensure_shape(images, old.shape)
 
 

@@ -1,4 +1,4 @@
-"""Image files: which ones of a folder belong to which part and class, and how one of them becomes pixels."""
+"""Image files: which part and class each file of a folder belongs to, and how a file becomes pixels."""
 
 import hashlib
 import os
@@ -17,14 +17,14 @@ SUFFIXES = (
     ".apng", ".bmp", ".dib", ".gif", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's other readers see no strange file
-# What makes an image upright, by the orientation that a camera wrote
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's other decoders get no untrusted file
+# EXIF orientation, as a camera writes it -> what turns the image upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_PIXEL_BITS = (8, 10, 12, 14, 16)  # depths of cameras and scanners; each is stored in files of 8 or 16 bits
+_PIXEL_BITS = (8, 10, 12, 14, 16)  # bit depths of cameras and scanners, stored in files of 8 or 16 bits
 
 _PARTS = {
     "train": "train tr trn training",
@@ -37,86 +37,86 @@ _FILLERS = "data dataset set split subset folder dir images image imgs img pictu
 _NO_CLASS = "in no class folder"
 _NO_LABEL = "of a part without class folders, and so without labels"
 
-Size = int | tuple[int, int] | None  # an integer means a square; a pair is (height, width)
+Size = int | tuple[int, int] | None  # the side of a square, or (height, width)
 
 
 class UnreadableImageError(ValueError):
-    """A file is no image that can be decoded whole; the text names it."""
+    """A file cannot be decoded completely as an image; the message names it."""
 
 
 class Files(NamedTuple):
-    """The images of one part, by class and within a class in an order that does not follow the names."""
+    """The images of one part, ordered by class, and within a class in an order unrelated to their names."""
 
     paths: list[Path]
-    labels: np.ndarray  # int32, one a path
+    labels: np.ndarray  # int32, one per path
 
     def take(self, indices: np.ndarray) -> "Files":
-        """These files, in this order."""
+        """Returns these files, in this order."""
         return Files([self.paths[index] for index in indices], self.labels[indices])
 
 
 def scan(folder: Path, least: int = 2) -> tuple[tuple[str, ...], dict[str, Files], dict[Path, str]]:
-    """Sorts all files of a folder.
+    """Sorts all files of a folder into parts and classes.
 
-    Returns class names in alphabetical order; the files of each part, "train" and, where there are such folders,
-    "validation" and "test"; and every file that is left out, with the reason.
+    Returns the class names in alphabetical order; the files of each part, "train" and, if there are such folders,
+    "validation" and "test"; and each file that is left out, with the reason.
 
-    The folder has a sub-folder for each class, or one for each part with such folders in it. A part's name may be
-    written in the ways that people write it: Training Set, test_images, seg_train beside seg_test, val2017. Deeper
-    folders belong to their class. Links are refused: they could lead out of the folder, or one image into two parts.
+    The folder contains one sub-folder per class, or one per part with class folders inside. Names of parts may be
+    written in the usual ways: Training Set, test_images, seg_train with seg_test, val2017. Folders inside a class
+    folder belong to the class. Links are refused: they could lead out of the folder, or bring an image into two parts.
 
     Raises:
-        ValueError: fewer than `least` classes, a class without images, a class that training does not have, a class
-            folder's name that is not in UTF-8, a link, or folders that may be parts or classes.
+        ValueError: fewer than `least` classes, a class without images, a class missing from the training part, a class
+            folder's name that is not in UTF-8, a link, or folders that could be either parts or classes.
     """
-    inside = _folders_in(folder)
+    inside = _list_folders(folder)
     left_out: dict[Path, str] = {}
     part_of = _find_parts(folder, inside)
     if part_of:
         others = [child for child, part in part_of.items() if part != "train"]
-        flat = [child for child in others if not _folders_in(child) and any(_files_in(child))]
+        flat = [child for child in others if not _list_folders(child) and any(_walk_files(child))]
         for child in flat:
-            left_out |= dict.fromkeys(_files_in(child, hidden=True), _NO_LABEL)
-        class_folders = {part: _folders_in(child) for child, part in part_of.items() if child not in flat}
+            left_out |= dict.fromkeys(_walk_files(child, hidden=True), _NO_LABEL)
+        class_folders = {part: _list_folders(child) for child, part in part_of.items() if child not in flat}
     else:
         class_folders = {"train": inside}
     class_names = tuple(child.name for child in class_folders["train"])
     for name in class_names:
-        if os.fsencode(name) != name.encode("utf-8", "replace"):  # no file of labels could hold it
+        if os.fsencode(name) != name.encode("utf-8", "replace"):  # a file of class names could not hold it
             raise ValueError(
-                f"{folder}: the name of the class folder {os.fsencode(name)!r} is not in UTF-8, as of an archive from "
-                "another system: rename the folder"
+                f"{folder}: the name of the class folder {os.fsencode(name)!r} is not in UTF-8, perhaps from an "
+                "archive made on another system: rename the folder"
             )
     if len(class_names) < least:
-        deeper = len(inside) == 1 and _folders_in(inside[0])
+        deeper = len(inside) == 1 and _list_folders(inside[0])
         raise ValueError(
             f"{folder} holds {len(class_names)} class folders {list(class_names)}: expected at least "
-            f"{'one' if least == 1 else 'two'}, one a class, or train/ and test/ folders with the classes in them"
+            f"{'one' if least == 1 else 'two'}, one per class, or train/ and test/ folders with class folders in them"
             + (f"; {inside[0]} holds folders, did you mean that one?" if deeper else "")
         )
-    found = {part: _files(folder, part, children, class_names) for part, children in class_folders.items()}
+    found = {part: _list_images(folder, part, children, class_names) for part, children in class_folders.items()}
     used = {path for files in found.values() for path in files.paths}
-    for path in _files_in(folder, hidden=True):
+    for path in _walk_files(folder, hidden=True):
         if path not in used and path not in left_out:
-            left_out[path] = _reason(path)
+            left_out[path] = _explain_omission(path)
     return class_names, found, left_out
 
 
 def _find_parts(folder: Path, inside: list[Path]) -> dict[Path, str]:
-    """Returns which part each sub-folder is; nothing where they are classes."""
-    words = {child: _words(child.name) for child in inside}
+    """Returns the part that each sub-folder is; nothing if the sub-folders are classes."""
+    words = {child: _split_words(child.name) for child in inside}
     roles = {child: [_PART_OF[word] for word in words[child] if word in _PART_OF] for child in inside}
-    # Of seg_train and seg_test, what stays beside the name of the part is the same; of two kinds of trains it is not.
+    # Without the part's name, seg_train and seg_test leave the same words; two classes of trains do not.
     rests = {child: [word for word in words[child] if word not in _PART_OF] for child in inside if roles[child]}
     part_of = {child: roles[child][0] for child in rests if len(roles[child]) == 1}
     if len({tuple(rest) for rest in rests.values()}) > 1:
         part_of = {child: part for child, part in part_of.items() if not rests[child]}
-    nested = [child for child in part_of if _folders_in(child)]
+    nested = [child for child in part_of if _list_folders(child)]
     others = [child.name for child in inside if child not in part_of]
     if "train" in (part_of[child] for child in nested):
         if others:
             raise ValueError(
-                f"{folder} holds {list_some(others)} beside its training folder: move them away, they are no part of it"
+                f"{folder} holds {list_some(others)} beside its training folder: move them away, they are not parts"
             )
         if len(set(part_of.values())) < len(part_of):
             raise ValueError(f"{folder} holds two folders for one part: {[child.name for child in part_of]}; keep one")
@@ -126,13 +126,13 @@ def _find_parts(folder: Path, inside: list[Path]) -> dict[Path, str]:
         raise ValueError(
             f"{folder} holds the folders {names}, which look like parts of a data set, "
             + ("and none of them is for training" if nested else "but no class folders are in them")
-            + ": sort the images into one sub-folder a class (train/cat, train/dog, ...) or, if these are the classes, "
-            "give the folders other names"
+            + ": sort the images into one sub-folder per class (train/cat, train/dog, ...) or, if these are the "
+            "classes, rename the folders"
         )
     return {}
 
 
-def _words(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
     """Returns the words of a folder's name, without digits and fillers: "Training Set 2" -> ["training"]."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     found = []
@@ -143,7 +143,7 @@ def _words(name: str) -> list[str]:
     return found
 
 
-def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str, ...]) -> Files:
+def _list_images(folder: Path, part: str, children: list[Path], class_names: tuple[str, ...]) -> Files:
     unknown = [child.name for child in children if child.name not in class_names]
     if unknown:
         raise ValueError(
@@ -151,30 +151,31 @@ def _files(folder: Path, part: str, children: list[Path], class_names: tuple[str
         )
     paths, labels = [], []
     for child in children:
-        images = (path for path in _files_in(child) if path.name.lower().endswith(SUFFIXES))
-        found = sorted(images, key=lambda path: _scrambled(path.relative_to(folder)))
+        images = (path for path in _walk_files(child) if path.name.lower().endswith(SUFFIXES))
+        found = sorted(images, key=lambda path: _hash_name(path.relative_to(folder)))
         if not found and part == "train":
-            raise ValueError(f"{child} holds no images ({' '.join(SUFFIXES)}): fill it, or delete it if it is no class")
+            raise ValueError(f"{child} holds no images ({' '.join(SUFFIXES)}): add some, or delete the folder")
         paths += found
         labels += [class_names.index(child.name)] * len(found)
     if not paths:
-        raise ValueError(f"the {part} part of {folder} holds no images: fill it, or delete its folder")
+        raise ValueError(f"the {part} part of {folder} holds no images: add some, or delete its folder")
     return Files(paths, np.array(labels, np.int32))
 
 
 def list_some(names: Sequence[str], most: int = 10) -> str:
-    """Returns names for a message as Python writes a list, of many the first ones and how many more there are."""
+    """Returns names for a message, as Python prints a list; at most `most` of them and how many more there are."""
     return str(list(names)) if len(names) <= most else f"{list(names[:most])} and {len(names) - most:,} more"
 
 
-def _scrambled(relative: Path) -> str:
-    """Orders files by a hash of their name: neighbours (frames of one film) do not all become test images, and a file
-    added later leaves the others where they are.
+def _hash_name(relative: Path) -> str:
+    """Returns a hash of a file's name to sort by.
+
+    So neighbours, such as frames of one film, do not all become test images, and adding a file keeps the others' order.
     """
     return hashlib.sha256(relative.as_posix().encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _list_entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda each: each.name)
@@ -182,7 +183,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         raise type(error)(error.errno, f"cannot read the folder {folder}: {error.strerror}") from error
     for entry in found:
         if entry.is_symlink() and not _is_hidden(entry.name):
-            raise ValueError(f"{entry.path} is a link: put the images themselves there, since links can lead anywhere")
+            raise ValueError(f"{entry.path} is a link, which can lead anywhere: put the images themselves there")
     return found
 
 
@@ -190,36 +191,36 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if not _is_hidden(entry.name) and entry.is_dir()]
+def _list_folders(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _list_entries(folder) if not _is_hidden(entry.name) and entry.is_dir()]
 
 
-def _files_in(folder: Path, hidden: bool = False) -> Iterator[Path]:
-    """Yields the files of a folder and of those in it, hidden ones too where asked for, without following links."""
-    for entry in _entries(folder):
+def _walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
+    """Yields the files of a folder and its sub-folders, with `hidden` also hidden ones; does not follow links."""
+    for entry in _list_entries(folder):
         if hidden or not _is_hidden(entry.name):
             if entry.is_dir(follow_symlinks=False):
-                yield from _files_in(Path(entry.path), hidden)
+                yield from _walk_files(Path(entry.path), hidden)
             else:
                 yield Path(entry.path)
 
 
-def _reason(path: Path) -> str:
-    """Returns why an unused file is left out, as a part of a sentence."""
+def _explain_omission(path: Path) -> str:
+    """Returns why a file is left out, in words that follow the number of such files."""
     if any(_is_hidden(part) for part in path.parts[-3:]):
         return "hidden"
     if path.name.lower().endswith(SUFFIXES):
         return _NO_CLASS
     if path.suffix:
         return f"with a name that ends in {path.suffix.lower()}, no kind of image that is read"
-    return "without a suffix that says what kind of image it is"
+    return "without a suffix that tells the kind of image"
 
 
 def find_pixel_bits(paths: Iterable[Path]) -> int | None:
-    """Returns how many bits the values of the 16-bit grayscale images among `paths` use; None where there is none.
+    """Returns how many bits the values of 16-bit grayscale images among `paths` use; None if there are no such images.
 
-    A set from a 12-bit camera, scanner or X-ray detector comes in files of 16 bits that nothing in them says to be
-    filled in part only, so that the largest value of all images counts; one image could be a dark one.
+    A 12-bit camera, scanner or X-ray detector writes 16-bit files, and nothing in them says that the upper bits are
+    unused. So the largest value of all images decides, since a single image could be dark.
     """
     largest = -1
     for path in paths:
@@ -228,7 +229,7 @@ def find_pixel_bits(paths: Iterable[Path]) -> int | None:
                 if stored.mode.startswith("I"):
                     largest = max(largest, int(np.asarray(stored).max()))
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-            continue  # reading it for good says what is wrong with it
+            continue  # the actual reading reports what is wrong
     return None if largest < 0 else next((bits for bits in _PIXEL_BITS if largest < 2**bits), _PIXEL_BITS[-1])
 
 
@@ -239,25 +240,25 @@ def read_image(
     pixel_bits: int | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Decodes a file to uint8 (height, width, channels), upright as its EXIF data says.
+    """Decodes a file to uint8 (height, width, channels), turned upright by its EXIF data.
 
-    Grayscale, palette, CMYK and 16-bit images are converted; what is transparent becomes white. With a size, the
-    longer side's ends are cut off, then it is resized; an integer means a square.
+    Grayscale, palette, CMYK and 16-bit images are converted; transparent pixels become white. With a size, the ends of
+    the longer side are cropped, then the image is resized.
 
     Args:
         path: of the file.
-        size: as above, or None.
+        size: the side of a square, (height, width), or None to keep the image's size.
         channels: 1 or 3.
-        pixel_bits: of the values in a 16-bit file: 2**pixel_bits - 1 becomes 255. None goes by the largest value of
-            this one file; give the same number for all images of a set (`find_pixel_bits`).
-        interpolation: of the resizing.
+        pixel_bits: bits used in a 16-bit file: 2**pixel_bits - 1 becomes 255. None finds them by the largest value of
+            this file; for a data set, pass the same number for all images (`find_pixel_bits`).
+        interpolation: for resizing.
 
     Raises:
-        UnreadableImageError: no such file, not an image, cut short, or of a kind that has no meaning here.
+        UnreadableImageError: the file is missing, not an image, truncated, or of a kind that is not supported.
     """
     try:
         with _open_image(path) as stored:
-            return fit(_converted(_turn_upright(stored), channels, pixel_bits), size, interpolation)
+            return fit(_convert(_turn_upright(stored), channels, pixel_bits), size, interpolation)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"cannot read the image {os.fspath(path)}: not an image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow raises
@@ -266,25 +267,25 @@ def read_image(
 
 
 def _open_image(path: str | os.PathLike) -> Image.Image:
-    if not stat.S_ISREG(os.lstat(path).st_mode):  # a link or a pipe that came after the scan
+    if not stat.S_ISREG(os.lstat(path).st_mode):  # a link or a pipe that was created after the scan
         raise ValueError("not a regular file")
     return Image.open(path, formats=_FORMATS)
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    """Returns the image as its EXIF data says; Pillow's exif_transpose would fail at any other damaged value there."""
+    """Turns the image by its EXIF orientation; Pillow's exif_transpose fails if any other EXIF value is damaged."""
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
-def _converted(image: Image.Image, channels: int, pixel_bits: int | None) -> Image.Image:
+def _convert(image: Image.Image, channels: int, pixel_bits: int | None) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of unknown range")
-    if image.mode.startswith("I"):  # Pillow would cut 16 bits at 255 instead of scaling them
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255 instead of scaling them
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its pixels reach from {values.min()} to {values.max()}, more than 16 bits")
+            raise ValueError(f"its pixels range from {values.min()} to {values.max()}, more than 16 bits")
         bits = pixel_bits or next(bits for bits in _PIXEL_BITS if values.max() < 2**bits)
         if values.max() >= 2**bits:
             raise ValueError(
@@ -298,14 +299,14 @@ def _converted(image: Image.Image, channels: int, pixel_bits: int | None) -> Ima
 
 
 def fit(image: Image.Image, size: Size, interpolation: Interpolation = "bilinear") -> np.ndarray:
-    """Crops and resizes an L or RGB image as `read_image` says; returns uint8 (height, width, channels)."""
+    """Crops and resizes an L or RGB image as `read_image` does; returns uint8 (height, width, channels)."""
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if image.size != (width, height):
             window_width = min(image.width, max(1, round(image.height * width / height)))
             window_height = min(image.height, max(1, round(image.width * height / width)))
             left, top = (image.width - window_width) // 2, (image.height - window_height) // 2
-            # Cropped first: resizing with a box would let the pixels around it shine in.
+            # Cropped first, since resize(box=...) would mix in pixels from around the box.
             image = image.crop((left, top, left + window_width, top + window_height))
             image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     pixels = np.asarray(image)

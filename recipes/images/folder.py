@@ -1,4 +1,4 @@
-"""The images of a folder as parts of a data set, read when they are needed or all at once."""
+"""The images of a folder as parts of a data set, read on demand or all at once."""
 
 import collections
 import functools
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class FolderPart(Stream):
-    """Files and their labels, read by `reader`, a `read_image` of one path, when they are needed."""
+    """Files and their labels, read on demand by `reader`, path -> image."""
 
     def __init__(self, files: Files, image_shape: tuple[int, int, int], reader: Callable[[Any], np.ndarray]):
         names = tf.constant([os.fsencode(path) for path in files.paths], tf.string)
@@ -32,11 +32,11 @@ class FolderPart(Stream):
 
     @property
     def labels(self) -> np.ndarray:
-        """One a file, known without reading it."""
+        """One label per file, known without reading the files."""
         return self._files.labels
 
     def take(self, indices: np.ndarray) -> "FolderPart":
-        """A part of these files, in this order."""
+        """Returns a part with these files, in this order."""
         return FolderPart(self._files.take(indices), self.image_shape, self._reader)
 
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
@@ -52,16 +52,16 @@ class FolderPart(Stream):
             height, width, _ = self.image_shape
             raise ValueError(
                 f"{os.fspath(path)} has {image.shape[0]} x {image.shape[1]} pixels and the first image {height} x "
-                f"{width}: give the size (--image_size) that all are to have"
+                f"{width}: give the size (--image_size) to resize all images to"
             )
         return image
 
-    def readable(self, on_unreadable: OnUnreadable, in_memory: bool) -> tuple[Part, dict[Path, str]]:
-        """Reads every file once: (the part without those that cannot be read, those with the reason).
+    def read_all(self, on_unreadable: OnUnreadable, in_memory: bool) -> tuple[Part, dict[Path, str]]:
+        """Reads every file once; returns the part without unreadable files, and these files with the reason.
 
         Args:
-            on_unreadable: "error" raises at the first of them.
-            in_memory: whether to keep the images, as Arrays.
+            on_unreadable: "error" raises for the first unreadable file.
+            in_memory: whether to return the images as Arrays.
         """
         kept = np.empty((len(self), *self.image_shape), np.uint8) if in_memory else None
 
@@ -79,7 +79,7 @@ class FolderPart(Stream):
             try:
                 for path, error in zip(self._files.paths, pool.map(read, range(len(self))), strict=True):
                     if error is not None and on_unreadable == "error":
-                        raise type(error)(f'{error}; mend or remove it, or load with on_unreadable="skip"') from error
+                        raise type(error)(f'{error}; fix or remove it, or load with on_unreadable="skip"') from error
                     if error is not None:
                         skipped[path] = "cannot be read"
             finally:
@@ -90,7 +90,7 @@ class FolderPart(Stream):
         return Arrays(kept[good] if skipped else kept, self.labels[good]), skipped
 
 
-def parts(
+def find_parts(
     folder: Path,
     size: Size,
     channels: int,
@@ -98,10 +98,10 @@ def parts(
     labels: Mapping[str, int] | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> tuple[tuple[str, ...], dict[str, Part], dict[Path, str]]:
-    """Returns class names, parts and what is left out, before all but 16-bit files are read.
+    """Returns class names, parts and the files that are left out; of these files, only 16-bit ones are read yet.
 
-    See `scan` and `read_image`; None for `pixel_bits` finds them, one number for the whole folder. With `labels`, of a
-    model's classes, the folders are some of these; several names may stand for one label, the first is the class name.
+    See `scan` and `read_image`. If `pixel_bits` is None, one number is found for the whole folder. `labels` are those
+    of a model's classes, of which the folder may hold some; if several names share a label, the first names the class.
     """
     class_names, found, left_out = scan(folder, 2 if labels is None else 1)
     if labels is not None:
@@ -109,7 +109,7 @@ def parts(
         names = {label: name for name, label in list(labels.items())[::-1]}
         if unknown:
             raise ValueError(
-                f"{folder}: {len(unknown)} of its class folders are none of the model's {len(names):,} classes: "
+                f"{folder}: {len(unknown)} of its class folders are not among the model's {len(names):,} classes: "
                 f"{', '.join(unknown[:5])}; expected names such as {', '.join(list(labels)[:5])}"
             )
         numbers = np.array([labels[name] for name in class_names], np.int32)
@@ -122,7 +122,7 @@ def parts(
                 "the 16-bit images of %s have values below %s and are read as %d-bit ones; --pixel_bits=16 leaves them "
                 "as they are", folder, f"{2**pixel_bits:,}", pixel_bits,
             )  # fmt: skip
-    image_shape = _first_shape(found["train"], size, channels)
+    image_shape = _find_shape(found["train"], size, channels)
     reader = functools.partial(
         read_image, size=size, channels=channels, pixel_bits=pixel_bits, interpolation=interpolation
     )
@@ -130,7 +130,8 @@ def parts(
     return class_names, made, left_out
 
 
-def _first_shape(files: Files, size: Size, channels: int) -> tuple[int, int, int]:
+def _find_shape(files: Files, size: Size, channels: int) -> tuple[int, int, int]:
+    """Returns the images' shape by their size or, if that is None, by the first readable image."""
     if size is not None:
         return (size, size, channels) if isinstance(size, int) else (*size, channels)
     error = None
@@ -143,19 +144,19 @@ def _first_shape(files: Files, size: Size, channels: int) -> tuple[int, int, int
     raise UnreadableImageError(f"none of the {len(files.paths)} training images can be read: {error}") from error
 
 
-def readable(
+def read_parts(
     found: dict[str, Part], left_out: Mapping[Path, str], on_unreadable: OnUnreadable, memory_limit: int
 ) -> tuple[dict[str, Part], dict[Path, str]]:
-    """Reads every file once; arrays if all fit into `memory_limit` bytes.
+    """Reads every file once; returns the parts, and all files that are left out, each with the reason.
 
-    Returns the parts, and all files that are left out, each with the reason; they are counted in a warning.
+    The parts are arrays if all fit into `memory_limit` bytes. A warning counts the files that are left out.
     """
     in_memory = sum(len(part) * math.prod(part.image_shape) for part in found.values()) <= memory_limit
     result: dict[str, Part] = {}
     skipped = dict(left_out)
     for name, part in found.items():
         assert isinstance(part, FolderPart)
-        result[name], unread = part.readable(on_unreadable, in_memory)
+        result[name], unread = part.read_all(on_unreadable, in_memory)
         skipped |= unread
     if skipped:
         count = sum(len(part) for part in result.values())

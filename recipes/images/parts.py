@@ -1,7 +1,7 @@
-"""A part of a data set, train, validation or test: arrays where it fits in memory, and batches always.
+"""A part of a data set (train, validation or test) as batches, and as arrays if it fits in memory.
 
-`Part.dataset` is a tf.data pipeline, for Keras and long trainings; `Batches` samples a part without one, for what a
-search trains: to build a pipeline takes as long as many of a child's steps.
+`Part.dataset` is a tf.data pipeline, for Keras and long trainings. `Batches` samples a part without a pipeline, for the
+networks that a search trains: building a pipeline takes as long as many steps of a child network.
 """
 
 import abc
@@ -15,14 +15,14 @@ import tensorflow as tf
 
 from recipes.images import augment as augmentations
 
-_MIX = 2**20  # makes the seed of the mixing another than those of the steps of an augmentation
+_MIX = 2**20  # folded into the seed for mixing, so that it differs from those of an augmentation's steps
 
 
 class Part(abc.ABC):
-    """Images and labels that are kept apart from those of the other parts.
+    """Images and labels, none of which are in another part.
 
-    `images` is uint8 (count, height, width, channels), `labels` int32 (count,), index of the class; a part that
-    streams has no `images` and says so.
+    `images` is uint8 (count, height, width, channels), and `labels`, class numbers, is int32 (count,). For a part that
+    streams, `images` raises an error.
     """
 
     image_shape: tuple[int, int, int]  # height, width, channels
@@ -42,36 +42,37 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def take(self, indices: np.ndarray) -> "Part":
-        """A part of these examples, in this order."""
+        """Returns a part with these examples, in this order."""
 
     @abc.abstractmethod
     def _batches(self, batch_size: int, shuffle: tf.Tensor | None, drop_remainder: bool) -> tf.data.Dataset:
-        """One pass of (images, labels), shuffled by the seed `shuffle` (shape (2,)) where there is one."""
+        """Returns one pass of (images, labels), shuffled by the seed `shuffle`, of shape (2,), unless it is None."""
 
     def first(self, count: int | None) -> "Part":
-        """At most `count` examples, all of them for None, so ordered that every prefix holds the classes in proportion.
+        """Returns a part with at most `count` examples, or with all if `count` is None.
 
-        Nothing is drawn: which examples they are is the same in every run.
+        They are ordered such that every prefix holds the classes in proportion. The choice is not random: it is the
+        same in every run.
         """
         return self.take(self._order(None)[:count])
 
     def split(self, fraction: float, seed: int | None) -> tuple["Part", "Part"]:
-        """Cuts `fraction` of the examples off: (the rest, those). The same share of every class, to the nearest image.
+        """Cuts off `fraction` of the examples, the same share of each class; returns (the rest, the part cut off).
 
         Args:
-            seed: draws which ones; None takes the first of each class, which no setting of a search can change.
+            seed: for a random choice; None takes the first of each class, so that no setting of a search can change it.
         """
         order = self._order(seed)
         count = round(fraction * len(self))
         return self.take(order[count:]), self.take(order[:count])
 
     def _order(self, seed: int | None) -> np.ndarray:
-        """The order in which examples are dealt out; a prefix of it holds the classes in proportion."""
+        """Returns the order in which examples are dealt out; every prefix holds the classes in proportion."""
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
-        return order[_class_by_class(self.labels[order])]
+        return order[_mix_classes(self.labels[order])]
 
     def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `count` images and labels as arrays, for calibration or a picture."""
+        """Returns the first `count` images and labels as arrays, for calibration or a picture."""
         count = min(count, len(self))
         if count == 0:
             return np.zeros((0, *self.image_shape), np.uint8), np.zeros(0, np.int32)
@@ -79,7 +80,7 @@ class Part(abc.ABC):
         return images.numpy(), labels.numpy()
 
     def steps(self, batch_size: int, *, training: bool = False) -> int:
-        """How many batches `dataset` gives for one epoch."""
+        """Returns the number of batches that `dataset` yields in an epoch."""
         batches = len(self) / batch_size
         return math.floor(batches) if training and batches >= 1 else math.ceil(batches)
 
@@ -95,26 +96,26 @@ class Part(abc.ABC):
         epoch: int = 0,
         epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Batches of (images, labels) for `fit` and `evaluate`.
+        """Returns batches of (images, labels) for `fit` and `evaluate`.
 
-        Shuffle and augmentation depend on `seed`, the epoch and the batch's place in it, on nothing before: a run that
-        resumes at epoch k sees what it would have seen without the break:
+        Shuffling and augmentation depend only on `seed`, the epoch and the batch's place in it. So a run that resumes
+        at epoch k sees what it would have seen without the interruption:
 
             model.fit(
                 part.dataset(64, training=True, augment=policy, seed=1, epoch=k, epochs=None),
                 steps_per_epoch=part.steps(64, training=True), initial_epoch=k, epochs=50, shuffle=False,
             )
 
-        (Keras 3.15 warns of every Dataset that it is not told not to shuffle.)
+        (Without shuffle=False, Keras 3.15 warns about a Dataset.)
 
         Args:
-            training: shuffles, and leaves out the last batch if it is not full (its images come in other epochs).
+            training: whether to shuffle, and drop the last batch if it is not full (its images come in other epochs).
             augment: a step of recipes.images.augment; for training only.
-            mix: mixes images and labels, which then are (batch, classes); for training only.
-            preprocess: from batches of 0..255 to what the model takes; 0..1 by default.
-            seed: has no effect where nothing is drawn: without `training`.
-            epoch: the first one.
-            epochs: how many, one after the other; None never ends.
+            mix: mixes images and labels, which then have the shape (batch, classes); for training only.
+            preprocess: pixels 0..255 -> what the model reads; by default 0..1.
+            seed: for shuffling and augmentation; without `training` it has no effect.
+            epoch: the first epoch, from 0.
+            epochs: number of epochs, one after another; None never ends.
         """
         self._check(batch_size, training, augment or mix, epoch, epochs)
         drop_remainder = training and len(self) >= batch_size
@@ -151,9 +152,7 @@ class Part(abc.ABC):
         if epoch < 0 or (epochs is not None and epochs < 1):
             raise ValueError(f"epoch={epoch}, epochs={epochs}: epochs count from 0, and at least one is needed")
         if augment is not None and not training:
-            raise ValueError(
-                "augment without training=True: evaluation takes the images as they are; leave augment out"
-            )
+            raise ValueError("augment without training=True: evaluation takes the images as they are; omit augment")
 
 
 class Arrays(Part):
@@ -163,7 +162,7 @@ class Arrays(Part):
         if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"images {images.dtype} {images.shape}, labels {labels.shape}: expected uint8 (count, height, width, "
-                "channels) and as many labels"
+                "channels) and labels (count,)"
             )
         self._images = images
         self._labels = labels.astype(np.int32)
@@ -183,16 +182,16 @@ class Arrays(Part):
         return self._labels
 
     def take(self, indices: np.ndarray) -> "Arrays":
-        """A copy of these examples, in this order."""
+        """Returns a copy of these examples, in this order."""
         return Arrays(self._images[indices], self._labels[indices])
 
     def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `count` images and labels."""
+        """Returns the first `count` images and labels."""
         return self._images[:count], self._labels[:count]
 
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        # Outside of the graph that first asks for them; on the CPU, where tf.data works wherever the model is trained.
+        # Outside of the graph that first uses them, and on the CPU, where tf.data runs whatever device trains.
         with tf.init_scope(), tf.device("CPU"):
             return tf.constant(self._images), tf.constant(self._labels)
 
@@ -209,14 +208,14 @@ class Arrays(Part):
 
 
 class Stream(Part):
-    """A part that is read anew in every epoch; a subclass says how what is stored becomes an image.
+    """A part that is read again in every epoch; a subclass defines `_decode`.
 
     Args:
-        stored: (string, int32 label) for each example, always in the same order; the string is an encoded image or
-            where it is, since a shuffle buffer full of decoded photographs would not fit in memory.
-        count: of the examples.
+        stored: (string, int32 label) for each example, always in the same order. The string is an encoded image or its
+            path, since a shuffle buffer of decoded photographs would not fit in memory.
+        count: number of examples.
         image_shape: height, width, channels of each decoded image.
-        buffer: how many examples the shuffle chooses from.
+        buffer: size of the shuffle buffer, in examples.
     """
 
     def __init__(self, stored: tf.data.Dataset, count: int, image_shape: tuple[int, int, int], buffer: int):
@@ -230,16 +229,16 @@ class Stream(Part):
 
     @property
     def images(self) -> np.ndarray:
-        """Raises ValueError: there is no such array."""
+        """Raises ValueError: the images are not in memory."""
         gigabytes = self._count * math.prod(self.image_shape) / 1e9
         raise ValueError(
-            f"these {self._count:,} images stream from the disk and are no array: use dataset() or head(), or load "
+            f"these {self._count:,} images stream from the disk and are not an array: use dataset() or head(), or load "
             f"them with a memory_limit= of {gigabytes:.1f} GB, a smaller size= or a limit="
         )
 
     @abc.abstractmethod
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
-        """The image, uint8 of `image_shape`."""
+        """Returns the image, uint8 of `image_shape`, for a stored string."""
 
     def _batches(self, batch_size: int, shuffle: tf.Tensor | None, drop_remainder: bool) -> tf.data.Dataset:
         stored = self._stored if shuffle is None else self._shuffled(shuffle)
@@ -247,7 +246,7 @@ class Stream(Part):
         return examples.batch(batch_size, drop_remainder=drop_remainder)
 
     def _shuffled(self, key: tf.Tensor) -> tf.data.Dataset:
-        """What `Dataset.shuffle` does, which takes no tensor as its seed and mixes the seed of the process into it."""
+        """Does what `Dataset.shuffle` does, which accepts no tensor as seed and mixes in the process' seed."""
         seeds = tf.random.stateless_uniform([2], key, 1, tf.int64.max, dtype=tf.int64)
         shuffled = tf.raw_ops.ShuffleDataset(
             input_dataset=tf.data.experimental.to_variant(self._stored),
@@ -261,22 +260,23 @@ class Stream(Part):
         return tf.data.experimental.from_variant(shuffled, self._stored.element_spec)
 
     def in_memory(self) -> Arrays:
-        """Reads everything once."""
+        """Reads all images once and returns them as arrays."""
         batches = [(images.numpy(), labels.numpy()) for images, labels in self._batches(1024, None, False)]
         images, labels = zip(*batches, strict=True)
         return Arrays(np.concatenate(images), np.concatenate(labels))
 
 
 class Batches:
-    """Training batches of a part; each depends on the seed, its epoch and its number alone, on nothing before.
+    """Training batches of a part; each depends only on the seed, its epoch and its number.
 
     Args:
         part: the images.
         batch_size: at least 1.
-        seed: of order and augmentation; `stream` tells apart what else one seed draws, such as two halves' batches.
-        normalize: 0..255 to what the network reads.
-        augment: of uint8 images, by a seed made of `seed`, `stream` and the number of batches before.
-        keep_last: whether an epoch ends with a batch that may be smaller; else these images come in other epochs.
+        seed: for order and augmentation.
+        stream: numbers that distinguish several Batches with one seed, such as those of two halves of the images.
+        normalize: pixels 0..255 -> what the network reads.
+        augment: applied to uint8 images, with a seed made of `seed`, `stream` and the number of batches before.
+        keep_last: whether an epoch ends with a batch that may be smaller; if not, its images come in other epochs.
     """
 
     def __init__(
@@ -293,15 +293,15 @@ class Batches:
         self._part, self._size, self._seed, self._stream = part, batch_size, seed, tuple(stream)
         self._normalize, self._augment = normalize, augment
         whole_batches = isinstance(part, Stream) or not keep_last
-        self.steps = part.steps(batch_size, training=whole_batches)  # of an epoch
-        self._place: tuple[int, int] | None = None  # of the batch that the open iterator gives next
-        self._open: Iterator[tuple[Any, Any]] = iter(())
+        self.steps = part.steps(batch_size, training=whole_batches)  # per epoch
+        self._place: tuple[int, int] | None = None  # epoch and number of the iterator's next batch
+        self._iterator: Iterator[tuple[Any, Any]] = iter(())
 
     def batch(self, epoch: int, number: int) -> tuple[Any, Any]:
-        """Returns images, float32 and normalised, and labels of batch `number` of an epoch, both from 0."""
+        """Returns batch `number` of an epoch, both from 0: images, float32 and normalised, and labels."""
         if self._place != (epoch, number):
-            self._open = self._raw(epoch, number)
-        images, labels = next(self._open)
+            self._iterator = self._read_epoch(epoch, number)
+        images, labels = next(self._iterator)
         self._place = (epoch, number + 1)
         if self._augment is not None:
             key: Any = tf.constant([self._seed % 2**31, epoch * self.steps + number])
@@ -310,7 +310,8 @@ class Batches:
             images = self._augment(tf.constant(images), key)
         return tf.cast(self._normalize(images), tf.float32), labels
 
-    def _raw(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
+    def _read_epoch(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
+        """Yields the batches of an epoch from number `first`, uint8."""
         part, size = self._part, self._size
         if isinstance(part, Stream):
             dataset = part.dataset(
@@ -325,10 +326,10 @@ class Batches:
             yield batch.images, batch.labels
 
 
-def _class_by_class(labels: np.ndarray) -> np.ndarray:
-    """Reorders examples so that each prefix holds the classes in proportion; within a class the order stays."""
+def _mix_classes(labels: np.ndarray) -> np.ndarray:
+    """Returns an order in which every prefix holds the classes in proportion; within a class the order stays."""
     by_class = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    place = (rank + 0.5) / np.repeat(counts, counts)  # of an image among those of its class, 0..1
+    place = (rank + 0.5) / np.repeat(counts, counts)  # of an image within its class, 0..1
     return by_class[np.argsort(place, kind="stable")]

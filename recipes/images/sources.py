@@ -1,10 +1,10 @@
-"""Images by name: the embedded part of Fashion-MNIST, a set of TensorFlow Datasets, or a folder of your own.
+"""Images by name: the embedded part of Fashion-MNIST, a set of TensorFlow Datasets, or a folder of images.
 
     data = load("fashion_mnist_small")                   # 9,000 + 1,000 + 2,000 images, no network
     data = load("tfds:cifar10", download=True)
     data = load("path/to/flowers", size=96)              # flowers/rose/*.jpg, flowers/tulip/*.jpg, ...
 
-Whatever the source, small sets are arrays (`data.train.images`) and all are batches:
+From any source, small sets are available as arrays (`data.train.images`), and all sets as batches:
 
     batches = data.train.dataset(64, training=True, seed=1)
     model.fit(batches, validation_data=data.validation.dataset(256), shuffle=False)
@@ -28,38 +28,38 @@ EMBEDDED_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 EMBEDDED_SIDE = 28  # pixels
-MOSAIC_COLUMNS = 100  # images side by side in a file of the embedded set; the classes follow one another downwards
-# Of the decoded pixels, so that another PNG encoder may write the files anew.
+MOSAIC_COLUMNS = 100  # images per row in a file of the embedded set; the classes follow one another downwards
+# of the decoded pixels, so that another PNG encoder may rewrite the files
 EMBEDDED_SHA256 = {
     "train": "a559e830f1ef9b7e4e79f76a57bf4814dded62e54a014e791ffc85f4c43ff094",
     "test": "142b02526e9ce037aef4ce6cb2d78629b2dade896e65c5b1fe4f041c3c10ab2e",
 }
 
-# sets that the papers searched on: name -> images' shape, classes, training images
+# sets that the papers searched on: name -> image shape, classes, training images
 _STAND_INS = {
     "tfds:cifar10": ((32, 32, 3), 10, 50_000),
     "tfds:imagenet2012": ((224, 224, 3), 1000, 1_281_167),
 }
-_DRAWN = 256  # images of noise; whoever takes more gets them again
+_DISTINCT = 256  # images of noise, which repeat if more are taken
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set in three parts that share no image. Selection looks at `validation`; `test` is for the last number.
+    """A data set in three disjoint parts: select by `validation`, and use `test` only for the final number.
 
-    A part that was not asked for (fraction 0) is empty.
+    A part with fraction 0 is empty.
     """
 
     name: str
-    class_names: tuple[str, ...]  # the label is the place in it
+    class_names: tuple[str, ...]  # labels are indices into it
     train: Part
     validation: Part
     test: Part
-    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)  # files of a folder left out -> the reason
+    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)  # files of a folder that are left out -> why
 
     @property
     def classes(self) -> int:
-        """How many classes."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -92,39 +92,40 @@ def load(
     """Loads a data set.
 
     Args:
-        source: "fashion_mnist_small" (or "embedded"); "tfds:NAME"; or a folder: of one folder a class, or of the
-            folders train, validation and test (val, valid and the like) with such folders in them. Where there
-            is one part besides training, it is the test part, whatever its name.
-        size: to crop (to that shape) and resize the images to, a number for a square or (height, width); None keeps
-            theirs, which must all be equal.
-        channels: 1 for grayscale, 3 for RGB; None keeps what the set has, RGB for a folder.
-        validation_fraction: of the training images, where the source has no validation part; class by class, drawn
-            by `seed`. (A set that streams is cut as it is stored, neither drawn nor class by class.)
-        test_fraction: of the training images, where the source has no test part. Not drawn by `seed`: the same images
-            are held out whatever a recipe's seed, so that no search has seen them.
-        limit: at most so many images in each part, classes in proportion: for trying things out.
-        on_unreadable: what to do about a folder's file that cannot be read: "error" names it, "skip" leaves it out,
-            logs how many, and lists them in `skipped`, as it does with all other files that are not used.
-        pixel_bits: that the values of a folder's 16-bit files use, 8 to 16; None goes by the largest of all images.
-        memory_limit: bytes of pixels; a larger set streams from the disk, shuffled through a buffer of 16,384 images.
-        download, data_dir: for TFDS: whether to fetch a set that is not prepared, and where it is.
-        labels: class folder -> label, of a model's classes, of which a folder may have a part; None numbers the class
-            folders in the order of their names.
-        interpolation: of the images that are resized.
+        source: "fashion_mnist_small" (or "embedded"); "tfds:NAME"; or a folder that contains one folder per class, or
+            the folders train, validation and test (val, valid etc.) with class folders in them. If there is only one
+            part besides training, it is the test part, whatever its name.
+        size: side of a square, or (height, width), to crop (to this aspect ratio) and resize the images to; None keeps
+            their size, which must be the same for all.
+        channels: 1 for grayscale, 3 for RGB; None keeps those of the set, and takes RGB for a folder.
+        validation_fraction: of the training images, if the source has no validation part; drawn by `seed`, the same
+            share of each class. (A set that streams is cut in stored order, neither at random nor by class.)
+        test_fraction: of the training images, if the source has no test part. Not drawn by `seed`: the same images are
+            held out whatever a recipe's seed, so that no search has seen them.
+        limit: at most this many images per part, with the classes in proportion, to try things out.
+        on_unreadable: what to do with a file of a folder that cannot be read: "error" names it; "skip" leaves it out.
+            All files that are left out are counted in a warning and listed in `skipped`.
+        pixel_bits: bits used in a folder's 16-bit files, 8 to 16; None finds them by the largest value of all images.
+        memory_limit: bytes of pixels; a larger set streams from disk. Streamed TFDS sets are shuffled through a buffer
+            of 16,384 images.
+        download, data_dir: for TFDS: whether to download a set that is not prepared, and the folder of the sets.
+        labels: class folder -> label, for the classes of a model, of which the folder may hold some; None numbers the
+            class folders by name.
+        interpolation: for resizing.
 
     Raises:
-        ValueError: the text says which argument, folder or file, and what to do.
+        ValueError: the message names the argument, folder or file, and says what to do.
     """
-    _check(size, channels, validation_fraction, test_fraction, limit, on_unreadable)
+    _check_arguments(size, channels, validation_fraction, test_fraction, limit, on_unreadable)
     if pixel_bits is not None and not 8 <= pixel_bits <= 16:
-        raise ValueError(f"pixel_bits={pixel_bits}: expected 8 to 16, or None to go by the largest value")
+        raise ValueError(f"pixel_bits={pixel_bits}: expected 8 to 16, or None to find them by the largest value")
     name = str(source)
     skipped: dict[Path, str] = {}
     if name in (EMBEDDED, "embedded"):
         name = EMBEDDED
-        class_names, parts = EMBEDDED_CLASSES, _embedded_parts(size, channels or 1, interpolation)
+        class_names, parts = EMBEDDED_CLASSES, _load_embedded(size, channels or 1, interpolation)
     elif name.startswith("tfds:"):
-        class_names, parts = tfds_sets.parts(
+        class_names, parts = tfds_sets.find_parts(
             name.removeprefix("tfds:"),
             size,
             channels,
@@ -134,19 +135,19 @@ def load(
             data_dir=data_dir,
         )
     else:
-        class_names, parts, skipped = image_folder.parts(
-            _folder(name), size, channels or 3, pixel_bits, labels, interpolation
+        class_names, parts, skipped = image_folder.find_parts(
+            _find_folder(name), size, channels or 3, pixel_bits, labels, interpolation
         )
-    parts = _apart(parts, validation_fraction, test_fraction, seed, limit)
+    parts = _split_missing(parts, validation_fraction, test_fraction, seed, limit)
     if isinstance(parts["train"], image_folder.FolderPart):
-        parts, skipped = image_folder.readable(parts, skipped, on_unreadable, memory_limit)
+        parts, skipped = image_folder.read_parts(parts, skipped, on_unreadable, memory_limit)
     data = Data(name, class_names, parts["train"], parts["validation"], parts["test"], skipped)
     if labels is None:
         _check_classes(data)
     return data
 
 
-def _check(
+def _check_arguments(
     size: int | tuple[int, int] | None,
     channels: int | None,
     validation_fraction: float,
@@ -168,7 +169,7 @@ def _check(
         raise ValueError(f'on_unreadable={on_unreadable!r}: expected "error" or "skip"')
 
 
-def _folder(name: str) -> Path:
+def _find_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
@@ -178,10 +179,10 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _apart(
+def _split_missing(
     parts: dict[str, Part], validation_fraction: float, test_fraction: float, seed: int, limit: int | None
 ) -> dict[str, Part]:
-    """Cuts what is missing off the training part: first the test part, the same in every run, then validation."""
+    """Splits missing parts off training: first the test part, the same in every run, then the validation part."""
     train, validation, test = parts["train"], parts.get("validation"), parts.get("test")
     if test is None and validation is not None:
         validation, test = None, validation
@@ -200,7 +201,7 @@ def _check_classes(data: Data) -> None:
     if not len(data.train):
         raise ValueError(f"{data.name}: no training image is left; lower validation_fraction and test_fraction")
     if isinstance(data.train, tfds_sets.TfdsPart):
-        return  # its labels are known only once it is read
+        return  # labels of a stream are not known before it is read
     missing = sorted(set(range(data.classes)) - set(data.train.labels.tolist()))
     if missing:
         names = images.list_some([data.class_names[label] for label in missing])
@@ -210,7 +211,7 @@ def _check_classes(data: Data) -> None:
         )
 
 
-def _embedded_parts(
+def _load_embedded(
     size: int | tuple[int, int] | None, channels: int, interpolation: images.Interpolation
 ) -> dict[str, Part]:
     parts: dict[str, Part] = {}
@@ -224,66 +225,68 @@ def _embedded_parts(
 
 
 def read_mosaic(part: str) -> np.ndarray:
-    """Returns the embedded images of "train" or "test", uint8 (count, 28, 28, 1), as many of each class, in its order.
+    """Returns the embedded images of "train" or "test", uint8 (count, 28, 28, 1).
+
+    They are sorted by class, with the same number in each class.
 
     Raises:
-        ValueError: the file is missing, damaged or not the one that was published.
+        ValueError: the file is missing, damaged or not the published one.
     """
     path = EMBEDDED_FOLDER / f"{part}.png"
     try:
         with Image.open(path, formats=("PNG",)) as mosaic:
             pixels = np.asarray(mosaic)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise ValueError(f"cannot read the embedded images {path}: {error}; install the package anew") from error
+        raise ValueError(f"cannot read the embedded images {path}: {error}; reinstall the package") from error
     if hashlib.sha256(pixels.tobytes()).hexdigest() != EMBEDDED_SHA256[part]:
-        raise ValueError(f"{path} does not hold the embedded images (its SHA-256 differs): install the package anew")
+        raise ValueError(f"{path} does not hold the embedded images (its SHA-256 differs): reinstall the package")
     rows = pixels.shape[0] // EMBEDDED_SIDE
     tiles = pixels.reshape(rows, EMBEDDED_SIDE, MOSAIC_COLUMNS, EMBEDDED_SIDE)
     return np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(-1, EMBEDDED_SIDE, EMBEDDED_SIDE, 1)
 
 
 class Noise(Part):
-    """A part of `count` images of noise, of which the first 256 are all there are."""
+    """A part with `count` images of noise, of which at most 256 are distinct."""
 
     def __init__(self, count: int, image_shape: tuple[int, int, int], classes: int):
         rng = np.random.default_rng(0)
         self.image_shape = image_shape
         self._count, self._classes = count, classes
-        self._drawn = rng.integers(0, 256, (min(count, _DRAWN), *image_shape), np.uint8)
+        self._drawn = rng.integers(0, 256, (min(count, _DISTINCT), *image_shape), np.uint8)
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def images(self) -> np.ndarray:
-        """The images that there are; fewer than `len`."""
+        """The distinct images; they may be fewer than `len`."""
         return self._drawn
 
     @property
     def labels(self) -> np.ndarray:
-        """Their labels."""
+        """The labels of the distinct images."""
         return (np.arange(len(self._drawn)) % self._classes).astype(np.int32)
 
     def take(self, indices: np.ndarray) -> Arrays:
-        """As many images, whatever the indices."""
+        """Returns as many images as there are indices."""
         places = np.asarray(indices) % len(self._drawn) if len(self._drawn) else np.arange(0)
         return Arrays(self._drawn[places], self.labels[places])
 
     def first(self, count: int | None) -> "Noise":
-        """A part of at most `count` images."""
+        """Returns a part of at most `count` images."""
         return Noise(self._count if count is None else min(count, self._count), self.image_shape, self._classes)
 
     def split(self, fraction: float, seed: int | None) -> tuple["Noise", "Noise"]:
-        """Two parts of as many images as the set would be cut into."""
+        """Returns two parts of the sizes that the real set would be split into."""
         count = round(fraction * self._count)
         return self.first(self._count - count), self.first(count)
 
     def _batches(self, batch_size, shuffle, drop_remainder):
-        raise ValueError("these images stand in for a data set that is not there; only a dry run takes them")
+        raise ValueError("these images stand in for a data set that is not there; use them for a dry run only")
 
 
 def make_stand_in(name: str, size: int | None, validation_images: int) -> Data | None:
-    """Returns noise, enough for a dry run, in the shape of the set of this name; None where nobody knows that."""
+    """Returns noise of the same shape and size as the named set, for a dry run; None if these are not known."""
     if name not in _STAND_INS:
         return None
     (height, width, channels), classes, count = _STAND_INS[name]

@@ -1,4 +1,4 @@
-"""Image classification sets of TensorFlow Datasets by name, in memory or as a stream."""
+"""Image classification sets of TensorFlow Datasets (TFDS) by name, in memory or streamed."""
 
 import difflib
 import math
@@ -12,13 +12,13 @@ import tensorflow_datasets as tfds
 from recipes.images.files import Interpolation
 from recipes.images.parts import Part, Stream
 
-# Sets whose "test" split has no labels: what the papers report on is another one.
+# Sets whose "test" split has no labels -> the split that papers report results on
 _HELD_OUT = {"imagenet2012": "validation"}
 
-_SHUFFLE_BUFFER = 16_384  # encoded images: 1.8 GB of ImageNet's
+_SHUFFLE_BUFFER = 16_384  # encoded images; for ImageNet 1.8 GB
 
 
-def parts(
+def find_parts(
     name: str,
     size: int | tuple[int, int] | None,
     channels: int | None,
@@ -28,20 +28,20 @@ def parts(
     download: bool,
     data_dir: Path | None,
 ) -> tuple[tuple[str, ...], dict[str, Part]]:
-    """Class names and the parts that the set has: "train" and, where it has such splits, "validation" and "test".
+    """Returns class names and the parts of the set: "train" and, if it has such splits, "validation" and "test".
 
-    A set with a training split and one other is taken as its papers take it: the other one is the test part. `name` is
-    as TFDS has it: NAME, NAME/CONFIG or NAME:VERSION. The rest is as in recipes.images.sources.load.
+    If a set has one split besides the training split, that is the test part, as in papers. `name` is the name in TFDS:
+    NAME, NAME/CONFIG or NAME:VERSION. For the other arguments see recipes.images.sources.load.
 
     Raises:
-        ValueError: unknown name, not prepared, or no image classification set.
+        ValueError: the name is unknown, or the set is not prepared or not for image classification.
     """
-    builder = _builder(name, data_dir)
-    image_key, label_key = _keys(builder)
+    builder = _make_builder(name, data_dir)
+    image_key, label_key = _find_keys(builder)
     _prepare(builder, name, download)
     features = builder.info.features
-    image_shape = _image_shape(name, features[image_key].shape, size, channels)
-    splits = {part: split for part, split in _splits(builder).items() if split is not None}
+    image_shape = _choose_shape(name, features[image_key].shape, size, channels)
+    splits = {part: split for part, split in _find_splits(builder).items() if split is not None}
     counts = {part: builder.info.splits[split].num_examples for part, split in splits.items()}
     in_memory = sum(counts.values()) * math.prod(image_shape) <= memory_limit
     found: dict[str, Part] = {}
@@ -56,7 +56,7 @@ def parts(
 
 
 class TfdsPart(Stream):
-    """A range of a split, read from its files."""
+    """A range of a split, streamed from its files."""
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class TfdsPart(Stream):
 
     @property
     def labels(self) -> np.ndarray:
-        """Raises ValueError: they are known only once all is read."""
+        """Raises ValueError: labels are not known before everything is read."""
         raise ValueError(
             "the labels of a streamed set are not known before it is read: load it with a larger memory_limit"
         )
 
     def take(self, indices: np.ndarray) -> "TfdsPart":
-        """A part of these examples, which must follow one another."""
+        """Returns a part with these examples, which must be consecutive."""
         builder, keys, split, mine = self._origin
         start = int(indices[0]) if len(indices) else 0
         if not np.array_equal(indices, np.arange(start, start + len(indices))):
@@ -98,7 +98,7 @@ class TfdsPart(Stream):
         return TfdsPart(builder, keys, split, chosen, self.image_shape, self._interpolation)
 
     def _order(self, seed: int | None) -> np.ndarray:
-        """As stored, whatever the seed: ranges can be read without the rest, and TFDS shuffled when it stored them."""
+        """Returns the stored order, whatever the seed: only ranges can be read alone, and TFDS stores shuffled sets."""
         return np.arange(len(self))
 
     def _decode(self, stored: tf.Tensor) -> tf.Tensor:
@@ -108,26 +108,26 @@ class TfdsPart(Stream):
 
 
 def fit(image: tf.Tensor, image_shape: tuple[int, int, int], interpolation: Interpolation) -> tf.Tensor:
-    """Crops the longer side's ends off, resizes and converts as recipes.images.folder does with Pillow."""
+    """Crops the ends of the longer side, resizes and converts, as recipes.images.files does with Pillow."""
     height, width, channels = image_shape
     if image.shape[-1] != channels:
         image = tf.image.rgb_to_grayscale(image) if channels == 1 else tf.image.grayscale_to_rgb(image)
     if image.shape[:2] == (height, width):
         return image
     stored = tf.shape(image)
-    window_height = tf.minimum(stored[0], _rounded(stored[1], height / width))
-    window_width = tf.minimum(stored[1], _rounded(stored[0], width / height))
+    window_height = tf.minimum(stored[0], _scale_length(stored[1], height / width))
+    window_width = tf.minimum(stored[1], _scale_length(stored[0], width / height))
     top, left = (stored[0] - window_height) // 2, (stored[1] - window_width) // 2
     window = tf.image.crop_to_bounding_box(image, top, left, window_height, window_width)
     resized = tf.image.resize(window, (height, width), interpolation, antialias=True)
     return tf.ensure_shape(tf.cast(tf.round(tf.clip_by_value(resized, 0, 255)), tf.uint8), image_shape)
 
 
-def _rounded(length: tf.Tensor, factor: float) -> tf.Tensor:
+def _scale_length(length: tf.Tensor, factor: float) -> tf.Tensor:
     return tf.maximum(1, tf.cast(tf.round(tf.cast(length, tf.float32) * factor), tf.int32))
 
 
-def _builder(name: str, data_dir: Path | None) -> Any:
+def _make_builder(name: str, data_dir: Path | None) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -143,20 +143,20 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
         return
     if not download:
         raise ValueError(
-            f"the set {name!r} is not in {builder.data_dir}: load it with download=True, or run `tfds build {name}`, "
-            "which needs the network (or copy that folder from a machine that has it)"
+            f"the set {name!r} is not in {builder.data_dir}: load it with download=True or run `tfds build {name}`, "
+            "which both need the network, or copy that folder from a machine that has it"
         )
     try:
         builder.download_and_prepare()
     except (OSError, AssertionError, tf.errors.OpError, tfds.download.DownloadError) as error:
         raise ValueError(
-            f"the set {name!r} cannot be fetched: {error}. Without a network, copy {builder.data_dir} from a machine "
-            "that has it, or use the embedded set fashion_mnist_small"
+            f"the set {name!r} cannot be downloaded: {error}. Without a network, copy {builder.data_dir} from a "
+            "machine that has it, or use the embedded set fashion_mnist_small"
         ) from error
 
 
-def _keys(builder: Any) -> tuple[str, str]:
-    """The names of the image and of the label in an example."""
+def _find_keys(builder: Any) -> tuple[str, str]:
+    """Returns the names of the image and the label in an example."""
     keys = builder.info.supervised_keys
     features = builder.info.features
     if (
@@ -166,14 +166,14 @@ def _keys(builder: Any) -> tuple[str, str]:
         or not isinstance(features[keys[1]], tfds.features.ClassLabel)
     ):
         raise ValueError(
-            f"{builder.name!r} is no image classification set: its examples hold {sorted(features)}; expected one "
+            f"{builder.name!r} is not an image classification set: its examples hold {sorted(features)}; expected one "
             "image and one class label"
         )
     return keys
 
 
-def _splits(builder: Any) -> dict[str, str | None]:
-    """Which split is which part."""
+def _find_splits(builder: Any) -> dict[str, str | None]:
+    """Returns the split for each part; None if there is none."""
     there = set(builder.info.splits)
     if "train" not in there:
         raise ValueError(f"{builder.name!r} has the splits {sorted(there)}: expected one called 'train'")
@@ -182,13 +182,13 @@ def _splits(builder: Any) -> dict[str, str | None]:
     return {"train": "train", "validation": validation, "test": held_out if held_out in there else None}
 
 
-def _image_shape(
+def _choose_shape(
     name: str, stored: tuple[int | None, ...], size: int | tuple[int, int] | None, channels: int | None
 ) -> tuple[int, int, int]:
     height, width = stored[:2] if size is None else (size, size) if isinstance(size, int) else size
     if height is None or width is None:
-        raise ValueError(f"the images of {name!r} differ in size: give the size= that all are to have")
+        raise ValueError(f"the images of {name!r} differ in size: give the size= to resize all images to")
     channels = channels or stored[2]
     if channels not in (1, 3) or stored[2] not in (1, 3):
-        raise ValueError(f"the images of {name!r} have {stored[2]} channels, {channels} are asked for: expected 1 or 3")
+        raise ValueError(f"the images of {name!r} have {stored[2]} channels; asked for {channels}, expected 1 or 3")
     return height, width, channels

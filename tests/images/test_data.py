@@ -74,7 +74,7 @@ def test_damaged_embedded_file_is_named_with_the_remedy(tmp_path, monkeypatch, d
     else:
         broken.unlink()
     monkeypatch.setattr(data, "EMBEDDED_FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=r"test\.png.*install the package anew"):
+    with pytest.raises(ValueError, match=r"test\.png.*reinstall the package"):
         data.load()
 
 

@@ -95,7 +95,7 @@ def test_unreadable_file_is_named_or_skipped_with_a_count(tmp_path: Path, caplog
     (tmp_path / "a" / "3.png").write_bytes(b"this is text")
     whole = (tmp_path / "b" / "5.png").read_bytes()
     (tmp_path / "b" / "5.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r'[ab].[35]\.png: .*; mend or remove it, or load with on_unreadable="skip"'):
+    with pytest.raises(ValueError, match=r'[ab].[35]\.png: .*; fix or remove it, or load with on_unreadable="skip"'):
         data.load(tmp_path)
     with caplog.at_level(logging.WARNING):
         loaded = data.load(tmp_path, on_unreadable="skip")
@@ -128,7 +128,7 @@ def test_a_large_folder_streams_the_same_images(tmp_path: Path):
 def test_images_of_different_sizes_need_a_size(tmp_path: Path):
     fill(tmp_path, {"a": 3, "b": 3})
     save(tmp_path / "b" / "large.png", picture(50, 9, 9))
-    with pytest.raises(ValueError, match=r"pixels and the first image .*: give the size \(--image_size\) that all"):
+    with pytest.raises(ValueError, match=r"pixels and the first image .*: give the size \(--image_size\) to resize"):
         data.load(tmp_path, test_fraction=0)
     assert data.load(tmp_path, size=5).input_shape == (5, 5, 3)
 
@@ -140,10 +140,10 @@ TRAINING = {"train/a": 3, "train/b": 3}
 @pytest.mark.parametrize(
     ("layout", "message"),  # of folders, how many pictures are in them; what is in a file; where a link leads
     [
-        ({}, r"holds 0 class folders \[\]: expected at least two, one a class"),
+        ({}, r"holds 0 class folders \[\]: expected at least two, one per class"),
         ({"a": 3}, r"holds 1 class folders \['a'\]"),
         ({"dataset/a": 3, "dataset/b": 3}, r"dataset holds folders, did you mean that one\?"),
-        ({**PAIR, "c": 0}, r"c holds no images \(.*\): fill it, or delete it"),
+        ({**PAIR, "c": 0}, r"c holds no images \(.*\): add some, or delete the folder"),
         ({**TRAINING, "test": 0}, "the test part of .* holds no images"),
         (
             {"train/cat": 3, "train/dog": 3, "test/cats": 3, "test/dog": 3},
@@ -330,7 +330,7 @@ def test_every_file_is_used_or_left_out_with_its_reason(tmp_path: Path, caplog: 
     assert len(reasons) == 42 + 1 + 3 - 30 == 16
     assert reasons["loose.png"] == "in no class folder"
     assert reasons["a/.DS_Store"] == "hidden"
-    assert reasons["b/1"] == "without a suffix that says what kind of image it is"
+    assert reasons["b/1"] == "without a suffix that tells the kind of image"
     assert reasons["a/deeper/boxes.xml"] == "with a name that ends in .xml, no kind of image that is read"
     assert "24 images are used, 16 files are left out" in caplog.text
 

@@ -182,7 +182,7 @@ def test_cifar10_by_name_with_mocked_data(tmp_path: Path):
 
 def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"'cifar10' is not in .*: load it with download=True, or run `tfds build cifar10`"
+        ValueError, match=r"'cifar10' is not in .*: load it with download=True or run `tfds build cifar10`"
     ):
         data.load("tfds:cifar10", data_dir=tmp_path)
 
@@ -192,7 +192,7 @@ def test_without_a_network_the_error_names_the_remedy(tmp_path: Path, monkeypatc
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "download_and_prepare", fail)
-    with pytest.raises(ValueError, match=r"cannot be fetched: no route to host\. Without a network, copy .*cifar10"):
+    with pytest.raises(ValueError, match=r"cannot be downloaded: no route to host\. Without a network, copy .*cifar10"):
         data.load("tfds:cifar10", data_dir=tmp_path, download=True)
 
 
@@ -202,7 +202,7 @@ def test_unknown_names_suggest_near_ones(tmp_path: Path):
 
 
 def test_a_set_without_images_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"'words' is no image classification set: its examples hold \['text'\]"):
+    with pytest.raises(ValueError, match=r"'words' is not an image classification set: its examples hold \['text'\]"):
         data.load("tfds:words", data_dir=tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_held_out_split_is_the_one_that_papers_report_on():
             self.name, self.info = name, Info(*splits)
 
     def chosen(*arguments: str) -> dict:
-        return tfds_sets._splits(Builder(*arguments))
+        return tfds_sets._find_splits(Builder(*arguments))
 
     assert chosen("x", "train", "validation", "test") == {"train": "train", "validation": "validation", "test": "test"}
     assert chosen("x", "train", "validation") == {"train": "train", "validation": None, "test": "validation"}
@@ -228,7 +228,7 @@ def test_held_out_split_is_the_one_that_papers_report_on():
 
 def test_images_of_different_sizes_need_a_size():
     with pytest.raises(ValueError, match="the images of 'x' differ in size: give the size="):
-        tfds_sets._image_shape("x", (None, None, 3), None, None)
-    assert tfds_sets._image_shape("x", (None, None, 3), 64, 1) == (64, 64, 1)
+        tfds_sets._choose_shape("x", (None, None, 3), None, None)
+    assert tfds_sets._choose_shape("x", (None, None, 3), 64, 1) == (64, 64, 1)
     with pytest.raises(ValueError, match="have 4 channels"):
-        tfds_sets._image_shape("x", (8, 8, 4), None, None)
+        tfds_sets._choose_shape("x", (8, 8, 4), None, None)

@@ -58,7 +58,7 @@ def test_a_training_that_is_done_says_so_and_is_not_done_again(trained, capsys):
 
 def test_a_model_of_somebody_in_the_folder_is_not_overwritten(tmp_path):
     (tmp_path / "model.keras").write_text("somebody's")
-    with pytest.raises(StateError, match=r"model\.keras was not written by this .*: move it away, or choose another folder="):
+    with pytest.raises(StateError, match=r"model\.keras was not written by this .*: move it away, or choose another"):
         train.train(dataclasses.replace(SMOKE, folder=tmp_path))
     assert (tmp_path / "model.keras").read_text() == "somebody's"
 

@@ -1,25 +1,25 @@
-"""DARTS: cells by gradient. Several searches with a seed each; what they find is trained briefly, the best one wins.
+"""DARTS: search cells by gradient descent, with one or more seeds; the cells found are trained briefly, the best win.
 
     python -m recipes.darts                              # embedded images, on 2 cores
-    python -m recipes.darts --algorithm=random           # random cells of the space alone, trained alike
+    python -m recipes.darts --algorithm=random           # the baseline: random cells of the space, trained alike
     python -m recipes.darts --order=2                    # second order
-    python -m recipes.darts --trials=2 --supernets=1     # the better of two supernets, not five together
-    python -m recipes.darts --supernets=1 --selection=perturbation     # by what the supernet loses without an operation
-    python -m recipes.darts --preset=paper --dry_run     # one step, and what the search would need on this machine
+    python -m recipes.darts --trials=2 --supernets=1     # the better of two supernets, instead of the mean of five
+    python -m recipes.darts --supernets=1 --selection=perturbation     # by the accuracy lost without an operation
+    python -m recipes.darts --preset=paper --dry_run     # a few steps, and what the search would need on this machine
 
-The result is runs/darts/genotype.json; runs/darts/card shows how the strengths of the operations and the cells evolved,
-with losses, accuracies, skip connections and the largest eigenvalue, all of which runs/darts/seeds holds for each seed.
-runs/darts/baseline holds random cells of the space, trained as the found ones; with 12 or more of them
-runs/darts/ranking.json says how well the strengths rank them, and with --table=TABLE how well they rank the cells of
-a table of recipes.tabulate, beside which the card judges the find. Killed and started again with the same command, it
-resumes where it was.
+The result is runs/darts/genotype.json. runs/darts/card shows how the strengths of the operations and the cells evolved,
+with losses, accuracies, skip connections and the largest eigenvalue; runs/darts/seeds has all of these for each seed.
+runs/darts/baseline has random cells of the space, trained like those found; with 12 or more of them
+runs/darts/ranking.json says how well the strengths rank them. With --table=TABLE it says how well they rank the cells
+of a table of recipes.tabulate, and the card judges the result by this table. A search that was killed resumes when
+started again with the same command.
 
 Source: Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, and quark0/darts; guards against collapse by
 Zela et al., ICLR 2020 (eigenvalue) and Liang et al., 2019 (number of skip connections); epochs of warm-up by Chen et
 al., "Progressive Differentiable Architecture Search", ICCV 2019; --selection=perturbation by Wang et al., "Rethinking
 Architecture Selection in Differentiable NAS", ICLR 2021; the mean over supernets as in deep ensembles, Lakshminarayanan
-et al., NeurIPS 2017. Departures: the halves are drawn by the seed, and validation batches come in shuffled epochs where
-quark0/darts draws them with replacement.
+et al., NeurIPS 2017. Departures: the seed draws the two halves of the images, and validation batches come in shuffled
+epochs, while quark0/darts draws them with replacement.
 """
 
 from recipes.darts.config import PRESETS, Config
@@ -30,7 +30,7 @@ __all__ = ["PRESETS", "Config", "search"]
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:
-    """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
+    """Searches and returns the best cells; `observe` receives the progress that is otherwise shown on screen."""
     import functools
 
     from recipes import _search, _seeds
@@ -45,5 +45,5 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         return seeds.dry_run(scorer)
     if config.algorithm == "random":
         return _search.search_randomly(scorer, "darts", observe)
-    find, judge = functools.partial(seeds.find, scorer), functools.partial(seeds.judge, scorer)
+    find, judge = (functools.partial(each, scorer) for each in (seeds.find_cells, seeds.judge_cells))
     return _seeds.search_by_seeds(scorer, "darts", find, judge, config.random_cells, observe)

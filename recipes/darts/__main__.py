@@ -1,4 +1,4 @@
-"""Starts the search; recipes/darts/__init__.py has its options."""
+"""Starts the search; recipes/darts/config.py has its options."""
 
 from recipes import _main
 from recipes.darts import PRESETS, search

@@ -11,31 +11,33 @@ from recipes.training import check_at_least, check_options
 
 @dataclasses.dataclass(frozen=True)
 class Config(ChildConfig):
-    """Options of the search; `epochs` and what else a child has are those of the final, brief trainings."""
+    """Options of the search; `epochs` and the other options of a child are for the brief final trainings."""
 
-    trials: int = 2  # searches, each with a seed of its own; random cells where the algorithm is random
+    trials: int = 2  # number of searches, each with its own seed; with --algorithm=random, number of random cells
     algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
-    order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights, at four times the cost of the alphas
-    supernets: int = 1  # of each search, with seeds of their own; their mean strengths stand for the cells
+    order: Literal[1, 2] = (
+        1  # 2 differentiates through a step of the weights; an alpha step then takes 4 times as long
+    )
+    supernets: int = 1  # per search, each with its own seed; the mean of their strengths selects the cells
     search_epochs: int = 8  # of a supernet
-    warm_up_epochs: int = 2  # of these, in which only the weights learn; 0 in the paper, 10 of 25 in P-DARTS
-    search_batch_size: int = 32  # images in a step of the supernet
-    search_cells: int = 3  # of the supernet; the paper has 8
-    search_filters: int = 4  # of its nodes before the first reduction; the paper has 16
-    nodes: int = 3  # of each cell; the paper has 4
-    ops: tuple[str, ...] = OPS[1:]  # that an edge chooses from, beside none
-    fixed_reduction: bool = False  # search the normal cell alone; the reduction cell has pools and identities
-    alpha_rate: float = 0.03  # of Adam for the alphas; the paper's 3e-4 needs its 20,000 steps
-    selection: Literal["strength", "perturbation"] = "strength"  # by the alphas, or by what is lost without a part
-    selection_batches: int = 8  # of validation images that a perturbation is scored on
-    tuning_steps: int = 10  # of the weights after each choice by perturbation
-    stop_at_skips: int | None = None  # skip connections in the normal cell at which a search ends early
-    random_cells: int = 12  # of the space, trained alike after a search by gradient; 12 or more give Kendall's tau too
+    warm_up_epochs: int = 2  # the first of these, in which only weights learn; 0 in the paper, 10 of 25 in P-DARTS
+    search_batch_size: int = 32  # images per step of the supernet
+    search_cells: int = 3  # of the supernet; 8 in the paper
+    search_filters: int = 4  # of the supernet's nodes before the first reduction; 16 in the paper
+    nodes: int = 3  # per cell; 4 in the paper
+    ops: tuple[str, ...] = OPS[1:]  # operations that an edge chooses from, besides none
+    fixed_reduction: bool = False  # search only the normal cell; the reduction cell has pools and skip connections
+    alpha_rate: float = 0.03  # Adam's learning rate for the alphas; the paper's 3e-4 needs its 20,000 steps
+    selection: Literal["strength", "perturbation"] = "strength"  # by alphas, or by the loss of accuracy without a part
+    selection_batches: int = 8  # batches of validation images that score a perturbation
+    tuning_steps: int = 10  # steps of the weights after each choice by perturbation
+    stop_at_skips: int | None = None  # number of skip connections in the normal cell that ends a search early
+    random_cells: int = 12  # trained like the cells found, for comparison; 12 or more give Kendall's tau too
     eigenvalue: bool = True  # log the largest eigenvalue of the Hessian in alpha after each epoch
-    save_seconds: float = 60.0  # between two saved states inside an epoch
-    dry_run_steps: int = 2  # of a dry run, beside the first, which has the time of tracing in it
+    save_seconds: float = 60.0  # between two saves of the state within an epoch
+    dry_run_steps: int = 2  # steps of a dry run after the first, whose time includes tracing
     cells: int = 3  # of the networks that are trained to compare results
-    filters: int = 8  # of their nodes before the first reduction
+    filters: int = 8  # of these networks' nodes before the first reduction
     folder: Path = Path("runs/darts")  # results, and the state to resume from
 
     added: ClassVar[tuple[str, ...]] = ("supernets",)
@@ -50,14 +52,14 @@ class Config(ChildConfig):
         check_ops(self.ops, OPS[1:])
         if self.selection == "perturbation" and self.supernets > 1:
             raise ValueError(
-                f"supernets is {self.supernets}; expected 1, for one is perturbed. Give --supernets=1, and more trials"
+                f"supernets is {self.supernets}; perturbation selects by one. Use --supernets=1 and raise --trials"
             )
         if self.warm_up_epochs >= self.search_epochs:
             raise ValueError(
-                f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, for "
+                f"warm_up_epochs is {self.warm_up_epochs} of {self.search_epochs} search_epochs; expected fewer, since "
                 "the alphas learn in the others"
             )
-        even = "an even number, for a factorized reduction halves it"
+        even = "an even number, since a factorized reduction halves it"
         check_options(self, "search_filters filters", even, lambda value: value % 2 == 0)
         check_options(self, "trials", f"at most {SEEDS}", lambda value: value <= SEEDS)
         check_options(self, "alpha_rate", "a rate above 0", lambda value: value > 0)
@@ -69,7 +71,7 @@ class Config(ChildConfig):
 
 
 PRESETS = {
-    "laptop": Config(trials=1, supernets=5),  # what ranks best on the table darts: docs/results.md
+    "laptop": Config(trials=1, supernets=5),  # the best on the table darts: docs/results.md
     "paper": Config(
         trials=4, data="tfds:cifar10", image_size=None, training_images=None, validation_images=None, epochs=100,
         batch_size=96, learning_rate=0.025, weight_decay=3e-4, augment=True, search_epochs=50, warm_up_epochs=0,

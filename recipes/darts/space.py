@@ -1,4 +1,4 @@
-"""The cells of DARTS: as decisions, and as the strengths of a supernet's operations."""
+"""The cells of DARTS: as decisions, and as strengths of a supernet's operations."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ import numpy as np
 from recipes.engine.spaces import Decision, Space, check_values
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Edge, Node
 
-# The order of quark0/darts' PRIMITIVES
+# in the order of quark0/darts' PRIMITIVES
 OPS = tuple(
     """none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5""".split()
 )
 _NONE = OPS[0]
-# Of DARTS' reduction cell, second order (Liu et al. 2019, figure 5); further nodes repeat the last
+# DARTS' reduction cell, second order (Liu et al. 2019, figure 5); further nodes repeat the last
 _FIXED = (
     (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
     (("skip_connect", 2), ("max_pool_3x3", 1)),
@@ -25,12 +25,13 @@ _FIXED = (
 
 @dataclasses.dataclass(frozen=True)
 class DartsSpace(Space):
-    """All cells that DARTS can end with: each node reads two different states, by operations other than "none".
+    """All cells that DARTS can find: each node reads two different states, by operations other than "none".
 
     Attributes:
-        nodes: of each cell.
-        ops: that an edge chooses from, in the order of OPS.
-        fixed_reduction: the reduction cell is not searched: it is the first nodes of the paper's, pools and identities.
+        nodes: number of nodes of a cell.
+        ops: operations that an edge chooses from, in the order of OPS.
+        fixed_reduction: whether to search only the normal cell; the reduction cell then has the first nodes of the
+            paper's, with pools and skip connections.
     """
 
     nodes: int
@@ -44,17 +45,17 @@ class DartsSpace(Space):
 
     @property
     def edges(self) -> int:
-        """How many edges a cell of the supernet has: each node reads every state before it."""
+        """Number of edges of a cell in the supernet, in which each node reads every state before it."""
         return sum(INPUT_STATES + node for node in range(self.nodes))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the strengths: cells that are searched, edges, and operations with "none" first."""
+        """Shape of the strengths: cells that are searched, edges, and operations with "none" first."""
         return len(self.cells), self.edges, 1 + len(self.ops)
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """For each node the pair of states, and two operations."""
+        """For each node the pair of states that it reads, and two operations."""
         found = []
         for cell in self.cells:
             for node in range(self.nodes):
@@ -65,7 +66,7 @@ class DartsSpace(Space):
         return tuple(found)
 
     def body(self, values: Mapping[str, Any]) -> Cells:
-        """Returns the cells that the values stand for."""
+        """Returns the cells for the values of the decisions."""
         graphs = []
         for cell in self.cells:
             nodes = []
@@ -77,7 +78,7 @@ class DartsSpace(Space):
         return self._cells(graphs)
 
     def values(self, body: Cells) -> dict[str, Any]:
-        """Returns the values that stand for `body`: the inverse of `body`."""
+        """Returns the values of the decisions for these cells: the inverse of `body`."""
         found = {}
         for cell in self.cells:
             for number, node in enumerate(getattr(body, cell).nodes):
@@ -87,9 +88,9 @@ class DartsSpace(Space):
         return check_values(found, self.decisions)
 
     def derive(self, strengths: Any) -> Cells:
-        """Returns the cells that strengths, an array of `shape`, stand for.
+        """Returns the cells that these strengths, an array of `shape`, select.
 
-        Each node keeps the two edges with the strongest operation other than "none", and on each its strongest one.
+        Each node keeps the two edges with the strongest operations other than "none", and on each edge that operation.
         """
         graphs = []
         for table in strengths:
@@ -102,10 +103,10 @@ class DartsSpace(Space):
         return self._cells(graphs)
 
     def strengths(self, cells: Cells) -> np.ndarray:
-        """Returns the strengths with which the supernet is these cells: 1 for each of their operations.
+        """Returns the strengths with which the supernet equals these cells: 1 for each of their operations, else 0.
 
         Raises:
-            ValueError: cells of another number of nodes, or without a reduction cell.
+            ValueError: the cells have another number of nodes, or no reduction cell.
         """
         graphs = [getattr(cells, name) for name in self.cells]
         if [len(graph.nodes) for graph in graphs if graph is not None] != [self.nodes] * len(graphs):
@@ -113,7 +114,7 @@ class DartsSpace(Space):
         return np.stack([self.mark_edges(graph, (_NONE, *self.ops)) for graph in graphs])
 
     def mark_edges(self, graph: CellGraph, ops: tuple[str, ...]) -> np.ndarray:
-        """Returns (edges, ops) with 1 where a cell does an operation."""
+        """Returns an array (edges, ops) with 1 for each operation of a cell, else 0."""
         table = np.zeros((self.edges, len(ops)), np.float32)
         for rows, node in zip(self.split_edges(table), graph.nodes, strict=True):
             for edge in node.edges:
@@ -121,11 +122,11 @@ class DartsSpace(Space):
         return table
 
     def split_edges(self, table: Any) -> list[Any]:
-        """Cuts (edges, ..) into the edges of each node, one a state that it may read."""
+        """Splits an array (edges, ..) into the edges of each node; a node has an edge from each earlier state."""
         return np.split(table, np.cumsum([INPUT_STATES + node for node in range(self.nodes - 1)]))
 
     def fixed_cell(self) -> CellGraph:
-        """Returns the reduction cell that is not searched."""
+        """Returns the reduction cell of a space that does not search it."""
         pairs = [_FIXED[min(node, len(_FIXED) - 1)] for node in range(self.nodes)]
         return self._graph([Node(tuple(Edge(*edge) for edge in pair)) for pair in pairs])
 

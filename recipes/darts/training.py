@@ -1,7 +1,7 @@
-"""The bilevel search of DARTS: alphas learn on one half of the images, weights on the other, by turns.
+"""The bilevel search of DARTS: the weights learn on one half of the images and the alphas on the other, alternately.
 
-All draws depend on the seed and their place alone, so a search that was killed resumes at the saved step, to the same
-result.
+Random numbers depend only on the seed and the step, so a search that was killed resumes at the saved step and ends with
+the same result.
 """
 
 import dataclasses
@@ -18,36 +18,38 @@ from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.state import TrainingState
 from zoo.genotype import Cells
 
-SCHEDULE = Schedule("cosine", rate=0.025, last=0.001)  # of the weights
-# PyTorch's optimisers (Liu et al. 2019, A.1.1): the decay is no part of the gradient that is clipped
+SCHEDULE = Schedule("cosine", rate=0.025, last=0.001)  # for the weights
+# PyTorch's optimisers (Liu et al. 2019, A.1.1), which add the decay after the gradient is clipped
 _WEIGHTS = Optimizer("sgd", momentum=0.9, weight_decay=3e-4, decay_all=True, decay_in="gradient", clip=5.0)
 _ALPHAS = Optimizer(
     "adam", momentum=0.5, mean_decay=0.999, epsilon=1e-8, weight_decay=1e-3, decay_all=True, decay_in="gradient"
 )
-_HESSIAN_STEP = 0.01  # over the norm of the gradient (Liu et al. 2019, footnote 2)
+_HESSIAN_STEP = 0.01  # divided by the norm of the gradient (Liu et al. 2019, footnote 2)
 _EIGENVALUE_STEP = 0.01
 
 
 class SupernetSession:
-    """Runs a supernet, and its gradients where they are asked for.
+    """Runs a supernet, and its gradients if wanted.
 
-    A session of tf.compat.v1, for two tf.functions would each be traced and optimized for itself: from the start to the
-    first step 145 s in place of 39 (8 cells of 8 filters, batch 16, 2 loaded cores).
+    Uses a session of tf.compat.v1, since two tf.functions would be traced and optimized separately: 145 s instead of
+    39 s until the end of the first step (8 cells of 8 filters, batch 16, 2 loaded cores).
     """
 
     def __init__(self, net: Supernet):
         self.net = net
-        self._graphs: dict[tuple[int, ...], tuple[Any, dict[str, Any]]] = {}  # by the shape of the images
+        # shape of the images -> session, and the graph's tensors by name
+        self._graphs: dict[tuple[int, ...], tuple[Any, dict[str, Any]]] = {}
 
     def __call__(
         self, wanted: Sequence[str], batch: tuple[Any, Any], weights: Any, alphas: Any = None, strengths: Any = None
     ) -> list[np.ndarray]:
-        """Returns loss and accuracy (2,) on a batch (images, labels), then the gradients in what is `wanted`.
+        """Returns loss and accuracy, an array (2,), on a batch (images, labels), then the `wanted` gradients.
 
-        That is "alphas", "weights" or both, in any order. `strengths` may be given in place of the alphas' softmax.
+        `wanted` has "alphas", "weights" or both, in any order. `strengths` may be given instead of `alphas`, whose
+        softmax they replace.
         """
         images, labels = (np.asarray(part) for part in batch)
-        session, tensors = self._graphs.get(images.shape) or self._make(images.shape)
+        session, tensors = self._graphs.get(images.shape) or self._build_graph(images.shape)
         if wanted and "loss/weights" not in tensors:
             with session.graph.as_default():
                 gradients = tf.compat.v1.gradients(tensors["loss"], [tensors["alphas"], tensors["weights"]])
@@ -56,7 +58,7 @@ class SupernetSession:
         given = {tensors[name]: np.asarray(value) for name, value in values.items() if value is not None}
         return session.run([tensors["metrics"], *(tensors[f"loss/{name}"] for name in wanted)], given)
 
-    def _make(self, shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
+    def _build_graph(self, shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
         with tf.Graph().as_default() as graph:
             shapes = {"weights": (self.net.packing.size,), "alphas": self.net.space.shape, "images": shape}
             tensors = {name: tf.compat.v1.placeholder(tf.float32, each) for name, each in shapes.items()}
@@ -70,8 +72,8 @@ class SupernetSession:
         return self._graphs[shape]
 
 
-class Bilevel:
-    """A supernet with its weights, its alphas and what their optimisers remember."""
+class BilevelSearch:
+    """A supernet with its weights, its alphas, and their optimisers' states; `order` is of the alphas' gradient."""
 
     def __init__(self, net: Supernet, order: int, alpha_rate: float, seed: int):
         self.net, self.seed, self._order, self._alpha_rate = net, seed, order, alpha_rate
@@ -83,9 +85,10 @@ class Bilevel:
         self.run: Callable[..., list[Any]] = SupernetSession(net)
 
     def learn(self, training: tuple[Any, Any], validation: tuple[Any, Any] | None, rate: float) -> list[float]:
-        """Takes one step of the alphas and one of the weights, on batches (images, labels).
+        """Takes one step of the alphas, then one of the weights, on batches (images, labels).
 
-        Returns loss and accuracy, then those in validation. Without `validation` the alphas stay, and there are none.
+        Returns training loss and accuracy, then those in validation. Without `validation` only the weights change, and
+        the validation metrics are missing.
         """
         validation_metrics: Any = ()
         if validation is not None:
@@ -95,7 +98,7 @@ class Bilevel:
         return [float(value) for value in (*metrics, *validation_metrics)]
 
     def learn_weights(self, batch: tuple[Any, Any], rate: float, alphas: Any = None, strengths: Any = None) -> Any:
-        """Takes one step of the weights with the alphas, or with strengths; returns loss and accuracy before it."""
+        """Takes one step of the weights, given alphas or strengths; returns loss and accuracy before the step."""
         metrics, gradient = self.run(["weights"], batch, self.weights, alphas=alphas, strengths=strengths)
         _WEIGHTS.apply([self.weights], self.slots, [gradient], rate)
         return metrics
@@ -103,10 +106,11 @@ class Bilevel:
     def alpha_gradient(
         self, training: tuple[Any, Any], validation: tuple[Any, Any], rate: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns validation loss and accuracy (2,), and the gradient of this loss in alpha.
+        """Returns validation loss and accuracy (2,), and the gradient of the validation loss in the alphas.
 
-        In second order the loss is that of the weights after one more step at `rate`; the product of Hessian and
-        gradient that this takes is a difference of two gradients (Liu et al. 2019, equations 7 and 8).
+        In second order, the loss is that of the weights after one more training step at `rate`. Its gradient contains
+        a product of a Hessian and a vector, which is approximated by the difference of two gradients (Liu et al. 2019,
+        equations 7 and 8).
         """
         if self._order == 1:
             metrics, gradient = self.run(["alphas"], validation, self.weights, self.alphas)
@@ -126,11 +130,11 @@ class Bilevel:
         return tf.nn.softmax(self.alphas).numpy()
 
     def cells(self) -> Cells:
-        """Returns the cells that the alphas stand for now."""
+        """Returns the cells that the present alphas select."""
         return self.net.space.derive(self.strengths())
 
     def eigenvalue(self, validation: tuple[Any, Any], seed: int, iterations: int = 5) -> float:
-        """Returns the dominant eigenvalue of the validation loss' Hessian in alpha; its growth announces collapse."""
+        """Returns the dominant eigenvalue of the validation loss' Hessian in alpha; its growth predicts collapse."""
 
         def gradient(alphas: np.ndarray) -> np.ndarray:
             return self.run(["alphas"], validation, self.weights, alphas)[1]
@@ -143,7 +147,7 @@ class Bilevel:
 
     @property
     def variables(self) -> dict[str, list[Any]]:
-        """All that a step reads and changes, in groups, as the file holds them."""
+        """Everything that a step reads and changes, in the groups that are saved."""
         alphas = {"alphas": [self.alphas], "alpha_slots": self.alpha_slots}
         return {"weights": [self.weights], "slots": self.slots, **alphas}
 
@@ -151,7 +155,7 @@ class Bilevel:
 def largest_eigenvalue(
     gradient: Callable[[np.ndarray], np.ndarray], at: np.ndarray, iterations: int, rng: np.random.Generator
 ) -> float:
-    """Returns the eigenvalue of largest magnitude of the Hessian, by power iteration on differences of gradients."""
+    """Returns the Hessian's eigenvalue of largest magnitude, by power iteration on differences of gradients."""
     direction = rng.standard_normal(at.shape).astype(np.float32)
     value = 0.0
     for _ in range(iterations):
@@ -164,24 +168,27 @@ def largest_eigenvalue(
 
 
 def select_by_perturbation(
-    state: Bilevel, batches: Sequence[tuple[Any, Any]], tune: Callable[[np.ndarray], None], rng: np.random.Generator
+    search: BilevelSearch,
+    batches: Sequence[tuple[Any, Any]],
+    tune: Callable[[np.ndarray], None],
+    rng: np.random.Generator,
 ) -> Cells:
-    """Returns the cells of a trained supernet by what it loses without an operation or an edge.
+    """Selects the cells of a trained supernet by the accuracy that it loses without an operation or an edge.
 
-    Source: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021, algorithm 1: edges in
-    random order each get the operation whose removal lowers the validation accuracy most, then nodes in random order
-    keep the two edges whose removal does; between two choices the supernet is tuned. Departures: only its weights are
-    tuned, for the steps that `tuning_steps` says (5 epochs in the paper); equal accuracies are told apart by the loss.
+    Source: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021, algorithm 1. In random
+    order, each edge gets the operation whose removal lowers the validation accuracy most; then each node, in random
+    order, keeps the two edges whose removal lowers it most. After each choice the supernet is tuned. Departures: only
+    the weights are tuned, for `tuning_steps` steps (5 epochs in the paper); ties in accuracy are broken by the loss.
 
-    The accuracy is that on `batches` of validation images; `tune` trains the weights of `state` with some strengths.
+    The accuracy is measured on `batches` of validation images; `tune` trains the weights with given strengths.
     """
-    space, strengths = state.net.space, state.strengths()
+    space, strengths = search.net.space, search.strengths()
 
     def score_without(*place: Any) -> tuple[float, float]:
-        """Returns accuracy and -loss of the supernet without a part."""
+        """Returns accuracy and -loss of the supernet without the part of the strengths at `place`."""
         perturbed = strengths.copy()
         perturbed[place] = 0
-        found = [state.run([], batch, state.weights, strengths=perturbed)[0] for batch in batches]
+        found = [search.run([], batch, search.weights, strengths=perturbed)[0] for batch in batches]
         loss, accuracy = np.mean(found, axis=0)
         return float(accuracy), -float(loss)
 

@@ -1,4 +1,4 @@
-"""Starts the search; recipes/enas/__init__.py has its options."""
+"""Starts the search; recipes/enas/config.py has its options."""
 
 from recipes import _main
 from recipes.enas import PRESETS, search

@@ -1,4 +1,4 @@
-"""Starts the search; recipes/tinynas/__init__.py has its options."""
+"""Starts the search; recipes/tinynas/config.py has its options."""
 
 from recipes import _main
 from recipes.tinynas import PRESETS, search

@@ -16,7 +16,7 @@ from recipes.cards.read import read_search
 from recipes.darts import seeds
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
-from recipes.darts.training import SCHEDULE, Bilevel, largest_eigenvalue, select_by_perturbation
+from recipes.darts.training import SCHEDULE, BilevelSearch, largest_eigenvalue, select_by_perturbation
 from recipes.engine.children import NetworkScorer, load_images
 from zoo.genotype import Cells
 
@@ -32,8 +32,8 @@ class Quadratic:
         return [np.array([7.0, 0.25]), *(gradients[name] for name in wanted)]
 
     @classmethod
-    def search(cls, order: int) -> Bilevel:
-        state = Bilevel(Supernet(DartsSpace(1), 3, 2, 2, 1), order, alpha_rate=0.1, seed=0)
+    def search(cls, order: int) -> BilevelSearch:
+        state = BilevelSearch(Supernet(DartsSpace(1), 3, 2, 2, 1), order, alpha_rate=0.1, seed=0)
         weights: Any = [tf.Variable(tf.constant([value])) for value in (2.0, 0.0, 3.0)]
         state.weights, state.slots, state.alphas, state.run = weights[0], weights[1:2], weights[2], cls()
         return state
@@ -76,7 +76,7 @@ def test_alphas_rest_while_the_weights_warm_up():
         ({"search_filters": 3}, "search_filters is 3; expected an even number"),
         ({"ops": ("skip_conect",)}, r"ops names 'skip_conect'.*did you mean 'skip_connect'"),
         ({"ops": ("skip_connect", "skip_connect")}, "each operation once"),
-        ({"supernets": 2, "selection": "perturbation"}, "for one is perturbed"),
+        ({"supernets": 2, "selection": "perturbation"}, "perturbation selects by one"),
         ({"alpha_rate": 0.0}, r"alpha_rate is 0\.0; expected a rate above 0"),
     ],
 )
@@ -102,14 +102,14 @@ def test_options_that_cannot_be_are_refused_with_the_reason(options, message):
 )
 def test_a_search_that_was_killed_at_any_step_ends_with_the_same_cells_and_strengths(options, tmp_path):
     networks = scorer(dataclasses.replace(SMOKE, save_seconds=0.0, **options))
-    whole = seeds.find(networks, 3, tmp_path / "whole.npz", lambda share, text: None)
+    whole = seeds.find_cells(networks, 3, tmp_path / "whole.npz", lambda share, text: None)
     killed = tmp_path / "killed.npz"
     for step in (2, 3):  # of six: within an epoch, and where one has ended
         with pytest.raises(KeyboardInterrupt):
-            seeds.find(networks, 3, killed, functools.partial(kill_at, step / 6))
-    assert seeds.find(networks, 3, killed, lambda share, text: None) == whole
+            seeds.find_cells(networks, 3, killed, functools.partial(kill_at, step / 6))
+    assert seeds.find_cells(networks, 3, killed, lambda share, text: None) == whole
     with pytest.raises(ValueError, match=r"another training .seed=3 there and 4 here"):
-        seeds.find(networks, 4, killed, lambda share, text: None)
+        seeds.find_cells(networks, 4, killed, lambda share, text: None)
 
 
 def kill_at(last: float, share: float, text: str) -> None:
@@ -121,9 +121,9 @@ def kill_at(last: float, share: float, text: str) -> None:
 def test_a_search_ends_early_where_skip_connections_take_over_also_when_it_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "_count_skips", lambda graph: 2)
     networks = scorer(dataclasses.replace(SMOKE, stop_at_skips=2))
-    found = seeds.find(networks, 0, tmp_path / "state.npz", lambda share, text: None)
+    found = seeds.find_cells(networks, 0, tmp_path / "state.npz", lambda share, text: None)
     assert len(found["history"]) == 1
-    assert seeds.find(networks, 0, tmp_path / "state.npz", lambda share, text: None) == found
+    assert seeds.find_cells(networks, 0, tmp_path / "state.npz", lambda share, text: None) == found
 
 
 @pytest.mark.slow
@@ -172,14 +172,14 @@ def test_strengths_of_cells_stand_for_these_cells():
 def test_cells_are_ranked_by_the_strengths_of_what_they_do(tmp_path):
     config = dataclasses.replace(SMOKE, ops=("skip_connect", "sep_conv_3x3"), fixed_reduction=True)
     searched = scorer(config)
-    state = seeds.begin(config, searched.images, 3)
+    state = seeds.make_search(config, searched.images, 3)
     state.alphas.assign(np.log([[[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]]]))
     state.file(tmp_path / "3").save({}, state.variables)
     cells = [
         config.make_space().body({"normal/node0/states": "0,1", "normal/node0/op0": first, "normal/node0/op1": second})
         for first, second in (("skip_connect", "skip_connect"), ("sep_conv_3x3", "skip_connect"))
     ]
-    ((seed, found),) = seeds.judge(searched, {3: tmp_path / "3", 4: tmp_path / "gone"}, cells)
+    ((seed, found),) = seeds.judge_cells(searched, {3: tmp_path / "3", 4: tmp_path / "gone"}, cells)
     assert seed == 3
     assert found == pytest.approx([np.log(0.3 * 0.6), np.log(0.5 * 0.6)])
 
@@ -187,9 +187,9 @@ def test_cells_are_ranked_by_the_strengths_of_what_they_do(tmp_path):
 def test_several_supernets_stand_for_the_cells_of_their_geometric_mean(tmp_path):
     config = dataclasses.replace(SMOKE, ops=("skip_connect", "sep_conv_3x3"), fixed_reduction=True, supernets=2)
     searched = scorer(config)
-    files = seeds._list_files(config, 3, tmp_path / "seed3.state.npz")
+    files = seeds._list_states(config, 3, tmp_path / "seed3.state.npz")
     for (seed, file), first_edge in zip(files.items(), ([0.1, 0.8, 0.1], [0.5, 0.1, 0.4]), strict=True):
-        state = seeds.begin(config, searched.images, seed)
+        state = seeds.make_search(config, searched.images, seed)
         state.alphas.assign(np.log([[first_edge, [0.2, 0.2, 0.6]]]))
         state.file(file).save({}, state.variables)
     mean = seeds._mean_strengths(config, searched.images, files)
@@ -209,7 +209,7 @@ def test_derived_cell_keeps_the_two_strongest_edges_and_never_none():
 
 
 def test_selection_by_perturbation_keeps_what_the_accuracy_falls_most_without():
-    state = Bilevel(Supernet(DartsSpace(2, ("skip_connect", "sep_conv_3x3")), 3, 2, 2, 1), 1, 0.1, seed=0)
+    state = BilevelSearch(Supernet(DartsSpace(2, ("skip_connect", "sep_conv_3x3")), 3, 2, 2, 1), 1, 0.1, seed=0)
     worth = np.random.default_rng(0).uniform(size=state.net.space.shape)  # of each operation of each edge
     tuned = []
 

@@ -12,45 +12,45 @@ from zoo.formats.enas import MICRO_OPS
 
 @dataclasses.dataclass(frozen=True)
 class Config(ChildConfig):
-    """Options of the search; `epochs` and what else a child has are those of the final trainings."""
+    """Options of the search; `epochs` and the other options of a child are for the final trainings."""
 
-    trials: int = 1  # searches, each with a seed of its own; random networks where the algorithm is random
+    trials: int = 1  # number of searches, each with its own seed; with --algorithm=random, number of random networks
     algorithm: Literal["enas", "uniform", "random"] = "enas"  # uniform and random are the baselines
     space: Literal["micro", "macro"] = "micro"  # cells, or a chain of layers
-    epochs: int = 10  # of each final training; 3 would order networks otherwise (Kendall's tau 0.6 over 12)
+    epochs: int = 10  # of each final training; 3 would rank networks differently (Kendall's tau 0.6 over 12)
     search_epochs: int = 60  # of the shared weights
-    uniform_epochs: int = 0  # of these, the first, in which the weights learn from paths drawn uniformly
-    search_batch_size: int = 32  # images in a step of the shared weights, and in a reward
-    search_cells: int = 3  # normal cells of the supernet, two reductions come on top (micro); the paper has 6
-    search_filters: int = 8  # of the supernet before the first reduction; the paper has 20 (micro) and 36 (macro)
-    nodes: int = 3  # of each cell (micro); the paper has 5
-    ops: tuple[str, ...] = MICRO_OPS  # that an edge chooses from (micro)
-    fixed_reduction: bool = False  # search the normal cell alone (micro); the reduction cell has pools and identities
-    layers: int = 6  # of the chain (macro); the paper has 12
-    search_rate: float = 0.05  # of the shared weights at the beginning of a cosine period
-    least_rate: float = 0.0005  # at its end
-    rate_period: int = 60  # epochs of the first period; each is twice as long as the one before
-    search_decay: float = 2e-4  # L2 on all shared weights
-    shared_joins: bool = False  # what joins loose ends has a part that all states share (micro); not in the paper
-    search_dropout: float = 0.1  # share of features that a step leaves out
-    reward_images: int = 400  # training images that are kept for rewards and the choice of the path
-    updates: int = 12  # of the controller after each epoch; the paper has 30 (micro) and 50 (macro)
-    samples: int = 5  # paths in an update, each rewarded on a batch; the paper has 10 (micro) and 20 (macro)
-    candidates: int = 50  # paths that are drawn at the end; each network is scored once, in a tenth of a second
-    finalists: int = 1  # the best of these that are trained on their own; the best in validation wins
-    score: Literal["accuracy", "loss"] = "accuracy"  # of these paths, and of networks that shared weights are to rank
-    supernets: int = 1  # of each search, with seeds and controllers of their own; a path has the mean of their scores
+    uniform_epochs: int = 0  # the first of these, in which the weights learn from paths drawn uniformly
+    search_batch_size: int = 32  # images per step of the shared weights, and per reward
+    search_cells: int = 3  # normal cells of the supernet, besides two reduction cells (micro); 6 in the paper
+    search_filters: int = 8  # of the supernet before the first reduction; 20 (micro) and 36 (macro) in the paper
+    nodes: int = 3  # per cell (micro); 5 in the paper
+    ops: tuple[str, ...] = MICRO_OPS  # operations that an edge chooses from (micro)
+    fixed_reduction: bool = False  # search only the normal cell (micro); the reduction cell has pools and skips
+    layers: int = 6  # of the chain (macro); 12 in the paper
+    search_rate: float = 0.05  # learning rate of the shared weights at the start of a cosine period
+    least_rate: float = 0.0005  # learning rate at the end of a period
+    rate_period: int = 60  # epochs of the first period; each period is twice as long as the one before
+    search_decay: float = 2e-4  # L2 decay of all shared weights
+    shared_joins: bool = False  # convolutions that read a cell's output share a part among states (micro); not in paper
+    search_dropout: float = 0.1  # share of the features that a step drops
+    reward_images: int = 400  # training images reserved for rewards and the choice of the path
+    updates: int = 12  # of the controller after each epoch; 30 (micro) and 50 (macro) in the paper
+    samples: int = 5  # paths per update, each rewarded on a batch; 10 (micro) and 20 (macro) in the paper
+    candidates: int = 50  # paths drawn at the end; each network is scored once, in a tenth of a second
+    finalists: int = 1  # the best candidates, which are trained on their own; the best in validation wins
+    score: Literal["accuracy", "loss"] = "accuracy"  # ranks the candidates, and networks compared by shared weights
+    supernets: int = 1  # per search, each with its own seed and controller; a path's score is the mean over them
     hidden: int = 64  # units of the controller
     controller_rate: float = 0.005  # the controller's learning rate; 0.0035 in the scripts; at 0.02 its LSTM saturates
-    temperature: float = 1.0  # by which its logits are divided
-    tanh_constant: float = 2.5  # logits are this much of their tanh; the scripts have 1.1 (micro) and 1.5 (macro)
-    op_reduce: float = 2.5  # by which the constant is smaller for operations (micro)
+    temperature: float = 1.0  # the controller's logits are divided by it
+    tanh_constant: float = 2.5  # factor of the logits' tanh; 1.1 (micro) and 1.5 (macro) in the scripts
+    op_reduce: float = 2.5  # the tanh constant is divided by it for operations (micro)
     entropy: float = 0.0001  # weight of the choices' entropy in a reward
-    baseline: float = 0.95  # what stays of the moving average of rewards at each reward; the paper has 0.99
+    baseline: float = 0.95  # decay of the moving average of rewards; 0.99 in the paper
     skip_target: float = 0.4  # share of skips that the controller is drawn to (macro)
-    skip_weight: float = 0.8  # how strongly
-    random_networks: int = 12  # of the space, trained alike after a search; 12 or more give Kendall's tau too
-    save_seconds: float = 60.0  # between two saved states inside an epoch
+    skip_weight: float = 0.8  # how strongly the controller is drawn to skip_target (macro)
+    random_networks: int = 12  # trained like the network found, for comparison; 12 or more give Kendall's tau too
+    save_seconds: float = 60.0  # between two saves of the state within an epoch
     cells: int = 3  # normal cells of the networks that are trained to compare results (micro)
     filters: int = 8  # of these networks before the first reduction
     folder: Path = Path("runs/enas")  # results, and the state to resume from
@@ -67,13 +67,13 @@ class Config(ChildConfig):
         check_at_least(self, least)
         check_ops(self.ops, MICRO_OPS)
         if self.space == "macro" and self.layers < 2:
-            raise ValueError(f"layers is {self.layers}; expected 2 or more, for a chain has skips between layers")
+            raise ValueError(f"layers is {self.layers}; expected 2 or more, since a chain has skips between layers")
         if self.space == "macro" and (self.fixed_reduction or self.ops != MICRO_OPS):
-            raise ValueError("ops and fixed_reduction are of cells; leave them out, or take --space=micro")
+            raise ValueError("ops and fixed_reduction are options of cells; omit them, or use --space=micro")
         if self.search_filters % 2 or self.filters % 2:
             raise ValueError(
                 f"search_filters is {self.search_filters} and filters {self.filters}; expected even numbers, "
-                "for a factorized reduction halves them"
+                "since a factorized reduction halves them"
             )
         if self.trials > SEEDS and self.algorithm != "random":
             raise ValueError(f"trials is {self.trials}; expected at most {SEEDS} searches")
@@ -104,7 +104,7 @@ _SMOKE: dict[str, Any] = {
     "filters": 2,
 }  # fmt: skip
 PRESETS: dict[str, Config] = {
-    "laptop": Config(  # what finds best on the table enas: docs/results.md
+    "laptop": Config(  # the best on the table enas: docs/results.md
         search_epochs=20, rate_period=20, uniform_epochs=20, shared_joins=True, score="loss", supernets=3,
         candidates=200, finalists=8,
     ),

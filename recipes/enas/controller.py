@@ -1,4 +1,4 @@
-"""The controllers of ENAS: in which steps they draw a cell or a chain; recipes.oracles.attention takes the steps.
+"""The controllers of ENAS: the steps that draw a cell or a chain; recipes.oracles.attention takes these steps.
 
 Source: Pham et al., ICML 2018, section 2, and melodyguan/enas (micro_controller.py, general_controller.py).
 """
@@ -13,12 +13,12 @@ from recipes.oracles.attention import AttentionController, Step
 from zoo.formats.enas import MACRO_OPS
 from zoo.genotype import INPUT_STATES
 
-_FIRST_BIAS = (10.0, 10.0, 0.0, 0.0, 0.0)  # of micro operations: both convolutions are likelier at first
-_CONSTANT_BIAS = (0.25, 0.25, -0.25, -0.25, -0.25)  # in the normal cell, never learned
+_FIRST_BIAS = (10.0, 10.0, 0.0, 0.0, 0.0)  # initial bias of micro operations, which favours both convolutions
+_CONSTANT_BIAS = (0.25, 0.25, -0.25, -0.25, -0.25)  # added in the normal cell, never learned
 
 
 class MicroController(AttentionController):
-    """Draws the cells that a space searches: for each node two states, then two operations."""
+    """Draws the cells of a space: for each node two states, then two operations."""
 
     def __init__(self, space: MicroSpace, **settings: Any):
         self._space, steps = space, []
@@ -35,7 +35,7 @@ class MicroController(AttentionController):
         super().__init__(steps, len(space.ops), **settings)
 
     def draw_weight(self, weight: keras.Variable, rng: np.random.Generator) -> np.ndarray:
-        """Draws the first values of a weight."""
+        """Returns initial values of a weight."""
         if weight is self.op_head.bias:
             return np.array(_FIRST_BIAS)[self._space.numbers]
         return super().draw_weight(weight, rng)
@@ -54,7 +54,7 @@ class MicroController(AttentionController):
 
 
 class MacroController(AttentionController):
-    """Draws layer by layer an operation, then which earlier layers join."""
+    """Draws the layers in turn: an operation, then the skips from earlier layers."""
 
     reduces_ops = False
 

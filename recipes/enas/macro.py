@@ -1,7 +1,7 @@
-"""The supernet of ENAS' macro space: a chain of layers, each with one of six operations and any skips before it.
+"""The supernet of ENAS' macro space: a chain of layers, each with one of six operations and skips from any before it.
 
-Under a path the values are those of the network that zoo/families/enas.py builds from the path's chain, with separable
-convolutions as the paper has them. Of the 1x1 convolution that joins skips, each state has its rows.
+With a path, the supernet computes what the network computes that zoo/families/enas.py builds from the path's chain,
+with separable convolutions as in the paper. In the 1x1 convolution that joins skips, each state has its own rows.
 """
 
 from typing import Any
@@ -18,10 +18,16 @@ CONVOLUTIONS = [op for op in MACRO_OPS if "conv" in op]
 
 
 class MacroSupernet:
-    """Pure functions of a weight vector, a path of the space and images."""
+    """A network as a function of a weight vector, a path of the space, and images."""
 
     def __init__(self, space: ChainSpace, filters: int, classes: int, channels: int):
-        """Lays the weights out; `filters` is the width before the first reduction, after a third of the layers."""
+        """Lists the shapes of all weights, `packing`.
+
+        Args:
+            space: the chains that are searched.
+            filters: width before the first reduction; reductions follow one third and two thirds of the layers.
+            classes, channels: of the images.
+        """
         self.space, self.classes = space, classes
         layers = space.layers
         self.thirds = (layers // 3, 2 * (layers // 3))
@@ -32,7 +38,7 @@ class MacroSupernet:
             self.widths.append(filters)
             shapes += self._layer_shapes(name, number, filters)
             if number in self.thirds:
-                stack = (number + 1,)  # one for each state
+                stack = (number + 1,)  # one per state
                 shapes.append(Shape(f"{name}/halve", (*stack, 2, filters, filters), filters))
                 filters *= 2
                 shapes += norm_shapes(f"{name}/halve", stack, filters)
@@ -84,7 +90,7 @@ class MacroSupernet:
         return supernet.classify(x, run.weights["classifier"], drop)
 
     def _layer(self, run: Pass, name: str, path: Any, x: Any) -> Any:
-        """What a layer makes of the state before it: ReLU, 1x1, BN, ReLU, then the operation."""
+        """Returns a layer's output, before skips, for the state before it: ReLU, 1x1, BN, ReLU, then the operation."""
         op, sides, weights = path[0], x.shape[1:], run.weights
         names = [f"{name}/narrow", f"{name}/narrow/scale", f"{name}/narrow/shift"]
         kernel, scale, shift = (tf.gather(weights[part], op) for part in names)
@@ -95,6 +101,7 @@ class MacroSupernet:
         return tf.ensure_shape(self._operation(op, tf.nn.relu(x), kernels), [None, *sides])
 
     def _halve(self, run: Pass, name: str, states: list) -> list[Any]:
+        """Returns all states after a factorized reduction each."""
         halved = []
         for state, x in enumerate(states):
             scale, shift = run.weights[f"{name}/scale"][state], run.weights[f"{name}/shift"][state]

@@ -1,4 +1,4 @@
-"""What ENAS chooses from: cells or chains, as decisions and as the paths of a supernet."""
+"""The search spaces of ENAS, cells and chains: as decisions, and as paths of a supernet."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,16 @@ from zoo.genotype import INPUT_STATES, Cells, Chain, Layer
 
 
 class MicroSpace(CellSpace):
-    """The cells of ENAS: five operations, results added; the output is what no node reads, inputs included.
+    """The cells of ENAS: a node adds two of five operations; the output joins all states, also inputs, that none reads.
 
-    A path is an int32 array (2, nodes, 2, 2): of the normal and the reduction cell, for each node's two edges the state
-    and the operation, an index of MICRO_OPS.
+    A path is an int32 array (2, nodes, 2, 2): for the normal and the reduction cell, for each node and each of its two
+    edges, the state that it reads and its operation, an index of MICRO_OPS.
 
     Args:
-        nodes: of each cell.
-        ops: that an edge chooses from.
-        fixed_reduction: the reduction cell is not searched: its nodes pool both inputs, and carry on the node before.
+        nodes: number of nodes of a cell.
+        ops: operations that an edge chooses from.
+        fixed_reduction: whether to search only the normal cell. The first node of the reduction cell then adds max
+            pools of both inputs, and each other node adds the node before it and a max pool of h[c-1].
     """
 
     def __init__(self, nodes: int = 5, ops: Sequence[str] = MICRO_OPS, fixed_reduction: bool = False):
@@ -33,7 +34,7 @@ class MicroSpace(CellSpace):
         return np.array([MICRO_OPS.index(op) for op in self.ops])
 
     def body(self, values: Mapping[str, Any]) -> Cells:
-        """Returns the cells that `values` (decision -> choice) stand for."""
+        """Returns the cells for the values of the decisions."""
         path = np.zeros((len(self.cells), self.nodes, 2, 2), np.int32)
         for cell, node, edge in np.ndindex(*path.shape[:3]):
             at = f"{self.cells[cell]}/node{node}"
@@ -41,7 +42,7 @@ class MicroSpace(CellSpace):
         return self.decode(self.complete(path))
 
     def complete(self, searched: np.ndarray) -> np.ndarray:
-        """Returns paths (.., 2, nodes, 2, 2) of the cells that were searched, (.., 1 or 2, nodes, 2, 2)."""
+        """Adds the fixed reduction cell, if any, to paths (.., 1 or 2, nodes, 2, 2); returns (.., 2, nodes, 2, 2)."""
         if len(self.cells) == 2:
             return searched
         pool, skip = MICRO_OPS.index("max_pool_3x3"), MICRO_OPS.index("skip_connect")
@@ -61,7 +62,7 @@ class MicroSpace(CellSpace):
         return body
 
     def draw_path(self, rng: np.random.Generator) -> np.ndarray:
-        """Draws every choice uniformly."""
+        """Draws a path uniformly: every choice has equal chances."""
         path = np.zeros((len(self.cells), self.nodes, 2, 2), np.int32)
         for node in range(self.nodes):
             path[:, node, :, 0] = rng.integers(INPUT_STATES + node, size=(len(path), 2))
@@ -73,15 +74,15 @@ class MicroSpace(CellSpace):
 class ChainSpace(Space):
     """The chains of ENAS' macro space: each layer has one of six operations and any set of skips.
 
-    A path is an int32 array (layers, 1 + layers): of each layer the operation, an index of MACRO_OPS, and a bit for
-    each state, 0 the stem, k layer k. Layer k (from 1) has skips from the states 0 to k-2; other bits are not read.
+    A path is an int32 array (layers, 1 + layers): for each layer its operation, an index of MACRO_OPS, and a bit for
+    each state: 0 is the stem, k is layer k. Layer k (from 1) has skips from states 0 to k-2; other bits are not read.
     """
 
     layers: int
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """For each layer its operation, and for each earlier state but the last whether it joins."""
+        """For each layer its operation, and for each earlier state but the last whether there is a skip from it."""
         found = []
         for number in range(1, self.layers + 1):
             found.append(Decision(f"layer{number:02d}/op", MACRO_OPS, "op"))
@@ -90,7 +91,7 @@ class ChainSpace(Space):
         return tuple(found)
 
     def body(self, values: Mapping[str, Any]) -> Chain:
-        """Returns the chain that `values` (decision -> choice) stand for."""
+        """Returns the chain for the values of the decisions."""
         layers = []
         for number in range(1, self.layers + 1):
             name = f"layer{number:02d}"
@@ -99,7 +100,7 @@ class ChainSpace(Space):
         return Chain(tuple(layers))
 
     def values(self, body: Chain) -> dict[str, Any]:
-        """Returns the values that stand for `body`: the inverse of `body`."""
+        """Returns the values of the decisions for this chain: the inverse of `body`."""
         found = {}
         for number, layer in enumerate(body.layers, start=1):
             found[f"layer{number:02d}/op"] = layer.op
@@ -121,7 +122,7 @@ class ChainSpace(Space):
         return body
 
     def draw_path(self, rng: np.random.Generator) -> np.ndarray:
-        """Draws every choice uniformly."""
+        """Draws a path uniformly: every choice has equal chances."""
         path = np.zeros((self.layers, self.layers + 1), np.int32)
         path[:, 0] = rng.integers(len(MACRO_OPS), size=self.layers)
         path[:, 1:] = np.tril(rng.integers(2, size=(self.layers, self.layers)), -1)

@@ -1,7 +1,7 @@
-"""One ENAS search: epochs of the shared weights and updates of the controller by turns, then the choice of a path.
+"""An ENAS search: in each epoch the shared weights are trained and the controller is updated; then paths are ranked.
 
-All draws depend on the seed and their place alone, so a search that was killed resumes at the saved step, to the same
-result.
+Random numbers depend only on the seed and the step, so a search that was killed resumes at the saved step and ends with
+the same result.
 """
 
 import functools
@@ -25,17 +25,21 @@ from recipes.training.optimizer import Optimizer, Schedule
 from recipes.training.progress import Report, Status, report_part
 from recipes.training.state import TrainingState
 
-_WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # what is drawn, each from a stream of its own
-_MOST_REFUSED = 100  # candidates in a row; to refuse one may cost building it
-_VERSION = 2  # of what a search's state holds
+_WEIGHTS, _PATHS, _DROPOUT, _REWARDS, _CANDIDATES = range(5)  # the streams of random numbers
+_MOST_REFUSED = 100  # candidates in a row; checking one may require building it
+_VERSION = 2  # of the format of a search's state
 _CLIP = 5.0  # largest norm of the gradient (melodyguan/enas, child_grad_bound)
 
 
 class SharedWeights:
     """The weights of a supernet and their momentum; one trace serves all paths.
 
-    `decay` is the factor w of w/2 x |weights|^2 in the loss, twice ENAS' l2_reg; `dropout` the share of the features
-    before the classifier that a step leaves out.
+    Args:
+        net: the supernet.
+        input_shape: height, width and channels of the images.
+        decay: the factor w of w/2 x |weights|^2 in the loss, twice ENAS' l2_reg.
+        dropout: the share of the features before the classifier that a step drops.
+        seed: for the initial weights.
     """
 
     def __init__(
@@ -53,16 +57,16 @@ class SharedWeights:
         self._logits = tf.function(lambda *given: self.net.logits(self.weights, *given), [path, images], False)
 
     def step(self, path: Any, images: Any, labels: Any, rate: float, key: Any) -> float:
-        """Trains the weights of a path on a batch and returns its loss; `key`, two whole numbers, seeds the dropout.
+        """Trains the weights of a path on a batch and returns its loss; `key`, two integers, is the seed of dropout.
 
         Raises:
-            FloatingPointError: the loss is not a number any more.
+            FloatingPointError: the loss is no longer finite.
         """
         loss = float(self._step(path, images, labels, tf.constant(rate, tf.float32), tf.constant(key, tf.int32)))
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss of the shared weights is {loss}: they diverged; lower their learning rate, and take another "
-                "folder or delete the state in it"
+                f"the loss of the shared weights is {loss}: they diverged; lower --search_rate, and choose another "
+                "folder or delete the state in this one"
             )
         return loss
 
@@ -77,25 +81,26 @@ class SharedWeights:
         return loss
 
     def score(self, path: Any, batches: Sequence[tuple[Any, Any]]) -> Scores:
-        """Returns accuracy and loss of a path, each batch normalised by its own statistics."""
+        """Returns accuracy and loss of a path; each batch is normalised by its own statistics."""
         return evaluate(functools.partial(self._logits, path), batches)
 
 
 class SearchImages:
-    """Batches for the weights, in an order by `seed`, and images that are kept for rewards, drawn by `split`."""
+    """Training images in two parts: batches for the weights, ordered by `seed`, and reward images, drawn by `split`."""
 
     def __init__(self, config: Config, images: image_data.Data, seed: int, split: int):
         self._size = config.search_batch_size
         share = config.reward_images / len(images.train)
         if not 0 < share < 1 or config.reward_images < self._size:
             raise ValueError(
-                f"reward_images is {config.reward_images} of {len(images.train)} training images; expected fewer than "
-                f"these, and a batch of {self._size} at least"
+                f"reward_images is {config.reward_images} of {len(images.train)} training images; expected fewer, and "
+                f"at least a batch of {self._size}"
             )
         train, rewarding = images.train.split(share, split)
         if len(train) < self._size:
             raise ValueError(
-                f"{len(train)} images make no batch of {self._size}; lower the batch size, or take more training_images"
+                f"{len(train)} images do not make a batch of {self._size}; lower search_batch_size, or raise "
+                "training_images"
             )
         normalize = augment.Normalization.of(images.train.images)
         policy = augment.cifar(images.input_shape[0] // 8, cutout_length=0) if config.augment else None
@@ -103,23 +108,23 @@ class SearchImages:
         self._rewarding = np.asarray(normalize(rewarding.images), np.float32), rewarding.labels
 
     def reward_batch(self, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Returns a batch of the images that are kept for rewards."""
+        """Returns a random batch of the reward images."""
         images, labels = self._rewarding
         chosen = rng.choice(len(labels), self._size, replace=False)
         return images[chosen], labels[chosen]
 
     def reward_batches(self) -> list[tuple[Any, Any]]:
-        """Returns all images that are kept for rewards, in batches of nearly one size."""
-        return self.cut(*self._rewarding)
+        """Returns all reward images, in batches of nearly equal size."""
+        return self.make_batches(*self._rewarding)
 
-    def cut(self, images: np.ndarray, labels: np.ndarray) -> list[tuple[Any, Any]]:
-        """Cuts normalised images into batches of nearly one size, for their statistics are used."""
+    def make_batches(self, images: np.ndarray, labels: np.ndarray) -> list[tuple[Any, Any]]:
+        """Splits normalised images into batches of nearly equal size, since their statistics are used."""
         parts = np.array_split(np.arange(len(labels)), -(-len(labels) // self._size))
         return [(tf.constant(images[part]), labels[part]) for part in parts]
 
 
-class Search:
-    """What a search trains, shared weights and controller, and the steps that it takes."""
+class PathSearch:
+    """The search for a path with one supernet: its shared weights, its controller, and its steps."""
 
     def __init__(
         self, config: Config, shared: SharedWeights, controller: AttentionController, images: SearchImages, seed: int
@@ -127,16 +132,16 @@ class Search:
         self.config, self.shared, self.controller, self.images, self.seed = config, shared, controller, images, seed
         self._schedule = Schedule("restarts", config.search_rate, config.least_rate, period=config.rate_period)
         self._uniform = config.algorithm == "uniform"
-        self._epoch_paths: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and the paths of its steps
+        self._epoch_paths: tuple[int, np.ndarray] = (-1, np.empty(0))  # an epoch, and the path of each of its steps
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of the weights and updates of the controller in an epoch."""
+        """Number of steps in an epoch: those of the weights plus the updates of the controller."""
         return self.images.training.steps + (0 if self._uniform else self.config.updates)
 
     @property
     def candidates(self) -> int:
-        """Paths to score at the end: without a controller, as many more as its rewards would have cost."""
+        """Number of paths to score at the end; without a controller, more by the cost of the rewards that it saves."""
         config, saved = self.config, 0
         if self._uniform:
             rewards = config.search_epochs * config.updates * config.samples
@@ -144,9 +149,10 @@ class Search:
         return config.candidates + saved
 
     def take_step(self, epoch: int, number: int) -> tuple[float, ...]:
-        """Takes a step of the shared weights and returns its loss, or after these an update of the controller.
+        """Takes step `number` of an epoch: first come those of the shared weights, then updates of the controller.
 
-        That returns the means of reward, entropy and penalty over its paths.
+        Returns the loss of a step of the weights; or for an update, the means over its paths of reward, entropy and
+        skip penalty.
         """
         if number < self.images.training.steps:
             key = np.random.default_rng([self.seed, _DROPOUT, epoch, number]).integers(2**31, size=2)
@@ -160,7 +166,7 @@ class Search:
         return tuple(float(np.mean(each)) for each in (rewards, found["entropy"], found["skip_penalty"]))
 
     def end_epoch(self, history: list[Record], values: list[Sequence[float]]) -> Record:
-        """Returns what is known after an epoch, from what its steps returned."""
+        """Returns the record of an epoch, from what its steps returned."""
         steps = self.images.training.steps
         record: Record = {
             "step": (len(history) + 1) * self.epoch_steps,
@@ -174,7 +180,7 @@ class Search:
         return record
 
     def _path_of_step(self, epoch: int, number: int) -> np.ndarray:
-        """Returns the path of a step of the weights; those of an epoch, in which no update falls, are drawn at once."""
+        """Returns the path of a step of the weights; the controller, which updates later, draws an epoch's at once."""
         if self._uniform or epoch < self.config.uniform_epochs:
             return self.shared.net.space.draw_path(np.random.default_rng([self.seed, _PATHS, epoch, number]))
         if self._epoch_paths[0] != epoch:
@@ -186,10 +192,10 @@ class Search:
         return self.shared.net.space.draw_path(rng) if self._uniform else self.controller.sample(1, rng)[0]
 
     def draw_candidate(self, number: int, refuse: Callable[[np.ndarray], str | None]) -> np.ndarray:
-        """Returns the path that is scored as number `number`: the first of a stream that `refuse` does not refuse.
+        """Returns candidate `number`, the first random path for which `refuse` returns None.
 
         Raises:
-            ValueError: a hundred in a row were refused.
+            ValueError: a hundred paths in a row were refused.
         """
         rng = np.random.default_rng([self.seed, _CANDIDATES, number])
         reason = None
@@ -206,25 +212,29 @@ class Search:
 
     @property
     def variables(self) -> dict[str, Sequence[Any]]:
-        """All that a step reads and changes, in groups, as the file holds them."""
+        """Everything that a step reads and changes, in the groups that are saved."""
         return {"weights": [self.shared.weights], "slots": self.shared.slots, "controller": self.controller.arrays}
 
 
-def find_path(
-    searches: Mapping[Path, Search],
+def find_paths(
+    searches: Mapping[Path, PathSearch],
     report: Report,
     refuse: Callable[[np.ndarray], str | None] = lambda path: None,
 ) -> dict[str, Any]:
-    """Runs supernets to their end; returns paths by their mean scores, the best first, and the first one's history.
+    """Trains all supernets, then scores candidate paths by the mean over the supernets.
+
+    Returns "paths", best first; "score", of the best path; "candidates", the scores of all candidates in the order of
+    drawing; and "history", of the first supernet.
 
     Args:
-        searches: each at its beginning, by the file of its state, from which it resumes; scores are beside the first.
+        searches: file of the state -> search in its initial state, which resumes from that file. The candidates' scores
+            are saved next to the first file.
         report: called with the finished share and a few words.
         refuse: path -> why it must not be chosen, or None.
 
     Raises:
-        FloatingPointError: the loss is not a number any more.
-        StateError: the state is another search's, or damaged.
+        FloatingPointError: the loss is no longer finite.
+        StateError: the state is of another search, or damaged.
     """
     supernets, file = list(searches.values()), next(iter(searches))
     first, histories = supernets[0], []
@@ -233,9 +243,10 @@ def find_path(
         report(0.9 * share, text)
 
     for number, (path, search) in enumerate(searches.items()):
-        histories.append(_train(search, path, report_part(report_training, number, len(supernets), "supernet")))
+        part = report_part(report_training, number, len(supernets), "supernet")
+        histories.append(_train_supernet(search, path, part))
     batches, space = first.images.reward_batches(), first.shared.net.space
-    networks: dict[str, np.ndarray] = {}  # the first path of each that was drawn
+    networks: dict[str, np.ndarray] = {}  # network -> the first path drawn for it
     for number in range(first.candidates):
         path = supernets[number % len(supernets)].draw_candidate(number, refuse)
         networks.setdefault(space.key(space.values(space.decode(path))), path)
@@ -258,14 +269,14 @@ def find_path(
     }
 
 
-def score_path(searches: Sequence[Search], path: Any, batches: Sequence[tuple[Any, Any]]) -> float:
-    """Returns the mean over supernets of a path's accuracy, or of minus its loss, as the option `score` says."""
+def score_path(searches: Sequence[PathSearch], path: Any, batches: Sequence[tuple[Any, Any]]) -> float:
+    """Returns the mean over supernets of a path's accuracy, or of minus its loss, by the option `score`."""
     accuracy, loss = np.mean([search.shared.score(path, batches) for search in searches], axis=0)
     return float(-loss if searches[0].config.score == "loss" else accuracy)
 
 
-def _train(search: Search, path: Path, report: Report) -> list[Record]:
-    """Trains one supernet and its controller from their state at `path` on; returns a record an epoch."""
+def _train_supernet(search: PathSearch, path: Path, report: Report) -> list[Record]:
+    """Trains a supernet and its controller, from their state at `path`; returns one record per epoch."""
     config, loss = search.config, ""
 
     def end_epoch(history: list[Record], values: list[Sequence[float]]) -> Record:

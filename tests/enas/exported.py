@@ -7,7 +7,7 @@ import numpy as np
 
 import zoo
 from recipes.enas.macro import CONVOLUTIONS, MacroSupernet
-from recipes.enas.micro import REPEATS, SEPARABLE, MicroSupernet, share_rows, stacks_of
+from recipes.enas.micro import REPEATS, SEPARABLE, MicroSupernet, find_stacks, share_rows
 from recipes.enas.supernet import PathSupernet
 from zoo.formats.enas import MACRO_OPS, MICRO_OPS
 from zoo.genotype import INPUT_STATES, Genotype
@@ -63,7 +63,7 @@ def _micro_layers(net: MicroSupernet, vector: np.ndarray, path: np.ndarray) -> d
             layers |= _convolution(f"{cell}_{part}", weights[f"{name}/{part}"], *affine)
         part = path[int(place.reducing)]
         rows = net.first_rows + part[..., 0]
-        stacks = stacks_of(name, weights)
+        stacks = find_stacks(name, weights)
         for (node, side), row in np.ndenumerate(rows):
             edge = f"{cell}_node{INPUT_STATES + node}_edge{side}"
             kernels = {key: stack[row] for key, stack in stacks.items()}

@@ -21,7 +21,7 @@ from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet, share_rows
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.enas.supernet import draw_weights
-from recipes.enas.training import SharedWeights, find_path, score_path
+from recipes.enas.training import SharedWeights, find_paths, score_path
 from recipes.engine import children as child_networks
 from recipes.training import tensorflow_options
 from recipes.training.evaluation import Scores
@@ -161,7 +161,7 @@ def test_presets_are_complete_and_refuse_what_cannot_be():
         dataclasses.replace(SMOKE, skip_target=0.0)
     with pytest.raises(ValueError, match=r"ops names 'sep_conv'.*did you mean 'sep_conv_5x5'"):
         dataclasses.replace(SMOKE, ops=("sep_conv",))
-    with pytest.raises(ValueError, match="are of cells"):
+    with pytest.raises(ValueError, match="are options of cells"):
         dataclasses.replace(SMOKE, space="macro", fixed_reduction=True)
     with pytest.raises(ValueError, match="layers is 1"):
         dataclasses.replace(SMOKE, space="macro", layers=1)
@@ -169,7 +169,7 @@ def test_presets_are_complete_and_refuse_what_cannot_be():
 
 def test_uniform_search_scores_as_many_more_paths_as_rewards_would_have_cost():
     config = dataclasses.replace(SMOKE, algorithm="uniform")
-    search = seeds.begin(config, child_networks.load_images(config), 0)
+    search = seeds.make_search(config, child_networks.load_images(config), 0)
     # 2 epochs x 2 updates x 2 samples = 8 rewards of a batch; a score takes the 20 images in 2 batches of 10
     assert search.candidates == 2 + 8 // 2
     assert search.epoch_steps == 4
@@ -181,7 +181,7 @@ def test_the_weights_learn_from_uniform_paths_in_the_first_epochs_and_from_the_c
     controller: Any = SimpleNamespace(sample=lambda count, rng: np.stack([from_controller] * count))
     parts: Any = SimpleNamespace(net=SimpleNamespace(space=space)), controller
     images: Any = SimpleNamespace(training=SimpleNamespace(steps=3))
-    search = training.Search(dataclasses.replace(SMOKE, uniform_epochs=1), *parts, images, 0)
+    search = training.PathSearch(dataclasses.replace(SMOKE, uniform_epochs=1), *parts, images, 0)
     first = [search._path_of_step(0, number) for number in range(3)]
     assert len({path.tobytes() for path in first}) == 3
     assert np.array_equal(search._path_of_step(0, 1), first[1])  # drawn by its place alone
@@ -198,7 +198,7 @@ def test_a_path_has_the_mean_score_of_all_supernets(score, expected):
 
 def test_supernets_of_a_search_have_other_weights_and_the_same_images_for_rewards(tmp_path):
     config = dataclasses.replace(SMOKE, supernets=2)
-    searches = seeds.begin_all(config, child_networks.load_images(config), 3, tmp_path / "seed3.state.npz")
+    searches = seeds.make_searches(config, child_networks.load_images(config), 3, tmp_path / "seed3.state.npz")
     assert [file.name for file in searches] == ["seed3.state.npz", "seed1000003.state.npz"]
     first, second = searches.values()
     assert not np.array_equal(first.shared.weights, second.shared.weights)
@@ -212,7 +212,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
     config = dataclasses.replace(enas.PRESETS[preset], search_epochs=6, supernets=supernets)
     images = child_networks.load_images(config)
     with tensorflow_options.without_rewrites():
-        whole = find_path(seeds.begin_all(config, images, 3, tmp_path / "whole.npz"), lambda share, text: None)
+        whole = find_paths(seeds.make_searches(config, images, 3, tmp_path / "whole.npz"), lambda share, text: None)
     state = tmp_path / "killed.npz"
     command = [sys.executable, "-c", _KILLED, preset, str(state), str(supernets)]
     for _ in range(2):
@@ -229,7 +229,7 @@ def test_a_search_that_was_killed_at_any_moment_ends_as_one_that_was_not(preset,
     with np.load(state) as found:
         assert 0 < json.loads(found["header"].tobytes())["facts"]["step"] < 36
     with tensorflow_options.without_rewrites():
-        again = find_path(seeds.begin_all(config, images, 3, state), lambda share, text: None)
+        again = find_paths(seeds.make_searches(config, images, 3, state), lambda share, text: None)
     assert again == whole
 
 
@@ -240,14 +240,14 @@ from recipes import enas
 from recipes.enas import seeds
 from recipes.engine import children as child_networks
 from recipes.training.tensorflow_options import without_rewrites
-from recipes.enas.training import find_path
+from recipes.enas.training import find_paths
 
 config = dataclasses.replace(enas.PRESETS[sys.argv[1]], search_epochs=6, save_seconds=0, supernets=int(sys.argv[3]))
 images = child_networks.load_images(config)
 with without_rewrites():
-    searches = seeds.begin_all(config, images, 3, Path(sys.argv[2]))
+    searches = seeds.make_searches(config, images, 3, Path(sys.argv[2]))
     report = lambda share, text: print("step" if round(40 * share) % 6 == 4 else "-", flush=True)
-    find_path(searches, report)
+    find_paths(searches, report)
 """
 
 

@@ -1,30 +1,30 @@
-"""TinyNAS: the resolution and width that suit a board's memory, then the best sub-network that fits into it.
+"""TinyNAS: choose the resolution and width that suit a board's memory, then the best sub-network that fits into it.
 
     python -m recipes.tinynas                                    # embedded images, on 2 cores; a made-up tiny board
-    python -m recipes.tinynas --board=stm32f746                  # another board's RAM and flash
+    python -m recipes.tinynas --board=stm32f746                  # the RAM and flash of another board
     python -m recipes.tinynas --algorithm=random --folder=runs/tinynas/baseline --supernet=runs/tinynas/supernet.npz
-                                                                 # the baseline: as many random ones, the same weights
+                                                                 # the baseline: as many random networks, same weights
     python -m recipes.tinynas --preset=paper --dry_run           # what the search would need on this machine
 
-What is found is in runs/tinynas: genotype.json, model.keras, model.tflite and result.json; space.png shows why this
-resolution and width. Killed and started again with the same command, the search resumes at the step that was saved.
+The result is in runs/tinynas: genotype.json, model.keras, model.tflite and result.json; space.png explains the choice
+of resolution and width. A search that was killed resumes at the saved step when started again with the same command.
 
 Result: reproduced at reduced scale, on a table of a small space. The laptop preset finds networks of the 90th
 percentile (89.7, seeds 3 to 8, 2026-11-26), 0.29 ± 0.13 points above random search in the same time; Kendall's tau of
 the shared weights is 0.47 of at most 0.61. What it finds in its own space: docs/results.md.
 
-The stages, in order, and where each is:
-1. a resolution and width: `choose_configuration`, with what a network needs from `needs`;
-2. the once-for-all network of that space: `supernet`, trained in `training`;
-3. evolution (recipes.oracles.evolution) of sub-networks by the weights that they inherit, normalisation recalibrated
-   for each: `children`;
-4. fine-tuning, int8, and a comparison with random networks, from `finish` in `children`; the dry run is there too.
+The stages of the search, and the code for each:
+1. choice of a resolution and width: `choose_configuration`, with the needs of networks from `needs`;
+2. training of the once-for-all network of that space: `supernet` and `training`;
+3. evolution (recipes.oracles.evolution) of sub-networks, scored with inherited weights and recalibrated normalisation:
+   `children`;
+4. fine-tuning, int8, and a comparison with random networks: `finish` in `children`, which also has the dry run.
 The options are in `config`.
 
 Source: Lin et al., "MCUNet: Tiny Deep Learning on IoT Devices", NeurIPS 2020, arXiv:2007.10319; --sampling=fair after
 Chu et al., "FairNAS", ICCV 2021; the mean over supernets as in deep ensembles, Lakshminarayanan et al., NeurIPS 2017.
-Departures: what limits is the arena and the file of TensorFlow Lite for Microcontrollers, tables included
-(`--engine=bare` counts as the paper does); children that are known are drawn again.
+Departures: the limits apply to the arena and the file of TensorFlow Lite for Microcontrollers, tables included
+(`--engine=bare` counts as in the paper); children that are already known are drawn again.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from recipes.tinynas.space import Configuration, rank_configurations, save_confi
 from recipes.training.progress import Observe, Report, Status
 from zoo.genotype import Genotype
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and what imports it, is imported where it is used, so that --help and errors answer at once.
 if TYPE_CHECKING:
     from recipes.oracles import SearchOracle
     from recipes.tinynas.children import SubNetworks
@@ -48,7 +48,7 @@ __all__ = ["PRESETS", "Config", "search"]
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:
-    """Searches and returns the best sub-network; `observe` gets the state of the search instead of a progress bar."""
+    """Searches and returns the best sub-network; `observe` receives the progress otherwise shown on screen."""
     from recipes import _search
     from recipes.cards.card import write_card
     from recipes.cards.read import read_search
@@ -81,16 +81,16 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
             watch(Status(config.trials, None, found.source["score"], None, share, text))
 
         result = finish(scorer, found, best.values(net.space.decisions), report_finish)
-    write_card([config.folder])  # once more, with the result
+    write_card([config.folder])  # again, now with result.json
     if observe is None:
         print(describe_result(result, config.folder))
     return found
 
 
 def choose_configuration(config: Config, report: Report) -> Configuration:
-    """Returns the resolution and width to search at, by the first stage; writes space.json and space.png.
+    """Returns the resolution and width to search at, the first stage; writes space.json and space.png.
 
-    Each resolution and width draws networks with a seed of its own, of which those that fit into the budget count.
+    Networks are drawn with a separate seed for each resolution and width; those that fit into the budget count.
     """
     from recipes.engine.children import load_images
 
@@ -111,7 +111,7 @@ def choose_configuration(config: Config, report: Report) -> Configuration:
 
 
 def make_oracle(config: Config, scorer: "SubNetworks") -> "SearchOracle":
-    """Returns the oracle that `config` asks for."""
+    """Returns the oracle for the algorithm of `config`."""
     from recipes.oracles.evolution import GenerationalEvolution
 
     return scorer.baseline_oracle(config.algorithm) or GenerationalEvolution(

@@ -1,7 +1,7 @@
-"""Sub-networks of TinyNAS' once-for-all network: limits and scores for the search, then what becomes of the found one.
+"""Sub-networks of TinyNAS' once-for-all network: limits and scores for the search, and the search's final stage.
 
-That is fine-tuned, converted to int8, measured, and compared with random ones; each step leaves a file, so that a
-killed process repeats none of them. The dry run is here too.
+In the final stage, the best sub-network is fine-tuned, converted to int8, measured, and compared with random networks.
+Each step writes a file, so that none is repeated after the process was killed. The dry run is here too.
 """
 
 import dataclasses
@@ -38,19 +38,19 @@ from zoo.deploy import measure, metadata, planner, tflite, tflite_file
 from zoo.genotype import Genotype
 
 _SCORING_BATCH = 500  # images
-_INT8_IMAGES = 500  # test images that the int8 file is judged on
-_CALIBRATION = 256  # training images that its ranges are measured on
-_DRY_RUN_NETWORKS = 30  # of which the largest that fits is measured
+_INT8_IMAGES = 500  # test images for the accuracy of the int8 file
+_CALIBRATION = 256  # training images that calibrate the int8 file
+_DRY_RUN_NETWORKS = 30  # random networks that fit, of which the largest is measured
 
 
 class InheritedAccuracy:
-    """Accuracy of sub-networks by the weights that they inherit, normalisation recalibrated for each.
+    """Accuracy of sub-networks with inherited weights, and normalisation recalibrated for each sub-network.
 
     Args:
         net: the once-for-all network.
-        weights: of each of those that were trained of it, (supernets, size).
+        weights: of each trained once-for-all network, (supernets, size).
         calibration: batches of images (batches, batch, height, width, channels) for the statistics.
-        images, labels: what is scored on.
+        images, labels: to score on.
     """
 
     def __init__(self, net: Supernet, weights: Any, calibration: np.ndarray, images: np.ndarray, labels: np.ndarray):
@@ -66,18 +66,18 @@ class InheritedAccuracy:
         self._infer = tf.function(net.infer, [vector, statistics, encoded, pixels], autograph=False)
 
     def statistics(self, values: Mapping[str, Any], supernet: int = 0) -> np.ndarray:
-        """Returns mean and variance of every normalisation in this sub-network, averaged over the batches."""
+        """Returns mean and variance at each normalisation of this sub-network, averaged over the batches."""
         encoded = tf.constant(self.net.space.encode(values))
         found = [self._moments(self.weights[supernet], encoded, images).numpy() for images in self._calibration]
         return np.stack(found).mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def predictor(self, values: Mapping[str, Any], statistics: np.ndarray, supernet: int = 0) -> Callable[[Any], Any]:
-        """Returns the sub-network with these statistics, as a function of normalised images to logits."""
+        """Returns the sub-network with these statistics as a function: normalised images -> logits."""
         encoded, moments = tf.constant(self.net.space.encode(values)), tf.constant(statistics)
         return lambda images: self._infer(self.weights[supernet], moments, encoded, images)
 
     def __call__(self, values: Mapping[str, Any]) -> Scores:
-        """Returns accuracy and loss, means over the supernets; the loss then is that of their geometric mean."""
+        """Returns mean accuracy and loss over the supernets; the loss is that of their predictions' geometric mean."""
         found = []
         for supernet in range(len(self.weights)):
             predict = self.predictor(values, self.statistics(values, supernet), supernet)
@@ -87,9 +87,10 @@ class InheritedAccuracy:
 
 @dataclasses.dataclass(frozen=True)
 class SubNetworks(NetworkScorer):
-    """Sub-networks of the once-for-all network `net`, scored by the weights that they inherit.
+    """Sub-networks of the once-for-all network `net`, scored with inherited weights.
 
-    `weights` are the flat vectors of the trained networks, (supernets, size); the first is fine-tuned.
+    `weights` are the flat vectors of the trained once-for-all networks, (supernets, size); fine-tuning starts from the
+    first.
     """
 
     config: Config
@@ -102,19 +103,19 @@ class SubNetworks(NetworkScorer):
         return {self.config.score_name: "min" if self.config.score == "loss" else "max"}
 
     def rank(self, networks: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
-        """Returns the seed with scores of networks by the shared weights, the more the better."""
+        """Returns the seed, and scores of networks by the shared weights, higher is better."""
         return [(self.config.seed, [self.grade(self.inherited_accuracy(values)) for values in networks])]
 
     def grade(self, scores: Scores) -> float:
-        """Returns what networks are ranked by, the more the better: accuracy, or minus the loss."""
+        """Returns the score that networks are ranked by, higher is better: accuracy, or minus the loss."""
         return -scores.loss if self.config.score == "loss" else scores.accuracy
 
     def predict_needs(self, values: Mapping[str, Any]) -> Needs:
-        """Returns what the sub-network needs."""
+        """Returns the predicted needs of a sub-network."""
         return predict_needs(self.net.space.body(values), self.images.input_shape, self.images.classes)
 
     def check(self, values: Mapping[str, Any]) -> str | None:
-        """Returns which limit the network exceeds, or None; its latency is measured last."""
+        """Returns the limit that the network exceeds, or None; its latency is measured last."""
         config, needs = self.config, self.predict_needs(values)
         found = describe_excess("params", needs.params, config.max_params)
         found = found or describe_excess("macs", needs.macs, config.max_macs) or config.budget.find_excess(needs)
@@ -124,7 +125,7 @@ class SubNetworks(NetworkScorer):
 
     @functools.cached_property
     def inherited_accuracy(self) -> InheritedAccuracy:
-        """On the validation images."""
+        """Scores sub-networks on the validation images."""
         batches, size = self.config.calibration_batches, self.config.batch_size
         calibration = np.asarray(self.normalization(self.images.train.head(batches * size)[0]))
         calibration = np.resize(calibration, (batches, size, *self.images.input_shape))
@@ -132,13 +133,13 @@ class SubNetworks(NetworkScorer):
         return InheritedAccuracy(self.net, self.weights, calibration, np.asarray(self.normalization(images)), labels)
 
     def score(self, task: tuner.Task) -> dict[str, float]:
-        """Returns accuracy and loss by inherited weights, and what is predicted."""
+        """Returns accuracy and loss with inherited weights, and the predicted needs."""
         scores = self.inherited_accuracy(task.values)
         predicted = self.predict_needs(task.values)._asdict()
         return {"val_accuracy": scores.accuracy, "val_loss": scores.loss, **{k: float(v) for k, v in predicted.items()}}
 
     def sample_fitting(self) -> Iterator[dict[str, Any]]:
-        """Yields different random sub-networks that keep all limits, the same ones for the same seed."""
+        """Yields distinct random sub-networks within all limits, the same ones for the same seed."""
         rng, space, seen = np.random.default_rng([self.config.seed, 5]), self.net.space, set()
         while True:
             values = space.sample(rng)
@@ -150,13 +151,13 @@ class SubNetworks(NetworkScorer):
 def build_standalone(
     net: Supernet, weights: Any, statistics: np.ndarray, values: Mapping[str, Any], genotype: Genotype
 ) -> keras.Model:
-    """Returns a sub-network as a network of its own, with the weights that it inherits and logits as its output.
+    """Returns a sub-network as a Keras model with the inherited weights and logits as its output.
 
     Args:
         net, weights: the once-for-all network.
-        statistics: of this sub-network's normalisations, flat as `Supernet.moments` gives them.
-        values: the sub-network, decision -> choice.
-        genotype: of the same network, with a preset of the images' shape.
+        statistics: of this sub-network's normalisations, flat as returned by `Supernet.moments`.
+        values: decision -> choice of the sub-network.
+        genotype: of the same sub-network, with a preset for the images' shape.
     """
     model = zoo.build(genotype, classes=net.classes, classifier_activation=None)
     named, moments = net.packing.unpack(np.asarray(weights)), net.statistics.unpack(statistics)
@@ -186,9 +187,9 @@ def build_standalone(
 
 
 def finish(scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Fine-tunes the found network, writes it as a Keras and as an int8 file, and compares it; returns result.json.
+    """Fine-tunes the best network, writes it as a Keras and an int8 file, and compares it with random networks.
 
-    `values` (decision -> choice) are those of the genotype `found`.
+    `values` (decision -> choice) are those of the genotype `found`. Returns the content of result.json.
     """
     config, options = scorer.config, scorer.config.folder_options
     test = image_data.load(config.data, size=config.image_size, seed=config.seed, test_fraction=0.1, **options).test
@@ -227,7 +228,7 @@ def describe_result(result: Mapping[str, Any], folder: Path) -> str:
 
 
 def _make_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns what the file holds, or makes and writes it."""
+    """Returns the content of the file, which is made and written if it is missing."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     made = make()
@@ -238,7 +239,7 @@ def _make_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]
 def _fine_tune(
     scorer: SubNetworks, found: Genotype, values: Mapping[str, Any], test: Part, report: Report
 ) -> dict[str, Any]:
-    """Trains the network from the weights that it inherits; writes model.keras."""
+    """Trains the network from inherited weights; writes model.keras and returns its accuracies."""
     folder, statistics = scorer.config.folder / "finetuned", scorer.inherited_accuracy.statistics(values)
 
     def build() -> keras.Model:
@@ -246,7 +247,7 @@ def _fine_tune(
 
     before = measure_accuracy(build(), test, scorer.normalization)
     tuner.forget_models()
-    accuracies = _train(scorer, build, folder, test, report, "fine-tuning, ")
+    accuracies = _train_and_test(scorer, build, folder, test, report, "fine-tuning, ")
     final = zoo.build(found)
     final.load_weights(folder / "model.weights.h5")
     save_model(final, scorer.config.folder)
@@ -254,10 +255,10 @@ def _fine_tune(
     return {"inherited_test_accuracy": before, **accuracies}
 
 
-def _train(
+def _train_and_test(
     scorer: SubNetworks, build: Callable[[], keras.Model], folder: Path, test: Part, report: Report, label: str
 ) -> dict[str, float]:
-    """Trains a network as all that are compared, and returns its accuracies; its reports begin with `label`."""
+    """Trains a network, like all that are compared, and returns its accuracies; its reports begin with `label`."""
     images, seed = scorer.images, scorer.config.seed
     trained = child_training.train(
         build, images.train, images.validation, scorer.training(), seed=seed, normalize=scorer.normalization,
@@ -271,7 +272,7 @@ def _train(
 
 
 def _convert(scorer: SubNetworks, genotype: Genotype, test: Part, report: Report) -> dict[str, Any]:
-    """Converts model.keras to int8, model.tflite, and returns what it takes and how accurate it is."""
+    """Converts model.keras to the int8 file model.tflite; returns the file's needs and accuracy."""
     report(0.9, "int8")
     config, folder, budget = scorer.config, scorer.config.folder, scorer.config.budget
     model = keras.saving.load_model(folder / "model.keras")
@@ -290,22 +291,22 @@ def _convert(scorer: SubNetworks, genotype: Genotype, test: Part, report: Report
 
 
 def measure_arena(file: bytes) -> dict[str, Any]:
-    """Returns the bytes of arena as TFLM records them, or as the planner predicts where TFLM is not installed."""
+    """Returns the bytes of the arena as TFLM records them or, if it is not installed, as the planner predicts them."""
     try:
         return {"arena": measure.arena(file).total, "by": "TFLM"}
     except tflite_file.MissingPackageError:
-        return {"arena": planner.plan(file).arena, "by": "the planner, for tflite-micro is not installed"}
+        return {"arena": planner.plan(file).arena, "by": "the planner, since tflite-micro is not installed"}
 
 
 def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report: Report) -> dict[str, Any]:
-    """Trains the found network and random ones from scratch, alike; ranks the random ones by shared weights too."""
+    """Trains the best network and random ones from scratch; ranks the random ones by shared weights too."""
     folder = scorer.config.folder / "random"
 
     def train_from_scratch(name: str, values: Mapping[str, Any]) -> dict[str, float]:
         def make() -> dict[str, float]:
             shared = scorer.inherited_accuracy(values)
             label = f"from scratch, {name}: "
-            alone = _train(scorer, lambda: scorer.build(values), folder / name, test, report, label)
+            alone = _train_and_test(scorer, lambda: scorer.build(values), folder / name, test, report, label)
             shared_scores = {"shared_accuracy": shared.accuracy, "shared_score": scorer.grade(shared)}
             return {**shared_scores, **alone, "macs": scorer.predict_needs(values).macs}
 
@@ -315,7 +316,7 @@ def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report:
     drawn = enumerate(itertools.islice(scorer.sample_fitting(), scorer.config.random_networks))
     others = [train_from_scratch(f"network{number:02d}", each) for number, each in drawn]
     columns = {name: [other[f"{name}_accuracy"] for other in others] for name in ("test", "shared", "val")}
-    scores = [other.get("shared_score", other["shared_accuracy"]) for other in others]  # before: accuracy
+    scores = [other.get("shared_score", other["shared_accuracy"]) for other in others]  # older files: accuracy only
     tau = kendall_tau(scores, columns["val"]) if len(others) > 1 else np.nan
     return {
         "scratch_test_accuracy": found["test_accuracy"],
@@ -331,15 +332,16 @@ def _compare(scorer: SubNetworks, values: Mapping[str, Any], test: Part, report:
 def dry_run(scorer: SubNetworks) -> Genotype:
     """Takes two steps of the largest sub-network, prints what the search would need, and returns a network that fits.
 
-    The steps are of fewer images than real ones where the machine has no memory for that. The network is the largest of
-    some random ones, and is measured in int8.
+    The steps have fewer images than real ones if memory requires it. The network returned is the largest of some random
+    ones, and is measured in int8.
     """
     config, net, images = scorer.config, scorer.net, scorer.images
     largest = scorer.predict_needs(net.space.largest())
-    image_bytes = 8 * largest.peak_memory * len(net.space.blocks)  # of activations and gradients, about
+    image_bytes = 8 * largest.peak_memory * len(net.space.blocks)  # roughly, for activations and gradients
     batch = max(2, limit_batch(config.batch_size, image_bytes))
     steps = images.train.steps(config.batch_size, training=True)
-    training = ElasticTraining(net, config, steps, images.input_shape)
+    # whatever the options, the first two steps train the largest sub-network alone
+    training = ElasticTraining(net, dataclasses.replace(config, largest_epochs=2), steps, images.input_shape)
     part = images.train.take(np.resize(np.arange(len(images.train)), batch))
     pixels, labels = part.images / np.float32(255), part.labels
     with without_rewrites():

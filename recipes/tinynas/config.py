@@ -15,49 +15,49 @@ class Config(ChildConfig):
     """Options of the search."""
 
     trials: int = 100  # sub-networks to score by the shared weights
-    # random is the baseline, and so are local and bayesian, which the paper lacks; all score by the shared weights
+    # random, local and bayesian are baselines; the paper has only random. All score by the shared weights
     algorithm: Literal["evolution", "random", "local", "bayesian"] = "evolution"
-    # whose RAM and flash are the limits, where max_sram and max_flash do not say otherwise; tiny is made up: 48 kB of
-    # RAM and 192 kB of flash, which small images fill
+    # its RAM and flash are the limits, unless max_sram and max_flash are given; tiny is made up: 48 KiB of RAM and
+    # 192 KiB of flash, which networks for small images can fill
     board: Literal[
         "tiny", "stm32f412", "stm32f746", "stm32f765", "stm32h743", "nrf52840", "nrf5340", "rp2040", "esp32s3"
     ] = "tiny"
-    engine: Literal["tflm", "bare"] = "tflm"  # bare counts activations and weights alone, as for the paper's engine
+    engine: Literal["tflm", "bare"] = "tflm"  # bare counts only activations and weights, as for the paper's engine
     image_size: int | None = None  # the resolution; none lets the first stage choose
     resolutions: tuple[int, ...] = (16, 20, 24, 28)  # that the first stage chooses from
-    widths: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.4)  # of ProxylessNAS' filters, that it chooses from
-    space_networks: int = 500  # random networks of each resolution and width
+    widths: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.4)  # multiples of ProxylessNAS' widths to choose from
+    space_networks: int = 500  # random networks per resolution and width
     rank_by: Literal["mean", "percentile"] = "mean"  # of their multiply-adds; the percentile is the 80th
-    least_share: float = 0.05  # of them that must fit; below, a resolution and width are not chosen
-    strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five
-    kernels: tuple[int, ...] = (3, 5, 7)  # sizes that a block chooses from
+    least_share: float = 0.05  # of the random networks that must fit at the chosen resolution and width
+    strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five times
+    kernels: tuple[int, ...] = (3, 5, 7)  # kernel sizes that a block chooses from
     expansions: tuple[int, ...] = (3, 4, 6)  # factors that a block chooses from
     depths: tuple[int, ...] = (1, 2)  # numbers of blocks that a stage chooses from
-    shares: tuple[float, ...] = (1.0,)  # of its filters that a stage may keep, such as 0.75,1
-    stages: int = 6  # the first ones of the six, with one block in the last; fewer make a space that can be tabulated
-    kernel_transform: bool = False  # smaller kernels are learnt from larger ones, not cut out (once-for-all)
-    largest_epochs: int = 3  # of the largest sub-network alone
-    elastic_epochs: int = 6  # of several sub-networks a step
-    networks: int = 4  # sub-networks a step
-    # sandwich: the largest, the smallest and random ones; the paper: random; fair: random ones, but that each choice of
-    # a decision is in as many networks of a step (Chu et al., "FairNAS", ICCV 2021, strict fairness)
+    shares: tuple[float, ...] = (1.0,)  # shares of its filters that a stage may keep, such as 0.75,1
+    stages: int = 6  # the first of six, the last with one block; fewer make a space that can be tabulated
+    kernel_transform: bool = False  # matrices transform the smaller kernels, which are else only cut out (once-for-all)
+    largest_epochs: int = 3  # epochs of the largest sub-network alone, which come first
+    elastic_epochs: int = 6  # epochs of several sub-networks per step
+    networks: int = 4  # sub-networks per step
+    # sandwich: the largest, the smallest and random ones; random, as in the paper; fair: random ones in which the
+    # choices of each decision occur equally often in a step (Chu et al., "FairNAS", ICCV 2021, strict fairness)
     sampling: Literal["sandwich", "random", "fair"] = "sandwich"
-    distillation: float = 1.0  # weight of what the largest sub-network teaches the others; the paper has none
+    distillation: float = 1.0  # weight of the loss against the largest sub-network's predictions; 0 in the paper
     score: Literal["accuracy", "loss"] = "accuracy"  # of sub-networks; the loss ranks better without distillation
-    supernets: int = 1  # once-for-all networks, with seeds of their own; a sub-network has the mean of their scores
+    supernets: int = 1  # once-for-all networks, each with its own seed; a sub-network's score is the mean over them
     supernet_rate: float = 0.05  # learning rate of the shared weights
-    population: int = 20  # networks of a generation
-    parents: int = 5  # of the next generation, the best until then
-    mutation: float = 0.1  # probability that a choice is drawn anew
-    calibration_batches: int = 8  # of batch_size images, for the normalisation of each sub-network
-    # file of the shared weights, where several searches are to have the same; none: supernet.npz in the folder. Of
-    # several supernets it has the first, and files beside it have the others
+    population: int = 20  # networks per generation
+    parents: int = 5  # of the next generation: the best so far
+    mutation: float = 0.1  # probability that a choice is drawn again
+    calibration_batches: int = 8  # batches of batch_size images for the normalisation of each sub-network
+    # file of the shared weights, if several searches share them; none: supernet.npz in the folder. With several
+    # supernets, this is the first one's, and files next to it have the others
     supernet: Path | None = None
-    save_seconds: float = 30.0  # between two saved states of the shared weights
-    training_images: int | None = 3000  # classes in proportion; none takes all
+    save_seconds: float = 30.0  # between two saves of the shared weights
+    training_images: int | None = 3000  # with the classes in proportion; none for all images
     augment: bool = False  # crop and flip
-    epochs: int = 3  # of the final training with inherited weights, and of those from scratch to compare
-    random_networks: int = 12  # to train from scratch beside the found one, and to rank by shared weights too
+    epochs: int = 3  # of fine-tuning with inherited weights, and of trainings from scratch to compare
+    random_networks: int = 12  # trained from scratch to compare with the best, and ranked by shared weights too
     folder: Path = Path("runs/tinynas")  # results, and the state to resume from
 
     metrics: ClassVar[tuple[str, ...]] = (
@@ -71,13 +71,13 @@ class Config(ChildConfig):
         super().__post_init__()
         least = {"largest_epochs": 0, "elastic_epochs": 0, "networks": 1, "population": 2, "parents": 1, "supernets": 1}
         check_at_least(self, least | {"calibration_batches": 1, "random_networks": 0, "space_networks": 1})
-        check_options(self, "resolutions", "pixels from 8, at least once", lambda sides: min(sides, default=0) >= 8)
-        check_options(self, "widths", "numbers above 0, at least one", lambda widths: min(widths, default=0) > 0)
+        check_options(self, "resolutions", "one or more, from 8 pixels", lambda sides: min(sides, default=0) >= 8)
+        check_options(self, "widths", "one or more numbers above 0", lambda widths: min(widths, default=0) > 0)
         check_options(self, "supernet_rate", "a rate above 0", lambda value: value > 0)
         check_options(self, "distillation save_seconds", "a number of 0 or more", lambda value: value >= 0)
         check_options(self, "least_share", "a share from 0 to 1", lambda value: 0 <= value <= 1)
         if self.elastic_epochs + self.largest_epochs == 0:
-            raise ValueError("largest_epochs and elastic_epochs are both 0; nothing would be learnt. Give one of them")
+            raise ValueError("largest_epochs and elastic_epochs are both 0; nothing would be learnt. Raise one of them")
         Budget.from_board(self.board)
         self.make_space(self.widths[0])
 
@@ -88,7 +88,7 @@ class Config(ChildConfig):
 
     @property
     def score_name(self) -> str:
-        """The metric that is the score."""
+        """The metric that serves as the score."""
         return "val_loss" if self.score == "loss" else "val_accuracy"
 
     @property
@@ -98,7 +98,7 @@ class Config(ChildConfig):
 
 
 PRESETS = {
-    "laptop": Config(  # what ranks best on the table tinynas: docs/results.md
+    "laptop": Config(  # the best on the table tinynas: docs/results.md
         sampling="fair", distillation=0.0, largest_epochs=0, supernet_rate=0.15, score="loss", supernets=3
     ),
     "paper": Config(

@@ -1,14 +1,14 @@
-"""The search space of TinyNAS, and the first stage of the search, which chooses its resolution and width.
+"""The search space of TinyNAS, and the search's first stage, which chooses its resolution and width.
 
-The space is MobileNetV2's stages, with a kernel size and an expansion for each block. A resolution and width are judged
-by the multiply-adds of random networks that fit into the memory: more of them means a larger capacity, and that a
-higher accuracy. Nothing is trained; a draw takes 0.3 ms on one core of a laptop.
+The space has MobileNetV2's stages, with a kernel size and an expansion for each block. A resolution and width are
+judged by the multiply-adds of random networks that fit into the memory: more multiply-adds mean a larger capacity, and
+so a higher accuracy. Nothing is trained; a random network takes 0.3 ms on one core of a laptop.
 
 Source: Lin et al., arXiv:2007.10319, section 3.1, figures 3 and 4, and appendix D: 12 resolutions x 9 widths, 1,000
-networks each, the largest mean wins. Widths multiply those of ProxylessNAS in once-for-all's code, of which MCUNet's
-published networks have half; like those, ours have no 1x1 convolution before the classifier. Departure: a resolution
-and width at which fewer than `least_share` of the networks fit are not chosen: their mean is that of a few lucky draws,
-and their space hard to search.
+networks each, the largest mean wins. Widths are multiples of ProxylessNAS' widths in once-for-all's code; MCUNet's
+published networks have half of these. Like those, our networks have no 1x1 convolution before the classifier.
+Departure: a resolution and width at which less than `least_share` of the networks fit are not chosen, since their mean
+is that of a few lucky draws, and their space is hard to search.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from zoo import atomic
 from zoo.genotype import Block, Blocks
 
 STEM, FIRST = 32, 16  # filters of the stem, and of the separable convolution after it
-FILTERS = (24, 40, 80, 96, 192, 320)  # of each stage
+FILTERS = (24, 40, 80, 96, 192, 320)  # of the stages
 STRIDES = (2, 2, 2, 1, 2, 1)
-SMALL_STRIDES = (1, 2, 1, 1, 2, 1)  # for images of 16 to 64 pixels, which the stem has halved already
+SMALL_STRIDES = (1, 2, 1, 1, 2, 1)  # for images of 16 to 64 pixels, which the stem halves first
 KERNELS, EXPANSIONS, DEPTHS = (3, 5, 7), (3, 4, 6), (2, 3, 4)
 RESOLUTIONS = tuple(range(48, 225, 16))
 WIDTHS = tuple(number / 10 for number in range(2, 11))
@@ -37,7 +37,7 @@ WIDTHS = tuple(number / 10 for number in range(2, 11))
 
 @dataclasses.dataclass(frozen=True)
 class SupernetBlock:
-    """A block of the largest network: its stage, its number there, and the most channels that it can have."""
+    """A block of the largest network: its stage, its number in the stage, its stride and its widths."""
 
     stage: int
     number: int
@@ -48,16 +48,16 @@ class SupernetBlock:
 
 @dataclasses.dataclass(frozen=True)
 class TinySpace(Space):
-    """All sub-networks of one once-for-all network."""
+    """All sub-networks of a once-for-all network."""
 
-    width: float = 0.5  # of ProxylessNAS' filters, stem included
+    width: float = 0.5  # multiplies ProxylessNAS' filters, including the stem's
     strides: tuple[int, ...] = STRIDES  # of the first block of each stage
-    kernels: tuple[int, ...] = KERNELS  # of each block
-    expansions: tuple[int, ...] = EXPANSIONS  # of each block
-    depths: tuple[int, ...] = DEPTHS  # blocks of each stage; the last stage has one always
-    shares: tuple[float, ...] = (1.0,)  # of a stage's filters that may be kept; (1.0,), the paper's, keeps all
+    kernels: tuple[int, ...] = KERNELS  # kernel sizes that a block chooses from
+    expansions: tuple[int, ...] = EXPANSIONS  # factors that a block chooses from
+    depths: tuple[int, ...] = DEPTHS  # numbers of blocks that a stage chooses from; the last stage always has one
+    shares: tuple[float, ...] = (1.0,)  # of its filters that a stage may keep; (1.0,), the paper's, keeps all
     divisor: int = 8  # filters are multiples of it
-    stages: int = len(FILTERS)  # the first ones alone make a small space, of which every network can be trained
+    stages: int = len(FILTERS)  # fewer, the first ones, make a space so small that every network can be trained
 
     def __post_init__(self):
         most = len(FILTERS)
@@ -74,7 +74,7 @@ class TinySpace(Space):
 
     @functools.cached_property
     def decisions(self) -> tuple[Decision, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Stage by stage: depth and share of the filters where there is a choice, each block's kernel and expansion."""
+        """By stage: depth and share of the filters if there is a choice, then each block's kernel and expansion."""
         found = []
         for stage in range(self.stages):
             if len(depths := self._depths(stage)) > 1:
@@ -88,7 +88,7 @@ class TinySpace(Space):
 
     @property
     def size(self) -> int:
-        """How many different sub-networks there are."""
+        """Number of different sub-networks."""
         block = len(self.kernels) * len(self.expansions)
         stages = (sum(block**depth for depth in self._depths(stage)) for stage in range(self.stages))
         return math.prod(stages) * len(self.shares) ** self.stages
@@ -115,11 +115,11 @@ class TinySpace(Space):
         return tuple(found)
 
     def filters(self, stage: int, share: float) -> int:
-        """Returns the filters of a stage that keeps this share of them."""
+        """Returns the number of filters of a stage that keeps this share of them."""
         return self._round_filters(FILTERS[stage] * share)
 
     def body(self, values: Mapping[str, Any]) -> Blocks:
-        """Returns the blocks that `values` (decision -> choice) stand for, a row each."""
+        """Returns the network for the values of the decisions, one row per block."""
         rows = [Block("sep_conv", 3, self.first_filters)]
         for block, present, kernel, _, expansion, filters in self._read(values):
             if present:
@@ -127,15 +127,15 @@ class TinySpace(Space):
         return Blocks(tuple(rows), self.stem_filters)
 
     def encode(self, values: Mapping[str, Any]) -> np.ndarray:
-        """Returns the sub-network as the supernet reads it: int32 (blocks, 5).
+        """Returns the sub-network for the supernet: int32 (blocks, 5).
 
-        For each of `blocks`: whether it is present, kernel size, inputs, expanded channels, filters.
+        The columns are for each of `blocks`: whether it is present, kernel size, inputs, expanded channels, filters.
         """
         rows = [(row[1], row[2], row[3], row[4] * row[3], row[5]) for row in self._read(values)]
         return np.asarray(rows, np.int32)
 
     def _read(self, values: Mapping[str, Any]) -> Iterator[tuple[SupernetBlock, bool, int, int, int, int]]:
-        """Yields each of `blocks`: whether it is present, kernel size, inputs, expansion, filters."""
+        """Yields for each of `blocks`: it, whether it is present, kernel size, inputs, expansion, filters."""
         inputs, filters, depth = self.first_filters, 0, 0
         for block in self.blocks:
             if block.number == 0:
@@ -146,7 +146,7 @@ class TinySpace(Space):
             inputs = filters
 
     def largest(self) -> dict[str, Any]:
-        """Returns the values of the largest sub-network, which holds the weights of all."""
+        """Returns the values of the largest sub-network, which has all weights."""
         return {decision.name: max(decision.choices) for decision in self.decisions}
 
     def smallest(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class TinySpace(Space):
         return self.depths if stage < self.stages - 1 else (1,)
 
     def _round_filters(self, filters: float) -> int:
-        """Returns a multiple of the divisor near `width` x filters, no more than a tenth below (make_divisible)."""
+        """Returns a multiple of the divisor near `width` x filters, at most a tenth below (make_divisible)."""
         wanted = self.width * filters
         found = max(self.divisor, math.floor(wanted + self.divisor / 2) // self.divisor * self.divisor)
         return found + self.divisor if found < 0.9 * wanted else found
@@ -165,7 +165,7 @@ class TinySpace(Space):
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One resolution and width, and the multiply-adds of the random networks that fit, ascending."""
+    """A resolution and width, with the multiply-adds, in ascending order, of the random networks that fit."""
 
     resolution: int
     width: float
@@ -178,7 +178,7 @@ class Configuration:
         return len(self.macs) / self.drawn
 
     def score(self, rank_by: str) -> float:
-        """Returns the mean of the multiply-adds, or what a fifth of the networks exceeds; 0 where none fits."""
+        """Returns the mean or the 80th percentile of the multiply-adds; 0 if no network fits."""
         if not self.macs:
             return 0.0
         return float(np.mean(self.macs) if rank_by == "mean" else np.percentile(self.macs, 80))
@@ -190,17 +190,17 @@ class Configuration:
 def rank_configurations(
     configurations: Sequence[Configuration], rank_by: Literal["mean", "percentile"], least_share: float
 ) -> list[Configuration]:
-    """Returns the configurations, the one to search first; those of which too few networks fit come last.
+    """Returns the configurations, best first; those at which too few networks fit come last.
 
     Raises:
-        ValueError: no configuration fits often enough.
+        ValueError: too few networks fit at every configuration.
     """
     ranked = sorted(configurations, key=lambda one: (one.share >= least_share, one.score(rank_by)), reverse=True)
     if ranked[0].share < least_share or not ranked[0].macs:
         nearest = max(ranked, key=lambda one: one.share)
         raise ValueError(
-            f"of the random networks too few fit: at best a share of {nearest.share:.3f} at {nearest}, and "
-            f"{least_share} was expected. Allow more memory, or lower resolutions or widths"
+            f"too few of the random networks fit: at most a share of {nearest.share:.3f}, at {nearest}; expected at "
+            f"least {least_share}. Allow more memory, or lower resolutions or widths"
         )
     return ranked
 
@@ -218,10 +218,10 @@ def save_configurations(ranked: Sequence[Configuration], rank_by: str, least_sha
 
 
 def draw_configurations(ranked: Sequence[Configuration], path: Path, curves: int = 8) -> None:
-    """Draws the cumulative distributions of the multiply-adds into a PNG file, as the paper's figure 3 has them.
+    """Draws the cumulative distributions of the multiply-adds into a PNG file, like figure 3 of the paper.
 
-    The first, which is to be searched, is the thick line; the others are the best ones and, spread evenly over the
-    rest, some worse ones.
+    The first configuration, which is searched, is the thick line; the others are the next best ones and some worse
+    ones, spread evenly over the rest.
     """
     from recipes.cards.pictures import new_figure, save_figure
 
@@ -240,7 +240,7 @@ def draw_configurations(ranked: Sequence[Configuration], path: Path, curves: int
         axes.step(macs, share, where="post", label=label, color=color, linewidth=width, zorder=layer)
     axes.axhline(0.8, color="0.7", linewidth=0.8, linestyle="--")
     axes.set(xlabel=f"{name}multiply-adds", ylabel="share of the networks that fit", xlim=(0, None), ylim=(0, 1.02))
-    axes.set_title("Search spaces by what their fitting networks compute (the chosen one in black)", fontsize=10)
+    axes.set_title("Multiply-adds of the networks that fit, by search space (the chosen one in black)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=7.5, frameon=False, loc="outside lower center", ncols=2)
     save_figure(figure, path)

@@ -1,11 +1,13 @@
-"""Once-for-all network of TinyNAS: each sub-network computes with a part of the weights of the largest one.
+"""The once-for-all network of TinyNAS: each sub-network uses a part of the weights of the largest one.
 
-A sub-network is a tensor (see `TinySpace.encode`), so one trace serves all. Weights are sliced, not masked, and blocks
-that are absent are not run: a sub-network takes the time of the network that `zoo.build` makes of its genotype.
+That part is the first blocks of a stage, the first channels, and the central window of each depthwise kernel. With
+`kernel_transform=True`, each smaller window is multiplied by a learnt matrix as well.
 
-Source: Lin et al., arXiv:2007.10319, appendix D, and Cai et al., "Once-for-All", ICLR 2020: the central window of the
-largest kernel, the first channels, the first blocks. Once-for-all itself multiplies each smaller window by a learnt
-matrix, which MCUNet does not mention: `kernel_transform=True`.
+A sub-network is encoded as a tensor (`TinySpace.encode`), so one trace serves all. Weights are sliced, not masked, and
+absent blocks are not run, so a sub-network is as fast as the network that `zoo.build` makes of its genotype.
+
+Source: Lin et al., arXiv:2007.10319, appendix D, and Cai et al., "Once-for-All", ICLR 2020, which has the matrices;
+MCUNet does not mention them.
 """
 
 import dataclasses
@@ -22,7 +24,13 @@ MOMENTS = ("mean", "variance")
 
 
 class Supernet:
-    """The largest network of `space`; `logits` runs any sub-network of it."""
+    """The largest network of `space`, of which `logits`, `moments` and `infer` run any sub-network.
+
+    Args:
+        space: of all sub-networks.
+        classes, channels: of the images.
+        kernel_transform: whether matrices transform the smaller kernels.
+    """
 
     def __init__(self, space: TinySpace, classes: int, channels: int, kernel_transform: bool = False):
         self.space, self.classes, self.channels = space, classes, channels
@@ -37,8 +45,8 @@ class Supernet:
             shapes += self._block(f"block{number}", block)
         last = space.blocks[-1].filters
         shapes += [Shape("classifier", (last, classes), last), Shape("classifier_bias", (classes,))]
-        self.packing = Packing(shapes)  # where each weight is in the flat vector
-        # Where mean and variance of each normalisation are in another one.
+        self.packing = Packing(shapes)  # of all weights in one flat vector
+        # of the mean and variance of each normalisation in another one
         self.statistics = Packing([Shape(f"{name}/{what}", (size,)) for name, size in self._norms for what in MOMENTS])
 
     def _convolution(self, name: str, shape: tuple[int, ...], fan_in: int, filters: int) -> list[Shape]:
@@ -55,7 +63,7 @@ class Supernet:
         return shapes + self._convolution(f"{name}/project", (1, 1, middle, block.filters), middle, block.filters)
 
     def initial(self, seed: int) -> np.ndarray:
-        """Returns first values: He's for convolutions as zoo.build has them, identities for kernel transforms."""
+        """Returns initial values: He's for convolutions, as in zoo.build, and identities for kernel transforms."""
         rng, parts = np.random.default_rng(seed), []
         for shape in self.packing.shapes:
             if "/to_" in shape.name:
@@ -68,26 +76,26 @@ class Supernet:
         return np.concatenate(parts).astype(np.float32)
 
     def input_specs(self, image_shape: Sequence[int]) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec]:
-        """Returns what a trace takes: weights, an encoded sub-network, and a batch of images."""
+        """Returns the signature of a trace: weights, an encoded sub-network, and a batch of images."""
         encoded = tf.TensorSpec([len(self.space.blocks), 5], tf.int32)
         return tf.TensorSpec([self.packing.size]), encoded, tf.TensorSpec([None, *image_shape])
 
     def decayed(self) -> np.ndarray:
-        """Returns 1 where weight decay acts, on kernels and the classifier, and 0 elsewhere: float32 (size,)."""
+        """Returns 1 for weights that decay, kernels and the classifier, and 0 for others: float32 (packing.size,)."""
         return np.concatenate([np.full(s.size, s.fan_in is not None, np.float32) for s in self.packing.shapes])
 
     def logits(self, weights: Any, encoded: Any, images: Any) -> Any:
-        """Returns (batch, classes), normalised by the statistics of the batch: for training."""
+        """Returns logits (batch, classes) for training: normalisation uses the statistics of the batch."""
         return self._compute(_Pass(self.packing.unpack(weights)), encoded, images)
 
     def moments(self, weights: Any, encoded: Any, images: Any) -> Any:
-        """Returns the statistics of this batch in every normalisation, flat; zero for channels that are absent."""
+        """Returns the batch's mean and variance at each normalisation, as a flat vector; zeros for absent channels."""
         collecting = _Pass(self.packing.unpack(weights), pad_moments_to=dict(self._norms))
         self._compute(collecting, encoded, images)
         return tf.concat(collecting.moments, 0)
 
     def infer(self, weights: Any, statistics: Any, encoded: Any, images: Any) -> Any:
-        """Returns (batch, classes), normalised by these statistics."""
+        """Returns logits (batch, classes); normalisation uses the given statistics."""
         folded = _Pass(self.packing.unpack(weights), self.statistics.unpack(statistics))
         return self._compute(folded, encoded, images)
 
@@ -102,22 +110,22 @@ class Supernet:
         return tf.matmul(x, run.weights["classifier"][: tf.shape(x)[1]]) + run.weights["classifier_bias"]
 
     def _compute_if_present(self, run: "_Pass", name: str, block: SupernetBlock, row: list[Any], x: Any) -> Any:
-        """The block's output, or its input where the sub-network has no block there."""
+        """Returns the block's output or, if the sub-network does not have the block, its input."""
         shape = x.shape
         if block.number < min(self.space.depths) or block.stage == self.space.stages - 1:
             return self._compute_block(run, name, block, row, x)
         before = list(run.moments)
 
-        def absent() -> Any:
+        def skip() -> Any:
             zeros = [tf.zeros([size]) for n, size in self._norms if n.startswith(f"{name}/") for _ in MOMENTS]
             return (tf.identity(x), *(zeros if run.pad_moments_to else ()))
 
-        def present() -> Any:
-            run.moments = []  # tensors of a branch leave it as outputs only
+        def compute() -> Any:
+            run.moments = []  # a branch's tensors can leave it only as outputs
             y = self._compute_block(run, name, block, row, x)
             return (y, *run.moments)
 
-        y, *own = tf.cond(row[0] > 0, present, absent)
+        y, *own = tf.cond(row[0] > 0, compute, skip)
         run.moments = before + own
         return tf.ensure_shape(y, shape)
 
@@ -132,7 +140,7 @@ class Supernet:
         return self._add_shortcut(block, x, y, inputs, filters) if block.strides == 1 else y
 
     def _add_shortcut(self, block: SupernetBlock, x: Any, y: Any, inputs: Any, filters: Any) -> Any:
-        """Adds the shortcut where the block keeps the number of channels, as zoo.mobile_blocks does."""
+        """Adds the shortcut if the block keeps the number of channels, as zoo.mobile_blocks does."""
         widths = {self.space.filters(block.stage, share) for share in self.space.shares}
         before = {self.space.first_filters}
         if block.stage:
@@ -154,7 +162,7 @@ class Supernet:
         return whole[edge : edge + kernel, edge : edge + kernel]
 
     def _transform(self, weights: Mapping[str, Any], name: str, whole: Any, kernel: Any) -> Any:
-        """Puts in the centre of `whole` what the chain of matrices makes of it, from each size to the next."""
+        """Returns the window of size `kernel` with zeros around it; a matrix makes each from the next larger one."""
         largest, found = self.kernels[0], [whole]
         window = whole
         for before, size in zip(self.kernels, self.kernels[1:], strict=False):
@@ -168,20 +176,20 @@ class Supernet:
 
 @dataclasses.dataclass
 class _Pass:
-    """One pass: convolutions, each with its normalisation by the batch, or by given statistics."""
+    """A forward pass: convolutions, each with its normalisation by the batch's or by given statistics."""
 
-    weights: Mapping[str, Any]  # all of them, by name
-    statistics: Mapping[str, Any] | None = None  # by name; None takes those of the batch
-    # name of a normalisation -> channels in the largest network, where the batch's statistics are wanted
+    weights: Mapping[str, Any]  # name -> weight
+    statistics: Mapping[str, Any] | None = None  # by name; None for those of the batch
+    # normalisation -> channels in the largest network; if given, the batch's statistics are collected in `moments`
     pad_moments_to: Mapping[str, int] | None = None
-    moments: list[Any] = dataclasses.field(default_factory=list)  # these: mean and variance by turns
+    moments: list[Any] = dataclasses.field(default_factory=list)  # mean and variance of each normalisation in turn
 
     def convolve(self, name: str, x: Any, kernel: Any, strides: int, relu: bool) -> Any:
         """A convolution without padding; its kernel may be a slice."""
         return self._normalize(name, lambda k: tf.nn.conv2d(x, k, strides, "VALID"), kernel, tf.shape(kernel)[3], relu)
 
     def convolve_depthwise(self, name: str, x: Any, kernel: Any, strides: int) -> Any:
-        """A depthwise convolution padded as PyTorch pads; the size of its kernel may be a tensor."""
+        """A depthwise convolution padded as PyTorch pads; its kernel size may be a tensor."""
         x = x if strides == 1 else pad_images(x, tf.shape(kernel)[0] // 2)
         options = {"strides": [1, strides, strides, 1], "padding": "SAME" if strides == 1 else "VALID"}
 
@@ -192,7 +200,7 @@ class _Pass:
 
     def _normalize(self, name: str, apply: Callable[[Any], Any], kernel: Any, filters: Any, relu: bool) -> Any:
         scale, shift = self.weights[f"{name}_scale"][:filters], self.weights[f"{name}_shift"][:filters]
-        if self.statistics is not None:  # folded: the normalisation costs nothing
+        if self.statistics is not None:  # folded into the kernel, so that normalisation costs nothing
             mean, variance = (self.statistics[f"{name}/{moment}"][:filters] for moment in MOMENTS)
             scale = scale * tf.math.rsqrt(variance + EPSILON)
             folded = kernel * (scale[:, None] if "depthwise" in name else scale)
@@ -208,5 +216,5 @@ class _Pass:
 
 
 def pad_images(x: Any, pad: Any) -> Any:
-    """Puts `pad` rows and columns of zeros around images."""
+    """Pads images with `pad` rows and columns of zeros on each side."""
     return tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])

@@ -1,11 +1,11 @@
-"""Training of the once-for-all network of a TinyNAS search: the largest sub-network first, then several a step.
+"""Training of TinyNAS' once-for-all network: first the largest sub-network alone, then several sub-networks per step.
 
-What a step draws depends on the seed and its number alone, so a killed training resumes at the step that was saved, to
-the same result.
+Random numbers depend only on the seed and the step, so a training that was killed resumes at the saved step and ends
+with the same result.
 
 Source: Lin et al., arXiv:2007.10319, appendices D and E; sandwich rule and distillation: Yu and Huang, "Universally
-Slimmable Networks", ICCV 2019. Departure: the gradients of a step's sub-networks are averaged, where once-for-all's
-code adds them up, so that one learning rate serves both phases.
+Slimmable Networks", ICCV 2019. Departure: the gradients of a step's sub-networks are averaged, so that one learning
+rate serves both phases; once-for-all's code adds them up.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from recipes.training.tensorflow_options import without_rewrites
 from zoo import atomic
 
 _MOMENTUM = 0.9
-_CLIP = 5.0  # the largest norm of the gradient, before weight decay
-_WARMUP_STEPS = 10  # of each phase, at most
-# The options that the shared weights depend on: searches that agree in these may share them.
+_CLIP = 5.0  # largest norm of the gradient, before weight decay
+_WARMUP_STEPS = 10  # in each phase, at most
+# Options that the shared weights depend on; searches with equal values may share them.
 _OPTIONS = (
     "seed", "data", "image_size", "training_images", "batch_size", "augment", "strides", "kernels", "expansions",
     "depths", "shares", "kernel_transform", "largest_epochs", "elastic_epochs", "networks", "sampling",
@@ -45,29 +45,29 @@ _OPTIONS = (
 def train_supernets(
     config: Config, net: Supernet, images: image_data.Data, normalize: Callable[[Any], Any], report: Report
 ) -> np.ndarray:
-    """Returns the weights of each trained once-for-all network; resumes where an earlier process has saved them.
+    """Trains the once-for-all networks, or resumes their training, and returns their weights (supernets, size).
 
-    The first is trained with the seed of `config`, the others with seeds of their own, in files beside the first one's.
+    The first has the seed of `config`; the others have their own seeds, and their states in files next to the first's.
 
     Raises:
         DivergedError: a training diverged.
-        StateError: the state is that of other options.
+        StateError: a state is of other options.
     """
     first, trained = config.supernet or config.folder / "supernet.npz", []
     for number, seed in enumerate(list_seeds(config.seed, config.supernets)):
         part = report_part(report, number, config.supernets, "supernet")
         suffix = str(seed) if number else ""
         own = dataclasses.replace(config, seed=seed, supernet=first.with_stem(first.stem + suffix))
-        weights, history = _train(own, net, images, normalize, part)
+        weights, history = _train_supernet(own, net, images, normalize, part)
         trained.append(weights)
         atomic.write_atomically(config.folder / f"supernet{suffix}.json", json.dumps(history, indent=1) + "\n")
     return np.stack(trained)
 
 
-def _train(
+def _train_supernet(
     config: Config, net: Supernet, images: image_data.Data, normalize: Callable[[Any], Any], report: Report
 ) -> tuple[np.ndarray, list[Record]]:
-    """Trains one once-for-all network from the state in `config.supernet` on; returns it with a record an epoch."""
+    """Trains a once-for-all network, from its state at `config.supernet`; returns weights and a record per epoch."""
     assert config.supernet is not None
     crop_and_flip = augment.cifar(padding=images.input_shape[0] // 8, cutout_length=0) if config.augment else None
     batches = Batches(
@@ -85,7 +85,7 @@ def _train(
         first, mean = np.mean(losses, axis=0)
         loss, seconds, begun = f", loss {mean:.4g}", time.monotonic() - begun, time.monotonic()
         found = {"step": (len(history) + 1) * batches.steps, "loss": float(mean), "first_loss": float(first)}
-        return found | {"seconds": round(seconds, 3)}  # since this process began, in the first epoch that it ends
+        return found | {"seconds": round(seconds, 3)}  # in a process' first epoch, only its own
 
     with without_rewrites():
         history = run_epochs(
@@ -102,7 +102,7 @@ def _train(
 
 
 class ElasticTraining:
-    """The variables of a once-for-all network in training, and its steps; an epoch has `steps` of them."""
+    """The training of a once-for-all network: its variables and its steps, of which an epoch has `steps`."""
 
     def __init__(self, net: Supernet, config: Config, steps: int, image_shape: Sequence[int]):
         self.net, self._config, self._steps = net, config, steps
@@ -121,20 +121,20 @@ class ElasticTraining:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this training from others whose state it must not take over."""
+        """The values that identify this training; it must not resume from a state with others."""
         config = self._config
         facts = {"size": self.net.packing.size, "width": self.net.space.width, "steps": self._steps}
         facts |= {"learning_rate": config.supernet_rate, "momentum": _MOMENTUM, "clip": _CLIP}
         return facts | {name: value for name, value in config.settings().items() if name in _OPTIONS}
 
     def rate(self, step: int) -> float:
-        """Returns the learning rate of a step: a cosine period, with a short warm-up, in each phase."""
+        """Returns the learning rate of a step; each phase has a short warm-up and one cosine period."""
         if step < self.first_phase:
             return self._schedule.at_step(step, self._steps, self._config.largest_epochs)
         return self._schedule.at_step(step - self.first_phase, self._steps, self._config.elastic_epochs)
 
     def choose(self, step: int) -> list[np.ndarray]:
-        """Returns the sub-networks of a step, encoded."""
+        """Returns the encoded sub-networks of a step."""
         if step < self.first_phase:
             return [self._largest]
         space, count = self.net.space, self._config.networks
@@ -145,10 +145,10 @@ class ElasticTraining:
         return [space.encode(values) for values in [*fixed, *(space.sample(rng) for _ in range(count - len(fixed)))]]
 
     def take_step(self, step: int, images: Any, labels: Any) -> tuple[float, float]:
-        """Takes a step on a batch; returns the loss of its first sub-network and the mean of all.
+        """Takes a step on a batch; returns the loss of its first sub-network and the mean loss of all.
 
         Raises:
-            DivergedError: a loss is not a number any more; the weights are those of before.
+            DivergedError: a loss is no longer finite; the weights have not changed.
         """
         if step == self.first_phase and self.first_phase:
             self.weights.assign(sort_channels(self.net, self.weights.numpy()))
@@ -156,7 +156,7 @@ class ElasticTraining:
         sandwich = self._config.sampling == "sandwich"
         distillation = self._config.distillation if step >= self.first_phase else 0.0
         images, labels = tf.constant(images, tf.float32), tf.constant(labels, tf.int32)
-        # Logits of the largest sub-network, which teaches the others: in a sandwich it is the first one.
+        # logits of the largest sub-network, which teaches the others; in the sandwich rule it is the first
         teacher = tf.zeros([len(labels), self.net.classes])
         if distillation and not sandwich:
             teacher = self._gradient(self.weights, self._largest, images, labels, teacher, 0.0)[1]
@@ -171,7 +171,7 @@ class ElasticTraining:
         if not np.isfinite(losses).all():
             raise DivergedError(
                 f"the loss of the supernet is {losses} in step {step + 1}: the training diverged; lower its "
-                "learning rate"
+                "learning rate, --supernet_rate"
             )
         gradient = tf.add_n(gradients) / len(gradients)
         self._optimizer.apply([self.weights], [self.velocity], [gradient], self.rate(step), [self._decayed])
@@ -188,17 +188,17 @@ class ElasticTraining:
 
 
 def draw_fairly(space: TinySpace, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Draws `count` sub-networks, in which each choice of a decision is as often as any other, or once more."""
+    """Draws `count` sub-networks in which the choices of each decision occur equally often, up to one more or less."""
     dealt = {each.name: np.resize(rng.permutation(len(each.choices)), count) for each in space.decisions}
     dealt = {name: rng.permutation(choices) for name, choices in dealt.items()}
     return [{each.name: each.choices[dealt[each.name][number]] for each in space.decisions} for number in range(count)]
 
 
 def sort_channels(net: Supernet, weights: np.ndarray) -> np.ndarray:
-    """Returns the weights with the expanded channels of each block in order of importance; the outputs stay the same.
+    """Returns the weights with each block's expanded channels sorted by importance; the outputs do not change.
 
-    Important is a channel whose weights in the projection have a large sum of magnitudes (once-for-all, section 3.2).
-    Narrow sub-networks take the first channels, which are then the best ones.
+    A channel's importance is the sum of the magnitudes of its weights in the projection (once-for-all, section 3.2).
+    Narrow sub-networks use the first channels, which then are the most important ones.
     """
     named = {name: value.copy() for name, value in net.packing.unpack(weights).items()}
     for name in (f"block{number}" for number in range(len(net.space.blocks))):

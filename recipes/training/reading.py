@@ -9,7 +9,7 @@ import numpy as np
 from recipes.images import Interpolation
 from recipes.training.results import Origin
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and what imports it, is imported where it is used, so that --help and errors answer at once.
 if TYPE_CHECKING:
     import keras
 

@@ -346,6 +346,21 @@ def test_dry_run_at_the_size_of_the_paper(tmp_path, capsys):
     assert zoo.cost.of(zoo.build(found)).peak_memory < 320 * 1024
 
 
+@pytest.mark.slow
+def test_a_dry_run_times_steps_of_one_sub_network_also_where_the_search_never_trains_one_alone(tmp_path, monkeypatch):
+    counts, choose = [], ElasticTraining.choose
+
+    def count(training: ElasticTraining, step: int) -> list[np.ndarray]:
+        chosen = choose(training, step)
+        counts.append(len(chosen))
+        return chosen
+
+    monkeypatch.setattr(ElasticTraining, "choose", count)
+    config = dataclasses.replace(SMOKE, dry_run=True, largest_epochs=0, networks=3, folder=tmp_path)
+    tinynas.search(config, observe=quiet)
+    assert counts == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("score", "objective", "ranked"), [("accuracy", "max", [0.5, 0.6]), ("loss", "min", [-1.0, -2.0])]
 )

@@ -15,9 +15,7 @@ class Config(ChildConfig):
 
     trials: int = 2  # number of searches, each with its own seed; with --algorithm=random, number of random cells
     algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
-    order: Literal[1, 2] = (
-        1  # 2 differentiates through a step of the weights; an alpha step then takes 4 times as long
-    )
+    order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights; an alpha step then takes 4 times as long
     supernets: int = 1  # per search, each with its own seed; the mean of their strengths selects the cells
     search_epochs: int = 8  # of a supernet
     warm_up_epochs: int = 2  # the first of these, in which only weights learn; 0 in the paper, 10 of 25 in P-DARTS

@@ -22,7 +22,7 @@ from recipes.images import sources as image_data
 from recipes.images.parts import Batches
 from recipes.training.loop import Record, run_epochs
 from recipes.training.progress import Report, Status, report_part
-from recipes.training.supernet import list_seeds
+from recipes.training.supernet import list_states
 from zoo.genotype import INPUT_STATES, CellGraph, Cells, Genotype
 
 _SHOWN_CELLS = 4  # epochs whose cells are drawn
@@ -69,7 +69,7 @@ def find_cells(scorer: NetworkScorer, seed: int, path: Path, report: Report) -> 
     """
     config = scorer.config
     assert isinstance(config, Config)
-    files, histories, logarithms = _list_states(config, seed, path), [], []
+    files, histories, logarithms = list_states(seed, config.supernets, path), [], []
     search: BilevelSearch | None = None
     for number, (own, file) in enumerate(files.items()):
         part = report_part(report, number, len(files), "supernet")
@@ -86,11 +86,6 @@ def find_cells(scorer: NetworkScorer, seed: int, path: Path, report: Report) -> 
         cells = space.derive(strengths)
     tuner.forget_models()
     return {"values": space.values(cells), "strengths": np.round(strengths, 6).tolist(), "history": histories[0]}
-
-
-def _list_states(config: Config, seed: int, path: Path) -> dict[int, Path]:
-    """Returns seed -> file of the state for each supernet of a search."""
-    return {own: path.with_name(f"seed{own}.state.npz") for own in list_seeds(seed, config.supernets)} | {seed: path}
 
 
 def _mean_strengths(config: Config, images: image_data.Data, files: Mapping[int, Path]) -> np.ndarray | None:
@@ -180,7 +175,7 @@ def judge_cells(
     """
     assert isinstance(scorer.config, Config)
     for seed, path in states.items():
-        mean = _mean_strengths(scorer.config, scorer.images, _list_states(scorer.config, seed, path))
+        mean = _mean_strengths(scorer.config, scorer.images, list_states(seed, scorer.config.supernets, path))
         if mean is not None:
             logarithms, space = np.log(mean), scorer.config.make_space()
             yield seed, [float((space.strengths(each) * logarithms).sum()) for each in cells]

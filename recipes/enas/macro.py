@@ -1,6 +1,6 @@
 """The supernet of ENAS' macro space: a chain of layers, each with one of six operations and skips from any before it.
 
-With a path, the supernet computes what the network computes that zoo/families/enas.py builds from the path's chain,
+Given a path, the supernet computes the same as the network that zoo/families/enas.py builds from the path's chain,
 with separable convolutions as in the paper. In the 1x1 convolution that joins skips, each state has its own rows.
 """
 

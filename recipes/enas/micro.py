@@ -1,6 +1,6 @@
 """The supernet of ENAS' micro space: one set of weights for all cells of the space, of which a path runs one.
 
-With a path, the supernet computes what the network computes that zoo/families/enas.py builds from the path's cells. As
+Given a path, the supernet computes the same as the network that zoo/families/enas.py builds from the path's cells. As
 in melodyguan/enas, there is a weight for each cell, node, edge, operation and state that the edge reads.
 
 Departure: that code searches with another network than it trains afterwards (reductions before the cells, loose ends

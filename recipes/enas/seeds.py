@@ -20,7 +20,7 @@ from recipes.images import sources as image_data
 from recipes.images.augment import Normalization
 from recipes.training import tensorflow_options
 from recipes.training.progress import Report
-from recipes.training.supernet import list_seeds
+from recipes.training.supernet import list_states
 from zoo.genotype import Genotype
 
 _DRY_RUN_IMAGES = 32  # per step
@@ -49,7 +49,7 @@ def make_searches(config: Config, images: image_data.Data, seed: int, state: Pat
 
     All have the same reward images, so that none has trained on images that score a path.
     """
-    files = {own: state.with_name(f"seed{own}.state.npz") for own in list_seeds(seed, config.supernets)} | {seed: state}
+    files = list_states(seed, config.supernets, state)
     return {file: make_search(config, images, own, split=seed) for own, file in files.items()}
 
 

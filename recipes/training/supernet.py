@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ _SEED_STEP = 1_000_000  # between the seeds of a search's supernets: so large th
 def list_seeds(seed: int, supernets: int) -> list[int]:
     """Returns the seed of each of the `supernets` supernets of a search; the first has the search's own seed."""
     return [seed + number * _SEED_STEP for number in range(supernets)]
+
+
+def list_states(seed: int, supernets: int, path: Path) -> dict[int, Path]:
+    """Returns seed -> file of the state for each supernet of a search: `path` for the first, files next to it."""
+    return {own: path.with_name(f"seed{own}.state.npz") for own in list_seeds(seed, supernets)} | {seed: path}
 
 
 @dataclasses.dataclass(frozen=True)

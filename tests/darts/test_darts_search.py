@@ -18,6 +18,7 @@ from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import Supernet
 from recipes.darts.training import SCHEDULE, BilevelSearch, largest_eigenvalue, select_by_perturbation
 from recipes.engine.children import NetworkScorer, load_images
+from recipes.training.supernet import list_states
 from zoo.genotype import Cells
 
 SMOKE = darts.PRESETS["smoke"]
@@ -187,7 +188,7 @@ def test_cells_are_ranked_by_the_strengths_of_what_they_do(tmp_path):
 def test_several_supernets_stand_for_the_cells_of_their_geometric_mean(tmp_path):
     config = dataclasses.replace(SMOKE, ops=("skip_connect", "sep_conv_3x3"), fixed_reduction=True, supernets=2)
     searched = scorer(config)
-    files = seeds._list_states(config, 3, tmp_path / "seed3.state.npz")
+    files = list_states(3, config.supernets, tmp_path / "seed3.state.npz")
     for (seed, file), first_edge in zip(files.items(), ([0.1, 0.8, 0.1], [0.5, 0.1, 0.4]), strict=True):
         state = seeds.make_search(config, searched.images, seed)
         state.alphas.assign(np.log([[first_edge, [0.2, 0.2, 0.6]]]))

@@ -270,7 +270,7 @@ def _settings(config: Config, settings: "Settings") -> "Settings":
     )
 
 
-def _augment(config: Config, paper: "Paper", side: int) -> "augment.Step | None":
+def _augment(config: Config, paper: "Paper", side: int) -> "augment.Augmentation | None":
     from recipes.images import augment
 
     if config.settings == "small":

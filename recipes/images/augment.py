@@ -1,8 +1,9 @@
 """The papers' augmentations and normalisations, as functions of a whole batch.
 
-A step maps `(images, seed)` to images: images (batch, height, width, channels) with values 0..255, uint8 or float32;
-seed an integer tensor of shape (2,). Each image gets its own random numbers, and the same seed gives the same numbers,
-so that a run resumed at an epoch sees what an uninterrupted run would have seen (`Part.dataset` makes the seeds).
+An augmentation maps `(images, seed)` to images. Images are (batch, height, width, channels) with values 0..255, uint8
+or float32; the seed is an integer tensor of shape (2,). Each image gets its own random numbers, and the same seed gives
+the same numbers, so that a run resumed at an epoch sees what an uninterrupted run would have seen (`Part.dataset` makes
+the seeds).
 
     policy = augment.cifar(padding=2, cutout_length=8)
     batches = data.train.dataset(64, training=True, augment=policy, seed=1)
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-Step = Callable[[Any, Any], Any]
+Augmentation = Callable[[Any, Any], Any]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision make grayscale
 
@@ -127,8 +128,8 @@ class Mix:
         return tf.cond(first, lambda: apply(self._layers[0]), lambda: apply(self._layers[1]))
 
 
-def chain(*steps: Step) -> Step:
-    """Returns a step that applies `steps` in order, each with its own seed derived from the chain's seed."""
+def chain(*steps: Augmentation) -> Augmentation:
+    """Returns an augmentation that applies `steps` in order, each with its own seed derived from the chain's seed."""
 
     def chained(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         for index, step in enumerate(steps):
@@ -138,18 +139,18 @@ def chain(*steps: Step) -> Step:
     return chained
 
 
-def cifar(padding: int = 4, cutout_length: int = 16, fill: float | Sequence[float] = 0.0) -> Step:
+def cifar(padding: int = 4, cutout_length: int = 16, fill: float | Sequence[float] = 0.0) -> Augmentation:
     """Pad and crop, flip, cutout: the augmentation of NASNet, AmoebaNet, ENAS and DARTS on CIFAR-10.
 
     A `cutout_length` of 0 leaves cutout out. `fill`: see `cutout`.
     """
-    steps: list[Step] = [functools.partial(pad_and_crop, padding=padding), flip_horizontally]
+    steps: list[Augmentation] = [functools.partial(pad_and_crop, padding=padding), flip_horizontally]
     if cutout_length:
         steps.append(functools.partial(cutout, length=cutout_length, fill=fill))
     return chain(*steps)
 
 
-def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, hue: float = 0.2) -> Step:
+def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, hue: float = 0.2) -> Augmentation:
     """Inception's random crop, flip and colours, by default with the numbers of DARTS' train_imagenet.py.
 
     Load the images somewhat larger, `load(..., size=256)` for 224, and evaluate with `central_crop`. Departure: the
@@ -162,7 +163,7 @@ def imagenet(size: int = 224, smallest_area: float = 0.08, jitter: float = 0.4, 
     )
 
 
-def rand_augment(strength: float = 0.5, changes: int = 2) -> Step:
+def rand_augment(strength: float = 0.5, changes: int = 2) -> Augmentation:
     """RandAugment (Cubuk et al., 2020) with Keras' layers: `changes` random changes per image; returns float32.
 
     The strength, 0 to 1, is a share of the paper's maxima: rotations by 30 degrees, shears of 0.3, translations of

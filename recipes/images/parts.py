@@ -89,7 +89,7 @@ class Part(abc.ABC):
         batch_size: int,
         *,
         training: bool = False,
-        augment: augmentations.Step | None = None,
+        augment: augmentations.Augmentation | None = None,
         mix: augmentations.Mix | None = None,
         preprocess: Callable[[Any], Any] = augmentations.UNIT,
         seed: int = 0,
@@ -110,7 +110,7 @@ class Part(abc.ABC):
 
         Args:
             training: whether to shuffle, and drop the last batch if it is not full (its images come in other epochs).
-            augment: a step of recipes.images.augment; for training only.
+            augment: an Augmentation; for training only.
             mix: mixes images and labels, which then have the shape (batch, classes); for training only.
             preprocess: pixels 0..255 -> what the model reads; by default 0..1.
             seed: for shuffling and augmentation; without `training` it has no effect.
@@ -287,7 +287,7 @@ class Batches:
         *,
         stream: Sequence[int] = (),
         normalize: Callable[[Any], Any] = augmentations.UNIT,
-        augment: augmentations.Step | None = None,
+        augment: augmentations.Augmentation | None = None,
         keep_last: bool = False,
     ):
         self._part, self._size, self._seed, self._stream = part, batch_size, seed, tuple(stream)

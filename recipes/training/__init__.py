@@ -52,7 +52,7 @@ class TrainingOptions(FolderOptions):
         """The Keras dtype policy to train the network with, or None to keep its own."""
         return None if self.mixed_precision is None else f"mixed_{self.mixed_precision}"
 
-    def prepare(self, images: "Data", augmentation: "augment.Step | None") -> dict[str, Any]:
+    def prepare(self, images: "Data", augmentation: "augment.Augmentation | None") -> dict[str, Any]:
         """Returns the arguments of `fit` for these options and the usual augmentation; warns about poor choices."""
         import tensorflow as tf
 

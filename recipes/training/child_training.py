@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from recipes.images.augment import UNIT, Step
+from recipes.images.augment import UNIT, Augmentation
 from recipes.images.parts import Batches, Part
 from recipes.training.evaluation import Evaluator
 from recipes.training.learner import Learner, Mirror, list_gpus, shorten_moving_averages
@@ -78,7 +78,7 @@ def train(
     seed: int,
     until: int | None = None,
     normalize: Callable[[Any], Any] = UNIT,
-    augment: Step | None = None,
+    augment: Augmentation | None = None,
     folder: Path | None = None,
     report: Callable[[float, str], None] = lambda share, text: None,
     devices: Sequence[str] | None = None,

@@ -160,7 +160,7 @@ def fit(
     settings: Settings,
     *,
     seed: int = 0,
-    augment: augmentations.Step | None = None,
+    augment: augmentations.Augmentation | None = None,
     mix: augmentations.Mix | None = None,
     class_weights: Sequence[float] | None = None,
     preprocess: Callable[[Any], Any] = augmentations.UNIT,

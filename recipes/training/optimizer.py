@@ -5,7 +5,7 @@
     optimizer.apply(weights, slots, gradients, rate)      # eagerly, in a tf.function, or in a graph of tf.compat.v1
 
 Each update of a weight, or of one flat vector of weights, is one fused operation. SGD and RMSProp are the classical
-ones of TensorFlow 1, which trained the published networks. They differ from Keras' namesakes: the momentum does not
+ones of TensorFlow 1, which trained the published networks. They differ from Keras' namesakes: SGD's momentum does not
 include the learning rate (as in PyTorch), and RMSProp adds epsilon under the root and starts its mean square at one.
 """
 

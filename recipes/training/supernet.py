@@ -1,7 +1,7 @@
 """What the supernets of DARTS, ENAS and TinyNAS share: all weights in one flat vector, and fast operations.
 
-A supernet's graph has thousands of operations, and each operation saved makes tracing shorter and a step faster and
-smaller. With all weights in one vector, an optimizer's step is three operations in all, not three per weight.
+A supernet's graph has thousands of operations, and each of them costs time to trace, time to run, and memory. With all
+weights in one vector, an optimizer's step is three operations in all, not three per weight.
 """
 
 import dataclasses
@@ -93,8 +93,8 @@ def as_image(rows: Any, like: Any) -> Any:
 def depthwise(x: Any, kernel: Any, strides: int = 1, dilation: int = 1) -> Any:
     """A depthwise convolution padded as PyTorch pads; `kernel` is (size, size, channels, 1).
 
-    Dilation 2 is cheaper elsewhere: it equals a plain convolution of what tf.space_to_batch returns, at half the cost;
-    together with stride 2 it equals a plain convolution of `every_second` pixel.
+    For dilation 2, a plain convolution of what tf.space_to_batch returns is equal and costs half; for dilation 2 and
+    stride 2, use a plain convolution of `every_second` pixel.
     """
     if dilation > 1:
         return tf.nn.depthwise_conv2d(x, kernel, _ONES, "SAME", dilations=[dilation, dilation])
@@ -261,6 +261,7 @@ class _Statistics:
             gradients: in the output of each of the E products, (N, C) each.
             totals: the sums of their rows, (E, C).
         """
+        # docs/darts_supernet.md calls scale a, inverse r, matrices M, totals t, of_scale h; of_X is the gradient in X.
         scale = strength[:, None] * self.inverse
         matrices = self.weight * scale[:, None, :]
         of_matrices = tf.stack([tf.matmul(x, g, transpose_a=True) for x, g in zip(self.inputs, gradients, strict=True)])

@@ -45,5 +45,6 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         return seeds.dry_run(scorer)
     if config.algorithm == "random":
         return _search.search_randomly(scorer, "darts", observe)
-    find, judge = (functools.partial(each, scorer) for each in (seeds.find_cells, seeds.judge_cells))
+    find = functools.partial(seeds.find_cells, scorer)
+    judge = functools.partial(seeds.judge_cells, scorer)
     return _seeds.search_by_seeds(scorer, "darts", find, judge, config.random_cells, observe)

@@ -56,7 +56,8 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         return seeds.dry_run(scorer)
     if config.algorithm == "random":
         return _search.search_randomly(scorer, "enas", observe)
-    find, judge = (functools.partial(each, scorer) for each in (seeds.find_architectures, seeds.judge_architectures))
+    find = functools.partial(seeds.find_architectures, scorer)
+    judge = functools.partial(seeds.judge_architectures, scorer)
     genotype = _seeds.search_by_seeds(scorer, "enas", find, judge, config.random_networks, observe, config.finalists)
     zoo.draw(genotype, config.folder / "genotype.png")
     return genotype

@@ -98,7 +98,7 @@ def scan(folder: Path, least: int = 2) -> tuple[tuple[str, ...], dict[str, Files
     used = {path for files in found.values() for path in files.paths}
     for path in _walk_files(folder, hidden=True):
         if path not in used and path not in left_out:
-            left_out[path] = _explain_omission(path)
+            left_out[path] = _explain_omission(path.relative_to(folder))
     return class_names, found, left_out
 
 
@@ -207,7 +207,7 @@ def _walk_files(folder: Path, hidden: bool = False) -> Iterator[Path]:
 
 def _explain_omission(path: Path) -> str:
     """Returns why a file is left out, in words that follow the number of such files."""
-    if any(_is_hidden(part) for part in path.parts[-3:]):
+    if any(_is_hidden(part) for part in path.parts):
         return "hidden"
     if path.name.lower().endswith(SUFFIXES):
         return _NO_CLASS

@@ -335,6 +335,12 @@ def test_every_file_is_used_or_left_out_with_its_reason(tmp_path: Path, caplog: 
     assert "24 images are used, 16 files are left out" in caplog.text
 
 
+def test_a_loose_image_is_not_hidden_because_a_folder_above_the_set_is(tmp_path: Path):
+    folder = fill(tmp_path / ".sets" / "pets", {"a": 10, "b": 10})
+    save(folder / "loose.png", picture(99))
+    assert data.load(folder).skipped == {folder / "loose.png": "in no class folder"}
+
+
 def test_a_test_folder_without_classes_is_counted_and_the_test_part_comes_from_training(tmp_path: Path):
     fill(tmp_path / "train", {"a": 20, "b": 20})
     fill(tmp_path, {"test": 7}, first=60)

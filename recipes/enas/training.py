@@ -141,7 +141,7 @@ class PathSearch:
 
     @property
     def candidates(self) -> int:
-        """Number of paths to score at the end; without a controller, more by the cost of the rewards that it saves."""
+        """Number of paths to score at the end; a uniform search scores more, in the time of the rewards it saves."""
         config, saved = self.config, 0
         if self._uniform:
             rewards = config.search_epochs * config.updates * config.samples
@@ -180,7 +180,7 @@ class PathSearch:
         return record
 
     def _path_of_step(self, epoch: int, number: int) -> np.ndarray:
-        """Returns the path of a step of the weights; the controller, which updates later, draws an epoch's at once."""
+        """Returns the path of a step of the weights; the controller draws all paths of an epoch before its updates."""
         if self._uniform or epoch < self.config.uniform_epochs:
             return self.shared.net.space.draw_path(np.random.default_rng([self.seed, _PATHS, epoch, number]))
         if self._epoch_paths[0] != epoch:

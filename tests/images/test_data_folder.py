@@ -151,7 +151,7 @@ TRAINING = {"train/a": 3, "train/b": 3}
         ),
         ({**TRAINING, "extra": 1}, r"holds \['extra'\] beside its training folder"),
         ({**TRAINING, "val/a": 3, "val/b": 3, "validation/a": 3, "validation/b": 3}, r"two folders for one part"),
-        ({**PAIR, "a/link.png": "../../secret.png"}, r"link\.png is a link: put the images themselves there"),
+        ({**PAIR, "a/link.png": "../../secret.png"}, r"link\.png is a link, which can lead anywhere: put the images"),
         ({**PAIR, "c": "../elsewhere"}, r"c is a link"),
         ({**PAIR, "a/again": ".."}, r"again is a link"),
         ({**PAIR, "caf\udce9": 3}, r"the class folder b'caf\\xe9' is not in UTF-8, .*: rename the folder"),

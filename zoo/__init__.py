@@ -32,7 +32,7 @@ __all__ = [
     "Cell", "Genotype", "GenotypeError", "build", "cost", "decode_predictions", "draw", "formats", "from_pretrained",
     "info", "list_models", "load", "preprocess", "save", "save_pretrained", "weights",
 ]  # fmt: skip
-_LAZY = {  # name -> the module that holds it; None for a module itself
+_LAZY = {  # name -> module that defines it; None if the name is a module
     "Cell": "zoo.cell", "build": "zoo.builder", "cost": None, "decode_predictions": "zoo.class_names",
     "draw": "zoo.drawing", "formats": None, "from_pretrained": "zoo.pretrained", "preprocess": "zoo.weights.published",
     "save_pretrained": "zoo.pretrained", "weights": None,
@@ -40,7 +40,7 @@ _LAZY = {  # name -> the module that holds it; None for a module itself
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what needs Keras or NumPy when it is asked for."""
+    """Imports a member that needs Keras or NumPy on first access."""
     if name not in _LAZY:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     owner = _LAZY[name]
@@ -53,7 +53,7 @@ class _CellRegistrar(importlib.abc.MetaPathFinder):
     """Registers `Cell` with Keras as soon as Keras is imported, so that `keras.models.load_model` knows the class."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Finds Keras as the other finders do, and adds the registration to its import."""
+        """Returns Keras' spec with the registration added to its loader; None for every other module."""
         if name != "keras":
             return None
         sys.meta_path.remove(self)
@@ -63,7 +63,7 @@ class _CellRegistrar(importlib.abc.MetaPathFinder):
 
             def run_and_register(module: Any) -> None:
                 run(module)
-                if "zoo.blocks" not in sys.modules:  # whose import this may be, too early for `Cell`
+                if "zoo.blocks" not in sys.modules:  # otherwise its import may have led here, before `Cell` exists
                     importlib.import_module("zoo.cell")
 
             spec.loader.exec_module = run_and_register

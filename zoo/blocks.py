@@ -1,7 +1,7 @@
 """Building blocks of standard Keras layers, shared by all families: convolution with normalisation, pools, reductions.
 
-Every function takes a 4-D channels-last tensor and the prefix `name` of the layers it makes. Batch normalisation stands
-right after a linear convolution and nowhere else, which is what TF-MOT and the TFLite converter fuse.
+Every function takes a 4-D channels-last tensor and the prefix `name` of the layers it makes. Batch normalisation
+directly follows a linear convolution and stands nowhere else, so that TF-MOT and the TFLite converter can fuse the two.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from keras import initializers, layers
 
 from zoo.genotype import GenotypeError, check_choice
 
-# He's variance (He et al., ICCV 2015, what slim's and PyTorch's defaults are variants of), drawn uniformly: a truncated
-# normal, the usual choice, takes four times as long to draw, which is a quarter of the time to build NASNet-A large.
+# He initialisation (He et al., ICCV 2015; TF-slim's and PyTorch's defaults are variants of it), drawn uniformly: the
+# usual truncated normal takes four times as long to draw, a quarter of the time to build NASNet-A large.
 KERNEL_INITIALIZER = "he_uniform"
 
-Tensor = Any  # a keras.KerasTensor, to which the functions below add layers; Keras has no types
+Tensor = Any  # a keras.KerasTensor; Keras ships no types
 
 
 @contextlib.contextmanager
 def layer_defaults(dtype: keras.DTypePolicy | None = None) -> Iterator[None]:
-    """Makes layers channels-last, whatever Keras is set to, and gives them `dtype` where it is given.
+    """Builds layers channels-last, whatever Keras is set to, and with the policy `dtype` if given.
 
-    What is built keeps both: they are part of each layer's config.
+    Layers keep both settings: they are part of each layer's config.
     """
     data_format, policy = keras.config.image_data_format(), keras.config.dtype_policy()
     keras.config.set_image_data_format("channels_last")
@@ -40,19 +40,19 @@ def layer_defaults(dtype: keras.DTypePolicy | None = None) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What the code that published a family does alike in all its layers.
+    """Conventions that a family's published code follows in all its layers.
 
     Attributes:
-        padding: of strided layers: "same" as TensorFlow pads, or "torch", k//2 on both sides as PyTorch code does.
-        momentum: of the moving averages; Keras' convention, 1 minus PyTorch's.
-        epsilon: added to the variance.
-        strided_skip: what "skip_connect" is at stride 2.
+        padding: of strided layers: "same" as in TensorFlow, or "torch": k//2 on both sides, as in PyTorch code.
+        momentum: of the moving averages, in Keras' convention (1 minus PyTorch's).
+        epsilon: added to the variance in batch normalisation.
+        strided_skip: what "skip_connect" becomes at stride 2.
         bottleneck: whether conv_3x3 and conv_1x7_7x1 work on a quarter of the channels (AmoebaNet).
-        oldest_input: whether h[c-2] is projected by relu-1x1-bn always (DARTS), or only where its shape differs.
-        drop_path_on_skip: whether a strided skip is dropped like any other edge (DARTS).
-        drop_path_by_depth: whether the drop path rate grows linearly with the cell's place (NASNet).
-        border_average: what a strided mean does at the border: leave out what lies outside the image, or count it as
-            zeros (timm's and Keras' NASNet, which is here for their parity tests).
+        oldest_input: whether h[c-2] is always projected by relu-1x1-bn (DARTS), or only if its shape differs.
+        drop_path_on_skip: whether drop path applies to strided skips, too (DARTS).
+        drop_path_by_depth: whether the drop path rate grows linearly with the cell's depth (NASNet).
+        border_average: what a strided average does at the border: leave out pixels outside the image, or count them as
+            zeros (as timm's and Keras' NASNet do; for the parity tests with them).
     """
 
     padding: Literal["same", "torch"] = "same"
@@ -88,17 +88,17 @@ def batch_norm(x: Tensor, style: Style, name: str) -> Tensor:
 def conv(
     x: Tensor, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
 ) -> Tensor:
-    """A convolution without bias, padded in the family's way.
+    """Adds a convolution without bias, with the family's padding.
 
     Raises:
-        GenotypeError: `filters` is 0: many layers have a half or a quarter of what a preset says.
+        GenotypeError: `filters` is 0: many layers get a half or a quarter of the preset's filters.
     """
     if filters < 1:
         raise GenotypeError(
-            f"{name} would have {filters} filters, for it has a share of the network's; expected at least 1. "
+            f"{name} would have {filters} filters, a fraction of the preset's; expected at least 1. "
             "Give the preset more filters"
         )
-    x, padding = _padded(x, kernel_size, strides, style, name)
+    x, padding = _pad_input(x, kernel_size, strides, style, name)
     return layers.Conv2D(
         filters, kernel_size, strides, padding, use_bias=False, kernel_initializer=KERNEL_INITIALIZER, name=name
     )(x)
@@ -107,28 +107,28 @@ def conv(
 def conv_bn(
     x: Tensor, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str
 ) -> Tensor:
-    """`conv`, then `batch_norm`; the layers are NAME_conv and NAME_bn."""
+    """Adds `conv`, then `batch_norm`, as the layers NAME_conv and NAME_bn."""
     return batch_norm(conv(x, filters, kernel_size, strides, style, f"{name}_conv"), style, f"{name}_bn")
 
 
 def depthwise(x: Tensor, kernel_size: int, strides: int, style: Style, name: str, dilation: int = 1) -> Tensor:
-    """A depthwise convolution without bias.
+    """Adds a depthwise convolution without bias.
 
-    At stride 2 and dilation 2 it reads only every second pixel: the input is subsampled first and the convolution is a
-    plain one, the same function as PyTorch's with padding k-1.
+    With stride 2 and dilation 2 only every second pixel is read: the input is subsampled, then convolved without
+    dilation, which equals PyTorch's convolution with padding k-1.
     """
     if dilation > 1 and strides > 1:
         if dilation != strides:
             raise ValueError(f"dilation {dilation} with strides {strides} is not supported; expected them to be equal")
         x, strides, dilation = subsample(x, strides, f"{name}_subsample"), 1, 1
-    x, padding = _padded(x, kernel_size, strides, style, name)
+    x, padding = _pad_input(x, kernel_size, strides, style, name)
     return layers.DepthwiseConv2D(
         kernel_size,
         strides,
         padding,
         use_bias=False,
         dilation_rate=dilation,
-        # Keras counts a depthwise kernel's fan as if all channels met; each output has kernel_size**2 inputs.
+        # Keras' own initializers count all channels as inputs; here each output has only kernel_size**2 inputs.
         depthwise_initializer=initializers.RandomUniform(-math.sqrt(6) / kernel_size, math.sqrt(6) / kernel_size),
         name=name,
     )(x)
@@ -140,23 +140,23 @@ def subsample(x: Tensor, strides: int, name: str) -> Tensor:
 
 
 def pool(x: Tensor, kind: Literal["avg", "max"], size: int, strides: int, style: Style, name: str) -> Tensor:
-    """A pool that ignores what lies outside the image, in maxima and, unless `Style.border_average` differs, in means.
+    """Adds a pool that ignores pixels outside the image; `Style.border_average` may change that for averages.
 
     Raises:
-        ValueError: a strided mean of a map of unknown size is to count zeros, or to run on PyTorch.
+        ValueError: a strided average that counts zeros, or runs on PyTorch, reads a map of unknown size.
     """
     layer = layers.AveragePooling2D if kind == "avg" else layers.MaxPooling2D
-    if style.padding == "torch" and strides > 1 and not _odd(x):
-        # PyTorch's windows lie around the pixels 0, 2, ..: one pixel further up and left than TensorFlow's here.
+    if style.padding == "torch" and strides > 1 and not _is_odd(x):
+        # PyTorch centres its windows on pixels 0, 2, ..: one pixel up and left of TensorFlow's.
         return subsample(layer(size, 1, "same", name=name)(x), strides, f"{name}_subsample")
     count_zeros = style.border_average == "zeros"
-    # Where one side alone is padded, Keras' means on PyTorch (seen in 3.15) repeat the border: there, strides go last.
+    # On PyTorch, Keras' averages (seen in 3.15) repeat the border if only one side is padded, so the strides come last.
     if kind == "max" or strides == 1 or not (count_zeros or keras.config.backend() == "torch"):
         return layer(size, strides, "same", name=name)(x)
     if None in x.shape[1:3]:
         raise ValueError(
-            f"{name} would pad a map of shape {x.shape[1:3]} with zeros, or on PyTorch, by its height and width; give "
-            "an input_shape of known ones"
+            f"{name} cannot pad a map of shape {x.shape[1:3]} with zeros, or on PyTorch, without its height and width; "
+            "give both in input_shape"
         )
     padding = [_same_padding(side, size, strides) for side in x.shape[1:3]]
     if count_zeros:
@@ -169,22 +169,22 @@ def pool(x: Tensor, kind: Literal["avg", "max"], size: int, strides: int, style:
 def factorized_reduce(x: Tensor, filters: int, style: Style, name: str) -> Tensor:
     """Halves height and width with two strided 1x1 convolutions, the second one pixel down and right of the first.
 
-    Of an odd height or width the second path sees one row or column of zeros more; the padding changes nothing where a
-    side is even. The reference normalises after the concatenation, which is the same function: it goes by channel.
+    If the height or width is odd, the second path reads an extra row or column of zeros; on even sides the padding
+    changes nothing. The reference normalises after the concatenation, which is equivalent: it does so per channel.
     """
     first = conv_bn(x, filters // 2, 1, 2, style, f"{name}_path1")
     shifted = x
-    if not _even(x):
+    if not _is_even(x):
         shifted = layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_path2_pad")(shifted)
     shifted = layers.Cropping2D(((1, 0), (1, 0)), name=f"{name}_path2_crop")(shifted)
     second = conv_bn(shifted, filters - filters // 2, 1, 2, style, f"{name}_path2")
     return layers.Concatenate(name=f"{name}_concat")([first, second])
 
 
-def _padded(x: Tensor, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str):
+def _pad_input(x: Tensor, kernel_size: int | tuple[int, int], strides: int | tuple[int, int], style: Style, name: str):
     """Returns the input of a convolution and its `padding` argument."""
-    if style.padding == "same" or strides in (1, (1, 1)) or _odd(x):
-        return x, "same"  # at stride 1, and on odd sides with an odd kernel, TensorFlow pads both sides alike, too
+    if style.padding == "same" or strides in (1, (1, 1)) or _is_odd(x):
+        return x, "same"  # at stride 1, and on odd sides with an odd kernel, TensorFlow pads symmetrically, too
     size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     if size == (1, 1):
         return x, "valid"
@@ -192,16 +192,16 @@ def _padded(x: Tensor, kernel_size: int | tuple[int, int], strides: int | tuple[
 
 
 def _same_padding(side: int, size: int, strides: int) -> tuple[int, int]:
-    """Returns what TensorFlow's "same" puts before and after a side."""
+    """Returns how many pixels TensorFlow's "same" adds before and after a side."""
     total = max((-(-side // strides) - 1) * strides + size - side, 0)
     return total // 2, total - total // 2
 
 
-def _odd(x: Tensor) -> bool:
-    """Whether height and width are known to be odd."""
+def _is_odd(x: Tensor) -> bool:
+    """Returns whether height and width are known to be odd."""
     return all(side is not None and side % 2 == 1 for side in x.shape[1:3])
 
 
-def _even(x: Tensor) -> bool:
-    """Whether height and width are known to be even."""
+def _is_even(x: Tensor) -> bool:
+    """Returns whether height and width are known to be even."""
     return all(side is not None and side % 2 == 0 for side in x.shape[1:3])

@@ -1,4 +1,4 @@
-"""A hash that equal architectures share, however they are written down."""
+"""A hash shared by equal architectures, however they are written down."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ _Colours = dict[int, int]  # state -> colour; a finer colouring keeps the order 
 def canonical_hash(architecture: Genotype | Body | CellGraph) -> str:
     """Returns 32 hex digits, equal for architectures that differ only in how they are written down.
 
-    Of a cell, the order of nodes, edges and concat does not count, nor do "none" edges and nodes that do not reach
-    the output. Of blocks, it does not count how they are gathered in rows. Names, presets and provenance never count.
+    In a cell, the order of nodes, edges and concat does not matter, nor do "none" edges and nodes that do not reach
+    the output. In blocks, the grouping into rows does not matter. Names, presets and provenance never do.
     """
     body = architecture.body if isinstance(architecture, Genotype) else architecture
     if isinstance(body, CellGraph):
@@ -22,7 +22,7 @@ def canonical_hash(architecture: Genotype | Body | CellGraph) -> str:
     elif isinstance(body, Cells):
         form = ["cells", canonical_form(body.normal), body.reduce and canonical_form(body.reduce)]
     elif isinstance(body, Blocks):
-        form = ["blocks", _blocks_form(body)]
+        form = ["blocks", _write_blocks(body)]
     elif isinstance(body, Chain):
         form = ["chain", [[layer.op, sorted(layer.skips)] for layer in body.layers]]
     else:
@@ -31,58 +31,58 @@ def canonical_hash(architecture: Genotype | Body | CellGraph) -> str:
 
 
 def canonical_form(graph: CellGraph) -> list[Any]:
-    """Returns nested lists that two cells share exactly when one is the other with its nodes renumbered.
+    """Returns nested lists that are equal for two cells exactly if one is the other with its nodes renumbered.
 
-    Nodes get colours from what they read and who reads them. Where equal colours are left, each node of the first tie
-    is tried first and the least result wins, so the form is exact and not merely likely.
+    Nodes are coloured by what they read and what reads them. If several nodes keep one colour, each node of the first
+    such tie is tried in first place and the smallest result wins, so the form is exact, not just likely.
     """
     live = sorted(state for state in graph.live_states() if state >= INPUT_STATES)
     nodes = {}
     for state in live:
         nodes[state] = (graph.nodes[state - INPUT_STATES].combine, [edge for _, edge in graph.edges_of(state)])
-    return _least_form(nodes, frozenset(graph.concat), dict.fromkeys(live, 0))
+    return _find_least_form(nodes, frozenset(graph.concat), dict.fromkeys(live, 0))
 
 
-def _least_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
-    colours = _refined(nodes, concat, colours)
-    tied = _first_tie(colours)
+def _find_least_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
+    colours = _refine_colours(nodes, concat, colours)
+    tied = _find_first_tie(colours)
     if not tied:
-        return _form(nodes, concat, colours)
-    if len({_view(nodes, concat, state) for state in tied}) == 1:
-        return _least_form(nodes, concat, {**colours, tied[0]: -1})  # twins: exchanging them changes nothing
-    # Where one way down from two tied nodes ends in the same form, exchanging the two changes nothing: one is enough.
-    # Without this, ten alike branches would be tried in all their 3.6 million orders.
+        return _write_form(nodes, concat, colours)
+    if len({_describe_links(nodes, concat, state) for state in tied}) == 1:
+        return _find_least_form(nodes, concat, {**colours, tied[0]: -1})  # twins: swapping them changes nothing
+    # If any way to break the ties after two tied nodes gives the same form, swapping the two changes nothing: one is
+    # enough. Without this, ten identical branches would be tried in all their 3.6 million orders.
     branches: dict[str, _Colours] = {}
     for state in tied:
         first = {**colours, state: -1}
-        branches.setdefault(json.dumps(_some_form(nodes, concat, first)), first)
-    return min(_least_form(nodes, concat, first) for first in branches.values())
+        branches.setdefault(json.dumps(_break_ties(nodes, concat, first)), first)
+    return min(_find_least_form(nodes, concat, first) for first in branches.values())
 
 
-def _view(nodes: _Nodes, concat: frozenset[int], state: int) -> str:
-    """Returns what a node reads and who reads it, by number: twins have the same."""
+def _describe_links(nodes: _Nodes, concat: frozenset[int], state: int) -> str:
+    """Returns a node's operations, sources and readers by number; they are equal for twins."""
     combine, edges = nodes[state]
     readers = sorted((reader, op) for reader, (_, into) in nodes.items() for op, source in into if source == state)
     return repr((combine, sorted(edges), readers, state in concat))
 
 
-def _some_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
+def _break_ties(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
     """Returns the form of one way to break all ties."""
-    while tied := _first_tie(colours := _refined(nodes, concat, colours)):
+    while tied := _find_first_tie(colours := _refine_colours(nodes, concat, colours)):
         colours = {**colours, tied[0]: -1}
-    return _form(nodes, concat, colours)
+    return _write_form(nodes, concat, colours)
 
 
-def _first_tie(colours: _Colours) -> list[int]:
-    """Returns the states of the least colour that several have, or none."""
+def _find_first_tie(colours: _Colours) -> list[int]:
+    """Returns the states of the smallest colour that several states have; empty if there is none."""
     ties: dict[int, list[int]] = {}
     for state, colour in colours.items():
         ties.setdefault(colour, []).append(state)
     return next((states for _, states in sorted(ties.items()) if len(states) > 1), [])
 
 
-def _refined(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> _Colours:
-    """Returns colours 0, 1, .. in an order that does not depend on the numbers of the states."""
+def _refine_colours(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> _Colours:
+    """Refines the colours until they are stable; numbers them 0, 1, .. independently of the states' numbers."""
     while True:
         readers: dict[int, list[tuple[str, int]]] = {state: [] for state in nodes}
         for state, (_, edges) in nodes.items():
@@ -106,7 +106,7 @@ def _refined(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> _Colou
         colours = refined
 
 
-def _form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
+def _write_form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]:
     number = {state: INPUT_STATES + colour for state, colour in colours.items()} | {0: 0, 1: 1}
     rows = sorted(
         [number[state], combine, sorted([op, number[source]] for op, source in edges)]
@@ -115,8 +115,8 @@ def _form(nodes: _Nodes, concat: frozenset[int], colours: _Colours) -> list[Any]
     return [rows, sorted(number[state] for state in concat)]
 
 
-def _blocks_form(body: Blocks) -> list[Any]:
-    """Returns the stem, each block by itself, and the head; what a block's shape settles is not left to its words."""
+def _write_blocks(body: Blocks) -> list[Any]:
+    """Returns stem, single blocks and head; settings that build the same layers are written in one way."""
     form: list[Any] = [body.stem_filters, body.head_filters]
     inputs = body.stem_filters
     for row in body.rows:

@@ -1,4 +1,4 @@
-"""A cell as layers: `expand` is the one place where that happens; `Cell` is the same wrapped as one layer."""
+"""Cells as Keras layers: `expand` adds a cell's layers to a functional graph; `Cell` wraps them as one layer."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,21 @@ def expand(
 
     Args:
         graph: the cell.
-        inputs: h[c-2] and h[c-1]. Without an h[c-2] (None), state 0 is h[c-1] as it comes, unprojected.
+        inputs: h[c-2] and h[c-1]. If h[c-2] is None, state 0 is h[c-1] itself, unprojected.
         filters: channels of each node.
-        style: the family's way.
-        name: prefix of the layers' names; an edge's are NAME_node2_edge0_...
-        strides: 2 for a reduction cell, of the operations that read states 0 and 1.
-        oldest_strides: 2 where h[c-2] is twice as high and wide as h[c-1].
-        drop_path_rate: the chance that an example loses an edge in training.
+        style: the family's conventions.
+        name: prefix of the layers' names; those of an edge begin with NAME_node2_edge0.
+        strides: of the operations that read states 0 and 1; 2 in a reduction cell.
+        oldest_strides: 2 if h[c-2] is twice as high and wide as h[c-1].
+        drop_path_rate: the probability that training drops an edge for an image.
 
     Raises:
-        GenotypeError: a node of the output has no edge that brings something.
+        GenotypeError: the output needs a node that is zero.
     """
     live = graph.live_states()
     states: dict[int, State] = {}
     if 0 in live:
-        states[0] = State(_oldest(inputs, filters, oldest_strides, style, f"{name}_input0"), f"{name}_input0")
+        states[0] = State(_project_oldest(inputs, filters, oldest_strides, style, f"{name}_input0"), f"{name}_input0")
     if 1 in live:
         newest = blocks.relu(inputs[1], f"{name}_input1_newest")
         states[1] = State(blocks.conv_bn(newest, filters, 1, 1, style, f"{name}_input1"), f"{name}_input1")
@@ -58,8 +58,8 @@ def expand(
             parts.append(_drop_path(x, op, states[source], drop_path_rate, style, edge))
         if not parts:
             raise GenotypeError(
-                f'node {number} of {name} is zero, for its edges are "none" or read such nodes, but the output needs '
-                "it: put an operation on an edge, or leave the node out of concat"
+                f'node {number} of {name} is zero, because its edges are "none" or read zero nodes, but the output '
+                "needs it: put an operation on an edge, or leave the node out of concat"
             )
         states[number] = State(
             _combine(parts, node.combine, filters, style, f"{name}_node{number}"), f"{name}_node{number}"
@@ -70,15 +70,15 @@ def expand(
     return outputs[0] if len(outputs) == 1 else layers.Concatenate(name=f"{name}_concat")(outputs)
 
 
-def _oldest(inputs: Sequence[Tensor], filters: int, oldest_strides: int, style: Style, name: str) -> Tensor:
+def _project_oldest(inputs: Sequence[Tensor], filters: int, oldest_strides: int, style: Style, name: str) -> Tensor:
     """Returns h[c-2] with the height, width and channels of the cell."""
     oldest, newest = inputs
     if oldest is None:
         return newest
     if oldest_strides > 1:
-        return blocks.factorized_reduce(blocks.relu(oldest, f"{name}_oldest"), filters, style, name)
+        return blocks.factorized_reduce(blocks.relu(oldest, f"{name}_project_oldest"), filters, style, name)
     if style.oldest_input == "always" or oldest.shape[-1] != filters:
-        return blocks.conv_bn(blocks.relu(oldest, f"{name}_oldest"), filters, 1, 1, style, name)
+        return blocks.conv_bn(blocks.relu(oldest, f"{name}_project_oldest"), filters, 1, 1, style, name)
     return oldest
 
 
@@ -99,7 +99,7 @@ def _combine(parts: list[Tensor], combine: str, filters: int, style: Style, name
 
 
 def _as_output(state: State, number: int, filters: int, strides: int, style: Style, name: str) -> Tensor:
-    """Gives an input state that is part of the output the shape of the nodes (no ReLU: as TF-slim does)."""
+    """Gives an input state that is part of the output the shape of the nodes (without ReLU, as in TF-slim)."""
     if number >= INPUT_STATES:
         return state.tensor
     if strides > 1:
@@ -116,7 +116,7 @@ _DEFAULT_STYLE = Style()
 class Cell(layers.Layer):
     """One cell as a layer, for your own models: `y = zoo.Cell(zoo.load("darts").body.normal, 32)([h0, h1])`.
 
-    It computes what `expand` adds to a flat graph; `zoo.build` uses the flat form, which TFLite and TF-MOT need.
+    It computes the same as the flat layers of `expand`, which `zoo.build` uses because TFLite and TF-MOT need them.
 
     Input: a pair (h[c-2], h[c-1]) of shape (batch, height, width, channels); their channels may differ.
     Output: (batch, height / strides rounded up, width / strides rounded up, filters x number of concatenated states).
@@ -133,7 +133,7 @@ class Cell(layers.Layer):
         style: Style | Mapping[str, Any] = _DEFAULT_STYLE,
         **layer_options: Any,
     ):
-        """Makes the layer; the arguments are those of `expand`, or what `get_config` makes of them."""
+        """Creates the layer; the arguments are those of `expand`, or their plain form from `get_config`."""
         super().__init__(**layer_options)
         check_whole("a Cell's filters", filters)
         if strides not in (1, 2) or oldest_strides not in (1, 2):
@@ -150,10 +150,10 @@ class Cell(layers.Layer):
         self.oldest_strides = oldest_strides
         self.drop_path_rate = drop_path_rate
         self.style = style if isinstance(style, Style) else Style(**style)
-        self.network: Any = None  # a keras.Model, once it is built
+        self.network: Any = None  # a keras.Model after `build`
 
     def build(self, input_shape: Sequence[Sequence[int | None]]) -> None:
-        """Makes the layers within; `input_shape` is the pair of shapes, batch first."""
+        """Builds the inner network; `input_shape` is the pair of input shapes, batch first."""
         if len(input_shape) != 2 or not all(isinstance(shape, Sequence) for shape in input_shape):
             raise ValueError(f"a Cell is called on a pair [h0, h1]; got an input of shape {input_shape}")
         if any(len(shape) != 4 or shape[-1] is None for shape in input_shape):

@@ -1,6 +1,6 @@
-"""What a network will cost, PREDICTED from its graph in milliseconds; zoo/deploy/measure.py and planner.py measure it.
+"""A network's cost, PREDICTED from its graph in milliseconds; zoo/deploy/measure.py and planner.py measure it.
 
-Searches use this to turn a network down before anything is built for real.
+Searches use it to reject a network before training it.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ import keras
 
 from zoo import graph
 
-# Layers that a TFLite converter fuses into the operator before them, or drops: they need no memory of their own.
-_FUSED_BEHIND_LINEAR = ("BatchNormalization",)
-_LINEAR = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "BatchNormalization", "Add")
+# A TFLite converter drops the free layers, and fuses batch normalisation and ReLUs into the linear layer before them:
+# they need no memory of their own.
 _FREE = ("Dropout", "Flatten", "InputLayer", "Reshape", "SpatialDropout2D")
+_LINEAR = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 _RELUS = ("relu", "relu6")
 
 
@@ -24,11 +24,11 @@ class Cost:
     """The predicted cost of one image.
 
     Attributes:
-        params: values of all variables, the moving averages of normalisation included.
-        trainable_params: values that training changes.
+        params: number of values in all variables, including the moving averages of batch normalisation.
+        trainable_params: number of values that training changes.
         macs: multiply-adds of convolutions and dense layers.
-        peak_memory: bytes of the activations that are alive at once, at the worst moment, with one byte a value.
-        flash: bytes of the int8 weights, with a bias of four bytes an output channel and normalisation folded in.
+        peak_memory: the most bytes of activations that are alive at once, at one byte a value.
+        flash: bytes of the int8 weights, with normalisation folded in and a four-byte bias per output channel.
     """
 
     params: int
@@ -39,31 +39,31 @@ class Cost:
 
 
 def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
-    """Returns the cost of a functional model; models inside it count as if they were inlined.
+    """Predicts the cost of a functional model; nested models count as if they were inlined.
 
     Args:
-        model: any, not only of this zoo.
-        input_shape: (height, width, channels), where the model's own leaves a side open.
+        model: any functional model, not only one of this zoo.
+        input_shape: (height, width, channels); needed if the model's input leaves a side open.
 
     Raises:
         GraphError: the model has no graph.
-        ValueError: its input has an open side and no input_shape is given.
+        ValueError: the model's input leaves a side open and `input_shape` is not given.
     """
     model = graph.flatten(model)
     calls = graph.calls(model)
-    shapes = _shapes(model, calls, input_shape)
-    linear = [call for call in calls if _kernels(call.layer)]
+    shapes = _infer_shapes(model, calls, input_shape)
+    linear = [call for call in calls if _get_kernels(call.layer)]
     distinct = {id(call.layer): call.layer for call in linear}
     return Cost(
         params=model.count_params(),
         trainable_params=sum(math.prod(variable.shape) for variable in model.trainable_variables),
-        macs=sum(_macs(call.layer, shapes[id(call.outputs[0])]) for call in linear),
-        peak_memory=_peak_memory(model, calls, shapes),
-        flash=sum(_flash(layer) for layer in distinct.values()),
+        macs=sum(_count_macs(call.layer, shapes[id(call.outputs[0])]) for call in linear),
+        peak_memory=_find_peak_memory(model, calls, shapes),
+        flash=sum(_count_flash(layer) for layer in distinct.values()),
     )
 
 
-def _shapes(
+def _infer_shapes(
     model: keras.Model, calls: list[graph.Call], input_shape: Sequence[int] | None
 ) -> dict[int, tuple[int, ...]]:
     """Returns the shape of each tensor for one image, by the tensor's id."""
@@ -84,18 +84,18 @@ def _shapes(
     return shapes
 
 
-def _kernels(layer: Any) -> list[Any]:
+def _get_kernels(layer: Any) -> list[Any]:
     names = ("depthwise_kernel", "pointwise_kernel", "kernel")  # a separable convolution has the first two
     return [kernel for name in names if (kernel := getattr(layer, name, None)) is not None]
 
 
-def _macs(layer: Any, output: tuple[int, ...]) -> int:
+def _count_macs(layer: Any, output: tuple[int, ...]) -> int:
     places = math.prod(output[:-1])
-    return sum(math.prod(kernel.shape) * places for kernel in _kernels(layer))
+    return sum(math.prod(kernel.shape) * places for kernel in _get_kernels(layer))
 
 
-def _flash(layer: Any) -> int:
-    kernels = _kernels(layer)
+def _count_flash(layer: Any) -> int:
+    kernels = _get_kernels(layer)
     if graph.kind_of(layer) == "DepthwiseConv2D":
         channels = kernels[0].shape[2] * kernels[0].shape[3]
     else:
@@ -103,14 +103,14 @@ def _flash(layer: Any) -> int:
     return sum(math.prod(kernel.shape) for kernel in kernels) + 4 * channels
 
 
-def _peak_memory(model: keras.Model, calls: list[graph.Call], shapes: dict[int, tuple[int, ...]]) -> int:
-    """Runs through the calls and adds up what is alive at each; a fused layer's output is its input's buffer."""
-    readers: dict[int, int] = {id(tensor): 1 for tensor in model.outputs}  # the caller reads those
+def _find_peak_memory(model: keras.Model, calls: list[graph.Call], shapes: dict[int, tuple[int, ...]]) -> int:
+    """Walks the calls and adds up the live buffers at each; a fused layer writes into its input's buffer."""
+    readers: dict[int, int] = {id(tensor): 1 for tensor in model.outputs}  # the caller reads the outputs
     for call in calls:
         for tensor in call.inputs:
             readers[id(tensor)] = readers.get(id(tensor), 0) + 1
     buffer = {id(tensor): id(tensor) for tensor in model.inputs}
-    pending = {id(tensor): readers.get(id(tensor), 0) for tensor in model.inputs}  # readers of each buffer to come
+    pending = {id(tensor): readers.get(id(tensor), 0) for tensor in model.inputs}  # remaining readers of each buffer
     producer: dict[int, Any] = {}
     alive = sum(math.prod(shapes[key]) for key in pending)
     peak = alive
@@ -139,8 +139,8 @@ def _shares_buffer(call: graph.Call, before: Any, readers: int) -> bool:
         return True
     if readers > 1 or before is None or len(call.inputs) > 1:
         return False
-    behind = graph.kind_of(before)
-    if kind in _FUSED_BEHIND_LINEAR:
-        return behind in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
-    relu = kind == "ReLU" or (kind == "Activation" and call.layer.get_config()["activation"] in _RELUS)
-    return relu and behind in _LINEAR
+    kind_before = graph.kind_of(before)
+    if kind == "BatchNormalization":
+        return kind_before in _LINEAR
+    is_relu = kind == "ReLU" or (kind == "Activation" and call.layer.get_config()["activation"] in _RELUS)
+    return is_relu and kind_before in (*_LINEAR, "BatchNormalization", "Add")

@@ -1,4 +1,4 @@
-"""A genotype as a picture: cells as graphs from left to right, block rows as bars, a chain with its skips as arcs."""
+"""Draws genotypes: cells as graphs from left to right, block rows as bars, a chain with its skips as arcs."""
 
 import os
 from pathlib import Path
@@ -10,37 +10,37 @@ from zoo.genotype import INPUT_STATES, Block, Blocks, CellGraph, Cells, Chain, G
 
 FORMATS = ("png", "svg", "pdf")
 _FILL = {"conv": "#9ecae9", "pool": "#ffbf79", "skip": "#e0e0e0", "state": "#ffffff", "output": "#c5b0d5"}
-# Lines take the colour of the state that they come from (Okabe and Ito's colours, told apart by colour-blind readers).
+# Lines have the colour of the state that they come from (colours of Okabe and Ito, distinct for colour-blind readers).
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-_COLUMN, _BOX, _HALF = 2.9, 1.5, 0.19  # from one column of nodes to the next; an operation's width; half its height
-_NEXT = _COLUMN - _BOX - 0.55  # from a state to the operations of the next column
+_COLUMN, _BOX, _HALF = 2.9, 1.5, 0.19  # distance of columns; width of an operation's box; half its height
+_NEXT = _COLUMN - _BOX - 0.55  # from a state to the boxes of the next column
 _RIGHT = (0.2, 0.14)  # from the centre of an input, and of a node, to its right edge
 
 
 def draw(genotype: str | os.PathLike | Genotype | Cells | Blocks | Chain | CellGraph, path: str | os.PathLike) -> None:
-    """Writes the picture of a genotype, of its body, or of one cell; the file appears as a whole.
+    """Draws a genotype, a body or a single cell into a picture file, which appears complete or not at all.
 
     Args:
-        genotype: what to draw; a name or a path as in `zoo.load`.
-        path: where to; its extension gives the format: .png (150 dots an inch), .svg or .pdf.
+        genotype: what to draw; also a name or path, as in `zoo.load`.
+        path: of the picture; its extension gives the format: .png (150 dots per inch), .svg or .pdf.
 
     Raises:
-        ValueError: another ending.
-        GenotypeError, OSError: as `zoo.load`; or the file cannot be written.
+        ValueError: another extension.
+        GenotypeError, OSError: as in `zoo.load`; OSError also if the picture cannot be written.
     """
     kind = Path(path).suffix.removeprefix(".").lower()
     if kind not in FORMATS:
-        raise ValueError(f"the picture's path is {os.fspath(path)!r}; expected an ending of .png, .svg or .pdf")
+        raise ValueError(f"the picture's path is {os.fspath(path)!r}; expected the extension .png, .svg or .pdf")
     if isinstance(genotype, (str, os.PathLike)):
         genotype = registry.load(genotype)
     title = genotype.name if isinstance(genotype, Genotype) else ""
     body = genotype.body if isinstance(genotype, Genotype) else genotype
-    figure = _figure(title, body)
+    figure = _make_figure(title, body)
     with replacing(path) as stream:
         figure.savefig(stream, format=kind, dpi=150)
 
 
-def _figure(title: str, body: Cells | Blocks | Chain | CellGraph) -> Any:
+def _make_figure(title: str, body: Cells | Blocks | Chain | CellGraph) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -69,10 +69,10 @@ class _Place(NamedTuple):
 
 
 def _draw_cells(figure: Any, title: str, graphs: dict[str, CellGraph]) -> None:
-    places = [_places(graph) for graph in graphs.values()]
-    widths = [_width(each) for each in places]
+    places = [_place_nodes(graph) for graph in graphs.values()]
+    widths = [_get_width(each) for each in places]
     lowest = [max(place.y for place in each.values()) for each in places]
-    # an input that is part of the output runs around the nodes: h[c-2] above them, h[c-1] below
+    # the line of an input that is part of the output runs around the nodes: h[c-2] above them, h[c-1] below
     tops = [-0.4 - 0.5 * (0 in graph.concat) for graph in graphs.values()]
     bottoms = [y + 0.6 + 0.6 * (1 in graph.concat) for y, graph in zip(lowest, graphs.values(), strict=True)]
     heights = [bottom - top + 0.4 for top, bottom in zip(tops, bottoms, strict=True)]
@@ -86,12 +86,12 @@ def _draw_cells(figure: Any, title: str, graphs: dict[str, CellGraph]) -> None:
         axis.set_title(", ".join(filter(None, (title, name))), loc="left", fontsize=11, pad=0)
 
 
-def _width(places: dict[int, _Place]) -> float:
+def _get_width(places: dict[int, _Place]) -> float:
     return max(place.x for place in places.values()) + 3.0
 
 
-def _places(graph: CellGraph) -> dict[int, _Place]:
-    """Gives each node a row of its own, in the order of their numbers, and the column of its longest way back."""
+def _place_nodes(graph: CellGraph) -> dict[int, _Place]:
+    """Places each node in its own rows, in numerical order, and in the column of its longest path from an input."""
     depths = dict.fromkeys(range(INPUT_STATES), 0)
     places: dict[int, _Place] = {}
     y = 0.0
@@ -102,13 +102,13 @@ def _places(graph: CellGraph) -> dict[int, _Place]:
         y = (ops[-1] if ops else y) + 0.8
         middle = sum(ops) / len(ops) if ops else y - 0.8
         places[number] = _Place(_COLUMN * depths[number], middle, ops)
-    middle, apart = (y - 0.8) / 2, max(0.3, 0.2 * (y - 0.8))  # the boxes of a cell of one node would touch
+    middle, apart = (y - 0.8) / 2, max(0.3, 0.2 * (y - 0.8))  # in a cell of one node, the boxes would touch
     places[0], places[1] = _Place(0.0, middle - apart), _Place(0.0, middle + apart)
     return places
 
 
 def _draw_cell(axes: Any, graph: CellGraph, places: dict[int, _Place]) -> None:
-    end = _width(places) - 1.8
+    end = _get_width(places) - 1.8
     live = graph.live_states()
     for number, node in enumerate(graph.nodes, start=INPUT_STATES):
         place = places[number]
@@ -116,42 +116,42 @@ def _draw_cell(axes: Any, graph: CellGraph, places: dict[int, _Place]) -> None:
         edges = [edge for _, edge in graph.edges_of(number)]
         for edge, y in zip(edges, place.ops, strict=True):
             left, right = place.x - _BOX - 0.5, place.x - 0.5
-            _line(axes, places, edge.state, (left, y), faded)
-            _curve(axes, (right, y), (place.x - _RIGHT[1], place.y), place.x - _RIGHT[1], number, faded)
-            _box(axes, left, y, _BOX, edge.op.replace("_", " "), _FILL[_kind(edge.op)], faded)
+            _draw_line(axes, places, edge.state, (left, y), faded)
+            _draw_curve(axes, (right, y), (place.x - _RIGHT[1], place.y), place.x - _RIGHT[1], number, faded)
+            _draw_box(axes, left, y, _BOX, edge.op.replace("_", " "), _FILL[_kind_of(edge.op)], faded)
         if number in graph.concat:
-            _line(axes, places, number, (end, place.y), faded)
-        _circle(axes, place, str(number), "||" if node.combine == "concat" else "", faded)
+            _draw_line(axes, places, number, (end, place.y), faded)
+        _draw_circle(axes, place, str(number), "||" if node.combine == "concat" else "", faded)
     rows = {number: places[number].y for number in graph.concat}
     for number, name in enumerate(("h[c-2]", "h[c-1]")):
         here = places[number]
         if number in graph.concat:
             rows[number] = -0.55 if number == 0 else max(place.y for place in places.values()) + 0.8
-            _line(axes, places, number, (end, rows[number]), 1.0)
-        _box(axes, -0.75, here.y, 0.95, name, _FILL["state"], 1.0 if number in live else 0.3)
+            _draw_line(axes, places, number, (end, rows[number]), 1.0)
+        _draw_box(axes, -0.75, here.y, 0.95, name, _FILL["state"], 1.0 if number in live else 0.3)
     outputs = list(rows.values())
     top, bottom = min(outputs) - 0.3, max(outputs) + 0.3
-    _box(axes, end, (top + bottom) / 2, 0.5, "concat" if len(outputs) > 1 else "output", _FILL["output"], 1.0,
+    _draw_box(axes, end, (top + bottom) / 2, 0.5, "concat" if len(outputs) > 1 else "output", _FILL["output"], 1.0,
          height=bottom - top, rotation=90)  # fmt: skip
 
 
-def _kind(op: str) -> str:
+def _kind_of(op: str) -> str:
     return "skip" if op == "skip_connect" else "pool" if "pool" in op else "conv"
 
 
-def _line(axes: Any, places: dict[int, _Place], state: int, end: tuple[float, float], alpha: float) -> None:
-    """From a state to where it is read: up or down in the gap before the next column, then along the reader's row.
+def _draw_line(axes: Any, places: dict[int, _Place], state: int, end: tuple[float, float], alpha: float) -> None:
+    """Draws a line from a state to a reader: up or down in the gap before the next column, then along the reader's row.
 
-    A row belongs to one node, and so no other box is in the way.
+    No box is in the way, because a row belongs to one node.
     """
     x, y, _ = places[state]
-    _curve(axes, (x + _RIGHT[state >= INPUT_STATES], y), end, x + _NEXT, state, alpha)
+    _draw_curve(axes, (x + _RIGHT[state >= INPUT_STATES], y), end, x + _NEXT, state, alpha)
 
 
-def _curve(
+def _draw_curve(
     axes: Any, start: tuple[float, float], end: tuple[float, float], level: float, state: int, alpha: float
 ) -> None:
-    """Draws a curve that has the height of its end from x = `level` on."""
+    """Draws a curve that reaches the height of its end at x = `level`."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
@@ -163,7 +163,7 @@ def _curve(
     axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=colour, linewidth=1.5, alpha=alpha, zorder=1))
 
 
-def _box(
+def _draw_box(
     axes: Any, left: float, y: float, width: float, text: str, fill: str, alpha: float,
     height: float = 2 * _HALF, rotation: int = 0,
 ) -> None:  # fmt: skip
@@ -176,7 +176,7 @@ def _box(
               color="black" if alpha == 1 else "#777777")  # fmt: skip
 
 
-def _circle(axes: Any, place: _Place, text: str, mark: str, alpha: float) -> None:
+def _draw_circle(axes: Any, place: _Place, text: str, mark: str, alpha: float) -> None:
     colour = "black" if alpha == 1 else "#777777"
     axes.plot([place.x], [place.y], "o", markersize=16, markerfacecolor="white", markeredgecolor=colour, zorder=2)
     axes.text(place.x, place.y, text, ha="center", va="center", fontsize=8, zorder=3, color=colour)
@@ -185,9 +185,9 @@ def _circle(axes: Any, place: _Place, text: str, mark: str, alpha: float) -> Non
 
 
 def _draw_rows(figure: Any, title: str, body: Blocks) -> None:
-    """One bar a row, from the input down; its length is the number of filters."""
+    """Draws one bar for each row, from the input down; its length is the number of filters."""
     rows = [(f"stem, conv 3x3, stride 2, {body.stem_filters} filters", body.stem_filters, "skip")]
-    rows += [(_row_text(row), row.filters, "pool" if row.se_ratio else "conv") for row in body.rows]
+    rows += [(_describe_row(row), row.filters, "pool" if row.se_ratio else "conv") for row in body.rows]
     if body.head_filters:
         rows.append((f"head, conv 1x1, {body.head_filters} filters", body.head_filters, "skip"))
     figure.set_size_inches(9, 0.34 * len(rows) + 1.2)
@@ -205,7 +205,7 @@ def _draw_rows(figure: Any, title: str, body: Blocks) -> None:
     axes.set_title(", ".join(filter(None, (title, "blocks from the input down"))) + orange, loc="left", fontsize=11)
 
 
-def _row_text(row: Block) -> str:
+def _describe_row(row: Block) -> str:
     size = f"{row.kernel_size}x{row.kernel_size}"
     times = f"{row.repeats} x " if row.repeats > 1 else ""
     if row.op == "mb_conv":
@@ -217,9 +217,9 @@ def _row_text(row: Block) -> str:
 
 
 def _draw_chain(figure: Any, title: str, body: Chain) -> None:
-    """The layers in a row, each with its number and operation; a skip is an arc from a layer's output to a later one's.
+    """Draws the layers in a row, each with its number and operation, and skips as arcs to the layers that join them.
 
-    An arc takes the colour of the layer that it comes from.
+    An arc has the colour of the layer that it comes from.
     """
     from matplotlib.patches import Arc
 
@@ -234,7 +234,7 @@ def _draw_chain(figure: Any, title: str, body: Chain) -> None:
             highest = max(highest, 0.35 * span)
             axes.add_patch(Arc(((number + state) / 2, 0), span, 0.7 * span, theta1=0, theta2=180, zorder=1,
                                edgecolor=_LINES[state % len(_LINES)], linewidth=1.3))  # fmt: skip
-    fills = [_FILL["output"], *(_FILL[_kind(layer.op)] for layer in body.layers)]
+    fills = [_FILL["output"], *(_FILL[_kind_of(layer.op)] for layer in body.layers)]
     names = ["stem", *(layer.op.replace("_", " ") for layer in body.layers)]
     axes.scatter(range(count + 1), [0] * (count + 1), s=230, c=fills, edgecolors="black", linewidths=0.8, zorder=2)
     for number, name in enumerate(names):

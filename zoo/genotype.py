@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 INPUT_STATES = 2
-MOST_NODES = 100  # of a cell, and layers of a chain; published ones have 4 to 7, and 24
+MOST_NODES = 100  # limit of a cell's nodes (published: 4 to 7) and of a chain's layers (published: 24)
 OP_NAMES = frozenset(
     """none skip_connect
     avg_pool_3x3 max_pool_2x2 max_pool_3x3 max_pool_5x5 max_pool_7x7
@@ -34,12 +34,12 @@ SKIPS = ("identity", "pool", "none")
 
 
 class GenotypeError(ValueError):
-    """A genotype that cannot be; the text gives the value, what was expected, and the remedy."""
+    """An invalid genotype; the text gives the value, what was expected, and the remedy."""
 
 
 @contextlib.contextmanager
 def locating(place: str | os.PathLike) -> Iterator[None]:
-    """Puts a place before the text of a GenotypeError."""
+    """Prefixes the text of a GenotypeError with the place where it happened."""
     try:
         yield
     except GenotypeError as error:
@@ -47,7 +47,7 @@ def locating(place: str | os.PathLike) -> Iterator[None]:
 
 
 class Edge(NamedTuple):
-    """`op` applied to the state of this number."""
+    """The operation `op` on the state numbered `state`."""
 
     op: str
     state: int
@@ -73,7 +73,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class CellGraph:
-    """A cell: nodes in an order in which each reads only what comes before it, and the states that are its output."""
+    """A cell: nodes, each of which reads only earlier states, and the states that are concatenated as its output."""
 
     nodes: tuple[Node, ...]
     concat: tuple[int, ...]
@@ -86,11 +86,11 @@ class CellGraph:
             for op, state in node.edges:
                 if state >= number:
                     raise GenotypeError(
-                        f"node {number} reads state {state} ({op}): a cycle, or a reading before the writing. "
-                        f"Node {number} may read the states 0 to {number - 1}; put the nodes in an order that allows it"
+                        f"node {number} reads state {state} ({op}), which does not come before it: a cycle, or the "
+                        f"wrong order. Node {number} may read the states 0 to {number - 1}; reorder the nodes"
                     )
         states = INPUT_STATES + len(nodes)
-        concat = _tuple_of("a cell's concat", self.concat, "the number of a state that is its output", states)
+        concat = _tuple_of("a cell's concat", self.concat, "the number of an output state", states)
         for state in concat:
             if not is_whole(state) or not 0 <= state < states:
                 raise GenotypeError(f"concat names state {state!r:.200}; this cell has the states 0 to {states - 1}")
@@ -100,10 +100,10 @@ class CellGraph:
         object.__setattr__(self, "concat", concat)
 
     def edges_of(self, number: int) -> list[tuple[int, Edge]]:
-        """Returns the (place, edge) pairs of node `number` that bring something, in the node's order.
+        """Returns the (place, edge) pairs of node `number` that contribute to it, in the node's order.
 
-        "none" brings nothing, and neither does what reads a node that nothing is brought to: such a node is zero, and
-        an operation makes of zeros a constant at most.
+        "none" contributes nothing. Nor does an edge that reads a node without contributions: such a node is zero, and
+        an operation turns zeros into a constant at most.
         """
         silent: set[int] = set()
         for earlier, node in enumerate(self.nodes[: number - INPUT_STATES], start=INPUT_STATES):
@@ -124,10 +124,10 @@ class CellGraph:
         return frozenset(live)
 
     def count_paths(self, longest: int) -> Counter[tuple[int | str, ...]]:
-        """Returns how often each path leads from an input to the output: the input's state, then the ops on the way.
+        """Counts the paths from an input to the output; a path is the input's state, then the ops along the way.
 
-        Identities are left out, so that a path says what is done to the input; "none" leads nowhere. Paths of more than
-        `longest` ops do not count.
+        Identities are left out, so that a path says what is done to the input. "none" leads nowhere. Paths of more than
+        `longest` ops are not counted.
         """
         paths: dict[int, Counter[tuple[int | str, ...]]] = {s: Counter({(s,): 1}) for s in range(INPUT_STATES)}
         for state in range(INPUT_STATES, INPUT_STATES + len(self.nodes)):
@@ -143,7 +143,7 @@ class CellGraph:
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """A normal and a reduction cell. Without `reduce`, the normal one run at stride 2 takes its place (PNASNet)."""
+    """A normal and a reduction cell. Without `reduce`, the normal cell at stride 2 replaces it (PNASNet)."""
 
     normal: CellGraph
     reduce: CellGraph | None = None
@@ -156,17 +156,17 @@ class Cells:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """`repeats` blocks in a row; strides and the change of width happen in the first of them."""
+    """`repeats` consecutive blocks; only the first has the strides and changes the width."""
 
     op: Literal["conv", "sep_conv", "mb_conv"]  # plain; depthwise then 1x1; 1x1, depthwise, 1x1
     kernel_size: int
     filters: int
     strides: int = 1
-    expansion: float = 1  # of mb_conv: the width between is expansion x the input's; 1 leaves the first 1x1 out
+    expansion: float = 1  # of mb_conv: inner width / input width; 1 leaves out the first 1x1
     repeats: int = 1
-    se_ratio: float = 0  # squeeze-and-excite width over the block's input width; 0 leaves it out
-    skip: Literal["identity", "pool", "none"] = "identity"  # identity only where input and output have one shape
-    mid_filters: int | None = None  # of mb_conv: the width between, where it is not expansion x the input's
+    se_ratio: float = 0  # squeeze-and-excite width / the block's input width; 0 leaves it out
+    skip: Literal["identity", "pool", "none"] = "identity"  # identity only if input and output have the same shape
+    mid_filters: int | None = None  # of mb_conv: inner width, in place of expansion x input width
 
     def __post_init__(self):
         check_choice("a block's op", self.op, BLOCK_OPS)
@@ -186,7 +186,7 @@ class Block:
         if self.op != "mb_conv" and (self.expansion != 1 or self.mid_filters is not None):
             raise GenotypeError(
                 f"a {self.op} block has expansion {self.expansion} and mid_filters {self.mid_filters}; only mb_conv "
-                "has a width between. Leave both out, or make it mb_conv"
+                "has an inner width. Leave both out, or make it mb_conv"
             )
 
 
@@ -211,9 +211,9 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of a chain: `op` on the state before it; the skips, earlier states, are joined with its output.
+    """One layer of a chain: `op` on the previous state, its output joined with the skips, which are earlier states.
 
-    States are numbered 0 for the stem and k for the k-th layer.
+    State 0 is the stem, state k the k-th layer.
     """
 
     op: str
@@ -229,7 +229,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Layers in a row; layer k (from 1) reads state k-1, and its skips, from 0 to k-2, join what it makes of it."""
+    """Consecutive layers; layer k (from 1) reads state k-1, and its skips come from states 0 to k-2."""
 
     layers: tuple[Layer, ...]
 
@@ -252,17 +252,17 @@ Body = Cells | Blocks | Chain
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
-    """An architecture with its provenance; `zoo.build` makes a network of it.
+    """An architecture with its provenance; `zoo.build` turns it into a network.
 
     Attributes:
         name: lower-case letters, digits, `_`, `.`, `-`; also the name of its file.
         family: the builder, a module of zoo/families.
         body: the architecture itself.
-        source: where it is from: paper and code, or recipe, config, seed and score.
-        presets: name -> what the family's skeleton needs besides the body; the first is the default.
-        published: preset -> params, MACs, accuracy as published, and the counts that this body really has.
-        notes: what a reader should know, such as variants that are left out.
-        represents_family: whether the family's bare name means this one.
+        source: where it comes from: paper and code, or recipe, config, seed and score.
+        presets: name -> what the family needs besides the body, such as filters; the first is the default.
+        published: preset -> parameters, MACs and accuracy as published, and the counts of the network built here.
+        notes: remarks for the reader, such as variants that are left out.
+        represents_family: whether the family's bare name means this genotype.
     """
 
     name: str
@@ -302,13 +302,13 @@ class Genotype:
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Returns " (did you mean ...?)" where one of `names` is like `name`, else nothing."""
+    """Returns " (did you mean ...?)" if one of `names` resembles `name`, otherwise ""."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
-    """Raises GenotypeError, with a near name, where `value` is none of `choices`."""
+    """Raises GenotypeError, with a similar name, if `value` is not one of `choices`."""
     if value not in (known := sorted(choices)):
         raise GenotypeError(
             f"{what} {value!r:.200} is not known{near(str(value)[:200], known)}; expected one of {', '.join(known)}"
@@ -316,7 +316,7 @@ def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_whole(what: str, value: Any, least: int = 1) -> None:
-    """Raises GenotypeError where `value` is not a whole number from `least`."""
+    """Raises GenotypeError if `value` is not a whole number from `least`."""
     if not is_whole(value) or value < least:
         raise GenotypeError(f"{what} is {value!r:.200}; expected a whole number from {least}")
 
@@ -327,7 +327,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 
 def _tuple_of(what: str, values: Any, item: str, most: int | None = None) -> tuple[Any, ...]:
-    """Returns `values` as a tuple; raises GenotypeError where they are no sequence, none, or more than `most`."""
+    """Returns `values` as a tuple; raises GenotypeError if they are not iterable, empty, or more than `most`."""
     if not isinstance(values, Iterable) or isinstance(values, str):
         raise GenotypeError(f"{what} is {values!r:.200}; expected a list with {item} in it")
     values = tuple(values)

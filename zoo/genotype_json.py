@@ -33,8 +33,8 @@ def load(path: str | os.PathLike) -> Genotype:
     """Reads a genotype file.
 
     Raises:
-        GenotypeError: the file is no genotype; the text names the file and the place.
-        OSError: it cannot be read.
+        GenotypeError: the file does not hold a genotype; the text names the file and the place.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     with path.open("rb") as stream:
@@ -50,10 +50,11 @@ def load(path: str | os.PathLike) -> Genotype:
 
 
 def save(genotype: Genotype, path: str | os.PathLike) -> None:
-    """Writes a genotype file, whole or not at all.
+    """Saves a genotype as a JSON file, which `zoo.load` and `zoo.build` read; writes it completely or not at all.
 
     Raises:
-        OSError: no room or no permission; its text names the file and the remedy.
+        OSError: no space or no permission; the text names the file and the remedy.
+        GenotypeError: source, presets or published hold a value that JSON cannot express.
     """
     atomic.write_atomically(path, to_json(genotype))
 
@@ -62,19 +63,19 @@ def to_json(genotype: Genotype) -> str:
     """Returns the text of a genotype file.
 
     Raises:
-        GenotypeError: source, presets or published hold a value that JSON has no form for.
+        GenotypeError: source, presets or published hold a value that JSON cannot express.
     """
     try:
-        return _laid_out(as_dict(genotype)) + "\n"
+        return _lay_out(as_dict(genotype)) + "\n"
     except (TypeError, ValueError) as error:
         raise GenotypeError(
             f"genotype {genotype.name!r} cannot be written as JSON: {error}. In source, presets and published, "
-            "use texts, finite numbers, true, false, lists and dictionaries; float(x) and int(x) turn NumPy's numbers"
+            "use texts, finite numbers, true, false, lists and dictionaries; convert NumPy's numbers with float or int"
         ) from error
 
 
 def as_dict(genotype: Genotype) -> dict[str, Any]:
-    """Returns what the file holds, as plain dictionaries, lists, strings and numbers."""
+    """Returns the content of a genotype file, as plain dictionaries, lists, strings and numbers."""
     record = {"schema_version": SCHEMA_VERSION, "name": genotype.name, "family": genotype.family}
     if genotype.represents_family:
         record["represents_family"] = True
@@ -88,21 +89,22 @@ def as_dict(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_json(text: str) -> Genotype:
-    """Returns the genotype that `text`, the content of a genotype file, describes.
+    """Returns the genotype described by `text`, the content of a genotype file.
 
     Raises:
-        GenotypeError: with the line of malformed JSON, or the value that was not expected.
+        GenotypeError: malformed JSON, with its line, or an unexpected value.
     """
     try:
-        record = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+        record = json.loads(text, object_pairs_hook=_refuse_repeats, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise GenotypeError(
-            f"malformed JSON in line {error.lineno}, column {error.colno}: {error.msg}. Mend it, or write the file anew"
+            f"malformed JSON in line {error.lineno}, column {error.colno}: {error.msg}. Correct it, or write the file "
+            "again"
         ) from error
     except GenotypeError:
         raise
     except ValueError as error:
-        raise GenotypeError(f"malformed JSON: {error}. Mend it, or write the file anew") from error
+        raise GenotypeError(f"malformed JSON: {error}. Correct it, or write the file again") from error
     except RecursionError:
         raise GenotypeError("JSON nested too deeply; a genotype has six levels") from None
     return from_dict(record)
@@ -127,12 +129,12 @@ def from_dict(record: Any) -> Genotype:
 
 
 def body_as_dict(body: Body) -> dict[str, Any]:
-    """Returns the part of the file that holds the architecture itself."""
+    """Returns the part of a genotype file that holds the architecture itself."""
     if isinstance(body, Cells):
         graphs = {"normal": body.normal, "reduce": body.reduce}
         return {"cells": {name: graph_as_dict(graph) for name, graph in graphs.items() if graph is not None}}
     if isinstance(body, Blocks):
-        rows = [_without_defaults(row) for row in body.rows]
+        rows = [_row_as_dict(row) for row in body.rows]
         return {"blocks": {"stem_filters": body.stem_filters, "head_filters": body.head_filters, "rows": rows}}
     return {
         "chain": [{"op": layer.op, **({"skips": list(layer.skips)} if layer.skips else {})} for layer in body.layers]
@@ -148,7 +150,7 @@ def graph_as_dict(graph: CellGraph) -> dict[str, Any]:
     return {"nodes": nodes, "concat": list(graph.concat)}
 
 
-def _without_defaults(row: Block) -> dict[str, Any]:
+def _row_as_dict(row: Block) -> dict[str, Any]:
     fields = {field.name: (getattr(row, field.name), field.default) for field in dataclasses.fields(row)}
     return {name: value for name, (value, default) in fields.items() if value != default}
 
@@ -166,17 +168,17 @@ def graph_from_dict(record: Any) -> CellGraph:
     """Returns the cell that `graph_as_dict` would turn into `record`."""
     _check_keys("a cell", record, required=("nodes", "concat"))
     nodes = []
-    for number, node in enumerate(_list("nodes", record["nodes"]), start=INPUT_STATES):
+    for number, node in enumerate(_check_list("nodes", record["nodes"]), start=INPUT_STATES):
         with locating(f"node {number}"):
             _check_keys("a node", node, required=("edges",), optional=("combine",))
-            nodes.append(Node(tuple(_list("edges", node["edges"])), node.get("combine", "add")))
-    return CellGraph(tuple(nodes), tuple(_list("concat", record["concat"])))
+            nodes.append(Node(tuple(_check_list("edges", node["edges"])), node.get("combine", "add")))
+    return CellGraph(tuple(nodes), tuple(_check_list("concat", record["concat"])))
 
 
 def _read_blocks(record: Any) -> Blocks:
     _check_keys("blocks", record, required=("stem_filters", "rows"), optional=("head_filters",))
     rows, fields = [], [field.name for field in dataclasses.fields(Block)]
-    for number, row in enumerate(_list("rows", record["rows"]), start=1):
+    for number, row in enumerate(_check_list("rows", record["rows"]), start=1):
         with locating(f"row {number} of blocks"):
             _check_keys("a block", row, required=fields[:3], optional=fields[3:])
             rows.append(Block(**row))
@@ -185,24 +187,24 @@ def _read_blocks(record: Any) -> Blocks:
 
 def _read_chain(record: Any) -> Chain:
     layers = []
-    for number, row in enumerate(_list("chain", record), start=1):
+    for number, row in enumerate(_check_list("chain", record), start=1):
         with locating(f"layer {number}"):
             _check_keys("a layer", row, required=("op",), optional=("skips",))
-            layers.append(Layer(row["op"], tuple(_list("skips", row.get("skips", [])))))
+            layers.append(Layer(row["op"], tuple(_check_list("skips", row.get("skips", [])))))
     return Chain(tuple(layers))
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise GenotypeError(f"the key {repeated!r} stands twice in one object; keep one of them")
+        raise GenotypeError(f"the key {repeated!r} occurs twice in one object; keep one of them")
     return record
 
 
 def _refuse_constant(name: str) -> None:
-    raise GenotypeError(f"{name} is no number in JSON; expected a finite number, or leave the key out")
+    raise GenotypeError(f"{name} is not a number in JSON; expected a finite number, or leave the key out")
 
 
 def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -219,21 +221,21 @@ def _check_keys(what: str, record: Any, *, required: Sequence[str], optional: Se
             raise GenotypeError(f"{what} has no {name!r}; expected {', '.join(required)}")
 
 
-def _list(what: str, value: Any) -> list[Any]:
+def _check_list(what: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise GenotypeError(f"{what} is {value!r:.200}; expected a list")
     return value
 
 
-def _laid_out(value: Any, indent: str = "") -> str:
-    """Returns JSON for people to read: what fits on a line stays on one, and a list of objects is a table."""
+def _lay_out(value: Any, indent: str = "") -> str:
+    """Returns JSON that is easy to read: values that fit share a line, and lists of objects get a line per object."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     fits = indent and len(indent) + len(line) <= LINE_LENGTH and not _holds_table(value)
     if fits or not isinstance(value, (dict, list)):
         return line
     deeper = indent + "  "
     parts = value.values() if isinstance(value, dict) else value
-    items = [_laid_out(item, deeper) for item in parts]
+    items = [_lay_out(item, deeper) for item in parts]
     if isinstance(value, dict):
         names = [json.dumps(str(name), ensure_ascii=False) for name in value]
         items = [f"{name}: {item}" for name, item in zip(names, items, strict=True)]
@@ -248,7 +250,7 @@ def _laid_out(value: Any, indent: str = "") -> str:
 
 
 def _holds_table(value: Any) -> bool:
-    """Returns whether there is a list of objects in it, such as nodes or blocks: they get a line each."""
+    """Returns whether `value` contains a list of objects, such as nodes or blocks."""
     if isinstance(value, dict):
         return any(_holds_table(item) for item in value.values())
     return isinstance(value, list) and any(isinstance(item, dict) or _holds_table(item) for item in value)

@@ -1,6 +1,6 @@
-"""What is known of published weights: where they are, whose they are, what they expect.
+"""The published weights: where they are, whose they are, and the preprocessing they expect.
 
-The data is weights/manifest.json. Nothing here downloads anything; it needs the standard library only.
+The data is in weights/manifest.json. Nothing is downloaded here; only the standard library is needed.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ _FILES = (".h5", ".keras", ".safetensors", ".pth", ".pth.zip", ".pt", ".ckpt", "
 
 
 class NoWeightsError(GenotypeError):
-    """There are no such published weights; the text lists those that there are."""
+    """There are no such published weights; the text lists the existing ones."""
 
 
 class Source(NamedTuple):
-    """Where a file is, what it is, and the digests that somebody states of it.
+    """A place to get a file from, the file's format, and its published digests.
 
     Attributes:
         url: of the file.
-        format: "h5" (Keras 2), "safetensors", "pth" (PyTorch), "pth.zip" (one in an archive) or
-            "tar.gz" (an archive with a checkpoint of TensorFlow).
-        sha256, sha256_prefix, md5: of the file, those that are known.
-        sha1_inside: of the file in a zip archive.
+        format: "h5" (Keras 2), "safetensors", "pth" (PyTorch), "pth.zip" (a pth in an archive) or
+            "tar.gz" (an archive with a TensorFlow checkpoint).
+        sha256, sha256_prefix, md5: of the file, if published.
+        sha1_inside: of the file in a zip archive, if published.
     """
 
     url: str
@@ -44,20 +44,20 @@ class Entry:
     """One file of published weights.
 
     Attributes:
-        name: its own.
-        model: of searched_genotypes.
+        name: of the entry.
+        model: its name in searched_genotypes.
         preset: of the model.
-        dataset: that it was trained on.
-        origin: whose code trained or converted it.
-        classes: of its classifier.
-        sources: where the file is, the preferred place first.
-        license: of the code that it came with.
-        preprocessing: mean and std of each channel, of values from 0 to 1; the evaluation's share of the image in each
-            direction (crop) and interpolation, where it was resized.
-        top1: accuracy in percent that the source states.
+        dataset: that the network was trained on.
+        origin: the project that trained or converted the weights, such as timm.
+        classes: number of classes of the classifier.
+        sources: where to get the file, the preferred place first.
+        license: of the code that the weights came with.
+        preprocessing: mean and std of each channel, for values from 0 to 1. If the evaluation resized its images, also
+            the fraction of each side that it kept (crop) and its interpolation.
+        top1: accuracy in percent, as stated by the source.
         source: the code, and its name for these weights.
-        include_top: whether the classifier is in it.
-        auxiliary: whether the auxiliary classifier is in it.
+        include_top: whether the file has the classifier.
+        auxiliary: whether the file has the auxiliary classifier.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Entry:
 
 
 def is_file(weights: str | os.PathLike) -> bool:
-    """Whether `weights`, as `zoo.build` takes them, are a path rather than the name of published ones."""
+    """Returns whether `weights`, an argument of `zoo.build`, is a path rather than a name of published weights."""
     return isinstance(weights, os.PathLike) or os.sep in weights or weights.endswith(_FILES)
 
 
@@ -90,12 +90,12 @@ def entries() -> tuple[Entry, ...]:
 
 
 def of_model(model: str) -> tuple[Entry, ...]:
-    """Returns the published weights of a model of searched_genotypes; there may be none."""
+    """Returns all published weights of a model of searched_genotypes; there may be none."""
     return tuple(entry for entry in entries() if entry.model == model)
 
 
-def named(name: str) -> Entry:
-    """Returns the published weights of this name.
+def get(name: str) -> Entry:
+    """Returns the entry of this name.
 
     Raises:
         NoWeightsError: there are none.
@@ -111,9 +111,9 @@ def find(model: str, weights: str, presets: Collection[str] | None = None, *, in
 
     Args:
         model: a name of searched_genotypes.
-        weights: a data set ("imagenet": the preferred ones of it), an origin ("torchvision"), or an entry's name.
-        presets: those presets of the model that have the network's size; None for any.
-        include_top: False takes the file without the classifier where there is one.
+        weights: a data set ("imagenet" gives its preferred weights), an origin ("torchvision"), or an entry's name.
+        presets: the model's presets that have the network's size; None for any.
+        include_top: False prefers a file without the classifier, if there is one.
 
     Raises:
         NoWeightsError: there are none.
@@ -122,21 +122,21 @@ def find(model: str, weights: str, presets: Collection[str] | None = None, *, in
     if not known:
         models = sorted({entry.model for entry in entries()})
         raise NoWeightsError(
-            f"no weights of {model!r} were published; leave weights= out, or take one of {', '.join(models)}"
+            f"no weights of {model!r} were published; leave weights= out, or build one of {', '.join(models)}"
         )
-    named = [entry for entry in known if weights in (entry.name, entry.origin, entry.dataset)]
-    if not named:
+    matching = [entry for entry in known if weights in (entry.name, entry.origin, entry.dataset)]
+    if not matching:
         words = list(dict.fromkeys(word for entry in known for word in (entry.dataset, entry.origin, entry.name)))
         raise NoWeightsError(
             f"{model!r} has no weights {weights!r}{near(weights, words)}; expected one of {', '.join(words)}"
         )
-    fitting = [entry for entry in named if presets is None or entry.preset in presets]
+    fitting = [entry for entry in matching if presets is None or entry.preset in presets]
     if not fitting:
         size = ", ".join(presets or ()) or "of no preset"
-        there = ", ".join(dict.fromkeys(entry.preset for entry in named))
+        there = ", ".join(dict.fromkeys(entry.preset for entry in matching))
         raise NoWeightsError(
-            f"there are no {weights!r} weights of {model!r} in this size ({size}); there are for the presets {there}"
+            f"there are no {weights!r} weights of {model!r} in this size ({size}), only for the presets {there}"
         )
-    # of an origin that has both, the file without top lies behind the one with it
+    # if an origin has both files, the one without top comes second
     same = [entry for entry in fitting if entry.origin == fitting[0].origin and entry.preset == fitting[0].preset]
     return next((entry for entry in same if entry.include_top == include_top), fitting[0])

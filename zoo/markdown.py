@@ -1,4 +1,4 @@
-"""Markdown as every page here is written: blocks with a blank line between them, and tables."""
+"""Markdown for the pages that programs write: blocks separated by blank lines, and tables."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ def join_blocks(*blocks: str) -> str:
 
 
 def make_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers_from: int | None = None) -> str:
-    """Returns a table of as many columns as `head` has; None is written as a dash.
+    """Returns a table with the columns of `head`; None is written as a dash.
 
     Args:
-        numbers_from: the first of the columns that are aligned to the right; none aligns all to the left.
+        numbers_from: index of the first right-aligned column; None aligns all to the left.
 
     Raises:
         ValueError: a row has another number of cells than the head.
@@ -28,6 +28,6 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers_fr
 
 
 def _make_line(cells: Iterable[Any]) -> str:
-    """Returns one line; what would end a cell or the line early is escaped."""
+    """Returns one line of a table; in cells, pipes are escaped and line breaks become spaces."""
     texts = ("-" if cell is None else str(cell) for cell in cells)
     return f"| {' | '.join(' '.join(text.splitlines()).replace('|', chr(92) + '|') for text in texts)} |"

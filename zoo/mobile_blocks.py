@@ -2,7 +2,7 @@
 are made of.
 
 Inverted residual: Sandler et al., 2018, arXiv:1801.04381. Squeeze-and-excite: Hu et al., 2018, arXiv:1709.01507, placed
-as MnasNet does (arXiv:1807.11626, figure 7): after the depthwise convolution, as wide as a share of the block's input.
+as in MnasNet (arXiv:1807.11626, figure 7): after the depthwise convolution, its width a fraction of the block's input.
 """
 
 from collections.abc import Callable
@@ -30,13 +30,13 @@ def expand_blocks(
     """Adds the stem, all blocks and the last 1x1 convolution to a functional graph and returns the last output.
 
     Args:
-        body: the rows; block `repeat` of row `row` gets the name block03_1, both counted from 0.
+        body: the rows; repeat 1 of row 3, both counted from 0, is named block03_1.
         image: the input, (batch, height, width, channels).
-        style: the family's way.
+        style: the family's conventions.
         activation: after every convolution except the projections.
-        drop_path_rate: block k of n loses its residual in training with the chance drop_path_rate x k / n (k from 0),
-            as in EfficientNet's code. MnasNet and MCUNet were trained without.
-        note: called with the stem's and each block's output and how many pixels of the image one step there spans.
+        drop_path_rate: in training, block k of n (k from 0) loses its residual with probability drop_path_rate x k / n,
+            as in EfficientNet's code. MnasNet and MCUNet were trained without drop path.
+        note: called with the output of the stem and of each block, and its stride relative to the image.
     """
     x = _conv_bn_act(image, body.stem_filters, 3, 2, style, activation, "stem")
     stride, made = 2, 0
@@ -66,14 +66,15 @@ def block(
 ) -> Tensor:
     """Adds one block of a row: a plain convolution, a separable one, or an inverted residual.
 
-    The latter two are a 1x1 convolution, which is left out where it would widen nothing, a depthwise and a 1x1
-    convolution without activation, each with BN. Squeeze-and-excite follows the plain or the depthwise convolution.
-    What is added to the result depends on `row.skip`: "identity" adds `x` where its shape is the result's and nothing
-    elsewhere; "none" never adds anything; "pool" always adds the 3x3 mean of `x` at the block's stride, brought to the
-    row's filters by a 1x1 convolution and BN where they differ. MnasNet's paper (section 4.1) names pooling as a choice
-    of its search space without saying more, and none of its published networks uses it, so this is our reading.
+    The latter two consist of a 1x1 convolution (left out if it would not change the width), a depthwise convolution and
+    a 1x1 convolution without activation, each with BN. Squeeze-and-excite follows the plain or depthwise convolution.
+
+    `row.skip` says what is added to the result. "identity": `x`, if the shapes agree, otherwise nothing. "none":
+    nothing. "pool": the 3x3 mean of `x` at the block's stride, followed by a 1x1 convolution and BN if the number of
+    filters differs. MnasNet's paper (section 4.1) lists pooling in its search space without details, and none of its
+    published networks uses it, so this is our reading.
     """
-    inputs, filters, shortcut = x.shape[-1], row.filters, _shortcut(x, row.filters, strides, row.skip, style, name)
+    inputs, filters, shortcut = x.shape[-1], row.filters, _make_shortcut(x, row.filters, strides, row.skip, style, name)
     if row.op == "conv":
         x = _conv_bn_act(x, filters, row.kernel_size, strides, style, activation, name)
     else:
@@ -99,12 +100,12 @@ def squeeze_excite(x: Tensor, filters: int, name: str) -> Tensor:
     gate = layers.Conv2D(filters, 1, kernel_initializer=blocks.KERNEL_INITIALIZER, name=f"{name}_reduce")(gate)
     gate = layers.ReLU(name=f"{name}_relu")(gate)
     gate = layers.Conv2D(x.shape[-1], 1, name=f"{name}_expand")(gate)
-    # A layer of its own: TF-MOT and our int8 training quantize the output of a Conv2D before an unknown activation.
+    # A separate layer: TF-MOT and our int8 training quantize a Conv2D's output before an activation they do not know.
     gate = layers.Activation("sigmoid", name=f"{name}_gate")(gate)
     return layers.Multiply(name=f"{name}_scale")([x, gate])
 
 
-def _shortcut(x: Tensor, filters: int, strides: int, skip: Skip, style: Style, name: str) -> Tensor:
+def _make_shortcut(x: Tensor, filters: int, strides: int, skip: Skip, style: Style, name: str) -> Tensor:
     """Returns what is added to a block's result, or None."""
     if skip == "pool":
         x = blocks.pool(x, "avg", 3, strides, style, f"{name}_skip_pool")

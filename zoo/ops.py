@@ -1,7 +1,7 @@
-"""The operations of all cell search spaces by name. Only cell.py calls them; a new operation is one more entry here.
+"""The operations of all cell search spaces, by name. Only cell.py calls them; a new operation is one more entry here.
 
 An operation takes a State, the number of output filters, the strides, the family's Style and the prefix of its layers'
-names. It starts with the ReLU of the papers' ReLU-conv-BN order, unless it is a pool or an identity.
+names. Unless it is a pool or an identity, it begins with the ReLU of the papers' ReLU-conv-BN order.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,14 @@ class State:
 
     def relu(self) -> Tensor:
         """Returns the state's ReLU."""
-        return self._once(("relu", 0, 1), lambda: blocks.relu(self.tensor, self.name))
+        return self._share(("relu", 0, 1), lambda: blocks.relu(self.tensor, self.name))
 
     def pool(self, kind: Literal["avg", "max"], size: int, strides: int, style: Style) -> Tensor:
         """Returns the pooled state."""
         name = f"{self.name}_{kind}_pool_{size}x{size}" + (f"_strides{strides}" if strides > 1 else "")
-        return self._once((kind, size, strides), lambda: blocks.pool(self.tensor, kind, size, strides, style, name))
+        return self._share((kind, size, strides), lambda: blocks.pool(self.tensor, kind, size, strides, style, name))
 
-    def _once(self, key: tuple[str, int, int], make: Callable[[], Tensor]) -> Tensor:
+    def _share(self, key: tuple[str, int, int], make: Callable[[], Tensor]) -> Tensor:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -47,7 +47,7 @@ Operation = Callable[[State, int, int, Style, str], Tensor]
 
 
 def skip_connect(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
-    """Returns the state itself where shapes agree; else what the style puts in its place."""
+    """Returns the state itself if the shapes agree, otherwise the style's substitute."""
     if strides == 1 and state.filters == filters:
         return state.tensor
     if strides > 1 and style.strided_skip != "conv_1x1":
@@ -65,7 +65,7 @@ def _pool(kind: Literal["avg", "max"], size: int) -> Operation:
 
 
 def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
-    """ReLU, depthwise, 1x1, BN; `repeats` times, the strides in the first."""
+    """Makes ReLU, depthwise convolution, 1x1 convolution and BN, `repeats` times; the first has the strides."""
 
     def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
         x = state.relu()
@@ -81,10 +81,10 @@ def _sep_conv(size: int, repeats: int = 2, dilation: int = 1) -> Operation:
 
 
 def _conv(size: int, share: float = 1 / 4, pair: bool = False) -> Operation:
-    """ReLU, convolution, BN; where the style has bottlenecks, on a `share` of the channels between 1x1 convolutions.
+    """Makes ReLU, convolution, BN; in a bottleneck style, on a `share` of the channels between two 1x1 convolutions.
 
-    A pair is a convolution along rows, then one along columns, with BN each and a ReLU between. As in the TPU code, a
-    bottleneck that would have no channel is left out (network_utils.py, _apply_operation).
+    A pair is a convolution along rows, then one along columns, each with BN, and a ReLU in between. As in the TPU code
+    (network_utils.py, _apply_operation), a bottleneck that would have no channels is left out.
     """
 
     def operation(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
@@ -108,7 +108,7 @@ def _conv(size: int, share: float = 1 / 4, pair: bool = False) -> Operation:
 
 
 def conv_7x1_1x7(state: State, filters: int, strides: int, style: Style, name: str) -> Tensor:
-    """DARTS' form: ReLU, a row of seven, a column of seven, one BN."""
+    """Returns DARTS' form: ReLU, a row of seven, a column of seven, one BN."""
     x = blocks.conv(state.relu(), filters, (1, 7), (1, strides), style, f"{name}_row_conv")
     return blocks.conv_bn(x, filters, (7, 1), (strides, 1), style, f"{name}_column")
 

@@ -1,11 +1,11 @@
-"""A trained network as a folder that others can use: on disk, or on the Hugging Face Hub.
+"""Saves trained networks as folders that others can use, and loads them from disk or the Hugging Face Hub.
 
     zoo.save_pretrained("runs/train/model.keras", "flowers", license="apache-2.0")  # hf upload USER/flowers flowers
     found = zoo.from_pretrained("hf://USER/flowers")                                # or a folder
     scores = found.model(found.preprocess(images))                                  # images of 0..255
 
 `config.json` and `model.weights.h5` are as Keras writes them, so that `keras.saving.load_model` loads the folder
-without this package. Nothing in a folder is run: only Keras' own layers are built, and no name is taken from a file.
+without this package. No code from a folder is run: only Keras' own layers are built, from files of fixed names.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ MARKER = "pretrained.json"  # digests of the other files
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"  # Keras' names
 GENOTYPE, CLASS_NAMES, SOURCE, CARD = "genotype.json", "class_names.json", "source.json", "README.md"
 FILES = (MARKER, CONFIG, WEIGHTS, METADATA, GENOTYPE, CLASS_NAMES, SOURCE, CARD)
-_TRAINED = ("results.json", "source.json")  # what stands beside a model.keras of a training
+_RESULTS_FILES = ("results.json", "source.json")  # what a training writes next to its model.keras
 # Values that Keras writes as objects without a module
 _VALUES = ("__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__")
 _RUN_CODE = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
@@ -40,29 +40,29 @@ _LARGEST_TEXT = 50_000_000  # bytes of a JSON file
 
 
 class PretrainedError(ValueError):
-    """A folder or a repository that holds no network that can be loaded, or a network that cannot be saved."""
+    """A folder or repository holds no network that can be loaded, or a network cannot be saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A network with what is needed to use it; None is what its folder does not say."""
+    """A network with all that is needed to use it; what its folder does not say is None."""
 
     model: keras.Model
-    class_names: tuple[str, ...] | None  # the label is the place in it
-    normalization: Mapping[str, Sequence[float]] | None  # {"mean", "std"}, of values from 0 to 1
+    class_names: tuple[str, ...] | None  # in label order
+    normalization: Mapping[str, Sequence[float]] | None  # "mean" and "std" of the channels, for values from 0 to 1
     genotype: Genotype | None
     preset: str | None
     folder: Path
 
     @property
     def preprocess(self) -> keras.layers.Layer:
-        """A Keras layer that turns images with values from 0 to 255 into what the network reads.
+        """A Keras layer that turns images with values from 0 to 255 into the network's input.
 
         Raises:
             PretrainedError: the folder does not say how.
         """
         if self.normalization is None:
-            raise PretrainedError(f"{self.folder} says nothing of preprocessing; look into its {CARD}")
+            raise PretrainedError(f"{self.folder} does not say how to preprocess images; see its {CARD}")
         return make_preprocessing(self.normalization["mean"], self.normalization["std"])
 
 
@@ -76,24 +76,25 @@ def save_pretrained(
     normalization: Mapping[str, Sequence[float]] | None = None,
     license: str | None = None,
 ) -> Path:
-    """Writes a network with its genotype, labels, preprocessing and a model card into a folder, and returns that.
+    """Saves a network with its genotype, class names, preprocessing and a model card in a folder; returns the folder.
 
-    A new folder appears as a whole. One that was written before is written anew, unless somebody has changed its files.
+    A new folder appears complete or not at all. A folder that this function wrote is overwritten, unless its files were
+    changed since.
 
     Args:
-        model: a functional model of Keras' own layers, as zoo.build gives; or the model.keras of a training, beside
-            which results.json and class_names.json say the rest.
-        folder: of the network.
-        genotype: as zoo.build takes it; None takes the training's, or that of the zoo whose name the model has.
+        model: a functional model of Keras' own layers, such as one from zoo.build; or the path of a training's
+            model.keras, next to which results.json and class_names.json provide what is not given here.
+        folder: where to save the network.
+        genotype: as in zoo.build; by default the training's, or the zoo's if the model has a name that zoo.build gives.
         preset: of the genotype.
-        class_names: in the order of the labels; None takes the training's.
-        normalization: {"mean": [...], "std": [...]} of each channel, of values from 0 to 1, that the network was
-            trained with; None takes the training's.
+        class_names: in label order; by default the training's.
+        normalization: {"mean": [...], "std": [...]} of the channels, for values from 0 to 1, as used in training; by
+            default the training's.
         license: for the card, such as apache-2.0.
 
     Raises:
-        PretrainedError: the model has layers that are not Keras' own, or what is given does not fit it.
-        zoo.atomic.ForeignFolderError: the folder holds other files.
+        PretrainedError: the model has layers that are not Keras' own, or an argument does not fit the model.
+        zoo.atomic.ForeignFolderError: the folder holds files that this function did not write, or changed ones.
     """
     results: Mapping[str, Any] = {}
     if not isinstance(model, keras.Model):
@@ -102,14 +103,14 @@ def save_pretrained(
         if class_names is None and path.with_name(CLASS_NAMES).is_file():
             class_names = _read_json(path.with_name(CLASS_NAMES))
         normalization = normalization or results.get("normalization")
-        if path.suffix == ".keras" and not zipfile.is_zipfile(path):  # which Keras calls "not found"
-            raise PretrainedError(f"{path} is damaged or cut off (no zip file): copy it whole, or save it again")
+        if path.suffix == ".keras" and not zipfile.is_zipfile(path):  # Keras would call it "not found"
+            raise PretrainedError(f"{path} is damaged or cut off (not a zip file): copy all of it, or save it again")
         network: Any = keras.saving.load_model(path, compile=False)
     else:
         network = model
     inputs = getattr(network, "inputs", None) or []
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        takes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs) or "what no graph of layers says"
+        takes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs) or "unknown inputs (no graph of layers)"
         raise PretrainedError(
             f"{network.name} takes {takes}; expected one image (batch, height, width, channels). Save a functional "
             "model: keras.Model(image, outputs)"
@@ -117,7 +118,7 @@ def save_pretrained(
     found, preset = _find_genotype(network, genotype, preset, results)
     units = network.outputs[0].shape[-1] if len(network.outputs) == 1 and len(network.outputs[0].shape) == 2 else None
     if class_names is not None and len(class_names) != (2 if units == 1 else units):
-        raise PretrainedError(f"{len(class_names)} class names are given, and {network.name} has {units} outputs")
+        raise PretrainedError(f"{len(class_names)} class names are given, but {network.name} has {units} outputs")
     _check_normalization(normalization, network.inputs[0].shape[-1])
     config: Any = keras.saving.serialize_keras_object(network)
     config["compile_config"] = None
@@ -149,20 +150,21 @@ def save_pretrained(
 
 
 def from_pretrained(source: str | os.PathLike, *, revision: str | None = None) -> Pretrained:
-    """Loads a folder of `save_pretrained`, or a repository of the Hugging Face Hub that holds one.
+    """Loads a network from a folder of `save_pretrained`, or from a Hugging Face Hub repository with its content.
 
     Args:
-        source: the folder, or "hf://user/name" (needs the package huggingface_hub; HF_ENDPOINT and HF_HOME as it says).
-        revision: of the repository: a commit, a tag or a branch. Only a commit is always the same network.
+        source: the folder, or "hf://user/name" (needs the package huggingface_hub, which also reads HF_ENDPOINT and
+            HF_HOME).
+        revision: of the repository: a commit, tag or branch. Only a commit always means the same network.
 
     Raises:
-        PretrainedError: no such folder or repository; a file is missing, damaged or changed; or it holds layers that
-            are not Keras' own, which could run code.
+        PretrainedError: there is no such folder or repository; a file is missing, damaged or changed; or the network
+            has layers that are not Keras' own and could run code.
         ImportError: huggingface_hub is not installed.
     """
     is_hub = isinstance(source, str) and source.startswith(HUB)
     if revision is not None and not is_hub:
-        raise PretrainedError(f"revision={revision!r} is for {HUB}user/name, and {source} is a folder; leave it out")
+        raise PretrainedError(f"revision={revision!r} is for {HUB}user/name, but {source} is a folder; leave it out")
     folder = _download(str(source), revision) if is_hub else Path(source).expanduser()
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise PretrainedError(
@@ -177,15 +179,15 @@ def from_pretrained(source: str | os.PathLike, *, revision: str | None = None) -
     except (ValueError, TypeError, KeyError) as error:
         raise PretrainedError(f"{folder / CONFIG} describes no model that this Keras can build: {error}") from error
     if not isinstance(model, keras.Model):
-        raise PretrainedError(f"{folder / CONFIG} describes a {type(model).__name__}; a model was expected")
+        raise PretrainedError(f"{folder / CONFIG} describes a {type(model).__name__}; expected a model")
     try:
         load_file(model, folder / WEIGHTS)
     except WeightsError as error:
-        raise PretrainedError(f"{folder / WEIGHTS} has no weights of the model beside it: {error}") from error
+        raise PretrainedError(f"{folder / WEIGHTS} does not fit the model in {CONFIG}: {error}") from error
     said: Any = _read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
     names: Any = _read_json(folder / CLASS_NAMES) if (folder / CLASS_NAMES).is_file() else None
     if not isinstance(said, Mapping) or not (names is None or _are_names(names)):
-        raise PretrainedError(f"{SOURCE} or {CLASS_NAMES} of {folder} is damaged: an object and a list of names")
+        raise PretrainedError(f"{SOURCE} or {CLASS_NAMES} of {folder} is damaged; expected an object, a list of names")
     _check_normalization(said.get("normalization"), model.inputs[0].shape[-1])
     genotype = genotype_json.load(folder / GENOTYPE) if (folder / GENOTYPE).is_file() else None
     labels = None if names is None else tuple(names)
@@ -195,7 +197,7 @@ def from_pretrained(source: str | os.PathLike, *, revision: str | None = None) -
 def _download(source: str, revision: str | None) -> Path:
     name = source.removeprefix(HUB)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or ".." in name:
-        raise PretrainedError(f"{source} is no repository of the Hub; expected {HUB}user/name")
+        raise PretrainedError(f"{source} is not a repository of the Hub; expected {HUB}user/name")
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -214,7 +216,7 @@ def _download(source: str, revision: str | None) -> Path:
         at = "" if revision is None else f" at revision {revision}"
         reason = " ".join(str(error).split())[:300]
         raise PretrainedError(
-            f"could not get {source}{at}: {reason}. Check the name and the connection; a private repository needs "
+            f"could not download {source}{at}: {reason}. Check the name and the connection; a private repository needs "
             "`hf auth login`"
         ) from error
 
@@ -223,23 +225,23 @@ def _check_digests(folder: Path) -> None:
     marker: Any = _read_json(folder / MARKER)
     digests = marker.get("files") if isinstance(marker, Mapping) else None
     if not isinstance(digests, Mapping):
-        raise PretrainedError(f"{folder / MARKER} is damaged; download or write the folder anew")
+        raise PretrainedError(f"{folder / MARKER} is damaged; download or save the folder again")
     for name in FILES:
-        if name in (MARKER, CARD) or name not in digests:  # the card is for people, who may improve it
+        if name in (MARKER, CARD) or name not in digests:  # people may edit the card
             continue
         file = folder / name
         if not file.is_file():
-            raise PretrainedError(f"{file} is missing; download or write the folder anew")
+            raise PretrainedError(f"{file} is missing; download or save the folder again")
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != digests[name]:
             raise PretrainedError(
-                f"{file} was damaged or changed: its sha256 is {found}, not {digests[name]}. Download or write the "
-                "folder anew"
+                f"{file} was damaged or changed: its sha256 is {found}, not {digests[name]}. Download or save the "
+                "folder again"
             )
 
 
 def _check_config(config: Any, where: str) -> None:
-    """Raises PretrainedError where a Keras config names anything but Keras' own classes."""
+    """Raises PretrainedError if a Keras config names anything but Keras' own classes."""
     if isinstance(config, Mapping):
         kind = config.get("class_name")
         if kind is not None and kind not in _VALUES:
@@ -247,8 +249,8 @@ def _check_config(config: Any, where: str) -> None:
             own = isinstance(module, str) and (module == "keras" or module.startswith("keras."))
             if not own or kind in _RUN_CODE:
                 raise PretrainedError(
-                    f"{where} holds {kind} of {module}, and only Keras' own layers are taken: others could run code. "
-                    "Make a functional model of Keras' layers, as zoo.build does"
+                    f"{where} holds {kind} of {module}, but only Keras' own layers are allowed: others could run code. "
+                    "Build a functional model of Keras' layers, as zoo.build does"
                 )
         for value in config.values():
             _check_config(value, where)
@@ -274,7 +276,7 @@ def _check_normalization(normalization: Any, channels: int) -> None:
 def _find_genotype(
     model: Any, genotype: str | os.PathLike | Genotype | None, preset: str | None, results: Mapping[str, Any]
 ) -> tuple[Genotype | None, str | None]:
-    """Returns the genotype and the preset, as far as they are known."""
+    """Returns the genotype and the preset, each None if unknown."""
     config = results.get("config")
     config = config if isinstance(config, Mapping) else {}
     if genotype is None and isinstance(config.get("model"), str):
@@ -285,7 +287,7 @@ def _find_genotype(
         except (GenotypeError, OSError):
             if not results:
                 raise
-            return None, None  # the file of a search that is gone
+            return None, None  # the training's genotype file is gone
     for name in registry.list_models():
         if model.name.startswith(f"{name}_".replace(".", "_")):
             found = registry.load(name)
@@ -298,7 +300,7 @@ def _find_genotype(
 def _read_results(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise PretrainedError(f"there is no file {path}; expected a Keras model, or the model.keras of a training")
-    file = next((file for file in map(path.with_name, _TRAINED) if file.is_file()), None)
+    file = next((file for file in map(path.with_name, _RESULTS_FILES) if file.is_file()), None)
     results: Any = {} if file is None else _read_json(file)
     if not isinstance(results, Mapping):
         raise PretrainedError(f"{file} is damaged; expected an object")
@@ -306,12 +308,12 @@ def _read_results(path: Path) -> Mapping[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise PretrainedError(f"{path} has {path.stat().st_size:,} bytes, too many for a file of its kind")
     try:
-        if path.stat().st_size > _LARGEST_TEXT:
-            raise PretrainedError(f"{path} has {path.stat().st_size:,} bytes, too many for a file of its kind")
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise PretrainedError(f"{path} is damaged: {error}. Download or write the folder anew") from error
+        raise PretrainedError(f"{path} is damaged: {error}. Download or save the folder again") from error
 
 
 def _are_names(names: Any) -> bool:
@@ -327,7 +329,7 @@ def _write_card(
     results: Mapping[str, Any],
     license: str | None,
 ) -> str:
-    """Returns a model card: YAML for the Hub, then the numbers that there are."""
+    """Returns a model card: YAML for the Hub, then the known facts and numbers."""
     shape = model.inputs[0].shape[1:]
     family = [] if genotype is None else [genotype.family]
     front: dict[str, Any] = {
@@ -354,10 +356,10 @@ def _write_card(
         rows.append((f"test accuracy on {tested:,} images of {data}", f"{float(accuracy):.4f}"))
     normalization = source["normalization"]
     reads = (
-        "How its images were preprocessed is not known."
+        "How images have to be preprocessed is not known."
         if normalization is None
-        else f"It reads (pixel / 255 - mean) / std with mean {list(normalization['mean'])} and std "
-        f"{list(normalization['std'])}; `found.preprocess` does that."
+        else f"Its input is (pixel / 255 - mean) / std with mean {list(normalization['mean'])} and std "
+        f"{list(normalization['std'])}; `found.preprocess` computes it."
     )
     names = source["class_names"]
     return f"---\n{yaml}\n---\n\n" + join_blocks(
@@ -368,7 +370,7 @@ def _write_card(
         "```python\nimport zoo  # keras-searched-zoo\n\n"
         'found = zoo.from_pretrained("hf://USER/NAME")  # or this folder\n'
         "scores = found.model(found.preprocess(images))  # images of 0..255\n```",
-        '`keras.saving.load_model("hf://USER/NAME")` loads the network without that package.',
+        '`keras.saving.load_model("hf://USER/NAME")` loads the network without the package zoo.',
         "" if names is None else "## Classes\n\n" + ", ".join(names),
     )
 
@@ -380,10 +382,8 @@ def _describe_genotype(genotype: Genotype | None, preset: str | None) -> str:
     where = origin.get("paper") or origin.get("recipe")
     link = f" ({origin['url']})" if origin.get("url") else ""
     size = f", preset {preset}" if preset else ""
-    came = f" by {where}{link}" if where else ""
-    return (
-        f"An image classifier: {genotype.name} (family {genotype.family}{size}), an architecture that was found{came}."
-    )
+    came = f", an architecture from {where}{link}" if where else ""
+    return f"An image classifier: {genotype.name} (family {genotype.family}{size}){came}."
 
 
 def _index_result(name: str, data: str, accuracy: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What surrounds the cells: input, stems, the stack of NASNet and its successors, heads; and `Options` for all of it.
+"""Everything around the cells: input, stems, the stack of NASNet and its successors, heads; and their `Options`.
 
-Families differ in few places, which are arguments here. Nothing in this file knows a family.
+The few differences between families are arguments here: nothing in this file knows a family.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from zoo.genotype import CellGraph, Cells, Genotype, GenotypeError, check_choice
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The arguments of `zoo.build`, checked, for the families.
+    """The checked arguments of `zoo.build`, as families get them.
 
-    `input_shape` is (height, width, channels), height and width None where any will do; `extra` holds what only some
-    families know, such as `width_multiplier`.
+    `input_shape` is (height, width, channels), with None for a height or width that may vary. `extra` holds arguments
+    of single families, such as `width_multiplier`.
     """
 
     classes: int
@@ -37,14 +37,14 @@ class Options:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Preset = TypeVar("Preset")
+PresetType = TypeVar("PresetType")
 
 
-def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
-    """Returns the family's preset dataclass made from a genotype file's preset; `input_shape` and `classes` stay out.
+def read_preset(kind: type[PresetType], values: Mapping[str, Any]) -> PresetType:
+    """Converts a genotype file's preset, without `input_shape` and `classes`, to the family's preset dataclass.
 
     Raises:
-        GenotypeError: a key that the family does not know, one that is missing, or a value of another type.
+        GenotypeError: an unknown key, a missing one, or a value of another type.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     given = {name: value for name, value in values.items() if name not in ("input_shape", "classes")}
@@ -66,14 +66,14 @@ def read_preset(kind: type[Preset], values: Mapping[str, Any]) -> Preset:
     return kind(**given)
 
 
-Body = TypeVar("Body")
+BodyType = TypeVar("BodyType")
 
 
-def get_body(genotype: Genotype, *kinds: type[Body]) -> Body:
+def get_body(genotype: Genotype, *kinds: type[BodyType]) -> BodyType:
     """Returns the genotype's body.
 
     Raises:
-        GenotypeError: it is of another kind than the family builds.
+        GenotypeError: the family builds other kinds of bodies.
     """
     if not isinstance(genotype.body, kinds):
         raise GenotypeError(
@@ -83,16 +83,16 @@ def get_body(genotype: Genotype, *kinds: type[Body]) -> Body:
     return genotype.body
 
 
-class Network:
-    """A network in the making: the image, and the last feature map of each stride."""
+class NetworkBuilder:
+    """Builds a network: keeps its input and the last feature map of each stride, and adds its heads."""
 
     def __init__(self, options: Options, smallest: int, classifier_bias: bool = True):
-        """Starts with the input; raises ValueError where it is lower or narrower than `smallest`."""
+        """Adds the input; raises ValueError if its height or width is less than `smallest`."""
         for side, what in zip(options.input_shape, ("height", "width"), strict=False):
             if side is not None and side < smallest:
                 raise ValueError(
-                    f"input_shape {options.input_shape} has a {what} of {side}; halvings would leave "
-                    f"nothing of it. Expected at least {smallest}: resize the images, or take a preset for small ones"
+                    f"input_shape {options.input_shape} has a {what} of {side}, which halvings would reduce to "
+                    f"nothing; expected at least {smallest}. Resize the images, or choose a preset for small ones"
                 )
         self.options = options
         self.classifier_bias = classifier_bias
@@ -101,7 +101,7 @@ class Network:
         self._auxiliary: Tensor | None = None
 
     def note(self, x: Tensor, stride: int) -> Tensor:
-        """Remembers `x` as the feature map of this stride, over an earlier one, and returns it."""
+        """Records `x` as the feature map of this stride, in place of an earlier one, and returns it."""
         self.features[stride] = x
         return x
 
@@ -114,11 +114,11 @@ class Network:
         normalised: bool = True,
         averaged: bool = False,
     ) -> None:
-        """Adds the auxiliary classifier on `x`, where it was asked for.
+        """Adds the auxiliary classifier on `x`, if the options ask for it.
 
-        It is relu, 5x5 mean of these `strides`, 1x1-bn-relu, convolution of the map's size-bn-relu, dense; the second
-        bn only where `normalised`. Where `averaged`, the second convolution keeps the map's size, and its mean is
-        classified (ENAS). `widths` are the filters of the convolutions.
+        It consists of relu; 5x5 mean with `strides`; 1x1 convolution, bn, relu; convolution of the map's size, bn (only
+        if `normalised`), relu; dense. If `averaged` (ENAS), the second convolution keeps the map's size, and the mean
+        of its output is classified. `widths` are the filters of the two convolutions.
 
         Raises:
             ValueError: the feature map's size is not known, or less than 5 x 5.
@@ -140,10 +140,10 @@ class Network:
             x = blocks.batch_norm(x, style, "aux_map_bn")
         x = blocks.relu(x, "aux_map")
         x = (layers.GlobalAveragePooling2D(name="aux_mean") if averaged else layers.Flatten(name="aux_flatten"))(x)
-        self._auxiliary = self._classifier(x, "aux_predictions")
+        self._auxiliary = self._classify(x, "aux_predictions")
 
     def finish(self, x: Tensor) -> keras.Model:
-        """Puts the head, or what else was asked for, on `x` and returns the model."""
+        """Adds the outputs that the options ask for, such as the classifier, to `x` and returns the model."""
         options = self.options
         if options.features_only:
             outputs = [self.features[stride] for stride in sorted(self.features)]
@@ -151,7 +151,7 @@ class Network:
             x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
             if options.dropout_rate > 0:
                 x = layers.Dropout(options.dropout_rate, name="top_dropout")(x)
-            outputs = self._classifier(x, "predictions")
+            outputs = self._classify(x, "predictions")
             if self._auxiliary is not None:
                 outputs = [outputs, self._auxiliary]
         elif options.pooling == "avg":
@@ -162,7 +162,7 @@ class Network:
             outputs = x
         return keras.Model(self.image, outputs, name=options.name)
 
-    def _classifier(self, x: Tensor, name: str) -> Tensor:
+    def _classify(self, x: Tensor, name: str) -> Tensor:
         return layers.Dense(
             self.options.classes,
             activation=self.options.classifier_activation,
@@ -173,13 +173,13 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class CellStack:
-    """A preset of NASNet, AmoebaNet, PNASNet: 3 x `repeats` normal cells, the first third `filters` channels a node."""
+    """A preset of NASNet, AmoebaNet, PNASNet: 3 x `repeats` normal cells, with `filters` a node in the first third."""
 
     repeats: int
     filters: int
     stem: Literal["cifar", "imagenet"]
     stem_filters: int
-    skip_reduction: bool = False  # the normal cell after a reduction reads the output of the cell before it as h[c-2]
+    skip_reduction: bool = False  # the normal cell after a reduction cell reads the same h[c-2] as the reduction cell
 
 
 def stack_cells(
@@ -192,18 +192,19 @@ def stack_cells(
 ) -> keras.Model:
     """Builds the network of NASNet, AmoebaNet and PNASNet (TF-slim's nasnet.py and pnasnet.py).
 
-    `preset` is a `CellStack`. With a reduction cell, one is put before the normal cells N and 2N (N = `repeats`);
-    without, those two run at stride 2 themselves. The ImageNet stem is a strided convolution without padding or ReLU
-    and two reductions with a quarter and half of the filters. The auxiliary head reads the output of normal cell 2N-1.
+    `preset` is a `CellStack`. If the genotype has a reduction cell, one comes before the normal cells N and 2N
+    (N = `repeats`); otherwise those two run at stride 2 themselves. The ImageNet stem is a strided convolution without
+    padding or ReLU, then two reductions with a quarter and half of the filters. The auxiliary head reads the output of
+    normal cell 2N-1.
     """
     cells, scale = get_body(genotype, Cells), read_preset(CellStack, preset)
     normal, reduce = cells.normal, cells.reduce
     style = imagenet_style if scale.stem == "imagenet" else cifar_style
-    network = Network(options, smallest=32 if scale.stem == "imagenet" else 4)
+    network = NetworkBuilder(options, smallest=32 if scale.stem == "imagenet" else 4)
     stem_cells = 2 if scale.stem == "imagenet" else 0
     count = 3 * scale.repeats + (2 if reduce else 0) + stem_cells
     # the output of each cell, oldest first, and how many times its height has been halved
-    outputs: list[tuple[Tensor, int]] = [(None, 0), (_stem(network, scale, style), 1 if stem_cells else 0)]
+    outputs: list[tuple[Tensor, int]] = [(None, 0), (_add_stem(network, scale, style), 1 if stem_cells else 0)]
     made = 0
 
     def add(graph: CellGraph, filters: int, strides: int, name: str, oldest: tuple[Tensor, int]) -> None:
@@ -244,7 +245,7 @@ def stack_cells(
     return network.finish(blocks.relu(outputs[-1][0], "top"))
 
 
-def _stem(network: Network, scale: CellStack, style: Style) -> Tensor:
+def _add_stem(network: NetworkBuilder, scale: CellStack, style: Style) -> Tensor:
     if scale.stem == "cifar":
         return network.note(blocks.conv_bn(network.image, scale.stem_filters, 3, 1, style, "stem"), 1)
     x = layers.Conv2D(

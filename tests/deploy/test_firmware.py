@@ -285,7 +285,7 @@ def test_second_run_replaces_its_own_files_and_no_others(project_folder, int8_fi
     assert (project / "normalization.h").read_text() != (project_folder / "normalization.h").read_text()
     (project / "main.cc").write_text("// mine")
     with pytest.raises(
-        atomic.ForeignFolderError, match=r"main\.cc was changed after it was written, and would be lost"
+        atomic.ForeignFolderError, match=r"main\.cc was changed after it was written, and the changes would be lost"
     ):
         write(project, int8_file, photo)
     foreign = tmp_path / "photos"

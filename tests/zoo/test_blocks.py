@@ -59,12 +59,14 @@ def test_means_on_pytorch_leave_the_border_out_too(shape, monkeypatch):
     expected = mean()
     monkeypatch.setattr(keras.config, "backend", lambda: "torch")  # whose own means repeat the border
     np.testing.assert_allclose(mean(), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"\(None, None\) .* on PyTorch, by its height and width; give an input_shape"):
+    with pytest.raises(
+        ValueError, match=r"\(None, None\) .* on PyTorch, without its height and width; give both in input"
+    ):
         blocks.pool(keras.Input((None, None, 1)), "avg", 3, 2, SAME, "pool")
 
 
 def test_zeros_at_a_border_of_unknown_place_are_refused():
-    with pytest.raises(ValueError, match=r"pool would pad .* \(None, 8\) .* give an input_shape of known ones"):
+    with pytest.raises(ValueError, match=r"pool cannot pad .* \(None, 8\) .* give both in input_shape"):
         blocks.pool(keras.Input((None, 8, 1)), "avg", 3, 2, Style(border_average="zeros"), "pool")
 
 

@@ -16,7 +16,7 @@ from zoo.genotype import CellGraph, Chain, Edge, Layer, Node
 
 def texts_of(body) -> list[str]:
     """Every text of the picture, and the titles."""
-    figure = drawing._figure("found", body)
+    figure = drawing._make_figure("found", body)
     return [text.get_text() for axes in figure.axes for text in [*axes.texts, axes.title, axes._left_title]]
 
 
@@ -40,7 +40,7 @@ def test_a_concatenating_node_is_marked():
 
 def test_a_node_lies_one_column_behind_the_last_that_it_reads():
     graph = CellGraph((Node((Edge("conv_1x1", 0),)), Node((Edge("conv_1x1", 1),)), Node((Edge("conv_1x1", 3),))), (4,))
-    columns = {state: place.x for state, place in drawing._places(graph).items()}
+    columns = {state: place.x for state, place in drawing._place_nodes(graph).items()}
     assert columns[0] == columns[1] < columns[2] == columns[3] < columns[4]
 
 
@@ -52,14 +52,14 @@ def test_the_rows_of_mnasnet_are_told_in_words():
 
 def test_a_chain_has_one_arc_for_each_skip():
     chain = Chain((Layer("conv_3x3"), Layer("conv_5x5", (0,)), Layer("avg_pool_3x3", (0, 1))))
-    figure = drawing._figure("", chain)
+    figure = drawing._make_figure("", chain)
     assert len(figure.axes[0].patches) == 3
 
 
 def lines_under_boxes(body) -> list[str]:
     """The boxes that a line of the picture passes under, each by its corner; ends at a box do not count."""
     found = []
-    for axes in drawing._figure("", body).axes:
+    for axes in drawing._make_figure("", body).axes:
         boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
         for line in (patch for patch in axes.patches if isinstance(patch, PathPatch)):
             start, *controls, level, end = line.get_path().vertices
@@ -95,7 +95,7 @@ def test_every_genotype_of_the_zoo_can_be_drawn(name: str):
 
 def texts_of_genotype(name: str) -> list[str]:
     genotype = zoo.load(name)
-    figure = drawing._figure(genotype.name, genotype.body)
+    figure = drawing._make_figure(genotype.name, genotype.body)
     return [axes._left_title.get_text() for axes in figure.axes]
 
 

@@ -88,12 +88,12 @@ def test_defaults_of_a_block_and_a_layer_are_not_written():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"name": "mine",\n "family" "darts"}', r"malformed JSON in line 2, column 11.*Mend it"),
+        ('{"name": "mine",\n "family" "darts"}', r"malformed JSON in line 2, column 11.*Correct it"),
         ("", r"malformed JSON in line 1"),
         ("[" * 100_000, r"nested too deeply"),
         ('{"presets": ' + "9" * 5000 + "}", r"malformed JSON"),
-        ('{"schema_version": NaN}', r"NaN is no number in JSON; expected a finite number"),
-        ('{"name": "a", "name": "b"}', r"the key 'name' stands twice"),
+        ('{"schema_version": NaN}', r"NaN is not a number in JSON; expected a finite number"),
+        ('{"name": "a", "name": "b"}', r"the key 'name' occurs twice"),
         ("3", r"a genotype is 3; expected an object with schema_version, name, family"),
         (changed(schema_version=2), r"schema_version is 2; this version of the zoo reads 1. Update the package"),
         (changed(name=None), r"a genotype has no 'name'; expected schema_version, name, family"),

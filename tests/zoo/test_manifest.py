@@ -67,7 +67,7 @@ def test_weights_are_found_by_data_set_origin_or_name(model, weights, presets, i
 @pytest.mark.parametrize(
     ("model", "weights", "presets", "message"),
     [
-        ("amoebanet_a", "imagenet", None, "take one of darts, mcunet_in0, .*pnasnet_5"),
+        ("amoebanet_a", "imagenet", None, "build one of darts, mcunet_in0, .*pnasnet_5"),
         ("mnasnet_a1", "imagenett", None, "did you mean 'imagenet'"),
         ("mnasnet_a1", "imagenet", ["imagenet_w140"], r"size \(imagenet_w140\); .* presets imagenet, imagenet_w075"),
         ("mnasnet_a1", "imagenet", [], "of no preset"),

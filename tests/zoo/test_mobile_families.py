@@ -58,7 +58,7 @@ def test_widths_are_multiples_of_8_and_lose_no_more_than_a_tenth(filters, rounde
 
 
 def test_the_multiplier_scales_all_widths_but_the_last_convolution():
-    body = mnasnet.scaled(zoo.load("mnasnet_a1").body, 0.5)
+    body = mnasnet.scale_widths(zoo.load("mnasnet_a1").body, 0.5)
     assert body.stem_filters == 16
     assert [row.filters for row in body.rows] == [8, 16, 24, 40, 56, 80, 160]  # of 16 24 40 80 112 160 320
     assert body.head_filters == 1280

@@ -83,7 +83,7 @@ def test_classes_of_published_weights_have_the_names_of_their_data_set(published
 
 
 def test_a_model_without_published_weights_says_which_have_some(published):
-    with pytest.raises(manifest.NoWeightsError, match=f"take one of {MODEL}"):
+    with pytest.raises(manifest.NoWeightsError, match=f"build one of {MODEL}"):
         zoo.build("mcunet_in0", weights="imagenet")
 
 

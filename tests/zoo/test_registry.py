@@ -38,7 +38,7 @@ def test_patterns_have_stars_question_marks_and_brackets(pattern, models):
 
 def test_the_families_are_seven():
     families = ["amoebanet", "darts", "enas", "mcunet", "mnasnet", "nasnet", "pnasnet"]
-    assert registry.families() == families
+    assert registry.list_families() == families
     assert sorted(zoo.load(name).family for name in zoo.list_models() if zoo.load(name).represents_family) == families
 
 
@@ -98,7 +98,7 @@ def test_what_info_returns_is_the_callers_own():
         ("resnet50v2", "there is no model 'resnet50v2'. zoo.list_models() shows all"),
         ("schema", "there is no model 'schema'"),
         ("", "there is no model ''"),
-        (None, "a model is None; expected a name of zoo.list_models(), or a path"),
+        (None, "a model is None; expected a name from zoo.list_models(), or a path"),
         (3, "a model is 3; expected a name"),
     ],
 )

@@ -1,1 +1,1 @@
-"""One module a family: its Style and its `build(genotype, preset, options)`. They never import one another."""
+"""One module for each family: its Style and its `build(genotype, preset, options)`. None imports another."""

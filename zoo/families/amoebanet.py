@@ -1,10 +1,10 @@
 """AmoebaNet (Real et al., 2019, arXiv:1802.01548), as the authors' TPU code builds it (models/official/amoeba_net).
 
-The stack is NASNet's. What differs: bottlenecks around conv_3x3 and conv_1x7_7x1, a drop path rate that does not grow
-with depth, and an auxiliary head of 0.4 times the width.
+The stack is NASNet's. The differences: bottlenecks around conv_3x3 and conv_1x7_7x1, a drop path rate that does not
+grow with depth, and an auxiliary head of 0.4 times the width.
 
 Batch normalisation has the TPU code's hyperparameters (amoeba_net_model.py: 0.9997, 1e-3). That code has no CIFAR
-networks and the paper does not say how theirs normalise; it trains them as NASNet's, so they have TF-slim's values for
+networks, and the paper does not give theirs. It trains CIFAR networks like NASNet's, so they have TF-slim's values for
 NASNet on CIFAR (nasnet_cifar_arg_scope: 0.9, 1e-5).
 """
 

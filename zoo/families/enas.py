@@ -1,16 +1,16 @@
 """ENAS (Pham et al., 2018, arXiv:1802.03268), as the authors' code builds its final networks (melodyguan/enas,
 src/cifar10/micro_child.py and general_child.py). Cells are its micro search space, a Chain is its macro space.
 
-Counts. The released scripts give 3,894,372 (micro) and 42,559,392 parameters (macro), which is what is built here; the
-paper's Table 1 has 4.6 and 38.0 million. Micro: the paper draws another cell than the script has; and the code puts two
-1x1 convolutions on h[c-1], of which the paper's text says nothing: with one there would be 3,729,420 parameters. Macro:
-the paper has separable convolutions among its six operations, and the released code builds them as plain ones; preset
-`cifar10_separable` builds what the paper's text says, 30,947,424 parameters. The macro network that the paper draws has
-12 layers and was never released. Classifiers have no bias.
+Parameters: the released scripts give 3,894,372 (micro) and 42,559,392 (macro), as built here; the paper's Table 1 has
+4.6 and 38.0 million. Micro: the cell drawn in the paper is not the script's, and the code puts two 1x1 convolutions on
+h[c-1], which the paper does not mention; with one there would be 3,729,420 parameters. Macro: the paper has separable
+convolutions among its six operations, which the released code builds as plain ones; preset `cifar10_separable` follows
+the paper's text and has 30,947,424 parameters. The macro network drawn in the paper has 12 layers and was never
+released. Classifiers have no bias.
 
-The released code cannot build a pool of the macro space in a final network; here it follows that code's search network
-and comes after a 1x1 convolution, as the convolutions do. Drop path has the rate that it reaches at the end of
-training; recipes/train.py lets it grow up to that.
+The released code cannot build a macro pool in a final network; here it comes after a 1x1 convolution, as in that code's
+search network and as the convolutions do. Drop path has the rate of the end of training; recipes/train.py raises it to
+that from 0.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from zoo.blocks import Style
 from zoo.cell import expand
 from zoo.formats.enas import MACRO_OPS
 from zoo.genotype import Cells, Chain, Genotype, GenotypeError
-from zoo.skeleton import Network, Options, get_body, read_preset
+from zoo.skeleton import NetworkBuilder, Options, get_body, read_preset
 
 STYLE = Style(momentum=0.9, epsilon=1e-5, strided_skip="factorized_reduce_without_relu")
 AUXILIARY_WIDTHS = (128, 768)
@@ -33,7 +33,7 @@ AUXILIARY_WIDTHS = (128, 768)
 
 @dataclasses.dataclass(frozen=True)
 class CellScale:
-    """A preset of Cells: normal cells, two reductions come on top; `filters` a node at the start."""
+    """A preset for Cells: the number of normal cells, which two reductions join, and `filters` a node at the start."""
 
     cells: int
     filters: int
@@ -41,33 +41,33 @@ class CellScale:
 
 @dataclasses.dataclass(frozen=True)
 class ChainScale:
-    """A preset of a Chain: `filters` of each layer at the start, and whether sep_conv is separable, as in the paper."""
+    """A preset for a Chain: each layer's `filters` at the start, and whether sep_conv is separable, as in the paper."""
 
     filters: int
     separable: bool = False
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
-    """Returns the network; `preset` is a `CellScale` or a `ChainScale`, after the genotype's body."""
+    """Returns the network; `preset` is a `CellScale` or a `ChainScale`, depending on the body."""
     body = get_body(genotype, Cells, Chain)
-    network = Network(options, smallest=4, classifier_bias=False)
+    network = NetworkBuilder(options, smallest=4, classifier_bias=False)
     if isinstance(body, Cells):
-        return network.finish(blocks.relu(_stack(network, body, read_preset(CellScale, preset)), "top"))
-    return network.finish(_chain(network, body, read_preset(ChainScale, preset)))
+        return network.finish(blocks.relu(_add_cells(network, body, read_preset(CellScale, preset)), "top"))
+    return network.finish(_add_chain(network, body, read_preset(ChainScale, preset)))
 
 
-def _stack(network: Network, body: Cells, scale: CellScale) -> Any:
-    """Stem, cells and auxiliary head: reductions are cells L//3 and 2(L//3)+1 of the L+2, the head is on the next."""
+def _add_cells(network: NetworkBuilder, body: Cells, scale: CellScale) -> Any:
+    """Adds stem, cells and auxiliary head: of L+2 cells, L//3 and 2(L//3)+1 reduce; the head reads the next cell."""
     rate, filters = network.options.drop_path_rate, scale.filters
     x = network.note(blocks.conv_bn(network.image, 3 * filters, 3, 1, STYLE, "stem"), 1)
-    outputs = [(x, 0), (x, 0)]  # of each cell, with the number of halvings
+    outputs = [(x, 0), (x, 0)]  # of each cell, and how often it was halved
     third, total = scale.cells // 3, scale.cells + 2
     for number in range(total):
         reducing = number in (third, 2 * third + 1)
         filters *= 2 if reducing else 1
         (oldest, oldest_level), (newest, level) = outputs[-2:]
         name = f"cell{number:02d}" + ("_reduce" if reducing else "")
-        # the first of two 1x1 convolutions on h[c-1]: only where the width differs; `expand` makes the second one
+        # the first of two 1x1 convolutions on h[c-1], only if the width differs; `expand` makes the second
         if newest.shape[-1] != filters:
             newest = blocks.conv_bn(blocks.relu(newest, f"{name}_calibrate"), filters, 1, 1, STYLE, f"{name}_calibrate")
         x = expand(
@@ -87,8 +87,8 @@ def _stack(network: Network, body: Cells, scale: CellScale) -> Any:
     return outputs[-1][0]
 
 
-def _chain(network: Network, body: Chain, scale: ChainScale) -> Any:
-    """Stem and layers; after layers L//3 and 2(L//3) of L (from 1) all states that are still read are halved."""
+def _add_chain(network: NetworkBuilder, body: Chain, scale: ChainScale) -> Any:
+    """Adds stem and layers; after layers L//3 and 2(L//3) of L (from 1), all states that are read later are halved."""
     options = network.options
     if options.auxiliary or options.drop_path_rate:
         raise ValueError(
@@ -99,7 +99,7 @@ def _chain(network: Network, body: Chain, scale: ChainScale) -> Any:
     states = {0: network.note(blocks.conv_bn(network.image, filters, 3, 1, STYLE, "stem"), 1)}
     for number, layer in enumerate(body.layers, start=1):
         name = f"layer{number:02d}"
-        x = _operation(states[number - 1], layer.op, filters, scale.separable, name)
+        x = _add_operation(states[number - 1], layer.op, filters, scale.separable, name)
         if number > 1:
             joined = [*(states[skip] for skip in sorted(layer.skips)), x]
             if len(joined) > 1:
@@ -117,8 +117,8 @@ def _chain(network: Network, body: Chain, scale: ChainScale) -> Any:
     return states[len(body.layers)]
 
 
-def _operation(x: Any, op: str, filters: int, separable: bool, name: str) -> Any:
-    """ReLU, 1x1 convolution, BN, ReLU, then the operation: a pool, or a convolution with BN."""
+def _add_operation(x: Any, op: str, filters: int, separable: bool, name: str) -> Any:
+    """Adds ReLU, 1x1 convolution, BN, ReLU, then the operation: a pool, or a convolution with BN."""
     if op not in MACRO_OPS:
         raise GenotypeError(f"{name} has the op {op!r}; a chain of ENAS has {', '.join(MACRO_OPS)}")
     x = blocks.conv_bn(blocks.relu(x, f"{name}_narrow"), filters, 1, 1, STYLE, f"{name}_narrow")

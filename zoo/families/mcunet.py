@@ -1,6 +1,6 @@
-"""MCUNet (Lin et al., 2020, arXiv:2007.10319) and its baselines, by the configurations that its authors released.
+"""MCUNet (Lin et al., 2020, arXiv:2007.10319) and its baselines, as in the configurations that its authors released.
 
-The networks pad as PyTorch does. The tflite files that were released with them have explicit paddings for it, too.
+The networks pad as PyTorch does. So do the TFLite files released with them, by explicit padding.
 """
 
 import dataclasses
@@ -12,24 +12,24 @@ import keras
 from zoo.blocks import Style
 from zoo.genotype import Blocks, Genotype
 from zoo.mobile_blocks import expand_blocks
-from zoo.skeleton import Network, Options, get_body, read_preset
+from zoo.skeleton import NetworkBuilder, Options, get_body, read_preset
 
 STYLE = Style(padding="torch", momentum=0.9, epsilon=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What a genotype file's preset may say besides the input's shape and the classes."""
+    """What a genotype file's preset may set besides input shape and classes."""
 
     epsilon: float = STYLE.epsilon  # of batch normalisation; the MobileNetV2 and Proxyless baselines have 1e-3
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
-    """Returns the network; `preset`, over which `options.extra` goes, is a Preset. There is no auxiliary head."""
+    """Returns the network; `preset`, overridden by `options.extra`, is a `Preset`. There is no auxiliary head."""
     if options.auxiliary:
         raise ValueError("auxiliary=True: MCUNet has no auxiliary head; leave the argument out")
     epsilon = read_preset(Preset, {**preset, **options.extra}).epsilon
-    network = Network(options, smallest=1)
+    network = NetworkBuilder(options, smallest=1)
     x = expand_blocks(
         get_body(genotype, Blocks),
         network.image,

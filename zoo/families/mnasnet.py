@@ -1,4 +1,4 @@
-"""MnasNet (Tan et al., 2019, arXiv:1807.11626), by the block lists of the authors' TPU code (mnasnet_models.py).
+"""MnasNet (Tan et al., 2019, arXiv:1807.11626), from the block lists of the authors' TPU code (mnasnet_models.py).
 
 Departures: the TPU code pads strided convolutions as TensorFlow does and normalises with an epsilon of 1e-3; these
 networks pad as PyTorch does, with 1e-5, because most published weights are timm's and torchvision's. The presets named
@@ -15,7 +15,7 @@ import keras
 from zoo.blocks import Style
 from zoo.genotype import Block, Blocks, Genotype, GenotypeError
 from zoo.mobile_blocks import expand_blocks
-from zoo.skeleton import Network, Options, get_body, read_preset
+from zoo.skeleton import NetworkBuilder, Options, get_body, read_preset
 
 STYLE = Style(padding="torch", momentum=0.99, epsilon=1e-5)
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.05, 10
@@ -23,10 +23,10 @@ SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 0.05, 10
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What a genotype file's preset, or `zoo.build` itself, may say besides the input's shape and the classes."""
+    """What a genotype file's preset, or `zoo.build` itself, may set besides input shape and classes."""
 
-    width_multiplier: float = 1.0  # of all widths but the last convolution's; published: 0.35 to 1.4
-    padding: Literal["same", "torch"] | None = None  # in place of the style's, as is
+    width_multiplier: float = 1.0  # of all widths except the last convolution's; published: 0.35 to 1.4
+    padding: Literal["same", "torch"] | None = None  # replaces the style's, as epsilon does
     epsilon: float | None = None
 
     def __post_init__(self):
@@ -40,14 +40,14 @@ class Preset:
 
 
 def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> keras.Model:
-    """Returns the network; `preset`, over which `options.extra` goes, is a Preset. There is no auxiliary head."""
+    """Returns the network; `preset`, overridden by `options.extra`, is a `Preset`. There is no auxiliary head."""
     if options.auxiliary:
         raise ValueError("auxiliary=True: MnasNet has no auxiliary head; leave the argument out")
     scale = read_preset(Preset, {**preset, **options.extra})
     own = {name: value for name in ("padding", "epsilon") if (value := getattr(scale, name)) is not None}
-    network = Network(options, smallest=1)
+    network = NetworkBuilder(options, smallest=1)
     x = expand_blocks(
-        scaled(get_body(genotype, Blocks), scale.width_multiplier),
+        scale_widths(get_body(genotype, Blocks), scale.width_multiplier),
         network.image,
         style=dataclasses.replace(STYLE, **own),
         activation="relu",
@@ -57,20 +57,20 @@ def build(genotype: Genotype, preset: Mapping[str, Any], options: Options) -> ke
     return network.finish(x)
 
 
-def scaled(body: Blocks, multiplier: float) -> Blocks:
-    """Returns the blocks with all widths times `multiplier`; the last convolution keeps its own."""
+def scale_widths(body: Blocks, multiplier: float) -> Blocks:
+    """Returns the blocks with all widths multiplied; the last convolution keeps its width."""
     if multiplier == 1:
         return body
-    rows = tuple(_scaled_row(row, multiplier) for row in body.rows)
+    rows = tuple(_scale_row(row, multiplier) for row in body.rows)
     return dataclasses.replace(body, rows=rows, stem_filters=round_filters(body.stem_filters * multiplier))
 
 
-def _scaled_row(row: Block, multiplier: float) -> Block:
+def _scale_row(row: Block, multiplier: float) -> Block:
     middle = None if row.mid_filters is None else round_filters(row.mid_filters * multiplier)
     return dataclasses.replace(row, filters=round_filters(row.filters * multiplier), mid_filters=middle)
 
 
 def round_filters(filters: float) -> int:
-    """Returns the multiple of 8 that is nearest (ties go up), or the next one where that lost more than a tenth."""
+    """Returns the nearest multiple of 8 (ties go up), or the next one if that loses more than a tenth."""
     rounded = max(8, int(filters + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * filters else rounded + 8

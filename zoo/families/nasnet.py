@@ -1,10 +1,10 @@
 """NASNet (Zoph et al., 2018, arXiv:1707.07012), as the authors' TF-slim code builds it (nets/nasnet).
 
-Pools leave out what lies outside the image, as they do in TF-slim, where all published weights were trained; the
-conversions of timm and keras.applications count zeros there in strided means, keras.applications' in maxima, too.
-Logits then differ by a tenth of their standard deviation. `Style.border_average` has timm's way.
+Pools leave out pixels outside the image, as in TF-slim, where all published weights were trained. The conversions in
+timm and keras.applications count zeros there in strided means, keras.applications also in maxima; logits then differ by
+a tenth of their standard deviation. `Style.border_average` selects timm's way.
 
-Drop path here has the rate that it reaches at the end of training; recipes/train.py lets it grow up to that.
+Drop path has the rate of the end of training; recipes/train.py raises it to that from 0.
 """
 
 import dataclasses

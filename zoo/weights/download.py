@@ -72,7 +72,7 @@ def fetch(weights: str | Entry) -> Path:
             digest that differs. The text says what each place did, and where to put the file.
         OSError: the cache folder cannot be written.
     """
-    entry = manifest.named(weights) if isinstance(weights, str) else weights
+    entry = manifest.get(weights) if isinstance(weights, str) else weights
     for source in entry.sources:
         for path in (_path(entry, source), cache_folder() / Path(urllib.parse.urlsplit(source.url).path).name):
             if path.is_file():
@@ -99,13 +99,13 @@ def _path(entry: Entry, source: Source) -> Path:
 def _download(entry: Entry, source: Source) -> Path:
     path = _path(entry, source)
     _check_address(source.url)
-    with atomic.naming(path):
+    with atomic.explaining_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _alone_in(path.parent):
         if path.is_file():  # another process was faster
             return path
         part = path.with_name(f"{path.name}.part")
-        with atomic.naming(path):
+        with atomic.explaining_write_errors(path):
             _receive_whole(source.url, part)
         try:
             remedy = f"if it stays so, the file was replaced at its source (then delete {_digest_path(path)})"
@@ -114,7 +114,7 @@ def _download(entry: Entry, source: Source) -> Path:
         except DownloadError:
             part.unlink()
             raise
-        with atomic.naming(path):
+        with atomic.explaining_write_errors(path):
             atomic.put_in_place(part, path)
         atomic.write_atomically(_digest_path(path), digests["sha256"] + "\n")
     return path

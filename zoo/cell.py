@@ -76,9 +76,9 @@ def _project_oldest(inputs: Sequence[Tensor], filters: int, oldest_strides: int,
     if oldest is None:
         return newest
     if oldest_strides > 1:
-        return blocks.factorized_reduce(blocks.relu(oldest, f"{name}_project_oldest"), filters, style, name)
+        return blocks.factorized_reduce(blocks.relu(oldest, f"{name}_oldest"), filters, style, name)
     if style.oldest_input == "always" or oldest.shape[-1] != filters:
-        return blocks.conv_bn(blocks.relu(oldest, f"{name}_project_oldest"), filters, 1, 1, style, name)
+        return blocks.conv_bn(blocks.relu(oldest, f"{name}_oldest"), filters, 1, 1, style, name)
     return oldest
 
 

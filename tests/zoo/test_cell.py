@@ -295,9 +295,7 @@ def test_bad_input_is_refused_with_value_and_expectation(make, message):
 def test_a_node_of_nones_that_the_output_needs_is_an_error():
     zero = Node([("none", 0), ("none", 1)])
     for graph in (CellGraph([zero], [2]), CellGraph([zero, Node([("conv_3x3", 2)])], [3])):
-        with pytest.raises(
-            GenotypeError, match=r"is zero, because its edges .* but the output needs it: put an"
-        ):
+        with pytest.raises(GenotypeError, match=r"is zero, because its edges .* but the output needs it: put an"):
             call_of(graph, pair(), 4)
 
 

@@ -299,9 +299,9 @@ def normal_cell(arc):
 NO_ARCHITECTURES = {  # reader -> what it refuses, and with which words
     formats.from_darts: [
         ("__import__('os').system('true')", "expected the fields normal"),
-        ("Genotype(__import__('os').system('true'), [2], [], [2])", "__import__('os').system('true') is no literal"),
-        ("Genotype(normal=open('/etc/passwd'))", "open('/etc/passwd') is no literal"),
-        ("Genotype(normal=[], normal_concat=range(10**9), reduce=[], reduce_concat=[])", "is no literal"),
+        ("Genotype(__import__('os').system('true'), [2], [], [2])", "__import__('os').system('true') is not a literal"),
+        ("Genotype(normal=open('/etc/passwd'))", "open('/etc/passwd') is not a literal"),
+        ("Genotype(normal=[], normal_concat=range(10**9), reduce=[], reduce_concat=[])", "is not a literal"),
         ("Genotype([], range(1000000000), [], [])", "has 1000000000 states; a cell has at most 100 nodes"),
         ("Genotype(", "a DARTS genotype's text is 'Genotype('"),
         ("Genotype([], range('a'), [], [])", "expected Genotype(normal=[...]"),
@@ -323,7 +323,7 @@ NO_ARCHITECTURES = {  # reader -> what it refuses, and with which words
             "Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[], connectN=2)",
             "expected the fields normal",
         ),
-        (f"{DARTS_V2}\n{DARTS_V2.replace('sep_conv_3x3', 'sep_conv_5x5')}", "has 2 different genotypes in it"),
+        (f"{DARTS_V2}\n{DARTS_V2.replace('sep_conv_3x3', 'sep_conv_5x5')}", "contains 2 different genotypes"),
         (([("sep_conv_3x3", 0, "x")] * 2, [2], [], [2]), "an edge is ('sep_conv_3x3', 0, 'x'); expected [op, state]"),
         (([3, 4], [2], [], [2]), "an edge is 3; expected [op, state]"),
         (([[("none", 0), ("none", 1)], 3], [2], [], [2]), "3]; expected two (op, state) pairs for each node, as in"),
@@ -338,7 +338,7 @@ NO_ARCHITECTURES = {  # reader -> what it refuses, and with which words
         ([2, 1, 4, 0, 3], "expected '|nor_conv_3x3~0|+...NASLib's six numbers from 0 to 4"),
         ("(2, 1, 4, 0", "a NAS-Bench-201 cell's text is '(2, 1, 4, 0'...or six numbers as NASLib has them"),
         ([(("nor_conv_3x3", 1),)], "edge 'nor_conv_3x3~1' of node 1 of a NAS-Bench-201 cell; expected OP~0"),
-        (f"{NB201} {NB201.replace('none', 'skip_connect')}", "2 different NAS-Bench-201 cells are in the text"),
+        (f"{NB201} {NB201.replace('none', 'skip_connect')}", "the text contains 2 different NAS-Bench-201 cells"),
         ("", "node 1 of a NAS-Bench-201 cell is ''; expected 1 edges, such as '|nor_conv_3x3~0|'"),
         ("|nor_conv_3x3~0|+|none~0|", "node 2 of a NAS-Bench-201 cell is '|none~0|'; expected 2 edges"),
         ("|nor_conv_3x3~1|", "edge 'nor_conv_3x3~1' of node 1 of a NAS-Bench-201 cell; expected OP~0"),
@@ -347,18 +347,18 @@ NO_ARCHITECTURES = {  # reader -> what it refuses, and with which words
     ],
     formats.from_mnasnet: [
         ("r1_k3_s11_e1_i32_o16", "block strings are 'r1_k3_s11_e1_i32_o16'; expected a list of them"),
-        (["r1_k3_s11_e1_i32"], "row 1, 'r1_k3_s11_e1_i32': it lacks ['o']"),
-        (["ds_r1_k3_s1_c16", "ir_r1_k3_s1_o16"], "row 2, 'ir_r1_k3_s1_o16': it lacks ['c']"),
+        (["r1_k3_s11_e1_i32"], "row 1, 'r1_k3_s11_e1_i32': it lacks o; expected"),
+        (["ds_r1_k3_s1_c16", "ir_r1_k3_s1_o16"], "row 2, 'ir_r1_k3_s1_o16': it lacks c; expected"),
         (["ir_r1_k3_s1_i32_c16"], "mixes two dialects"),
         (["r1_k3_s12_e6_i32_o16"], "s12: expected the same strides down and across"),
         (["r1_k3_s22_e6_i16_o24"], "it reads 16 filters, but those before it give 32"),
-        (["r1_k3_s22_e6_o24_x3"], "'x3' is unknown or stands twice"),
-        (["r1_r2_k3_s22_e6_o24"], "'r2' is unknown or stands twice"),
+        (["r1_k3_s22_e6_o24_x3"], "'x3' is unknown or occurs twice"),
+        (["r1_r2_k3_s22_e6_o24"], "'r2' is unknown or occurs twice"),
         (["ds_r1_k3_s1_e6_c16"], "a ds block has the expansion 6"),
         (["ir_r1_k4_s1_e6_c16"], "kernel_size is 4; expected an odd number"),
-        (["ir_r1.5_k3_s1_e6_c16"], "1.5 is no whole number"),
+        (["ir_r1.5_k3_s1_e6_c16"], "1.5 is not a whole number"),
         (["cn_r1_k3_s1_c16"], "'cn' is unknown"),
-        ([3], "it lacks ['r', 'k', 's', 'o']"),
+        ([3], "it lacks r, k, s, o; expected"),
         ([], "blocks' rows has 0 entries"),
         (None, "block strings are None; expected a list of them, such as ['r2_k3"),
         ("['r1_k3_s11_e1_i32_o16'", "a list's text is"),
@@ -425,7 +425,7 @@ NO_WORDS = {  # writer -> what its notation cannot express
     formats.to_mnasnet: [
         (Blocks([Block("conv", 3, 8)], 8), "row 1...has no block string"),
         (Blocks([Block("mb_conv", 3, 8, mid_filters=20)], 8), "row 1...has no block string"),
-        (Blocks([Block("mb_conv", 3, 8, expansion=2.5)], 8), "the TPU code wants a whole expansion"),
+        (Blocks([Block("mb_conv", 3, 8, expansion=2.5)], 8), "the TPU code needs a whole expansion"),
         (Cells(CELL), "MnasNet's notation is for Blocks, not for Cells"),
     ],
     lambda body: formats.to_mnasnet(body, "timm"): [
@@ -546,16 +546,16 @@ def test_what_mcunet_has_no_words_for_is_refused(row, message):
     presets = {"small": {"input_shape": [32, 32, 3], "classes": 2}}
     with refused(message):
         formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8), presets=presets))
-    with refused("mine has no preset large; expected one of small"):
+    with refused("mine has no preset 'large'; expected one of small"):
         formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8), presets=presets), "large")
-    with refused("mine has no preset at all; expected one of none"):
+    with refused("mine has no presets; expected one"):
         formats.to_mcunet(Genotype("mine", "mcunet", Blocks([row], 8)))
 
 
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ({"classes": 2}, "the preset's input_shape is None; MCUNet's notation has one resolution for both"),
+        ({"classes": 2}, "the preset's input_shape is None; MCUNet's notation has one number for height and width"),
         ({"input_shape": [32, 64, 3], "classes": 2}, "input_shape is [32, 64, 3]"),
         ({"input_shape": [None, None, 3], "classes": 2}, "input_shape is [None, None, 3]"),
         ({"input_shape": [32, 32, 3]}, "classes is None; expected a whole number from 1"),

@@ -116,7 +116,7 @@ def test_layers_that_only_augment_are_left_out_with_a_word(caplog):
     with caplog.at_level(logging.WARNING):
         flat = graph.flatten(model)
     assert kinds(flat) == ["Conv2D"]
-    assert "left out what only augments in training: flip, noise" in caplog.text
+    assert "left out layers that only augment in training: flip, noise" in caplog.text
     np.testing.assert_array_equal(outputs(flat), outputs(model))
 
 

@@ -1,4 +1,4 @@
-"""Foreign notations of architectures, both ways. One module a notation; standard library only.
+"""Reads and writes architectures in other projects' notations. One module each; standard library only.
 
 | notation                         | read                  | write                 | body                  |
 |----------------------------------|-----------------------|-----------------------|-----------------------|
@@ -9,9 +9,9 @@
 | MnasNet's block strings, timm's  | `from_mnasnet`        | `to_mnasnet`          | Blocks                |
 | MCUNet's JSON configuration      | `from_mcunet`         | `to_mcunet`           | Blocks                |
 
-Readers take what people have: values, what Python and NumPy print of them, JSON. Reading gives a Genotype that
-`zoo.build` takes in any preset of its family. All raise GenotypeError, with the place,
-for what is not in the notation, and for an architecture that the notation cannot express. Nothing that is read is run.
+Readers take values, what Python and NumPy print of them, and JSON. They return a Genotype that `zoo.build` builds in
+any preset of its family. All functions raise GenotypeError, with the place, for input that is not in the notation and
+for an architecture that the notation cannot express. Nothing that is read is executed.
 """
 
 from zoo.formats.darts import from_darts, to_darts

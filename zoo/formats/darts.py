@@ -1,4 +1,4 @@
-"""The `Genotype` tuple of quark0/darts (cnn/genotypes.py) and of the many searches that kept it.
+"""The `Genotype` tuple of quark0/darts (cnn/genotypes.py) and of the many searches that adopted it.
 
 Each node has two `(op, state)` pairs, one after the other in one flat list. States are numbered as here: 0 is h[c-2].
 """
@@ -23,28 +23,28 @@ EXAMPLE = (
     "reduce=[...], reduce_concat=[2, 3, 4, 5])"
 )
 
-# Prints as the literal that genotypes.py holds, and compares with that module's own tuples field by field.
+# Prints like the literals of genotypes.py, and equals that module's own tuples with the same fields.
 DartsGenotype = collections.namedtuple("Genotype", FIELDS)
 
 
 def from_darts(genotype: Mapping[str, Any] | Sequence[Any] | str, name: str = "darts_cell") -> Genotype:
-    """Returns the genotype of the family "darts" that a DARTS genotype stands for.
+    """Converts a DARTS genotype to a genotype of the family "darts".
 
     Args:
-        genotype: a mapping or tuple with normal, normal_concat, reduce and reduce_concat, or text with one in it: what
-            Python prints, such as "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)", a
-            line of a log around it, or JSON. The pairs may be gathered by node and have strengths as third, as in
-            [(('sep_conv_3x3', 1, 0.2), ('sep_conv_3x3', 0, 0.1)), ...].
+        genotype: a mapping or tuple with normal, normal_concat, reduce and reduce_concat, or a text that contains one:
+            what Python prints, such as "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)",
+            also within a line of a log, or JSON. The pairs may be grouped by node and have strengths in third place, as
+            in [(('sep_conv_3x3', 1, 0.2), ('sep_conv_3x3', 0, 0.1)), ...].
         name: of the result.
 
     Raises:
-        GenotypeError: it is none, or an operation is not known.
+        GenotypeError: this is no DARTS genotype, or it has an unknown operation.
     """
-    fields = _fields(_parsed(genotype) if isinstance(genotype, str) else genotype)
+    fields = _read_fields(_parse(genotype) if isinstance(genotype, str) else genotype)
     graphs = []
     for cell in ("normal", "reduce"):
         with locating(f"DARTS genotype, cell {cell!r}"):
-            graphs.append(_graph(fields[cell], fields[f"{cell}_concat"]))
+            graphs.append(_read_graph(fields[cell], fields[f"{cell}_concat"]))
     return Genotype(name, "darts", Cells(*graphs), source={"notation": "DARTS"})
 
 
@@ -52,14 +52,14 @@ def to_darts(genotype: Genotype | Cells) -> Any:
     """Returns the named tuple of quark0/darts; its `repr` is the text that genotypes.py holds.
 
     Raises:
-        GenotypeError: a node without exactly two edges or with "concat", or an operation that the code does not have.
+        GenotypeError: a node without exactly two edges or with "concat", or an operation that quark0/darts lacks.
     """
     body = literals.get_body(genotype, Cells, "DARTS'")
     normal, reduce = body.normal, body.reduce or body.normal
-    return DartsGenotype(_pairs(normal), list(normal.concat), _pairs(reduce), list(reduce.concat))
+    return DartsGenotype(_list_pairs(normal), list(normal.concat), _list_pairs(reduce), list(reduce.concat))
 
 
-def _fields(genotype: Any) -> Mapping[str, Any]:
+def _read_fields(genotype: Any) -> Mapping[str, Any]:
     """Returns the four fields; AutoDL-Projects' tuples have two more, which are None for such cells."""
     if isinstance(genotype, Sequence) and len(genotype) in (len(FIELDS), len(FIELDS) + len(UNUSED_FIELDS)):
         genotype = dict(zip((*FIELDS, *UNUSED_FIELDS), genotype, strict=False))
@@ -72,7 +72,7 @@ def _fields(genotype: Any) -> Mapping[str, Any]:
     return genotype
 
 
-def _graph(edges: Any, states: Any) -> CellGraph:
+def _read_graph(edges: Any, states: Any) -> CellGraph:
     if not isinstance(edges, Sequence) or isinstance(edges, str) or not edges:
         raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, as in {EXAMPLE}")
     nodes = edges if _is_node(edges[0]) else [edges[place : place + 2] for place in range(0, len(edges), 2)]
@@ -80,31 +80,31 @@ def _graph(edges: Any, states: Any) -> CellGraph:
         raise GenotypeError(f"it is {edges!r:.200}; expected two (op, state) pairs for each node, as in {EXAMPLE}")
     concat: Any = states
     if isinstance(states, Iterable) and not isinstance(states, str):
-        concat = list(map(_plain, states))
-    return CellGraph(tuple(Node(tuple(map(_edge, node))) for node in nodes), concat)
+        concat = list(map(_to_int, states))
+    return CellGraph(tuple(Node(tuple(map(_read_edge, node))) for node in nodes), concat)
 
 
 def _is_node(item: Any) -> bool:
-    """Whether it is a node's pairs, not a pair."""
+    """Returns whether `item` holds a node's pairs rather than being one pair."""
     return isinstance(item, Sequence) and bool(item) and isinstance(item[0], Sequence) and not isinstance(item[0], str)
 
 
-def _edge(pair: Any) -> Any:
-    """Returns (op, state) without a strength; what is none is left for the Node to refuse."""
+def _read_edge(pair: Any) -> Any:
+    """Returns (op, state) without a strength; anything else is left for Node to reject."""
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) not in (2, 3):
         return pair
     op, state, *strength = pair
     if strength and not isinstance(strength[0], numbers.Real):
         return pair
-    return op, _plain(state)
+    return op, _to_int(state)
 
 
-def _plain(state: Any) -> Any:
-    """Returns NumPy's whole numbers as Python's, and what else there is as it is."""
+def _to_int(state: Any) -> Any:
+    """Returns NumPy's whole numbers as int, and anything else as it is."""
     return int(state) if isinstance(state, numbers.Integral) and not isinstance(state, bool) else state
 
 
-def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
+def _list_pairs(graph: CellGraph) -> list[tuple[str, int]]:
     literals.check_pairs(graph, "DARTS'")
     pairs = []
     for number, node in enumerate(graph.nodes, start=INPUT_STATES):
@@ -115,23 +115,23 @@ def _pairs(graph: CellGraph) -> list[tuple[str, int]]:
     return pairs
 
 
-def _parsed(text: str) -> Any:
-    """Returns what the text holds: the arguments of the one call of a Genotype in it, or else all of it."""
+def _parse(text: str) -> Any:
+    """Returns the value of a text: of the only `Genotype(...)` in it, or else of the whole text."""
     calls = []
-    if len(text) <= literals.LONGEST_TEXT:  # read_text refuses longer ones
+    if len(text) <= literals.LONGEST_TEXT:  # read_text rejects longer ones
         starts = [match.start() for match in re.finditer(r"\w*Genotype\w*\s*\(", text)]
-        calls = sorted({_call_at(text, start) for start in starts})
+        calls = sorted({_cut_call(text, start) for start in starts})
     if len(calls) > 1:
         raise GenotypeError(
-            f"a DARTS genotype's text has {len(calls)} different genotypes in it; expected one, {EXAMPLE}"
+            f"a DARTS genotype's text contains {len(calls)} different genotypes; expected one, {EXAMPLE}"
         )
     braces = re.search(r"\{.*\}", text, re.DOTALL)
     source = calls[0] if calls else braces[0] if braces else text
     return literals.read_text(source, "a DARTS genotype", EXAMPLE, FIELDS)
 
 
-def _call_at(text: str, start: int) -> str:
-    """Returns the text from `start` to the bracket that closes the first one, or to its end."""
+def _cut_call(text: str, start: int) -> str:
+    """Returns the text from `start` to the bracket that closes the first one, or to the end of the text."""
     depth, quote = 0, ""
     for place in range(start, len(text)):
         sign = text[place]

@@ -1,7 +1,7 @@
 """The JSON configurations of mit-han-lab/mcunet and its forerunners (ProxylessNASNets), as dictionaries.
 
-A block of expansion 1 has no first 1x1 convolution there: it is a sep_conv here. Blocks that the search took out stand
-as ZeroLayer beside an identity shortcut, and are left out here.
+A block of expansion 1 has no first 1x1 convolution there and is a sep_conv here. Blocks that the search removed are a
+ZeroLayer with an identity shortcut there and are left out here.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from zoo.formats import literals
 from zoo.genotype import Block, Blocks, Genotype, GenotypeError, is_whole, locating
 
-EPSILON = 1e-5  # of batch normalisation, where a configuration or preset does not say
+EPSILON = 1e-5  # of batch normalisation, unless a configuration or preset gives another
 _PLAIN_CONV = {
     "name": "ConvLayer", "dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_bn": True,
     "act_func": "relu6", "dropout_rate": 0, "ops_order": "weight_bn_act",
@@ -22,11 +22,11 @@ def from_mcunet(config: Mapping[str, Any] | str, name: str = "mcunet_blocks") ->
     """Returns the genotype of the family "mcunet"; its preset "configured" has the resolution, classes and epsilon.
 
     Args:
-        config: the configuration, or the JSON text of it.
+        config: the configuration, or its JSON text.
         name: of the result.
 
     Raises:
-        GenotypeError: a configuration that is none, or that holds what the family does not build.
+        GenotypeError: an invalid configuration, or one with something that the family does not build.
     """
     if isinstance(config, str):
         try:
@@ -40,25 +40,25 @@ def from_mcunet(config: Mapping[str, Any] | str, name: str = "mcunet_blocks") ->
         raise GenotypeError(
             f"an MCUNet configuration is {config!r:.200}; expected an object with first_conv, blocks and classifier"
         )
-    stem = _part(config, "first_conv", kernel_size=3, stride=2, **_PLAIN_CONV)
-    rows, width = [], _whole(stem, "out_channels")
+    stem = _read_layer(config, "first_conv", kernel_size=3, stride=2, **_PLAIN_CONV)
+    rows, width = [], _read_whole(stem, "out_channels")
     blocks = config.get("blocks")
     if not isinstance(blocks, list) or not blocks:
         raise GenotypeError(f"blocks of an MCUNet configuration is {blocks!r:.200}; expected a list of blocks")
     for number, block in enumerate(blocks):
         with locating(f"block {number} (from 0) of an MCUNet configuration"):
-            row = _row(block, width)
+            row = _read_block(block, width)
         if row is not None:
             rows.append(row)
             width = row.filters
     head_filters = None
     if config.get("feature_mix_layer") is not None:
-        head = _part(config, "feature_mix_layer", kernel_size=1, stride=1, in_channels=width, **_PLAIN_CONV)
-        head_filters = width = _whole(head, "out_channels")
-    classifier = _part(config, "classifier", name="LinearLayer", in_features=width, use_bn=False, act_func=None)
+        head = _read_layer(config, "feature_mix_layer", kernel_size=1, stride=1, in_channels=width, **_PLAIN_CONV)
+        head_filters = width = _read_whole(head, "out_channels")
+    classifier = _read_layer(config, "classifier", name="LinearLayer", in_features=width, use_bn=False, act_func=None)
     body = Blocks(tuple(rows), stem["out_channels"], head_filters)
-    size = _whole(config, "resolution")
-    preset = {"input_shape": [size, size, 3], "classes": _whole(classifier, "out_features")}
+    size = _read_whole(config, "resolution")
+    preset = {"input_shape": [size, size, 3], "classes": _read_whole(classifier, "out_features")}
     norm = config.get("bn") or {}
     epsilon = norm.get("eps", EPSILON) if isinstance(norm, Mapping) else None
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
@@ -69,28 +69,29 @@ def from_mcunet(config: Mapping[str, Any] | str, name: str = "mcunet_blocks") ->
 
 
 def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
-    """Returns the configuration of a genotype at a preset, the first unless given.
+    """Returns the configuration of a genotype in a preset, by default the first.
 
     Raises:
         GenotypeError: no such preset, or a block that the notation cannot express.
     """
     body, presets = literals.get_body(genotype, Blocks, "MCUNet's"), dict(genotype.presets)
-    if not presets or (preset is not None and preset not in presets):
-        known = ", ".join(presets) or "none"
-        raise GenotypeError(f"{genotype.name} has no preset {preset or 'at all'}; expected one of {known}")
-    size, channels, classes, epsilon = _scale(presets[next(iter(presets)) if preset is None else preset])
+    if not presets:
+        raise GenotypeError(f"{genotype.name} has no presets; expected one, for its resolution and classes")
+    if preset is not None and preset not in presets:
+        raise GenotypeError(f"{genotype.name} has no preset {preset!r}; expected one of {', '.join(presets)}")
+    size, channels, classes, epsilon = _read_preset(presets[next(iter(presets)) if preset is None else preset])
     blocks, width = [], body.stem_filters
     for row in body.rows:
         for repeat in range(row.repeats):
-            blocks.append(_block(row, row.strides if repeat == 0 else 1, width))
+            blocks.append(_write_block(row, row.strides if repeat == 0 else 1, width))
             width = row.filters
     mixed = body.head_filters
     return {
         "name": "ProxylessNASNets",
         "bn": {"momentum": 0.1, "eps": epsilon, "ws_eps": None},
-        "first_conv": _PLAIN_CONV | _shape(3, 2, channels, body.stem_filters),
+        "first_conv": _PLAIN_CONV | _write_shape(3, 2, channels, body.stem_filters),
         "blocks": blocks,
-        "feature_mix_layer": None if mixed is None else _PLAIN_CONV | _shape(1, 1, width, mixed),
+        "feature_mix_layer": None if mixed is None else _PLAIN_CONV | _write_shape(1, 1, width, mixed),
         "classifier": {
             "name": "LinearLayer", "in_features": mixed or width, "out_features": classes, "bias": True,
             "use_bn": False, "act_func": None, "dropout_rate": 0, "ops_order": "weight_bn_act",
@@ -99,22 +100,22 @@ def to_mcunet(genotype: Genotype, preset: str | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scale(preset: Mapping[str, Any]) -> tuple[int, int, int, float]:
-    """Returns the images' height, which is their width, their channels, the classes and epsilon."""
+def _read_preset(preset: Mapping[str, Any]) -> tuple[int, int, int, float]:
+    """Returns the images' height (and width), their channels, the classes and epsilon."""
     shape: Any = preset.get("input_shape")
     epsilon = preset.get("epsilon", EPSILON)
     fits = isinstance(shape, Sequence) and len(shape) == 3 and all(is_whole(side) and side > 0 for side in shape)
     if not fits or shape[0] != shape[1]:
         raise GenotypeError(
-            f"the preset's input_shape is {shape!r:.200}; MCUNet's notation has one resolution for both"
+            f"the preset's input_shape is {shape!r:.200}; MCUNet's notation has one number for height and width"
         )
     if not isinstance(epsilon, float):
         raise GenotypeError(f"the preset's epsilon is {epsilon!r:.200}; expected a number such as 1e-5")
-    return shape[0], shape[2], _whole(preset, "classes"), epsilon
+    return shape[0], shape[2], _read_whole(preset, "classes"), epsilon
 
 
-def _part(config: Any, key: str, **expected: Any) -> Mapping[str, Any]:
-    """Returns a layer of the configuration; where it names a property, that must be the one that we build."""
+def _read_layer(config: Any, key: str, **expected: Any) -> Mapping[str, Any]:
+    """Returns a layer of the configuration; each property that it names must be the one that the family builds."""
     layer = config.get(key) if isinstance(config, Mapping) else None
     if not isinstance(layer, Mapping):
         raise GenotypeError(f"an MCUNet configuration's {key} is {layer!r:.200}; expected an object")
@@ -124,20 +125,24 @@ def _part(config: Any, key: str, **expected: Any) -> Mapping[str, Any]:
     return layer
 
 
-def _row(block: Any, width: int) -> Block | None:
+def _read_block(block: Any, width: int) -> Block | None:
     if not isinstance(block, Mapping) or not isinstance(block.get("mobile_inverted_conv"), Mapping):
         raise GenotypeError(f"it is {block!r:.200}; expected an object with mobile_inverted_conv")
     shortcut = block.get("shortcut")
     if shortcut is not None:
-        _part(block, "shortcut", name="IdentityLayer")
+        _read_layer(block, "shortcut", name="IdentityLayer")
     if block["mobile_inverted_conv"].get("name") == "ZeroLayer":
         if shortcut is None:
             raise GenotypeError("it is a ZeroLayer without shortcut, so its output is zero; expected a shortcut")
         return None
-    layer = _part(block, "mobile_inverted_conv", name="MBInvertedConvLayer", in_channels=width, use_se=False)
+    layer = _read_layer(block, "mobile_inverted_conv", name="MBInvertedConvLayer", in_channels=width, use_se=False)
     if layer.get("act_func", "relu6") != "relu6":
         raise GenotypeError(f"act_func is {layer['act_func']!r:.200}; this family builds 'relu6'")
-    filters, strides, expansion = _whole(layer, "out_channels"), _whole(layer, "stride"), layer.get("expand_ratio", 0)
+    filters, strides, expansion = (
+        _read_whole(layer, "out_channels"),
+        _read_whole(layer, "stride"),
+        layer.get("expand_ratio", 0),
+    )
     if isinstance(expansion, bool) or not isinstance(expansion, (int, float)) or not 0.01 <= expansion <= 100:
         raise GenotypeError(f"expand_ratio is {expansion!r:.200}; expected a number from 0.01 to 100")
     same = strides == 1 and filters == width
@@ -149,7 +154,7 @@ def _row(block: Any, width: int) -> Block | None:
         middle = None
     return Block(
         "sep_conv" if separable else "mb_conv",
-        kernel_size=_whole(layer, "kernel_size"),
+        kernel_size=_read_whole(layer, "kernel_size"),
         filters=filters,
         strides=strides,
         expansion=expansion,
@@ -158,14 +163,14 @@ def _row(block: Any, width: int) -> Block | None:
     )
 
 
-def _block(row: Block, strides: int, width: int) -> dict[str, Any]:
+def _write_block(row: Block, strides: int, width: int) -> dict[str, Any]:
     if row.op == "conv" or row.se_ratio or row.skip == "pool":
-        raise GenotypeError(f"{row} has no form in MCUNet's notation: expected sep_conv or mb_conv, no se, no pool")
+        raise GenotypeError(f"{row} has no form in MCUNet's notation; expected sep_conv or mb_conv, no se, no pool")
     same = strides == 1 and row.filters == width and row.skip == "identity"
     middle = row.mid_filters or round(width * row.expansion)
     layer = {
         "name": "MBInvertedConvLayer",
-        **_shape(row.kernel_size, strides, width, row.filters),
+        **_write_shape(row.kernel_size, strides, width, row.filters),
         "expand_ratio": row.expansion,
         "mid_channels": None if row.op == "sep_conv" else middle,
         "act_func": "relu6",
@@ -180,11 +185,11 @@ def _block(row: Block, strides: int, width: int) -> dict[str, Any]:
     }
 
 
-def _shape(kernel_size: int, strides: int, inputs: int, outputs: int) -> dict[str, int]:
+def _write_shape(kernel_size: int, strides: int, inputs: int, outputs: int) -> dict[str, int]:
     return {"kernel_size": kernel_size, "stride": strides, "in_channels": inputs, "out_channels": outputs}
 
 
-def _whole(record: Mapping[str, Any], name: str) -> int:
+def _read_whole(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
     if not is_whole(value) or value < 1:
         raise GenotypeError(f"{name} is {value!r:.200}; expected a whole number from 1")

@@ -1,8 +1,8 @@
-"""Block strings: those of the TPU code (r2_k3_s22_e6_i16_o24_se0.25) and timm's (ir_r2_k3_s2_e6_c24_se0.25).
+"""Block strings of the TPU code (r2_k3_s22_e6_i16_o24_se0.25) and of timm (ir_r2_k3_s2_e6_c24_se0.25).
 
 r repeats, k kernel, s strides (the TPU code has one digit for each direction), e expansion, i input and o or c output
-filters, se squeeze-and-excite's share, noskip: no residual. timm marks a depthwise separable block by ds and an
-inverted residual by ir; in the TPU code the former has e1.
+filters, se squeeze-and-excite ratio, noskip: no residual. timm marks a depthwise separable block by ds and an inverted
+residual by ir; in the TPU code the former has e1.
 """
 
 import re
@@ -22,23 +22,23 @@ def from_mnasnet(
     head_filters: int | None = 1280,
     name: str = "mnasnet_blocks",
 ) -> Genotype:
-    """Returns the genotype of the family "mnasnet" with these rows; strings do not say how wide stem and head are.
+    """Returns the genotype of the family "mnasnet" with these rows; strings do not give the widths of stem and head.
 
-    The strings may be gathered by stage, as in timm's arch_def, and all of it may be the text of such a list. An input
-    width (i) is checked, except that of a depthwise separable block, which takes any: the released list of
-    mnasnet_small names 16 there after a stem of 8.
+    The strings may be grouped by stage, as in timm's arch_def, and the whole list may be given as text. An input width
+    (i) is checked, except in a depthwise separable block: the released list of mnasnet_small gives 16 there after a
+    stem of 8.
 
     Raises:
-        GenotypeError: a string that is none, or an input width that is not the output width before it.
+        GenotypeError: an invalid string, or an input width that is not the preceding output width.
     """
     rows, inputs = [], stem_filters
-    for number, text in enumerate(_strings(strings), start=1):
+    for number, text in enumerate(_list_strings(strings), start=1):
         with locating(f"row {number}, {text!r:.100}"):
-            row, declared = _row(text)
+            row, declared = _read_row(text)
         if declared is not None and declared != inputs and row.op == "mb_conv":
             raise GenotypeError(
-                f"row {number}, {text!r:.100}: it reads {declared} filters, but those before it give {inputs}. "
-                "Mend one of them, or stem_filters"
+                f"row {number}, {text!r:.100}: it reads {declared} filters, but those before it make {inputs}. "
+                "Correct one of them, or stem_filters"
             )
         rows.append(row)
         inputs = row.filters
@@ -49,8 +49,8 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
     """Returns a string for each row, in the TPU code's dialect or in timm's.
 
     Raises:
-        GenotypeError: a row that the notation cannot express: a plain convolution, a pooled skip, a width between
-            that is no multiple of the input's, or, for the TPU code, an expansion that is no whole number.
+        GenotypeError: a row that the notation cannot express: a plain convolution, a pooled skip, mid_filters or, in
+            the TPU code, an expansion that is not a whole number.
     """
     body = literals.get_body(genotype, Blocks, "MnasNet's")
     if dialect not in ("tpu", "timm"):
@@ -62,7 +62,7 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
                 f"row {number} ({row}) has no block string: expected sep_conv or mb_conv without pool and mid_filters"
             )
         if dialect == "tpu" and (row.expansion != int(row.expansion) or row.strides > 9):
-            raise GenotypeError(f"row {number} ({row}): the TPU code wants a whole expansion, and strides up to 9")
+            raise GenotypeError(f"row {number} ({row}): the TPU code needs a whole expansion, and strides up to 9")
         if dialect == "tpu":
             text = f"r{row.repeats}_k{row.kernel_size}_s{row.strides}{row.strides}_e{int(row.expansion)}"
             text += f"_i{inputs}_o{row.filters}"
@@ -75,8 +75,8 @@ def to_mnasnet(genotype: Genotype | Blocks, dialect: Literal["tpu", "timm"] = "t
     return strings
 
 
-def _strings(given: Any) -> list[Any]:
-    """Returns the block strings of all stages in one list."""
+def _list_strings(given: Any) -> list[Any]:
+    """Returns the block strings of all stages as one list."""
     if isinstance(given, str) and {"[", "("} & set(given):
         given = literals.read_text(given, "a list", f"[{_EXAMPLES}]")
     if not isinstance(given, Sequence) or isinstance(given, str):
@@ -84,8 +84,8 @@ def _strings(given: Any) -> list[Any]:
     return [text for stage in given for text in (stage if isinstance(stage, (list, tuple)) else [stage])]
 
 
-def _row(text: str) -> tuple[Block, int | None]:
-    """Returns the row and the input filters that it names."""
+def _read_row(text: str) -> tuple[Block, int | None]:
+    """Returns the row, and the input filters that its string gives."""
     tokens = text.split("_") if isinstance(text, str) else []
     kind = tokens.pop(0) if tokens and tokens[0] in ("ds", "ir") else None
     values: dict[str, str] = {}
@@ -93,41 +93,42 @@ def _row(text: str) -> tuple[Block, int | None]:
         match = _TOKEN.fullmatch(token)
         key, value = ("noskip", "") if token == "noskip" else (match[1], match[2]) if match else ("", "")
         if not key or key in values:
-            raise GenotypeError(f"{token!r} is unknown or stands twice; expected a string such as {_EXAMPLES}")
+            raise GenotypeError(f"{token!r} is unknown or occurs twice; expected a string such as {_EXAMPLES}")
         values[key] = value
     output = "c" if kind else "o"
     missing = [key for key in ("r", "k", "s", output) if key not in values]
     if missing or (kind and "i" in values) or {"c", "o"} <= set(values):
-        raise GenotypeError(f"it lacks {missing or 'nothing, but mixes two dialects'}; expected {_EXAMPLES}")
-    strides = values["s"] if kind or len(values["s"]) == 1 else _square(values["s"])
-    expansion = _number(values.get("e", "1"))
+        problem = f"lacks {', '.join(missing)}" if missing else "mixes two dialects"
+        raise GenotypeError(f"it {problem}; expected a string such as {_EXAMPLES}")
+    strides = values["s"] if kind or len(values["s"]) == 1 else _read_strides(values["s"])
+    expansion = _read_number(values.get("e", "1"))
     if kind == "ds" and expansion != 1:
         raise GenotypeError(f"a ds block has the expansion {expansion}; only ir blocks have one")
     separable = kind == "ds" or expansion == 1
     block = Block(
         "sep_conv" if separable else "mb_conv",
-        kernel_size=_whole(values["k"]),
-        filters=_whole(values[output]),
-        strides=_whole(strides),
+        kernel_size=_read_whole(values["k"]),
+        filters=_read_whole(values[output]),
+        strides=_read_whole(strides),
         expansion=expansion,
-        repeats=_whole(values["r"]),
-        se_ratio=_number(values.get("se", "0")),
+        repeats=_read_whole(values["r"]),
+        se_ratio=_read_number(values.get("se", "0")),
         skip="none" if "noskip" in values else "identity",
     )
-    return block, _whole(values["i"]) if "i" in values else None
+    return block, _read_whole(values["i"]) if "i" in values else None
 
 
-def _square(strides: str) -> str:
+def _read_strides(strides: str) -> str:
     if len(strides) != 2 or strides[0] != strides[1]:
         raise GenotypeError(f"s{strides}: expected the same strides down and across, such as s22")
     return strides[0]
 
 
-def _whole(text: str) -> int:
+def _read_whole(text: str) -> int:
     if not text.isdigit():
-        raise GenotypeError(f"{text} is no whole number")
+        raise GenotypeError(f"{text} is not a whole number")
     return int(text)
 
 
-def _number(text: str) -> float:
+def _read_number(text: str) -> float:
     return float(text) if "." in text else int(text)

@@ -1,12 +1,13 @@
 """Cell strings of NAS-Bench-201 (Dong and Yang, 2020, arXiv:2001.00326) and NATS-Bench.
 
-"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|": a group for each node after the input, an edge in it for each earlier node.
-That benchmark's node 0, the cell's one input, is state 1 here (h[c-1]); node k is state k+1; state 0 is not read. The
-last node is the output. Nothing says what a reduction is: there it is a residual block of its own, here, where such a
-cell is built in the DARTS skeleton, the cell at stride 2. So accuracies of its tables are not those of what we build.
-NASLib's form of the four-node cell is six numbers, one an edge, in the order of NASLIB_EDGES.
-A node of "none" alone is zero; what reads it is left out (its normalisation would add a constant). A cell whose last
-node is zero cannot be built.
+"|op~0|+|op~0|op~1|+|op~0|op~1|op~2|": a group for each node after the input, an edge in it from each earlier node.
+The benchmark's node 0, the cell's only input, is state 1 here (h[c-1]); node k is state k+1; state 0 is not read. The
+last node is the output. The notation does not describe reductions: the benchmark uses residual blocks; the DARTS
+skeleton, in which cells are built here, uses the cell at stride 2. So the benchmark's accuracies are not those of the
+networks built here.
+NASLib's form of the four-node cell is six numbers, one for each edge, in the order of NASLIB_EDGES.
+A node with only "none" edges is zero; edges that read it are left out (their normalisation would add a constant). A
+cell whose last node is zero cannot be built.
 """
 
 import numbers
@@ -34,33 +35,33 @@ def from_nasbench201(cell: Any, name: str = "nasbench201_cell") -> Genotype:
     """Returns the cell as a genotype of the family "darts", "none" edges included.
 
     Args:
-        cell: the string; text with one in it, such as AutoDL-Projects' "Structure(4 nodes with |nor_conv_3x3~0|+...)"
-            (or that object); its tuples, (('nor_conv_3x3', 0),), (...)), one a node; or NASLib's six numbers; either
-            as values or as text.
+        cell: the string; a text that contains it, such as AutoDL-Projects' "Structure(4 nodes with
+            |nor_conv_3x3~0|+...)", or that object; its tuples, one for each node: ((('nor_conv_3x3', 0),), (...)); or
+            NASLib's six numbers. Tuples and numbers may be given as text.
         name: of the result.
 
     Raises:
-        GenotypeError: it is no such cell.
+        GenotypeError: this is no such cell.
     """
     nodes = []
-    for number, group in enumerate(_string(cell).split("+"), start=1):
+    for number, group in enumerate(_find_string(cell).split("+"), start=1):
         edges = group.strip("|").split("|")
         if len(edges) != number or f"|{'|'.join(edges)}|" != group:
             raise GenotypeError(
                 f"node {number} of a NAS-Bench-201 cell is {group!r:.200}; expected {number} edges, such as "
                 f"'|{'|'.join(f'nor_conv_3x3~{source}' for source in range(min(number, 5)))}|'"
             )
-        nodes.append(Node(tuple(_edge(edge, source, number) for source, edge in enumerate(edges))))
+        nodes.append(Node(tuple(_read_edge(edge, source, number) for source, edge in enumerate(edges))))
     graph = CellGraph(tuple(nodes), (INPUT_STATES + len(nodes) - 1,))
     return Genotype(name, "darts", Cells(graph), source={"notation": "NAS-Bench-201"})
 
 
 def to_nasbench201(genotype: Genotype | Cells | CellGraph) -> str:
-    """Returns the string of a normal cell; an edge that is missing is written as "none".
+    """Returns the string of a normal cell; a missing edge is written as "none".
 
     Raises:
         GenotypeError: a cell that the notation cannot express: it reads h[c-2], reads a state twice in one node,
-            has another output than its last node, has a reduction cell of its own, or an operation that is not there.
+            has another output than its last node, has its own reduction cell, or an operation that the benchmark lacks.
     """
     body = genotype.body if isinstance(genotype, Genotype) else genotype
     graph = body.normal if isinstance(body, Cells) else body
@@ -71,18 +72,20 @@ def to_nasbench201(genotype: Genotype | Cells | CellGraph) -> str:
     last = INPUT_STATES + len(graph.nodes) - 1
     if graph.concat != (last,):
         raise GenotypeError(f"the cell's concat is {list(graph.concat)}; expected its last node alone, [{last}]")
-    groups = [_group(number, node) for number, node in enumerate(graph.nodes, start=1)]
+    groups = [_write_node(number, node) for number, node in enumerate(graph.nodes, start=1)]
     return "+".join(groups)
 
 
-def _string(cell: Any) -> str:
+def _find_string(cell: Any) -> str:
     """Returns the benchmark's string of a cell in any of the forms."""
     if not isinstance(cell, (str, Sequence)) and not (isinstance(cell, Iterable) and hasattr(cell, "dtype")):
         cell = str(cell)
     if isinstance(cell, str):
         found = sorted(set(re.findall(r"\|[\w~|+]*~[\w~|+]*\|", cell)))
         if len(found) > 1:
-            raise GenotypeError(f"{len(found)} different NAS-Bench-201 cells are in the text; expected one, {EXAMPLE}")
+            raise GenotypeError(
+                f"the text contains {len(found)} different NAS-Bench-201 cells; expected one, {EXAMPLE}"
+            )
         if found or not cell.strip().startswith(("(", "[")):
             return found[0] if found else cell.strip()
         cell = literals.read_text(cell, "a NAS-Bench-201 cell", f"{EXAMPLE}, or six numbers as NASLib has them")
@@ -103,7 +106,7 @@ def _string(cell: Any) -> str:
         ) from error
 
 
-def _edge(text: str, source: int, number: int) -> Edge:
+def _read_edge(text: str, source: int, number: int) -> Edge:
     match = re.fullmatch(r"([a-z0-9_]+)~([0-9]{1,3})", text)
     if match is None or match[2] != str(source):
         raise GenotypeError(f"edge {text!r:.200} of node {number} of a NAS-Bench-201 cell; expected OP~{source}")
@@ -112,7 +115,7 @@ def _edge(text: str, source: int, number: int) -> Edge:
     return Edge(OPS[match[1]], source + 1)
 
 
-def _group(number: int, node: Node) -> str:
+def _write_node(number: int, node: Node) -> str:
     ops: dict[int, str] = {}
     for op, state in node.edges:
         if state == 0 or state in ops:

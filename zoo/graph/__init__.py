@@ -1,7 +1,7 @@
-"""The graph of a functional keras.Model: walked, replayed, flattened, copied. Any model, not only this zoo's.
+"""Walks, replays, flattens and copies the graph of a functional keras.Model: any model, not only this zoo's.
 
-`calls` lists the calls of a model, `replay` runs them with something else in the place of each; `flatten` makes the
-one form that tools need to know; a copy is handed out only after `check_copy` has compared its outputs.
+`calls` lists a model's calls, `replay` makes them again with changes, `flatten` returns the one form that tools have to
+know. Copies are returned only after `check_copy` has compared their outputs with the model's.
 """
 
 from zoo.graph.calls import (

@@ -6,11 +6,11 @@ from typing import Any
 
 import keras
 
-_PASS_ON = ("Dropout", "Flatten", "Identity", "Reshape")  # between the last activation and the output
+_PASS_ON = ("Dropout", "Flatten", "Identity", "Reshape")  # may stand between the last activation and the output
 
 
 class GraphError(ValueError):
-    """The model is not a graph that can be walked, or cannot be copied faithfully."""
+    """The model has no graph that can be walked, or cannot be copied faithfully."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Call:
 
     @property
     def kind(self) -> str:
-        """The class name of a layer of keras.layers, such as Conv2D; of all else the full name, with dots."""
+        """The class name of a layer of keras.layers, such as Conv2D; otherwise a dotted name, as in `kind_of`."""
         return kind_of(self.layer)
 
     def replay(self, value_of: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -51,7 +51,7 @@ def kind_of(layer: Any) -> str:
 
 
 def calls(model: keras.Model) -> list[Call]:
-    """Returns every call between the model's inputs and outputs, each after those that it reads.
+    """Returns every call between the model's inputs and outputs, each after the calls that it reads.
 
     Raises:
         GraphError: the model is subclassed or not built yet, so it has no graph.
@@ -74,15 +74,15 @@ def calls(model: keras.Model) -> list[Call]:
 
 
 def call_layer(call: Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Calls the layer again: what `replay` does where nothing is to change."""
+    """Calls the layer again, unchanged: the default of `replay`."""
     return call.layer(*arguments, **options)
 
 
 def replay(model: keras.Model, inputs: Iterable[Any], run: Run = call_layer) -> list[Any]:
-    """Returns the model's outputs for `inputs`, symbolic or not, with `run` in the place of each layer's call.
+    """Returns the model's outputs for `inputs`, symbolic or not, with `run` in place of each layer's call.
 
     Args:
-        run: given the call and its arguments as they are now, returns the call's output or outputs.
+        run: takes a call and its current positional and keyword arguments; returns the call's output or outputs.
     """
     value_of = dict(zip(map(id, model.inputs), inputs, strict=True))
     for call in calls(model):
@@ -92,7 +92,7 @@ def replay(model: keras.Model, inputs: Iterable[Any], run: Run = call_layer) -> 
 
 
 def model_like(model: keras.Model, inputs: Sequence[Any], outputs: Sequence[Any]) -> keras.Model:
-    """Returns a functional model of symbolic `inputs` and `outputs` in the structure (a dict, say) of `model`'s."""
+    """Returns a functional model of symbolic `inputs` and `outputs`, structured (in a dict, say) like `model`'s."""
     functional = getattr(model, "_functional", None) or model
     return keras.Model(
         keras.tree.pack_sequence_as(functional._inputs_struct, list(inputs)),
@@ -142,7 +142,7 @@ def node_of(tensor: Any) -> Any:
 
 
 def require_functional(model: keras.Model) -> None:
-    """Raises GraphError where a model has no graph of layers."""
+    """Raises GraphError if a model has no graph of layers."""
     if not isinstance(model, keras.Model):
         raise GraphError(f"expected a keras.Model, got {type(model).__name__}")
     if not getattr(model, "outputs", None) or not getattr(model, "inputs", None):

@@ -1,7 +1,7 @@
-"""A functional model as one flat graph of standard layers in float32, which is what the tools for deployment know.
+"""Turns a functional model into one flat graph of standard layers in float32, the form that deployment tools know.
 
-A flat model has no model among its layers, no layer that only augments in training, and no `keras.ops` operation that a
-standard layer can take the place of.
+A flat model has no nested model, no layer that only augments in training, and no `keras.ops` operation that a standard
+layer can replace.
 """
 
 import logging
@@ -15,9 +15,9 @@ from zoo.graph import operators
 from zoo.graph.calls import Call, GraphError, calls, kind_of, model_like, node_of, replay, require_functional
 from zoo.graph.copies import TOLERANCE, check_copy, copy_state
 
-HALF_TOLERANCE = 0.1  # of an output's standard deviation, where the original computes in half precision
+HALF_TOLERANCE = 0.1  # the same if the original computes in half precision
 
-# Layers that pass their input on in inference. Dropout is not among them: every tool knows it.
+# Layers that return their input in inference. Dropout is not among them: every tool knows it.
 _ONLY_IN_TRAINING = frozenset(
     ["ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity",
      "MixUp", "RandAugment", "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast",
@@ -26,38 +26,38 @@ _ONLY_IN_TRAINING = frozenset(
      "RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom"]
 )  # fmt: skip
 _LOG = logging.getLogger(__name__)
-_TOLD: weakref.WeakSet = weakref.WeakSet()  # models whose augmentation was named
+_WARNED: weakref.WeakSet = weakref.WeakSet()  # models whose augmentation was reported
 
 
 class Flat(NamedTuple):
-    """A flat model, and for each of its layers with weights the given model's layer that they came from, by name."""
+    """A flat model, and the original layer of each of its layers with weights, by name."""
 
     model: keras.Model
     origins: dict[str, Any]
 
 
 def flatten(model: keras.Model, input_shape: Sequence[int] | None = None) -> keras.Model:
-    """Returns the flat model of the same outputs; the very model where it is flat already.
+    """Returns a flat model with the same outputs; the model itself if it is flat already.
 
-    Layers are shared, not copied, but for those that must change: computing in half precision, or of a name that
-    another one inside has, too. Layers that only augment are left out, and named on stderr.
+    Layers are shared, not copied, except those that must change: they compute in half precision, or their name is
+    used twice. Layers that only augment are left out and reported on stderr.
 
     Args:
-        input_shape: (height, width, channels), to fix sides that the model's one input leaves open.
+        input_shape: (height, width, channels), to fix the sides that the model's only input leaves open.
 
     Raises:
-        GraphError: a subclassed model, or one is inside; it has no graph to inline. Or a shape that does not fit.
+        GraphError: the model or a nested one is subclassed and has no graph, or `input_shape` does not fit.
     """
     return inline(model, input_shape).model
 
 
 def inline(model: keras.Model, input_shape: Sequence[int] | None = None) -> Flat:
-    """Returns what `flatten` does, and where the weights came from."""
+    """Does the same as `flatten`, and also returns where the weights came from."""
     require_functional(model)
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if input_shape is not None:
-        shapes = [_fixed(model, input_shape)]
-    dtypes = [_dtype_of(tensor) for tensor in model.inputs]
+        shapes = [_fix_shape(model, input_shape)]
+    dtypes = [_input_dtype_of(tensor) for tensor in model.inputs]
     same = shapes == [tuple(tensor.shape[1:]) for tensor in model.inputs]
     same = same and dtypes == [tensor.dtype for tensor in model.inputs]
     if same and all(_is_flat(call) for call in calls(model)):
@@ -70,23 +70,23 @@ def inline(model: keras.Model, input_shape: Sequence[int] | None = None) -> Flat
         ]
     inliner = _Inliner()
     flat = model_like(model, inputs, replay(model, inputs, inliner.run))
-    if inliner.dropped and model not in _TOLD:
-        _TOLD.add(model)
-        _LOG.warning("%s: left out what only augments in training: %s", model.name, ", ".join(inliner.dropped))
+    if inliner.dropped and model not in _WARNED:
+        _WARNED.add(model)
+        _LOG.warning("%s: left out layers that only augment in training: %s", model.name, ", ".join(inliner.dropped))
     if inliner.changed:
         check_copy(model, flat, tolerance=HALF_TOLERANCE if inliner.was_half else TOLERANCE)
     return Flat(flat, {layer.name: inliner.origins.get(layer.name, layer) for layer in flat.layers if layer.weights})
 
 
 class _Inliner:
-    """Replays a model and the models in it as one graph."""
+    """Replays a model and the models nested in it as one graph."""
 
     def __init__(self) -> None:
         self.dropped: list[str] = []
         self.changed = False
         self.was_half = False
         self.origins: dict[str, Any] = {}
-        self._owners: dict[str, Any] = {}  # of names: the layer, or the call of an operation
+        self._owners: dict[str, Any] = {}  # name -> the layer, or the call of an operation
         self._copies: dict[int, Any] = {}
 
     def run(self, call: Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -106,9 +106,9 @@ class _Inliner:
             step = operators.find_step(layer, arguments, options, self._free_name(layer.name, call))
             self.changed = self.changed or step is not None
             return layer(*arguments, **options) if step is None else step()
-        return self._layer(layer, arguments, options)
+        return self._call_layer(layer, arguments, options)
 
-    def _layer(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _call_layer(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if id(layer) in self._copies:
             return self._copies[id(layer)](*arguments, **options)
         name = self._free_name(layer.name, layer)
@@ -120,7 +120,7 @@ class _Inliner:
         except (TypeError, ValueError) as error:
             raise GraphError(
                 f"layer {layer.name!r} ({kind_of(layer)}) cannot be made again from its get_config(): {error}. Write a "
-                "get_config that gives all arguments of __init__, or build the model anew in float32"
+                "get_config that returns all arguments of __init__, or build the model in float32"
             ) from error
         output = copy(*arguments, **options)
         copy_state(layer, copy)
@@ -131,7 +131,7 @@ class _Inliner:
         return output
 
     def _free_name(self, name: str, owner: Any) -> str:
-        """Returns the name, or one like it where something else has it."""
+        """Returns the name, or a variant of it if another owner has it."""
         free, number = name, 1
         while self._owners.setdefault(free, owner) is not owner:
             free, number = f"{name}_inner{number}", number + 1
@@ -145,8 +145,8 @@ def _is_flat(call: Call) -> bool:
     return operators.find_step(layer, *call.replay({}), layer.name) is None
 
 
-def _dtype_of(tensor: Any) -> str:
-    """Returns the type of a flat model's input; float32 for images of whole numbers, whose values that holds, too."""
+def _input_dtype_of(tensor: Any) -> str:
+    """Returns the type of a flat model's input; float32 also for images of integers, which it holds exactly."""
     is_image = len(tensor.shape) == 4 and "int" in tensor.dtype
     return "float32" if is_image or tensor.dtype in ("float16", "bfloat16") else tensor.dtype
 
@@ -156,7 +156,7 @@ def _is_half(layer: Any) -> bool:
 
 
 def _in_float32(config: Any) -> Any:
-    """Returns a layer's config with float32 as the policy of the layer and of those within it."""
+    """Returns a layer's config with float32 as its policy and that of nested layers."""
     if isinstance(config, Mapping):
         return {
             key: "float32" if key == "dtype" and value is not None else _in_float32(value)
@@ -165,7 +165,7 @@ def _in_float32(config: Any) -> Any:
     return [_in_float32(value) for value in config] if isinstance(config, list) else config
 
 
-def _fixed(model: keras.Model, input_shape: Sequence[int]) -> tuple[int, ...]:
+def _fix_shape(model: keras.Model, input_shape: Sequence[int]) -> tuple[int, ...]:
     declared = tuple(model.inputs[0].shape[1:])
     agrees = len(model.inputs) == 1 and len(declared) == len(input_shape)
     if not agrees or any(ours not in (None, given) for ours, given in zip(declared, input_shape, strict=True)):

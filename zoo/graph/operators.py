@@ -1,6 +1,6 @@
-"""`keras.ops` operations, which `a + b` and `x[:, 1:]` make in a functional model, as standard layers that do the same.
+"""Replaces `keras.ops` operations, such as `a + b` and `x[:, 1:]` in a functional model, by equivalent standard layers.
 
-Tools that go by layers (turning, strips, int8 training, the tf_keras twin) then need to know one form of each step.
+Tools that work on layers (turning, strips, int8 training, the tf_keras twin) then have to know one form of each step.
 """
 
 import math
@@ -26,12 +26,12 @@ Step = Callable[[], Any]  # makes the layers and returns their output
 
 
 def find_step(operation: Any, arguments: Sequence[Any], options: dict[str, Any], name: str) -> Step | None:
-    """Returns what makes standard layers that do what the operation does, or None where none are known.
+    """Returns a function that makes standard layers equivalent to an operation, or None if none are known.
 
     Args:
         operation: of `keras.ops`, or a function of keras.activations.
-        arguments, options: what the operation is called with, symbolic tensors among it.
-        name: of the layer; where several are needed, their names begin with it.
+        arguments, options: what the operation is called with, including symbolic tensors.
+        name: of the layer; if several are needed, their names begin with it.
     """
     if not type(operation).__module__.startswith(("keras.src.ops", "keras.src.activations")):
         return None
@@ -44,19 +44,19 @@ def find_step(operation: Any, arguments: Sequence[Any], options: dict[str, Any],
     if not values or not any(map(_is_tensor, values[:2])):
         return None
     if kind in (*_MERGES, "TrueDivide", "Divide") and len(values) == 2:
-        return _arithmetic(kind, values[0], values[1], name)
+        return _find_arithmetic(kind, values[0], values[1], name)
     x = values[0]
     if not _is_tensor(x):
         return None
     if kind in ("GetItem", "Split"):
-        return _slices(operation, x, values[1:], name)
+        return _find_slices(operation, x, values[1:], name)
     if kind in _UNCHANGED or (kind == "Cast" and x.dtype == operation.dtype):
         return lambda: x
-    if kind == "Square" or (kind == "Power" and _constant(values[1], x) == 2):
+    if kind == "Square" or (kind == "Power" and _read_constant(values[1], x) == 2):
         return lambda: layers.Multiply(name=name)([x, x])
-    layer = _activation(operation, x, name)
+    layer = _make_activation(operation, x, name)
     if layer is None:
-        layer = _geometry(operation, x, values[1:], name)
+        layer = _make_geometry(operation, x, values[1:], name)
     return None if layer is None else lambda: layer(x)
 
 
@@ -64,8 +64,8 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def _constant(value: Any, x: Any) -> Any:
-    """Returns a number, or a list of one for each channel of `x`; None where it is neither."""
+def _read_constant(value: Any, x: Any) -> Any:
+    """Returns `value` as a number, or as a list of one for each channel of `x`; None if it is neither."""
     if isinstance(value, (keras.Variable, keras.KerasTensor)) or value is None:
         return None
     try:
@@ -79,12 +79,12 @@ def _constant(value: Any, x: Any) -> Any:
     return None
 
 
-def _arithmetic(kind: str, a: Any, b: Any, name: str) -> Step | None:
+def _find_arithmetic(kind: str, a: Any, b: Any, name: str) -> Step | None:
     if _is_tensor(a) and _is_tensor(b):
         same = len(a.shape) == len(b.shape) and a.dtype == b.dtype
         return (lambda: _MERGES[kind](name=name)([a, b])) if same and kind in _MERGES else None
     x, other = (a, b) if _is_tensor(a) else (b, a)
-    number = _constant(other, x)
+    number = _read_constant(other, x)
     if number is None or "float" not in x.dtype:
         return None
     numbers = np.asarray(number)
@@ -106,14 +106,14 @@ def _arithmetic(kind: str, a: Any, b: Any, name: str) -> Step | None:
     return None
 
 
-def _activation(operation: Any, x: Any, name: str) -> Any:
-    """Returns the layer of an operation on each value, or on the channels, of one tensor; None where there is none."""
+def _make_activation(operation: Any, x: Any, name: str) -> Any:
+    """Returns the layer for an operation on each value, or on the channels, of one tensor; None if there is none."""
     kind = type(operation).__name__
     if kind in _ACTIVATIONS:
         return layers.Activation(_ACTIVATIONS[kind], name=name)
     match kind:
         case "Clip":
-            low, high = (_constant(value, x) for value in (operation.x_min, operation.x_max))
+            low, high = (_read_constant(value, x) for value in (operation.x_min, operation.x_max))
             return layers.ReLU(high, name=name) if low == 0 and isinstance(high, float) and high > 0 else None
         case "Elu":
             return layers.ELU(operation.alpha, name=name)
@@ -135,8 +135,8 @@ def _activation(operation: Any, x: Any, name: str) -> Any:
     return None
 
 
-def _geometry(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Any:
-    """Returns the layer of an operation on the places or the shape of one tensor; None where there is none."""
+def _make_geometry(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Any:
+    """Returns the layer for an operation on the positions or the shape of one tensor; None if there is none."""
     shape, rank, kind = x.shape, len(x.shape), type(operation).__name__
     match kind:
         case "AveragePool" | "MaxPool" if rank == 4 and operation.data_format in (None, "channels_last"):
@@ -149,7 +149,7 @@ def _geometry(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Any:
             return make(keepdims=bool(operation.keepdims), name=name) if plain else None
         case "Reshape" if (sides := _sides_after(operation.newshape, shape)) is not None:
             return layers.Reshape(sides, name=name)
-        case "ExpandDims" | "Squeeze":  # dimensions of length one, added or taken away
+        case "ExpandDims" | "Squeeze":  # dimensions of length one, added or removed
             sides = tuple(operation.compute_output_spec(x).shape[1:])
             axes = operation.axis if isinstance(operation.axis, (tuple, list)) else (operation.axis,)
             most = max(rank, 1 + len(sides))
@@ -171,7 +171,7 @@ def _geometry(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Any:
 
 
 def _sides_after(target: Any, shape: Sequence[Any]) -> tuple[int, ...] | None:
-    """Returns the sides of each image after a reshape to `target`; None where one image's values go into another."""
+    """Returns the sides of each image after a reshape to `target`; None if values move from one image to another."""
     target = tuple(target) if isinstance(target, (tuple, list)) else (target,)
     if None in shape[1:] or len(target) < 2 or not all(isinstance(side, int) for side in target[1:]):
         return None
@@ -185,13 +185,13 @@ def _sides_after(target: Any, shape: Sequence[Any]) -> tuple[int, ...] | None:
     return sides if keeps_images and math.prod(sides) == size else None
 
 
-def _slices(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Step | None:
-    """`x[:, 1:, ::2]` and `ops.split` of channels: cropping, then a pool of one pixel for steps."""
+def _find_slices(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Step | None:
+    """Returns a step for `x[:, 1:, ::2]` or `ops.split`: cropping, then a pool of one pixel where there are steps."""
     if len(x.shape) not in (2, 3, 4) or None in x.shape[1:]:
         return None
     if type(operation).__name__ == "GetItem":
-        cut = _cut(rest[0], x.shape)
-        return None if cut is None else (lambda: _sliced(x, *cut, name))
+        cut = _read_key(rest[0], x.shape)
+        return None if cut is None else (lambda: _slice(x, *cut, name))
     axis, parts = operation.axis % len(x.shape), operation.indices_or_sections
     if axis == 0:
         return None
@@ -202,13 +202,13 @@ def _slices(operation: Any, x: Any, rest: Sequence[Any], name: str) -> Step | No
     def part(number: int) -> Any:
         ranges = [*whole]
         ranges[axis - 1] = (ends[number], ends[number + 1], 1)
-        return _sliced(x, ranges, [side[1] - side[0] for side in ranges], f"{name}_part{number}")
+        return _slice(x, ranges, [side[1] - side[0] for side in ranges], f"{name}_part{number}")
 
     return lambda: [part(number) for number in range(len(ends) - 1)]
 
 
-def _cut(key: Any, shape: Sequence[int]) -> tuple[list[tuple[int, int, int]], list[int]] | None:
-    """Returns start, end and step along each side but the first, and the sides of what comes out."""
+def _read_key(key: Any, shape: Sequence[int]) -> tuple[list[tuple[int, int, int]], list[int]] | None:
+    """Returns (start, end, step) along each side but the first, and the sides of the result; None if not possible."""
     keys = list(key) if isinstance(key, (tuple, list)) else [key]
     if any(one is Ellipsis for one in keys):
         place = next(number for number, one in enumerate(keys) if one is Ellipsis)
@@ -229,23 +229,23 @@ def _cut(key: Any, shape: Sequence[int]) -> tuple[list[tuple[int, int, int]], li
     return ranges, sides
 
 
-def _sliced(x: Any, ranges: list[tuple[int, int, int]], sides: list[int], name: str) -> Any:
-    """Cuts the places out: rows and columns as such, channels as the columns of pixels in a row."""
+def _slice(x: Any, ranges: list[tuple[int, int, int]], sides: list[int], name: str) -> Any:
+    """Cuts the ranges out: rows and columns directly, channels as columns of an image with a row for each pixel."""
     image = [(0, 1, 1)] * (3 - len(ranges)) + ranges
     shape = (*[1] * (4 - len(x.shape)), *x.shape[1:])
     if len(x.shape) != 4:
         x = layers.Reshape(shape, name=f"{name}_image")(x)
     if image[:2] != [(0, shape[0], 1), (0, shape[1], 1)]:
-        x = _window(x, image[:2], f"{name}_pixels")
+        x = _crop(x, image[:2], f"{name}_pixels")
     if image[2] != (0, shape[2], 1):
         height, width = x.shape[1:3]
         x = layers.Reshape((height * width, shape[2], 1), name=f"{name}_columns")(x)
-        x = _window(x, [(0, height * width, 1), image[2]], f"{name}_channels")
+        x = _crop(x, [(0, height * width, 1), image[2]], f"{name}_channels")
         x = layers.Reshape((height, width, x.shape[2]), name=f"{name}_back")(x)
     return layers.Reshape(tuple(sides), name=name)(x) if tuple(x.shape[1:]) != tuple(sides) else x
 
 
-def _window(x: Any, ranges: list[tuple[int, int, int]], name: str) -> Any:
+def _crop(x: Any, ranges: list[tuple[int, int, int]], name: str) -> Any:
     cropping = tuple((start, side - end) for (start, end, _), side in zip(ranges, x.shape[1:3], strict=True))
     steps = tuple(step for *_, step in ranges)
     if cropping != ((0, 0), (0, 0)):

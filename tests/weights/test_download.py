@@ -177,7 +177,7 @@ def test_a_redirect_within_the_rules_is_followed(server):
 
 def test_a_server_that_is_not_there_is_an_error_with_the_way_out(server, cache):
     server.close()
-    with pytest.raises(DownloadError, match=r"bring the file by other means and put it at .*some_weights\.pth"):
+    with pytest.raises(DownloadError, match=r"get the file by other means and put it at .*some_weights\.pth"):
         fetch(entry(server.url))
     assert files(cache) == []
 
@@ -265,7 +265,7 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke(server, cache):
 
 def test_a_later_process_resumes_too(server, cache):
     server.answer = broken = Resumable(bytes_each=100)
-    with pytest.raises(DownloadError, match=f"cut short: 400 of {len(CONTENT)} bytes came"):
+    with pytest.raises(DownloadError, match=f"cut short: 400 of {len(CONTENT)} bytes arrived"):
         fetch(entry(server.url))
     assert files(cache) == ["some_weights.pth.part", "some_weights.pth.part.json"]
     server.answer = whole_rest = Resumable(bytes_each=10**6)

@@ -93,7 +93,7 @@ def test_a_pytorch_file_in_a_zip_archive_is_read_and_no_archive_of_more(tmp_path
         archive.write(inside, "another.pth")
     (tmp_path / "cut.pth.zip").write_bytes((tmp_path / "one.pth.zip").read_bytes()[:-30])
     for name in ("two.pth.zip", "cut.pth.zip"):
-        with pytest.raises(WeightsError, match=f"{name} is no zip archive of one file.*Delete it"):
+        with pytest.raises(WeightsError, match=f"{name} is not a zip archive of one file.*Delete it"):
             read_tensors(tmp_path / name, "pth.zip")
 
 
@@ -186,7 +186,7 @@ def test_a_tensor_of_pytorch_is_a_view_of_its_values(tmp_path):
 )
 def test_a_tensor_that_reaches_beyond_its_values_is_refused(tmp_path, change):
     path = pth(tmp_path / "model.pth", tensor_program(**change), {"0": np.arange(6, dtype="<f4").tobytes()})
-    with pytest.raises(WeightsError, match="no file of PyTorch weights that can be read safely"):
+    with pytest.raises(WeightsError, match="not a file of PyTorch weights that can be read safely"):
         read_tensors(path, "pth")
 
 
@@ -238,7 +238,7 @@ def test_programs_that_are_none_are_an_error(tmp_path, program):
 def test_other_files_are_no_weights(tmp_path, content):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="no file of PyTorch weights"):
+    with pytest.raises(WeightsError, match="not a file of PyTorch weights"):
         read_tensors(path, "pth")
 
 

@@ -97,7 +97,7 @@ def test_an_archive_is_read_whatever_its_members_are_called(checkpoint, tmp_path
     assert "a/weights" in read_tensors(tmp_path / "model.tar.gz", "tar.gz")
     assert not outside.exists()
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "model.tar.gz").read_bytes()[:100])
-    with pytest.raises(WeightsError, match="is no archive"):
+    with pytest.raises(WeightsError, match="is not an archive"):
         read_tensors(tmp_path / "cut.tar.gz", "tar.gz")
 
 

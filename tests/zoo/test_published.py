@@ -15,7 +15,7 @@ from zoo import GenotypeError, manifest
 from zoo.weights import mobile_names
 from zoo.weights.download import CACHE_VARIABLE
 from zoo.weights.importing import WeightsError
-from zoo.weights.published import WeightsWarning, adapted_kernel, preprocess, transfer
+from zoo.weights.published import WeightsWarning, adapt_kernel, preprocess, transfer
 
 MODEL = "mcunet_vww0"
 
@@ -89,8 +89,8 @@ def test_a_model_without_published_weights_says_which_have_some(published):
 
 def test_more_channels_repeat_the_kernel_at_the_same_scale():
     kernel = np.arange(3.0).reshape(1, 1, 3, 1)
-    np.testing.assert_array_equal(adapted_kernel(kernel, 6)[0, 0, :, 0], [0, 0.5, 1, 0, 0.5, 1])
-    np.testing.assert_array_equal(adapted_kernel(kernel, 1)[0, 0, :, 0], [3])
+    np.testing.assert_array_equal(adapt_kernel(kernel, 6)[0, 0, :, 0], [0, 0.5, 1, 0, 0.5, 1])
+    np.testing.assert_array_equal(adapt_kernel(kernel, 1)[0, 0, :, 0], [3])
 
 
 def test_another_network_is_refused_and_stays_as_it_was(trained):

@@ -1,4 +1,4 @@
-"""Weights that others have trained, in models of `zoo.build`."""
+"""Weights trained by others, for models of `zoo.build`."""
 
 from zoo.weights.download import DownloadError, cache_folder, fetch
 from zoo.weights.importing import WeightsError, from_keras_applications, from_tensorflow, from_torch

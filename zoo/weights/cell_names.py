@@ -1,9 +1,9 @@
-"""What others call the layers of networks made of cells: quark0/darts, NNI, pytorchcv, timm, TF-slim, Keras.
+"""Other projects' names for the layers of networks of cells: quark0/darts, NNI, pytorchcv, timm, TF-slim, Keras.
 
 Each function takes our layers' names and the tensors' names and returns our layer -> their module. It raises KeyError
-for a layer that their networks do not have. Where two of our layers have one module, its tensors hold the channels of
-the one, then those of the other: our factorized reductions normalise each half.
-In TensorFlow's code a module is a variable scope; of a separable convolution "/depthwise" and "/pointwise" are added.
+for a layer that their networks do not have. If two of our layers share a module, its tensors hold the channels of the
+first, then those of the second: our factorized reductions normalise each half separately.
+In TensorFlow's code a module is a variable scope, followed by "/depthwise" or "/pointwise" in a separable convolution.
 """
 
 import re
@@ -58,7 +58,7 @@ _TIMM_EDGE = {
     "dw2": "separable_2.depthwise_conv2d", "pw2": "separable_2.pointwise_conv2d", "bn2": "bn_sep_2",
     "conv": "conv", "bn": "bn",
 }  # fmt: skip
-# Of TensorFlow's code: our layer -> pattern of the module
+# TensorFlow's code: our layer -> pattern of the module
 _SLIM_OUTSIDE = {
     "stem_conv": r"(stem/)?(conv0|l1_stem_3x3)", "stem_bn": r"(stem/)?(conv0_bn|l1_stem_bn)",
     "aux_narrow_conv": r"aux_\d+/aux_logits/proj", "aux_narrow_bn": r"aux_\d+/aux_logits/aux_bn0",
@@ -77,7 +77,7 @@ _SLIM_EDGE = {
     "bn1": r"bn_sep_\d+x\d+_1", "dw2": r"separable_\d+x\d+_2/depthwise", "pw2": r"separable_\d+x\d+_2/pointwise",
     "bn2": r"bn_sep_\d+x\d+_2",
 }  # fmt: skip
-_SLIM_OUTPUTS = {  # that a reduction has to make smaller: a convolution, or two paths
+_SLIM_OUTPUTS = {  # states that a reduction cell shrinks for its output: by a convolution, or by two paths
     "conv": "path_conv", "bn": "path_bn", "path1_conv": "path1_conv", "path1_bn": "final_path_bn",
     "path2_conv": "path2_conv", "path2_bn": "final_path_bn",
 }  # fmt: skip
@@ -90,12 +90,12 @@ _KERAS_INPUTS = {
 }  # fmt: skip
 _KERAS_EDGE = {"dw": "/depthwise", "pw": "/pointwise", "bn": ""}
 
-# A cell's kind (stem or cell), its number, whether it reduces, and what in it -> their module
+# A cell's kind (stem or cell), its number, whether it reduces, and the part in it -> their module
 _Inside = Callable[[str, int, bool, str], str]
 
 
 def darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
-    """Names of quark0/darts' NetworkCIFAR and NetworkImageNet, whose operations are numbered through the cell."""
+    """Names of quark0/darts' NetworkCIFAR and NetworkImageNet, which number operations throughout a cell."""
 
     def inside(kind: str, number: int, reducing: bool, part: str) -> str:
         if part in _DARTS_INPUTS:
@@ -103,11 +103,11 @@ def darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str
         node, edge, step = _split_edge(part)
         return f"cells.{number}._ops.{2 * node + edge}.{_DARTS_EDGE[step]}"
 
-    return _named(layers, _DARTS_OUTSIDE, inside)
+    return _map_layers(layers, _DARTS_OUTSIDE, inside)
 
 
 def nni_darts(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
-    """Names of NNI's DARTS for CIFAR-10: quark0's, but for stages, and operations that are numbered in their node."""
+    """Names of NNI's DARTS for CIFAR-10: quark0's, but with stages, and operations numbered within their node."""
     places = _find_places(layers)
     names = {}
     for layer, module in darts(layers, tensors).items():
@@ -132,26 +132,28 @@ def pytorchcv_darts(layers: Collection[str], tensors: Collection[str]) -> Mappin
             return f"{owner}.{_PYTORCHCV_INPUTS[part]}"
         node, edge, step = _split_edge(part)
         owner = f"{owner}.body.ops.{2 * node + edge}"
-        dilated = f"{owner}.conv.dw_conv.weight" in tensors  # one convolution, whose name has no number
+        dilated = f"{owner}.conv.dw_conv.weight" in tensors  # a dilated convolution is a single one, without a number
         return f"{owner}.{_PYTORCHCV_EDGE[step].removeprefix('conv1.' if dilated else '')}"
 
-    return _named(layers, _PYTORCHCV_OUTSIDE, inside)
+    return _map_layers(layers, _PYTORCHCV_OUTSIDE, inside)
 
 
 def timm_nasnet(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
-    """Names of timm's nasnetalarge, which numbers normal cells and reduction cells apart."""
+    """Names of timm's nasnetalarge, which numbers normal cells and reduction cells separately."""
     outside = {"stem_conv": "conv0.conv", "stem_bn": "conv0.bn", "predictions": "last_linear"}
-    return _timm(layers, outside, _find_reductions(layers), "")
+    return _map_timm_layers(layers, outside, _find_reductions(layers), "")
 
 
 def timm_pnasnet(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
     """Names of timm's pnasnet5large."""
     outside = {"stem_conv": "conv_0.conv", "stem_bn": "conv_0.bn", "predictions": "last_linear"}
-    return _timm(layers, outside, [], "conv_prev_1x1.")
+    return _map_timm_layers(layers, outside, [], "conv_prev_1x1.")
 
 
-def _timm(layers: Collection[str], outside: Mapping[str, str], reductions: list[int], path: str) -> Mapping[str, str]:
-    """`reductions` are those counted apart; `path` is where a cell keeps the reduction of its oldest input."""
+def _map_timm_layers(
+    layers: Collection[str], outside: Mapping[str, str], reductions: list[int], path: str
+) -> Mapping[str, str]:
+    """`reductions` are the cells numbered separately; `path` is the module that reduces a cell's oldest input."""
 
     def inside(kind: str, number: int, reducing: bool, part: str) -> str:
         owner = _name_owner(kind, number, reductions)
@@ -160,14 +162,14 @@ def _timm(layers: Collection[str], outside: Mapping[str, str], reductions: list[
         node, edge, step = _split_edge(part)
         return f"{owner}.comb_iter_{node}_{_SIDES[edge]}.{_TIMM_EDGE[step]}"
 
-    return _named(layers, outside, inside)
+    return _map_layers(layers, outside, inside)
 
 
 def slim(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]:
     """Names of TF-slim's NASNet and PNASNet, and of tensorflow/tpu's AmoebaNet."""
     modules = {tensor.rpartition(".")[0] for tensor in tensors}
-    apart = any(module.startswith("reduction_cell_") for module in modules)  # PNASNet counts them with the others
-    reductions = _find_reductions(layers) if apart else []
+    separate = any(module.startswith("reduction_cell_") for module in modules)  # PNASNet numbers them with the others
+    reductions = _find_reductions(layers) if separate else []
 
     def inside(kind: str, number: int, reducing: bool, part: str) -> str:
         owner = _name_owner(kind, number, reductions)
@@ -178,7 +180,7 @@ def slim(layers: Collection[str], tensors: Collection[str]) -> Mapping[str, str]
         node, edge, step = _split_edge(part)
         return f"{owner}/comb_iter_{node}/{_SIDES[edge]}/{_SLIM_EDGE[step]}"
 
-    patterns = _named(layers, _SLIM_OUTSIDE, inside)
+    patterns = _map_layers(layers, _SLIM_OUTSIDE, inside)
     return {layer: find_module(modules, pattern, layer) for layer, pattern in patterns.items()}
 
 
@@ -192,39 +194,39 @@ def keras_applications(layers: Collection[str], tensors: Collection[str]) -> Map
             block = f"stem_{number + 1}"
         elif reducing:
             block = f"reduce_{repeats if number == repeats else 2 * repeats}"
-        else:  # our count includes the reductions before; theirs counts the first of them, and not the second
+        else:  # our numbers count both reductions before a cell; theirs count the first, but not the second
             block = str(number - (number > 2 * repeats))
         if part in _KERAS_INPUTS:
             return _KERAS_INPUTS[part].format(cell=cell, block=block)
         node, edge, step = _split_edge(part)
-        if (cell, node) == ("reduction", 4):  # theirs counts only the operations that have weights
+        if (cell, node) == ("reduction", 4):  # their numbers count only the operations with weights
             node = 3
         norm = "_bn" if step.startswith("bn") else ""
         return f"separable_conv_{step[2:]}{norm}_{cell}_{_SIDES[edge]}{node + 1}_{block}{_KERAS_EDGE[step[:2]]}"
 
-    return _named(layers, _KERAS_OUTSIDE, inside)
+    return _map_layers(layers, _KERAS_OUTSIDE, inside)
 
 
-def _named(layers: Collection[str], outside: Mapping[str, str], inside: _Inside) -> dict[str, str]:
-    """Returns our layer -> their module: by `outside`, and by `inside` where a layer is part of a cell."""
+def _map_layers(layers: Collection[str], outside: Mapping[str, str], inside: _Inside) -> dict[str, str]:
+    """Returns our layer -> their module: from `outside`, or from `inside` if the layer is part of a cell."""
     names = {}
     for layer in layers:
         if layer in outside:
             names[layer] = outside[layer]
         else:
-            kind, number, reduction, part = _matched(_CELL, layer)
+            kind, number, reduction, part = _match(_CELL, layer)
             names[layer] = inside(kind, int(number), reduction is not None, part)
     return names
 
 
 def _split_edge(part: str) -> tuple[int, int, str]:
-    """Returns the node, counted from 0 without the inputs, the edge, and what of its operation."""
-    node, edge, step = _matched(_EDGE, part)
+    """Returns the node (from 0, without the inputs), the edge, and the part of its operation."""
+    node, edge, step = _match(_EDGE, part)
     return int(node) - 2, int(edge), step
 
 
 def _name_owner(kind: str, number: int, reductions: list[int]) -> str:
-    """Returns the name of a cell where `reductions` are counted apart."""
+    """Returns the name of a cell if `reductions` are numbered separately."""
     if kind == "stem":
         return f"cell_stem_{number}"
     if number in reductions:
@@ -243,7 +245,7 @@ def _find_reductions(layers: Collection[str]) -> list[int]:
 
 
 def _find_places(layers: Collection[str]) -> dict[int, tuple[int, int]]:
-    """Returns the number of a cell -> its stage and its place there; a reduction cell begins a stage."""
+    """Returns a cell's number -> its stage and its place there; a reduction cell begins a stage."""
     stage, places = 0, {}
     for number, reducing in _find_cells(layers):
         stage += reducing
@@ -252,14 +254,14 @@ def _find_places(layers: Collection[str]) -> dict[int, tuple[int, int]]:
 
 
 def find_module(modules: Collection[str], pattern: str, layer: str) -> str:
-    """Returns the one module that fits a pattern; raises KeyError with our layer where there is none, or several."""
+    """Returns the one module that fits a pattern; raises KeyError with our layer if there is none, or several."""
     found = [module for module in modules if re.fullmatch(pattern, module)]
     if len(found) != 1:
         raise KeyError(layer)
     return found[0]
 
 
-def _matched(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+def _match(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
     match = pattern.fullmatch(text)
     if match is None:
         raise KeyError(text)

@@ -1,4 +1,4 @@
-"""Weights of PyTorch, of TensorFlow's own code and of keras.applications, put into a built model by their names."""
+"""Fills a built model, by name, with weights of PyTorch, TensorFlow 1 code or keras.applications."""
 
 import collections
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,18 +11,18 @@ from zoo.weights import cell_names, mobile_names
 
 
 class WeightsError(ValueError):
-    """Weights that do not fit a model; nothing has been changed in it."""
+    """Weights do not fit a model, which is unchanged."""
 
 
 class Naming(NamedTuple):
     """How some code names its tensors.
 
     Attributes:
-        code: whose code it is.
-        mark: a tensor that only its networks have.
-        names: (our layers, the tensors) -> our layer -> their module.
-        optional: beginnings of the names of tensors that a model may lack: heads.
-        layout: of the tensors; "tensorflow" is "keras" where classifiers may begin with TF-slim's class "background".
+        code: the project.
+        mark: name of a tensor that only its networks have.
+        names: function of our layers and the tensors; returns our layer -> their module.
+        optional: prefixes of tensors that a model may lack, which are those of heads.
+        layout: of the tensors; "tensorflow" is "keras", with classifiers that may begin with TF-slim's "background".
     """
 
     code: str
@@ -58,12 +58,12 @@ KERAS_NAMINGS = (
     ),
 )  # fmt: skip
 
-# Keras' name of a variable -> PyTorch's, in which tensors are looked for
+# Keras' name of a variable -> PyTorch's, under which tensors are looked up
 _VARIABLES = {
     "kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }  # fmt: skip
-# Ends of the names of TensorFlow's variables -> those of tensors; of a separable convolution there are two kernels
+# Ending of TensorFlow's name of a variable -> ending of the tensor's name; a separable convolution has two kernels
 _TENSORFLOW_VARIABLES = {
     "depthwise_weights": "/depthwise.weight", "pointwise_weights": "/pointwise.weight", "weights": ".weight",
     "kernel": ".weight", "depthwise_kernel": ".weight", "biases": ".bias", "bias": ".bias", "gamma": ".weight",
@@ -76,19 +76,19 @@ _AVERAGE = "/ExponentialMovingAverage"
 
 
 def from_torch(model: keras.Model, tensors: Mapping[str, Any], *, head: bool = True) -> str:
-    """Fills a built model, in place, with tensors under the names of the code that trained them.
+    """Fills a built model, in place, with PyTorch tensors under the names of the code that trained them.
 
     Args:
-        model: of `zoo.build`, of the same architecture.
+        model: from `zoo.build`, of the same architecture.
         tensors: name -> array in PyTorch's layout (a `state_dict`'s values, as numpy arrays). `num_batches_tracked` is
-            not needed; heads that the model lacks may be there.
-        head: False leaves the classifiers as they are, for another number of classes.
+            ignored, and so are heads that the model lacks.
+        head: False leaves the classifiers unchanged, for another number of classes.
 
     Returns:
-        Whose naming it was.
+        The project whose names they are.
 
     Raises:
-        WeightsError: an unknown naming, tensors missing, left over or of another shape. The model is as it was.
+        WeightsError: unknown names, or tensors missing, left over or of another shape. The model is unchanged.
     """
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     return _fill(model, tensors, NAMINGS, head)
@@ -98,21 +98,21 @@ def from_tensorflow(model: keras.Model, variables: Mapping[str, Any], *, head: b
     """Fills a built model, in place, with variables under the names of the TensorFlow 1 code that trained them.
 
     Args:
-        model: of `zoo.build`, of the same architecture.
-        variables: name -> array, as a checkpoint has them. Moving averages of variables are taken in their place; what
-            belongs to an optimiser is not needed; heads that the model lacks may be there. A classifier of one class
-            more than the model's, the first of them TF-slim's "background", is taken without that.
+        model: from `zoo.build`, of the same architecture.
+        variables: name -> array, as in a checkpoint. Moving averages of variables replace the variables. An optimiser's
+            variables, and heads that the model lacks, are ignored. A classifier with one class more than the model's
+            loses the first, which is TF-slim's "background".
         head: as in `from_torch`.
 
     Returns:
-        Whose naming it was.
+        The project whose names they are.
 
     Raises:
         WeightsError: as in `from_torch`.
     """
     prefix = "module/" if any(variable.startswith("module/") for variable in variables) else ""  # of TF Hub
     tensors = {}
-    for variable in sorted(variables):  # an average comes after what it is of, and takes its place
+    for variable in sorted(variables):  # an average comes after its variable, and replaces it
         scope, _, end = variable.removeprefix(prefix).removesuffix(_AVERAGE).rpartition("/")
         if scope and end in _TENSORFLOW_VARIABLES:
             tensors[scope + _TENSORFLOW_VARIABLES[end]] = variables[variable]
@@ -120,10 +120,10 @@ def from_tensorflow(model: keras.Model, variables: Mapping[str, Any], *, head: b
 
 
 def from_keras_applications(model: keras.Model, reference: keras.Model) -> None:
-    """Fills `model`, a NASNet-A of `zoo.build`, from a NASNetMobile or NASNetLarge of keras.applications.
+    """Fills `model`, a NASNet-A from `zoo.build`, from a NASNetMobile or NASNetLarge of keras.applications.
 
-    The networks differ in one thing: the pools of keras.applications' reduction cells see zeros around the image, ours
-    see nothing there (as where these weights were trained).
+    The networks have one difference: pools in keras.applications' reduction cells count zeros around the image; ours
+    leave them out, as in the code that trained these weights.
 
     Raises:
         WeightsError: as in `from_torch`.
@@ -146,19 +146,19 @@ def _fill(model: keras.Model, tensors: Mapping[str, Any], namings: Sequence[Nami
     try:
         modules = naming.names(list(layers), list(tensors))
     except (KeyError, ValueError) as error:
+        reason = f"no place for its layer {error}" if isinstance(error, KeyError) else str(error)
         raise WeightsError(
-            f"{model.name} is no network of {naming.code}: no place for its layer {error}. "
-            "Build the one that was trained"
+            f"{model.name} is not a network of {naming.code}: {reason}. Build the one that was trained"
         ) from error
     if not head:
         modules = {layer: module for layer, module in modules.items() if not f"{module}.".startswith(naming.optional)}
-    values = _values(layers, modules, tensors, naming)
+    values = _arrange_arrays(layers, modules, tensors, naming)
     for layer, arrays in values.items():
         layers[layer].set_weights(arrays)
     return naming.code
 
 
-def _values(
+def _arrange_arrays(
     layers: Mapping[str, Any], modules: Mapping[str, str], tensors: Mapping[str, Any], naming: Naming
 ) -> dict[str, list[np.ndarray]]:
     """Returns each layer's arrays in Keras' layout, after checking all of them."""
@@ -177,9 +177,9 @@ def _values(
             used.add(source)
             array = np.asarray(tensors[source], dtype=np.float32)
             if naming.layout == "torch":
-                array = _transposed(array, layers[name])
+                array = _transpose(array, layers[name])
             elif naming.layout == "tensorflow" and is_head and array.shape[-1] == variable.shape[-1] + 1:
-                array = array[..., 1:]  # without the background
+                array = array[..., 1:]  # without the "background"
             if shared:
                 array = array[offset : offset + variable.shape[0]]
             if array.shape != tuple(variable.shape):
@@ -199,7 +199,7 @@ def _values(
     return values
 
 
-def _transposed(array: np.ndarray, layer: Any) -> np.ndarray:
+def _transpose(array: np.ndarray, layer: Any) -> np.ndarray:
     """Returns a tensor in Keras' layout: (height, width, in, out), or (in, out), or a vector."""
     if array.ndim == 4:
         return array.transpose((2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (2, 3, 1, 0))

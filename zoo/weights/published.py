@@ -1,4 +1,4 @@
-"""Published weights into a built network, also where its classes or image channels are others; what they read."""
+"""Loads published weights into a network, also one with other classes or image channels; makes their preprocessing."""
 
 import io
 import os
@@ -19,35 +19,35 @@ from zoo.weights.download import fetch
 from zoo.weights.importing import WeightsError, from_keras_applications, from_tensorflow, from_torch, list_some
 from zoo.weights.tensor_files import read_tensors
 
-# Ends of the names of files -> their format
+# File name ending -> format
 FOREIGN = {
     ".safetensors": "safetensors", ".pth": "pth", ".pth.zip": "pth.zip", ".pt": "pth", ".tar.gz": "tar.gz",
     ".ckpt": "ckpt", ".index": "ckpt",
 }  # fmt: skip
-_HEADS = ("predictions", "aux_")  # beginnings of the names of layers that a file may have, and the network not
+_HEADS = ("predictions", "aux_")  # prefixes of layers that a file may have and the network may lack
 
 
 class WeightsWarning(UserWarning):
-    """Some layers did not take the published weights as they are; the text names them."""
+    """Some layers could not take the published weights unchanged; the text names them."""
 
 
 def load_published(network: keras.Model, entry: Entry, original: Callable[[], keras.Model]) -> None:
-    """Downloads the weights of `entry`, unless they are in the cache, and puts them into `network`.
+    """Loads the weights of `entry` into `network`, downloading them unless they are in the cache.
 
     Args:
-        network: what the user builds; it may have other classes, image channels or outputs than the trained one.
-        entry: of `zoo.manifest.find`.
-        original: builds the network that was trained; called only where `network` differs from it.
+        network: the user's; it may have other classes, image channels or outputs than the trained network.
+        entry: from `zoo.manifest.find`.
+        original: builds the trained network; called only if `network` differs from it.
 
     Raises:
-        WeightsError: the file did not arrive, is damaged, or is of another network. `network` is as it was.
+        WeightsError: the file did not arrive, is damaged, or is of another network. `network` is unchanged.
 
     Warns:
-        WeightsWarning: of layers that keep fresh weights or take adapted ones.
+        WeightsWarning: some layers keep their initial weights or take adapted ones.
     """
     path = fetch(entry)
     if path.suffix == ".h5":
-        fill, given = from_keras_applications, _keras_nasnet(entry, path)
+        fill, given = from_keras_applications, _load_keras_nasnet(entry, path)
     else:
         fill, given = read_foreign(path)
     try:
@@ -60,15 +60,15 @@ def load_published(network: keras.Model, entry: Entry, original: Callable[[], ke
 
 
 def load_file(network: keras.Model, path: str | os.PathLike) -> None:
-    """Fills a network of `zoo.build`, in place, from a file of weights of the same network.
+    """Fills a network from `zoo.build`, in place, from a file of weights of the same network.
 
-    Keras 3's .weights.h5 and .keras files; .safetensors and .pth files (also in a .pth.zip) under the names of
-    quark0/darts, NNI, pytorchcv, timm, torchvision or MCUNet; checkpoints of TF-slim and tensorflow/tpu, also in a
+    The file may be a .weights.h5 or .keras file of Keras 3; a .safetensors or .pth file (also in a .pth.zip) of
+    quark0/darts, NNI, pytorchcv, timm, torchvision or MCUNet; or a checkpoint of TF-slim or tensorflow/tpu, also in a
     .tar.gz.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsError: it is no such file, is damaged, or of another network. `network` is as it was.
+        WeightsError: the file has another format, is damaged, or is of another network. `network` is unchanged.
     """
     path = Path(path)
     if not path.exists() and not path.with_name(f"{path.name}.index").exists():
@@ -77,14 +77,14 @@ def load_file(network: keras.Model, path: str | os.PathLike) -> None:
         fill, tensors = read_foreign(path)
         fill(network, tensors)
         return
-    # Keras' own load_weights goes by the order of the layers: the file of a deeper network fills a shallower one
-    # without a word, and an auxiliary head moves the numbers of all layers after it.
+    # Keras' own load_weights goes by the order of the layers: it silently fills a shallower network from a deeper one's
+    # file, and an auxiliary head shifts the numbers of all layers after it.
     if not path.name.endswith((".weights.h5", ".keras")):
         raise WeightsError(f"weights: {path} is neither a .weights.h5 nor a .keras file, which is what Keras 3 saves")
     try:
         given = _read_keras(path)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"weights: {path} cannot be read: {error}. Save it again, or fetch another copy") from error
+        raise WeightsError(f"weights: {path} cannot be read: {error}. Save it again, or get another copy") from error
     layers: dict[str, Any] = {layer.name: layer for layer in network.layers if layer.weights}
     shapes = {name: [tuple(weight.shape) for weight in layer.weights] for name, layer in layers.items()}
     missing = [name for name in layers if name not in given]
@@ -94,7 +94,7 @@ def load_file(network: keras.Model, path: str | os.PathLike) -> None:
         for name in layers
         if name in given and [array.shape for array in given[name]] != shapes[name]
     ]
-    for problem, names in (("it lacks", missing), ("it has more", left), ("it has another shape of", wrong)):
+    for problem, names in (("it lacks", missing), ("it also has", left), ("it has other shapes of", wrong)):
         if names:
             raise WeightsError(
                 f"weights: {path} does not fit {network.name}: {problem} {list_some(names)}. The file must be of the "
@@ -105,7 +105,7 @@ def load_file(network: keras.Model, path: str | os.PathLike) -> None:
 
 
 def _read_keras(path: Path) -> dict[str, list[np.ndarray]]:
-    """Returns the arrays of each layer that has some, in the order in which the layer keeps them."""
+    """Returns the arrays of each layer that has any, in the layer's own order."""
     source: Any = path
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
@@ -120,31 +120,31 @@ def _read_keras(path: Path) -> dict[str, list[np.ndarray]]:
 
 
 def read_foreign(path: Path) -> tuple[Callable[[keras.Model, Any], Any], dict[str, np.ndarray]]:
-    """Returns the tensors of a file that Keras did not write, and what puts them into a model."""
+    """Returns a function that fills a model, and its tensors, from a file that Keras did not write."""
     suffix = next((suffix for suffix in FOREIGN if path.name.endswith(suffix)), ".ckpt")
     fill = from_torch if suffix in (".pth", ".pth.zip", ".pt", ".safetensors") else from_tensorflow
     return fill, read_tensors(path, FOREIGN[suffix])
 
 
-def _keras_nasnet(entry: Entry, path: Path) -> keras.Model:
-    """Returns the network of keras.applications with the file's weights, which lie there in the order of its layers."""
+def _load_keras_nasnet(entry: Entry, path: Path) -> keras.Model:
+    """Returns the network of keras.applications with the file's weights, which are in the order of its layers."""
     make = {"mobile": keras.applications.NASNetMobile, "large": keras.applications.NASNetLarge}[entry.preset]
     network = make(weights=None, include_top=entry.include_top, classes=entry.classes)
     try:
         network.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} has no weights of {network.name}: {error}. Delete it and try again") from error
+        raise WeightsError(f"{path} does not fit {network.name}: {error}. Delete it and try again") from error
     return network
 
 
 def transfer(source: keras.Model, target: keras.Model) -> list[str]:
-    """Copies weights by the names of the layers, and returns what could not be copied as it is.
+    """Copies weights by layer name, and returns sentences on what could not be copied unchanged.
 
-    * A classifier of other classes, and an auxiliary head that the source lacks, stay as they are.
-    * The convolution that reads an image of another number of channels takes `adapted_kernel`.
+    * A classifier with other classes, and an auxiliary head that the source lacks, stay as they are.
+    * A convolution that reads images with another number of channels takes the result of `adapt_kernel`.
 
     Raises:
-        WeightsError: another layer differs. `target` is as it was.
+        WeightsError: another layer differs. `target` is unchanged.
     """
     given = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
     channels = [model.inputs[0].shape[-1] for model in (source, target)]
@@ -159,13 +159,13 @@ def transfer(source: keras.Model, target: keras.Model) -> list[str]:
         elif layer.name == "predictions" or layer.name.startswith("aux_"):
             fresh.append(layer.name)
         elif arrays is not None and _reads_image(arrays[0].shape, shapes[0], channels):
-            values[layer.name] = [adapted_kernel(arrays[0], channels[1]), *arrays[1:]]
+            values[layer.name] = [adapt_kernel(arrays[0], channels[1]), *arrays[1:]]
             adapted.append(f"{layer.name} (from {channels[0]} channels to {channels[1]})")
         else:
             wrong.append(layer.name)
     if wrong:
         raise WeightsError(
-            f"{target.name} is another network than {source.name}, from which it should take weights: it differs in "
+            f"{target.name} is another network than {source.name}, whose weights it should take: it differs in "
             f"{list_some(wrong)}"
         )
     for name, arrays in values.items():
@@ -178,11 +178,11 @@ def transfer(source: keras.Model, target: keras.Model) -> list[str]:
     return changes
 
 
-def adapted_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
+def adapt_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Returns a kernel (height, width, in, out) for another number of image channels.
 
-    One channel takes the sum, which computes what a grey image repeated in each channel would give. Other numbers take
-    the channels in turn, scaled down by as much as there are more of them.
+    One channel takes the sum, which computes the same as a grey image repeated in each channel. Other numbers take the
+    channels in turn, scaled by old number / new number.
     """
     given = kernel.shape[2]
     if channels == 1:
@@ -191,22 +191,23 @@ def adapted_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _reads_image(given: tuple[int, ...], wanted: tuple[int, ...], channels: list[int]) -> bool:
-    """Whether two kernels differ in nothing but the images' channels."""
+    """Returns whether two kernels differ in the images' channels only."""
     if len(given) != 4 or len(wanted) != 4 or [given[2], wanted[2]] != channels:
         return False
     return (*given[:2], given[3]) == (*wanted[:2], wanted[3])
 
 
 def preprocess(model: str | os.PathLike | Genotype, weights: str | None = None, *, channels: int = 3) -> Any:
-    """Returns the Keras layer that turns images with values from 0 to 255 into what a model's published weights expect.
+    """Returns the Keras layer that turns images with values from 0 to 255 into the input that published weights expect.
 
-    It stays outside the model that `zoo.build` returns: put it into the input pipeline, or before the model. The images
-    must have the model's size; how the source's evaluation resized them is in `zoo.manifest.find(...).preprocessing`.
+    The layer is not part of the model that `zoo.build` returns: put it into the input pipeline, or before the model.
+    Images must have the model's size; `zoo.manifest.find(...).preprocessing` says how the original evaluation resized
+    them.
 
     Args:
         model: as in `zoo.build`.
-        weights: as in `zoo.build`; None for the model's preferred ones.
-        channels: of the images. Other numbers than three take the mean of the three channels' values.
+        weights: as in `zoo.build`, except paths; None for the model's preferred weights.
+        channels: of the images. If not three, each takes the mean of the three channels' values.
 
     Raises:
         NoWeightsError: no such weights were published.

@@ -1,4 +1,4 @@
-"""Files of tensors as numpy arrays: safetensors, PyTorch's, TensorFlow's checkpoints. None runs code from the file."""
+"""Reads files of tensors as numpy arrays: safetensors, PyTorch's, TensorFlow checkpoints. No code from them is run."""
 
 import contextlib
 import gzip
@@ -26,16 +26,16 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
 
 
 def read_tensors(path: str | os.PathLike, file_format: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file under the names that they have in it, in its order.
+    """Returns the arrays of a file by name, in the file's order.
 
     Args:
-        path: the file; of a checkpoint, the beginning of its files' names, or one of them, or their folder.
-        file_format: "safetensors", "pth" (a PyTorch state_dict), "pth.zip" (one in a zip archive), "ckpt" (a checkpoint
-            of TensorFlow) or "tar.gz" (an archive with one).
+        path: the file; for a checkpoint, the prefix of its files, one of the files, or their folder.
+        file_format: "safetensors", "pth" (a PyTorch state_dict), "pth.zip" (a pth in a zip archive), "ckpt" (a
+            TensorFlow checkpoint) or "tar.gz" (an archive with a checkpoint).
 
     Raises:
-        WeightsError: it is no such file, or it holds other things than tensors.
-        OSError: it cannot be read.
+        WeightsError: the file has another format, or holds other things than tensors.
+        OSError: the file cannot be read.
     """
     readers = {
         "safetensors": _read_safetensors, "pth": _read_pth, "pth.zip": _read_zipped, "ckpt": _read_checkpoint,
@@ -51,18 +51,16 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_LARGEST_HEADER, len(data) - 8):
-        raise WeightsError(f"{path} is no safetensors file, or was cut short. Delete it and let it be downloaded anew")
+        raise WeightsError(f"{path} is not a safetensors file, or was cut short. Delete it to download it again")
     try:
         header = json.loads(data[8 : 8 + length])
         tensors = {name: record for name, record in header.items() if name != "__metadata__"}
-        return {name: _tensor(memoryview(data)[8 + length :], record) for name, record in tensors.items()}
+        return {name: _read_tensor(memoryview(data)[8 + length :], record) for name, record in tensors.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise WeightsError(
-            f"{path} is no safetensors file: {error}. Delete it and let it be downloaded anew"
-        ) from error
+        raise WeightsError(f"{path} is not a safetensors file: {error}. Delete it to download it again") from error
 
 
-def _tensor(values: memoryview, record: Mapping[str, Any]) -> np.ndarray:
+def _read_tensor(values: memoryview, record: Mapping[str, Any]) -> np.ndarray:
     kind, shape, (start, end) = record["dtype"], record["shape"], record["data_offsets"]
     width = 2 if kind == "BF16" else np.dtype(_TYPES[kind]).itemsize
     if not 0 <= start <= end <= len(values) or end - start != width * math.prod(shape):
@@ -79,8 +77,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         state = read_torch(path)
     except REFUSED as error:
         raise WeightsError(
-            f"{path} is no file of PyTorch weights that can be read safely: {error}. Delete it and let it be "
-            'downloaded anew, or save the state_dict alone, as torch.save({"state_dict": model.state_dict()}, FILE)'
+            f"{path} is not a file of PyTorch weights that can be read safely: {error}. Delete it to download it "
+            'again, or save the state_dict alone, as torch.save({"state_dict": model.state_dict()}, FILE)'
         ) from error
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -102,7 +100,7 @@ def zipped_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens the one file of a zip archive.
 
     Raises:
-        WeightsError: it is no archive of one file, is damaged, or unpacks to more than any published file has.
+        WeightsError: the file is not an archive of one file, is damaged, or unpacks to more than any published file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -115,7 +113,7 @@ def zipped_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{path} is no zip archive of one file: {error}. Delete it and let it be downloaded anew"
+            f"{path} is not a zip archive of one file: {error}. Delete it to download it again"
         ) from error
 
 
@@ -132,11 +130,11 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (ValueError, tf.errors.OpError) as error:
-        raise WeightsError(f"{path} is no checkpoint of TensorFlow that can be read: {error}") from error
+        raise WeightsError(f"{path} is not a TensorFlow checkpoint that can be read: {error}") from error
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
-    """Reads the one checkpoint of an archive; nothing else of it touches the disk."""
+    """Reads the only checkpoint of an archive; nothing else of the archive is written to disk."""
     with tempfile.TemporaryDirectory() as folder:
         size = 0
         try:
@@ -151,5 +149,5 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
                         with (Path(folder) / name).open("wb") as copy:
                             shutil.copyfileobj(stream, copy)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise WeightsError(f"{path} is no archive: {error}. Delete it and let it be downloaded anew") from error
+            raise WeightsError(f"{path} is not an archive: {error}. Delete it to download it again") from error
         return _read_checkpoint(Path(folder))

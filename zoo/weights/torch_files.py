@@ -1,11 +1,11 @@
-"""PyTorch's files without PyTorch, and without running anything that a file asks for.
+"""Reads PyTorch's files without PyTorch, and without running anything that a file asks for.
 
-A .pth is a pickle, a program for a small stack machine that may call any function of Python. Here `pickletools` lists
-its instructions, and the few that weights need are carried out; a tensor is a view of the file's bytes. Whatever else
-a file asks for is refused by its name, as `torch.load(weights_only=True)` does.
+A .pth is a pickle: a program for a small stack machine that may call any Python function. Here `pickletools` lists its
+instructions, and only the few that weights need are executed; a tensor is a view of the file's bytes. Anything else is
+refused, by name, as in `torch.load(weights_only=True)`.
 
-Both forms are read: the zip archive of PyTorch from 1.6 on, and the older one, a row of pickles with the values after
-them, in which torchvision's and DARTS' weights were published.
+Both forms are read: the zip archive of PyTorch 1.6 and later, and the older form, several pickles followed by the
+values, in which torchvision's and DARTS' weights were published.
 """
 
 import collections
@@ -21,7 +21,7 @@ import numpy as np
 
 REFUSED = (ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile)
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the older form
-_LARGEST_PROGRAM = 2**26  # bytes; that of a network with 100,000 tensors has a third
+_LARGEST_PROGRAM = 2**26  # bytes; a network with 100,000 tensors needs a third
 _TYPES = {
     "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "bf16",
     "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1",
@@ -30,7 +30,7 @@ _TYPES = {
 
 
 class _Storage(NamedTuple):
-    """Values in the file: their key there, their type, and the part of them that is meant."""
+    """Values in the file: their key there, their type, and the range of them that is used."""
 
     key: str
     kind: str
@@ -48,19 +48,19 @@ class _Tensor(NamedTuple):
 
 
 class _Global(NamedTuple):
-    """Something of Python's that a file names; it is compared, never imported."""
+    """A Python object that a file names; the name is compared, never imported."""
 
     module: str
     name: str
 
 
 def read_torch(path: Path) -> Any:
-    """Returns what a file holds, with arrays in the place of tensors and dicts in that of ordered dicts.
+    """Returns the content of a file, with arrays in place of tensors, and dicts in place of ordered dicts.
 
     Raises:
-        REFUSED: it is no such file, it is damaged, or it holds other things than tensors, numbers, texts, tuples,
+        REFUSED: the file has another format, is damaged, or holds other things than tensors, numbers, texts, tuples,
             lists and dicts; the text says which.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
@@ -76,20 +76,20 @@ def _read_archive(archive: zipfile.ZipFile) -> Any:
         raise ValueError("it is a zip archive without one data.pkl")
     folder = names[0].removesuffix("data.pkl")
     order = f"{folder}byteorder"
-    if order in archive.namelist() and _stored(archive, order, 16) != b"little":
+    if order in archive.namelist() and _read_stored(archive, order, 16) != b"little":
         raise ValueError("its values are big-endian")
 
     def values(key: str, size: int) -> bytes:
-        found = _stored(archive, f"{folder}data/{key}", size)
+        found = _read_stored(archive, f"{folder}data/{key}", size)
         if len(found) != size:
             raise ValueError(f"storage {key} has {len(found)} bytes instead of {size}")
         return found
 
-    return _materialize(_run(io.BytesIO(_stored(archive, names[0], _LARGEST_PROGRAM))), values)
+    return _materialize(_run_pickle(io.BytesIO(_read_stored(archive, names[0], _LARGEST_PROGRAM))), values)
 
 
-def _stored(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
-    """Returns an entry that is stored as it is: a compressed one could be a bomb, and PyTorch writes none."""
+def _read_stored(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
+    """Reads an uncompressed entry: a compressed one could be a zip bomb, and PyTorch writes none."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > largest:
         raise ValueError(f"its entry {name} is compressed, or has {entry.file_size:,} bytes, more than {largest:,}")
@@ -98,17 +98,17 @@ def _stored(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
 
 def _read_old_form(file: BinaryIO, size: int) -> Any:
     try:
-        magic, version, system = (_run(file) for _ in range(3))
+        magic, version, system = (_run_pickle(file) for _ in range(3))
     except REFUSED:
         magic = version = system = None
     if magic != _MAGIC or version != _VERSION:
-        raise ValueError("it begins like no file that torch.save writes")
+        raise ValueError("it does not begin like a file of torch.save")
     if not isinstance(system, Mapping) or system.get("little_endian") is not True:
         raise ValueError("its values are big-endian")
-    state = _run(file)
-    kinds = {storage.key: storage.kind for storage in _storages(state)}
-    places: dict[str, tuple[int, int]] = {}  # key -> first byte, and the one after the last
-    for key in _run(file):
+    state = _run_pickle(file)
+    kinds = {storage.key: storage.kind for storage in _find_storages(state)}
+    places: dict[str, tuple[int, int]] = {}  # key -> start and end in the file
+    for key in _run_pickle(file):
         size_field = file.read(8)
         if len(size_field) < 8:
             raise ValueError("it was cut short")
@@ -133,7 +133,7 @@ def _itemsize(kind: str) -> int:
     return 2 if _TYPES[kind] == "bf16" else np.dtype(_TYPES[kind]).itemsize
 
 
-def _storages(state: Any) -> Iterator[_Storage]:
+def _find_storages(state: Any) -> Iterator[_Storage]:
     waiting, seen = [state], set()
     while waiting:
         value = waiting.pop()
@@ -145,9 +145,9 @@ def _storages(state: Any) -> Iterator[_Storage]:
 
 
 def _materialize(state: Any, read: Callable[[str, int], bytes]) -> Any:
-    """Returns `state` with arrays; the bytes of each storage, `read(key, size)`, are read once."""
+    """Returns `state` with arrays in place of tensors; `read(key, size)` reads the bytes of each storage once."""
     sizes: dict[str, int] = collections.defaultdict(int)
-    for storage in _storages(state):
+    for storage in _find_storages(state):
         sizes[storage.key] = max(sizes[storage.key], storage.end * _itemsize(storage.kind))
     loaded: dict[str, bytes] = {}
     made: dict[int, Any] = {}
@@ -157,10 +157,10 @@ def _materialize(state: Any, read: Callable[[str, int], bytes]) -> Any:
             key = value.storage.key
             if key not in loaded:
                 loaded[key] = read(key, sizes[key])
-            return _array(value, loaded[key])
+            return _make_array(value, loaded[key])
         if type(value) not in (dict, list, tuple):
             return value
-        if id(value) not in made:  # once each: a small file can nest one tuple in many others
+        if id(value) not in made:  # once each: a small file can contain one tuple in many others
             if isinstance(value, dict):
                 made[id(value)] = {name: convert(each) for name, each in value.items()}
             else:
@@ -173,7 +173,7 @@ def _materialize(state: Any, read: Callable[[str, int], bytes]) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def _array(tensor: _Tensor, values: bytes) -> np.ndarray:
+def _make_array(tensor: _Tensor, values: bytes) -> np.ndarray:
     storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
     flat = np.frombuffer(values, "<u2" if _TYPES[storage.kind] == "bf16" else _TYPES[storage.kind])
     flat = flat[storage.first : storage.end]
@@ -203,11 +203,11 @@ _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _IGNORED = {"PROTO", "FRAME"}
 
 
-def _run(program: BinaryIO) -> Any:
-    """Carries out one pickle, from where the file is up to and including its end.
+def _run_pickle(program: BinaryIO) -> Any:
+    """Runs one pickle, from the file's current position to the pickle's end, and returns its value.
 
     Raises:
-        ValueError: it asks for something that weights do not need.
+        ValueError: the pickle asks for something that weights do not need.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -227,8 +227,8 @@ def _run(program: BinaryIO) -> Any:
         elif name == "MARK":
             stack.append(_MARK)
         elif name in ("TUPLE", "LIST", "DICT"):
-            items = _since_mark(stack)
-            stack.append(dict(_pairs(items)) if name == "DICT" else items if name == "LIST" else tuple(items))
+            items = _pop_to_mark(stack)
+            stack.append(dict(_pair_items(items)) if name == "DICT" else items if name == "LIST" else tuple(items))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
         elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
@@ -236,11 +236,11 @@ def _run(program: BinaryIO) -> Any:
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(memo[argument])
         elif name == "GLOBAL":
-            stack.append(_known(*argument.split(" ", 1)))
+            stack.append(_check_global(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
-            stack[-2:] = [_known(*stack[-2:])]
+            stack[-2:] = [_check_global(*stack[-2:])]
         elif name == "BINPERSID":
-            stack.append(_storage(stack.pop()))
+            stack.append(_make_storage(stack.pop()))
         elif name == "REDUCE":
             function, arguments = stack[-2:]
             stack[-2:] = [_call(function, arguments)]
@@ -248,17 +248,17 @@ def _run(program: BinaryIO) -> Any:
             stack.pop()
             _expect(stack[-1], dict)
         elif name in ("SETITEM", "SETITEMS"):
-            items = _since_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            _expect(stack[-1], dict).update(_pairs(items))
+            items = _pop_to_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            _expect(stack[-1], dict).update(_pair_items(items))
         elif name in ("APPEND", "APPENDS"):
-            items = _since_mark(stack) if name == "APPENDS" else [stack.pop()]
+            items = _pop_to_mark(stack) if name == "APPENDS" else [stack.pop()]
             _expect(stack[-1], list).extend(items)
         else:
             raise ValueError(f"its pickle has the instruction {name}, which weights do not need")
     raise EOFError("its pickle has no end")
 
 
-def _since_mark(stack: list[Any]) -> list[Any]:
+def _pop_to_mark(stack: list[Any]) -> list[Any]:
     place = len(stack) - 1
     while stack[place] is not _MARK:
         place -= 1
@@ -269,7 +269,7 @@ def _since_mark(stack: list[Any]) -> list[Any]:
     return items
 
 
-def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _pair_items(items: list[Any]) -> Iterator[tuple[Any, Any]]:
     names = items[::2]
     if not all(isinstance(name, (str, int)) for name in names):
         raise ValueError("a dict has keys that are neither texts nor numbers")
@@ -282,17 +282,17 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
-def _known(module: Any, name: Any) -> _Global:
+def _check_global(module: Any, name: Any) -> _Global:
     found = _Global(module, name)
     if found not in _FUNCTIONS and not (module == "torch" and name in _TYPES):
         raise ValueError(f"its pickle names {module}.{name}, which weights do not need")
     return found
 
 
-def _storage(identity: Any) -> _Storage:
-    """Returns what ("storage", type, key, device, count[, view]) means, PyTorch's name of a storage."""
+def _make_storage(identity: Any) -> _Storage:
+    """Returns the storage that PyTorch names ("storage", type, key, device, count[, view])."""
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise ValueError("its pickle names a persistent object that is no storage")
+        raise ValueError("its pickle names a persistent object that is not a storage")
     _, kind, key, _, count, *view = identity
     if not isinstance(kind, _Global) or kind.name not in _TYPES:
         raise ValueError(f"it has values of the type {kind!r}")
@@ -305,28 +305,28 @@ def _storage(identity: Any) -> _Storage:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """Returns what one of the known functions makes of its arguments."""
+    """Calls one of the known functions."""
     if function not in _FUNCTIONS or type(arguments) is not tuple:
-        raise ValueError(f"its pickle calls {function!r}, which is no function that weights need")
+        raise ValueError(f"its pickle calls {function!r}, which weights do not need")
     return _FUNCTIONS[function](*arguments)
 
 
-def _rebuilt(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
-        raise ValueError("its pickle makes a tensor of something else than values")
+        raise ValueError("its pickle makes a tensor of something other than values")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _parameter(data: Any, *_: Any) -> _Tensor:
+def _rebuild_parameter(data: Any, *_: Any) -> _Tensor:
     if not isinstance(data, _Tensor):
-        raise ValueError("its pickle makes a parameter of something else than a tensor")
+        raise ValueError("its pickle makes a parameter of something other than a tensor")
     return data
 
 
 _FUNCTIONS: dict[_Global, Callable[..., Any]] = {
     _Global("collections", "OrderedDict"): dict,
-    _Global("torch._utils", "_rebuild_tensor"): _rebuilt,
-    _Global("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
-    _Global("torch._utils", "_rebuild_parameter"): _parameter,
+    _Global("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    _Global("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    _Global("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     _Global("torch", "Size"): tuple,
 }

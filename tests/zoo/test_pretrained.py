@@ -129,7 +129,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(atomic.ForeignFolderError, match="mine is not empty"):
         zoo.save_pretrained(built("mcunet"), tmp_path / "mine")
+    for name in ("pretrained.json", "config.json"):  # another program's file of the same name
+        (tmp_path / "mine" / name).write_text('{"files": ["config.json"]}')
+    with pytest.raises(atomic.ForeignFolderError, match="mine is not empty"):
+        zoo.save_pretrained(built("mcunet"), tmp_path / "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_huge_text_file_is_refused_unread(copied, monkeypatch):
+    monkeypatch.setattr(pretrained, "_LARGEST_TEXT", 100)
+    with pytest.raises(PretrainedError, match=r"json has [\d,]+ bytes, too many for a file of its kind$"):
+        zoo.from_pretrained(copied)
 
 
 def test_changed_or_missing_file_is_refused(copied):

@@ -46,12 +46,15 @@ def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
         input_shape: (height, width, channels); needed if the model's input leaves a side open.
 
     Raises:
-        GraphError: the model has no graph.
+        GraphError: the model has no graph, or `input_shape` does not fit it.
         ValueError: the model's input leaves a side open and `input_shape` is not given.
     """
-    model = graph.flatten(model)
+    model = graph.flatten(model, input_shape)
+    if None in (shape := model.inputs[0].shape[1:]):
+        raise ValueError(f"{model.name} takes images of shape {shape}; give input_shape=(height, width, channels)")
     calls = graph.calls(model)
-    shapes = _infer_shapes(model, calls, input_shape)
+    tensors = [*model.inputs, *(tensor for call in calls for tensor in call.outputs)]
+    shapes = {id(tensor): tuple(tensor.shape[1:]) for tensor in tensors}
     linear = [call for call in calls if _get_kernels(call.layer)]
     distinct = {id(call.layer): call.layer for call in linear}
     return Cost(
@@ -61,27 +64,6 @@ def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
         peak_memory=_find_peak_memory(model, calls, shapes),
         flash=sum(_count_flash(layer) for layer in distinct.values()),
     )
-
-
-def _infer_shapes(
-    model: keras.Model, calls: list[graph.Call], input_shape: Sequence[int] | None
-) -> dict[int, tuple[int, ...]]:
-    """Returns the shape of each tensor for one image, by the tensor's id."""
-    if input_shape is None:
-        if None in model.inputs[0].shape[1:]:
-            raise ValueError(
-                f"{model.name} takes images of shape {model.inputs[0].shape[1:]}; give input_shape=(height, width, "
-                "channels)"
-            )
-        tensors = [*model.inputs, *(tensor for call in calls for tensor in call.outputs)]
-        return {id(tensor): tuple(tensor.shape[1:]) for tensor in tensors}
-    shapes = {id(tensor): tuple(input_shape) for tensor in model.inputs}
-    for call in calls:
-        given: Any = [(1, *shapes[id(tensor)]) for tensor in call.inputs]
-        merges = isinstance(call.node.arguments.args[0], (list, tuple))
-        shape = call.layer.compute_output_shape(given if merges else given[0])
-        shapes[id(call.outputs[0])] = tuple(shape[1:])
-    return shapes
 
 
 def _get_kernels(layer: Any) -> list[Any]:
@@ -115,15 +97,13 @@ def _find_peak_memory(model: keras.Model, calls: list[graph.Call], shapes: dict[
     alive = sum(math.prod(shapes[key]) for key in pending)
     peak = alive
     for call in calls:
-        output, source = id(call.outputs[0]), id(call.inputs[0])
-        producer[output] = call.layer
-        if _shares_buffer(call, producer.get(source), readers[source]):
-            buffer[output] = buffer[source]
-            pending[buffer[source]] += readers.get(output, 0)
-        else:
-            buffer[output] = output
-            pending[output] = readers.get(output, 0)
-            alive += math.prod(shapes[output])
+        source, outputs = id(call.inputs[0]), [id(tensor) for tensor in call.outputs if id(tensor) in readers]
+        shared = len(outputs) == 1 and _shares_buffer(call, producer.get(source), readers[source])
+        for output in outputs:
+            producer[output] = call.layer
+            buffer[output] = buffer[source] if shared else output
+            pending[buffer[output]] = pending.get(buffer[output], 0) + readers[output]
+            alive += 0 if shared else math.prod(shapes[output])
         peak = max(peak, alive)
         for tensor in call.inputs:
             key = buffer[id(tensor)]

@@ -184,14 +184,14 @@ def from_pretrained(source: str | os.PathLike, *, revision: str | None = None) -
         load_file(model, folder / WEIGHTS)
     except WeightsError as error:
         raise PretrainedError(f"{folder / WEIGHTS} does not fit the model in {CONFIG}: {error}") from error
-    said: Any = _read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
+    described: Any = _read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
     names: Any = _read_json(folder / CLASS_NAMES) if (folder / CLASS_NAMES).is_file() else None
-    if not isinstance(said, Mapping) or not (names is None or _are_names(names)):
+    if not isinstance(described, Mapping) or not (names is None or _are_names(names)):
         raise PretrainedError(f"{SOURCE} or {CLASS_NAMES} of {folder} is damaged; expected an object, a list of names")
-    _check_normalization(said.get("normalization"), model.inputs[0].shape[-1])
+    _check_normalization(described.get("normalization"), model.inputs[0].shape[-1])
     genotype = genotype_json.load(folder / GENOTYPE) if (folder / GENOTYPE).is_file() else None
     labels = None if names is None else tuple(names)
-    return Pretrained(model, labels, said.get("normalization"), genotype, said.get("preset"), folder)
+    return Pretrained(model, labels, described.get("normalization"), genotype, described.get("preset"), folder)
 
 
 def _download(source: str, revision: str | None) -> Path:

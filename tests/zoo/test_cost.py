@@ -96,6 +96,12 @@ def test_an_open_size_needs_one_and_then_costs_what_the_known_one_does():
     assert zoo.cost.of(unknown, input_shape=(9, 7, 3)) == zoo.cost.of(model_of(*steps, shape=(9, 7, 3)))
 
 
+def test_a_layer_with_several_outputs_holds_those_that_are_read():
+    sequence = keras.Input((8, 4))
+    outputs, state, _ = layers.LSTM(3, return_sequences=True, return_state=True)(sequence)
+    assert zoo.cost.of(keras.Model(sequence, [outputs, state])).peak_memory == 8 * 4 + 8 * 3 + 3
+
+
 def test_a_model_without_a_graph_is_refused():
     with pytest.raises(GraphError, match="has no graph of layers"):
         zoo.cost.of(keras.Sequential([layers.Dense(1)]))

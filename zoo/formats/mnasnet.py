@@ -37,7 +37,7 @@ def from_mnasnet(
             row, declared = _read_row(text)
         if declared is not None and declared != inputs and row.op == "mb_conv":
             raise GenotypeError(
-                f"row {number}, {text!r:.100}: it reads {declared} filters, but those before it give {inputs}.  "
+                f"row {number}, {text!r:.100}: it reads {declared} filters, but those before it give {inputs}. "
                 "Correct one of them, or stem_filters"
             )
         rows.append(row)

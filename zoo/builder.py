@@ -47,9 +47,9 @@ def build(
         include_top: whether to add the classifier; without it `classes` and `classifier_activation` have no effect.
         pooling: without the classifier: None returns the last feature map, "avg" or "max" its mean or maximum.
         classifier_activation: of the classifier; None for logits.
-        weights: None initialises them randomly; a data set ("imagenet"), an origin ("timm") or a name from
-            `zoo.manifest.entries()` loads published weights, downloaded once; a path loads a .weights.h5 or .keras
-            file of the same network, which may have heads that this one lacks.
+        weights: None initialises them randomly. A data set ("imagenet"), an origin ("timm") or a name from
+            `zoo.manifest.entries()` loads published weights, downloaded once. A path loads a file of the same network
+            (.weights.h5, .keras, or as in `zoo.weights.published.load_file`), which may have heads that this one lacks.
         drop_path_rate: the largest probability with which training drops an edge of a cell, or a block's residual.
         dropout_rate: before the classifier, in training.
         auxiliary: whether to add the paper's auxiliary classifier as a second output.
@@ -99,8 +99,7 @@ def build(
     from zoo.weights.published import load_published  # on demand: it imports what downloads and converts
 
     def build_original() -> keras.Model:
-        with_auxiliary = auxiliary and entry.auxiliary
-        return build(genotype, entry.preset, include_top=entry.include_top, auxiliary=with_auxiliary)
+        return build(genotype, entry.preset, include_top=entry.include_top, auxiliary=auxiliary and entry.auxiliary)
 
     load_published(network, entry, build_original)
     return network

@@ -106,9 +106,9 @@ class _Inliner:
             step = operators.find_step(layer, arguments, options, self._free_name(layer.name, call))
             self.changed = self.changed or step is not None
             return layer(*arguments, **options) if step is None else step()
-        return self._call_layer(layer, arguments, options)
+        return self._call_layer_or_copy(layer, arguments, options)
 
-    def _call_layer(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _call_layer_or_copy(self, layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if id(layer) in self._copies:
             return self._copies[id(layer)](*arguments, **options)
         name = self._free_name(layer.name, layer)

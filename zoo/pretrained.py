@@ -102,6 +102,8 @@ def save_pretrained(
         results = _read_results(path)
         if class_names is None and path.with_name(CLASS_NAMES).is_file():
             class_names = _read_json(path.with_name(CLASS_NAMES))
+            if not _are_names(class_names):
+                raise PretrainedError(f"{path.with_name(CLASS_NAMES)} is damaged; expected a list of names")
         normalization = normalization or results.get("normalization")
         if path.suffix == ".keras" and not zipfile.is_zipfile(path):  # Keras would call it "not found"
             raise PretrainedError(f"{path} is damaged or cut off (not a zip file): copy all of it, or save it again")

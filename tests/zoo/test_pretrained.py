@@ -124,6 +124,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"PK")
     with pytest.raises(PretrainedError, match=r"model\.keras is damaged or cut off"):
         zoo.save_pretrained(tmp_path / "model.keras", tmp_path / "out")
+    (tmp_path / "class_names.json").write_text('{"0": "daisy"}')
+    with pytest.raises(PretrainedError, match=r"class_names\.json is damaged; expected a list of names"):
+        zoo.save_pretrained(tmp_path / "model.keras", tmp_path / "out")
+    (tmp_path / "class_names.json").unlink()
     (tmp_path / "model.keras").unlink()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")

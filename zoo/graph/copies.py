@@ -17,7 +17,7 @@ def copy_model(model: keras.Model, change: Callable[[Any], Mapping[str, Any]] | 
     """Returns a copy of a functional or Sequential model with layers and weights of its own.
 
     Args:
-        change: takes a layer, returns the options that its copy has otherwise; outputs are then not compared.
+        change: takes a layer, returns the options to change in its copy; outputs are then not compared.
     """
 
     def clone(layer: Any) -> Any:

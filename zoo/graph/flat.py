@@ -15,7 +15,7 @@ from zoo.graph import operators
 from zoo.graph.calls import Call, GraphError, calls, kind_of, model_like, node_of, replay, require_functional
 from zoo.graph.copies import TOLERANCE, check_copy, copy_state
 
-HALF_TOLERANCE = 0.1  # the same if the original computes in half precision
+HALF_TOLERANCE = 0.1  # in place of TOLERANCE if the original computes in half precision
 
 # Layers that return their input in inference. Dropout is not among them: every tool knows it.
 _ONLY_IN_TRAINING = frozenset(

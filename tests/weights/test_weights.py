@@ -98,7 +98,7 @@ def test_an_unknown_naming_is_told_with_the_known_ones(given, network):
 def test_a_network_of_another_kind_has_no_place_for_them(tensors):
     model = built("mcunet")
     assert_refused(
-        "mcunet_vww0_small is no network of quark0/darts: no place for its layer 'block",
+        "mcunet_vww0_small is not a network of quark0/darts: no place for its layer 'block",
         model, lambda: zoo.weights.from_torch(model, tensors),
     )  # fmt: skip
 

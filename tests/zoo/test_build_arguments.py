@@ -176,7 +176,7 @@ def test_bad_input_is_refused_with_value_and_expectation(arguments, options, mes
         ('{"schema_version": 1, "name": "mine"', r"mine\.json: malformed JSON in line 1"),
         (
             ("0]]", "4]]"),
-            r"mine\.json: cell 'normal': node 3 reads state 4 \(skip_connect\): which does not come before it: a cycle",
+            r"mine\.json: cell 'normal': node 3 reads state 4 \(skip_connect\), which does not come before it: a cycle",
         ),
         (("skip_connect", "skip_conect"), r"node 3: op 'skip_conect' is not known \(did you mean 'skip_connect'\?\)"),
     ],

@@ -330,7 +330,7 @@ NO_ARCHITECTURES = {  # reader -> what it refuses, and with which words
         (([("none", 0)] * 2, [True], [("none", 0)] * 2, [2]), "concat names state True"),
         (([("sep_conv_3x3", 0)], [2], [], [2]), "cell 'normal': it is [('sep_conv_3x3', 0)]; expected two (op, state)"),
         (([("sep_conv3x3", 0)] * 2, [2], [], [2]), "cell 'normal': op 'sep_conv3x3' is not known (did you mean"),
-        (([("none", 0)] * 2, [2], [("none", 2)] * 2, [2]), "cell 'reduce': node 2 reads state 2 (none): a cycle"),
+        (([("none", 0)] * 2, [2], [("none", 2)] * 2, [2]), "cell 'reduce': node 2 reads state 2 (none), which"),
     ],
     formats.from_nasbench201: [
         (None, "node 1 of a NAS-Bench-201 cell is 'None'"),

@@ -116,7 +116,7 @@ def test_defaults_of_a_block_and_a_layer_are_not_written():
             r"node 2: an edge is \['conv_1x1'\]; expected \[op, st",
         ),
         (changed(cells=cell(nodes=[{"edges": [["cnv_1x1", 0]]}])), r"node 2: op 'cnv_1x1'.*did you mean 'conv_1x1'"),
-        (changed(cells=cell(nodes=[{"edges": [["conv_1x1", 2]]}])), r"node 2 reads state 2 \(conv_1x1\): a cycle"),
+        (changed(cells=cell(nodes=[{"edges": [["conv_1x1", 2]]}])), r"node 2 reads state 2 \(conv_1x1\), which"),
         (changed(cells=cell(nodes=[{"edges": "conv_1x1"}])), r"node 2: edges is 'conv_1x1'; expected a list"),
         (changed(cells=None, blocks={"rows": []}), r"blocks has no 'stem_filters'"),
         (changed(cells=None, blocks={"rows": [{}], "stem_filters": 8}), r"row 1 of blocks: a block has no 'op'"),

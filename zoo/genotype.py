@@ -329,7 +329,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 def _tuple_of(what: str, values: Any, item: str, most: int | None = None) -> tuple[Any, ...]:
     """Returns `values` as a tuple; raises GenotypeError if they are not iterable, empty, or more than `most`."""
     if not isinstance(values, Iterable) or isinstance(values, str):
-        raise GenotypeError(f"{what} is {values!r:.200}; expected a list with {item} in it")
+        raise GenotypeError(f"{what} is {values!r:.200}; expected a list, each entry {item}")
     values = tuple(values)
     if not values or (most is not None and len(values) > most):
         limit = "at least one" if most is None else f"1 to {most}"

@@ -74,7 +74,7 @@ def test_live_states_are_what_the_output_depends_on():
     ("make", "message"),
     [
         (lambda: Node([]), "a node's edges has 0 entries; expected at least one"),
-        (lambda: Node("ab"), "a node's edges is 'ab'; expected a list with [op, state]"),
+        (lambda: Node("ab"), "a node's edges is 'ab'; expected a list, each entry [op, state]"),
         (lambda: Node(3), "a node's edges is 3; expected a list"),
         (
             lambda: Node([("conv_1x1",)]),

@@ -95,7 +95,7 @@ def run_trials(
             write_about(config, recipe, counts, scorer.space)
             if len(runner.history) > (oracle.max_trials or math.inf):
                 ended = f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"
-                runner.tell("", ended)
+                runner.report_status("", ended)
             runner.search()
         finally:
             scorer.close()

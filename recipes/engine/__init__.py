@@ -1,1 +1,1 @@
-"""Runs the trials of a search and loses none: tuner, journal, limits, workers here and elsewhere."""
+"""Runs the trials of a search without losing any: tuner, journal, limits, local and remote workers."""

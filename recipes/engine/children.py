@@ -1,4 +1,4 @@
-"""The child networks of a search: the way from what an oracle proposes to its score."""
+"""The child networks of a search: from the values that an oracle proposes to a score."""
 
 import dataclasses
 import functools
@@ -27,21 +27,21 @@ from zoo.genotype import Genotype
 OBJECTIVE = "val_accuracy"
 REWARD = "reward"  # the objective of a search by accuracy and latency
 LATENCY = "latency_ms"
-_NORMALIZED_BY = 2000  # images, where they are too many for the memory
+_NORMALIZATION_IMAGES = 2000  # that give mean and deviation if the images stream from the disk
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkScorer:
-    """Makes and scores child networks.
+    """Builds, trains and scores child networks.
 
     Attributes:
         config: the options.
-        space: what the values of a trial mean.
-        family: the builder of the networks.
-        presets: of the genotypes; "search" is the size that it builds.
+        space: turns the values of a trial into an architecture.
+        family: the family whose builder makes the networks.
+        presets: of the genotypes; networks are built at the size "search".
         images: the data.
-        latencies: of the layers on another device; None measures networks on this machine, where it has to.
-        reward: (accuracy, ms of an image) -> the score, where that is not the accuracy alone.
+        latencies: of the layers on another device; None measures networks on this machine, if a latency is needed.
+        reward: (accuracy, ms per image) -> the score; None if the accuracy is the score.
     """
 
     config: ChildConfig
@@ -53,7 +53,7 @@ class NetworkScorer:
     reward: Callable[[float, float], float] | None = dataclasses.field(default=None, kw_only=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what goes to another process, which reads the images for itself."""
+        """Returns what is sent to another process, which loads the images itself."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "images"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -61,15 +61,15 @@ class NetworkScorer:
 
     @property
     def portable(self) -> bool:
-        """Whether a trial gives the same in another process; a subclass that scores otherwise has to say so.
+        """Whether a trial gives the same score in another process; a subclass with its own score must override this.
 
-        Latencies are measured on a machine that does nothing else.
+        Measuring latencies needs a machine that does nothing else.
         """
-        return type(self) is NetworkScorer and (not self._times or self.latencies is not None)
+        return type(self) is NetworkScorer and (not self._needs_latency or self.latencies is not None)
 
     @property
-    def _times(self) -> bool:
-        """Whether each trial needs a latency."""
+    def _needs_latency(self) -> bool:
+        """Whether the score of each trial needs a latency."""
         return self.reward is not None or LATENCY in self.objectives
 
     @property
@@ -85,9 +85,9 @@ class NetworkScorer:
         return next(iter(self.objectives))
 
     def oracle_arguments(self) -> dict[str, Any]:
-        """Returns what every oracle of a search of these networks is given; see `recipes.oracles.SearchOracle`.
+        """Returns the arguments of every oracle that searches these networks; see `recipes.oracles.SearchOracle`.
 
-        Only the one that searches a front is given several objectives.
+        Only nsga2 is given several objectives.
         """
         objectives = [keras_tuner.Objective(*each) for each in self.objectives.items()]
         several = getattr(self.config, "algorithm", "") == "nsga2"
@@ -101,7 +101,7 @@ class NetworkScorer:
         }
 
     def baseline_oracle(self, algorithm: str) -> SearchOracle | None:
-        """Returns the oracle of `algorithm`, where that is none of the recipe's own paper: a baseline, or nsga2."""
+        """Returns the baseline or nsga2 oracle that `algorithm` names; None if it is the recipe's own algorithm."""
         arguments = self.oracle_arguments()
         if algorithm == "random":
             return RandomSearch(**arguments)
@@ -116,11 +116,11 @@ class NetworkScorer:
     def genotype(
         self, values: Mapping[str, Any], name: str = "child", source: Mapping[str, Any] | None = None
     ) -> Genotype:
-        """Returns the architecture of `values`."""
+        """Returns the architecture that `values` encode, as a genotype."""
         return Genotype(name, self.family, self.space.body(values), source or {}, self.presets)
 
     def build(self, values: Mapping[str, Any]) -> keras.Model:
-        """Returns a new network with logits as its output."""
+        """Returns a new network that outputs logits."""
         return zoo.build(
             self.genotype(values),
             "search",
@@ -130,7 +130,7 @@ class NetworkScorer:
         )
 
     def check(self, values: Mapping[str, Any]) -> str | None:
-        """Returns which limit the network exceeds and by what, or None."""
+        """Returns which limit the network exceeds and by how much, or None."""
         config = self.config
         limits = (config.max_params, config.max_macs, config.max_sram, config.max_flash, config.max_latency)
         if not any(limits):
@@ -141,10 +141,10 @@ class NetworkScorer:
             tuner.forget_models()
 
     def _excesses(self, values: Mapping[str, Any], model: keras.Model) -> Iterator[str | None]:
-        """Yields by what the network exceeds each limit, or None; what takes longer to find comes later.
+        """Yields by how much the network exceeds each limit, or None; the most expensive checks come last.
 
-        Memory is predicted from the graph first. That leaves out what TFLM keeps for good and the file its names, so a
-        network that is too large by it is too large; one that is not is converted, and planned as TFLM places it.
+        Memory is first predicted from the graph. The prediction is a lower bound: it leaves out TFLM's persistent
+        buffers and the names in the file. A network within it is converted, and its memory planned as TFLM does.
         """
         config, cost = self.config, zoo.cost.of(model)
         yield describe_excess("params", cost.params, config.max_params)
@@ -159,9 +159,9 @@ class NetworkScorer:
             yield describe_excess("ms", self.latency(values, model), config.max_latency)
 
     def latency(self, values: Mapping[str, Any], model: keras.Model | None = None) -> float:
-        """Returns the ms of one image, by the table or measured on this machine once in the life of the search.
+        """Returns the ms per image, from the table or measured once in the life of the search on this machine.
 
-        `model` is the network, where it is at hand.
+        `model` is the network if it is built already.
         """
         if self.latencies is not None:
             return self.latencies.latency(self.space.body(values), self.images.input_shape, self.images.classes)
@@ -173,18 +173,18 @@ class NetworkScorer:
         return MeasuredLatencies(self.config.folder, {"family": self.family, "classes": self.images.classes, **network})
 
     def close(self) -> None:
-        """Lets go of the file of latencies, where one was needed."""
+        """Releases the file of measured latencies, if there is one."""
         if "_measured" in self.__dict__:
             self._measured.close()
             del self.__dict__["_measured"]
 
     def score(self, task: tuner.Task) -> dict[str, float]:
-        """Trains the network of a trial and returns its score and what else is known of it.
+        """Trains the network of a trial and returns its score and other metrics.
 
-        A latency that counts is measured first, while the cores have nothing else to do.
+        If the score needs a latency, it is measured first, while the cores are idle.
         """
         predicted: dict[str, float] = {}
-        if self._times:
+        if self._needs_latency:
             predicted[LATENCY] = self.latency(task.values)
             tuner.forget_models()
 
@@ -229,12 +229,12 @@ class NetworkScorer:
 
     @functools.cached_property
     def normalization(self) -> Normalization:
-        """By the training images' mean and deviation, or the first ones' where they stream from the disk."""
+        """Normalizes by mean and deviation of the training images; of the first ones if they stream from the disk."""
         train = self.images.train
-        return Normalization.of(train.images if isinstance(train, Arrays) else train.head(_NORMALIZED_BY)[0])
+        return Normalization.of(train.images if isinstance(train, Arrays) else train.head(_NORMALIZATION_IMAGES)[0])
 
     def training(self) -> Settings:
-        """Returns how a child is trained."""
+        """Returns the training settings of a child network."""
         config = self.config
         ends = getattr(config, "rungs", [config.epochs])[:-1]
         return child_training.child_settings(
@@ -243,13 +243,13 @@ class NetworkScorer:
 
 
 def plan_memory(model: keras.Model) -> planner.Plan:
-    """Returns the memory of the model's int8 file under TFLM, which random weights have like trained ones."""
+    """Returns the memory plan of the model's int8 file under TFLM, which does not depend on the weights."""
     noise = np.random.default_rng(0).uniform(0, 1, (1, *model.input_shape[1:])).astype(np.float32)
     return planner.plan(tflite.convert(model, quantize="int8", calibration=noise))
 
 
 def cell_presets(repeats: int, filters: int) -> dict[str, dict[str, Any]]:
-    """Returns the sizes in which a found cell can be built: for small images, and as the search trained it."""
+    """Returns the sizes of a found cell: "small" for small images, and "search" as the search trained it."""
     return {
         "small": {"repeats": repeats, "filters": 2 * filters, "stem": "cifar", "stem_filters": 6 * filters},
         "search": {"repeats": repeats, "filters": filters, "stem": "cifar", "stem_filters": 3 * filters},
@@ -257,9 +257,9 @@ def cell_presets(repeats: int, filters: int) -> dict[str, dict[str, Any]]:
 
 
 def load_images(config: ChildConfig) -> image_data.Data:
-    """Returns the training and validation images of the trials; the test images are left out.
+    """Returns the training and validation images for trials, without the test images.
 
-    A dry run needs no images: where the set is not there, noise of its shape stands in.
+    A dry run needs no images: if the data set is missing, noise of its shape stands in.
     """
     try:
         found = image_data.load(

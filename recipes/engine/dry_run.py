@@ -1,4 +1,4 @@
-"""What a whole search or training would need on this machine, estimated from a few of its steps."""
+"""Estimates what a whole search or training would need on this machine, from a few steps."""
 
 import dataclasses
 import resource
@@ -15,30 +15,30 @@ from recipes.training import child_training
 from recipes.training.progress import duration
 from zoo.genotype import Genotype
 
-_MEMORY = 2**30  # bytes that a step may take
+_MEMORY = 2**30  # most bytes for the activations of a step
 
 
 class StepCost(NamedTuple):
-    """Seconds of the first step, with tracing, and of each further one; `batch_size` images were in a step."""
+    """Seconds of the first step, with tracing, and of each later step, at `batch_size` images."""
 
     first: float
     step: float
     batch_size: int
 
     def describe(self, batch_size: int, images: str = "images") -> str:
-        """Returns the times in words, scaled to steps of `batch_size`."""
+        """Returns the times in words, scaled to `batch_size`."""
         text = (
             f"first step after {self.first:.1f} s, then {self.scale(batch_size):.2f} s a step of {batch_size} {images}"
         )
         return text + ("" if batch_size == self.batch_size else f", estimated from one of {self.batch_size}")
 
     def scale(self, batch_size: int) -> float:
-        """Returns the seconds of a step of so many images."""
+        """Returns the seconds of a step of `batch_size` images."""
         return self.step * batch_size / self.batch_size
 
 
 def time_steps(take_step: Callable[[int], object], batch_size: int, count: int = 3) -> StepCost:
-    """Takes `count` steps, by their numbers, and returns their cost: the median of all but the first."""
+    """Times `take_step(0)` to `take_step(count - 1)`; a later step costs the median of all but the first."""
     marks = [time.perf_counter()]
     for number in range(count):
         take_step(number)
@@ -48,12 +48,12 @@ def time_steps(take_step: Callable[[int], object], batch_size: int, count: int =
 
 
 def limit_batch(batch_size: int, bytes_an_image: float) -> int:
-    """Returns the batch of a dry run: as asked for, or smaller where this machine might lack the memory."""
+    """Returns the batch size of a dry run: as asked for, or smaller if its activations would exceed 1 GiB."""
     return max(1, min(batch_size, int(_MEMORY // bytes_an_image)))
 
 
 def peak_memory() -> float:
-    """Returns the GiB that this process has taken at most."""
+    """Returns the peak memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -69,7 +69,7 @@ def dry_run(scorer: NetworkScorer, candidates: Sequence[Mapping[str, Any]]) -> G
     params = model.count_params()
     activations = sum(int(np.prod(layer.output.shape[1:])) for layer in model.layers)
     tuner.forget_models()
-    # values and their gradients; weights, momenta, gradients
+    # activations and their gradients; weights, momenta and gradients
     memory = 4 * (2 * activations * config.batch_size + 4 * params)
     batch = limit_batch(config.batch_size, 8 * activations)
     marks = [time.perf_counter()]

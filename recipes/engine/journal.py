@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines that survives kill -9: what was appended is there, a torn last line is dropped."""
+"""An append-only file of JSON lines that survives kill -9: appended records stay, a torn last line is dropped."""
 
 import json
 import os
@@ -10,21 +10,21 @@ from typing import Any
 from recipes.training.state import lock
 
 _VERSION = 1
-_LONGEST_UNSYNCED = 1.0  # s; a lost second of tabular trials is cheaper than a disk wait for each of them
+_LONGEST_UNSYNCED = 1.0  # s; losing a second of tabular trials is cheaper than waiting for the disk in each
 
 
 class Journal:
     """Opens or makes the journal at `path` and locks it for this process.
 
-    Each record reaches the operating system before `append` returns, so a killed process loses none; the disk itself
-    is waited for at most once a second, so a power cut may lose the last second.
+    Each record reaches the operating system before `append` returns, so a killed process loses none. The journal waits
+    for the disk at most once a second, so a power cut may lose the last second.
 
     Args:
-        path: the file; parent folders are made.
-        header: what must be equal for the file to be continued; kept in its first line.
+        path: the file; parent folders are created.
+        header: what must be equal for the file to be continued; stored in its first line.
 
     Raises:
-        ValueError: the file belongs to other settings or is damaged; the text says what to do.
+        ValueError: the file has other settings or is damaged; the text gives the remedy.
         OSError: another process has it open, or it cannot be written.
     """
 
@@ -33,8 +33,8 @@ class Journal:
         self._synced = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.length = 0  # records in the file
-        # Without a buffer: after an error it would keep the rest of a line and write it whenever it can.
-        self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the search
+        # No buffer: after an error, a buffer would keep the rest of a line and write it later.
+        self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - stays open during the search
         try:
             lock(self._stream, self.path)
             self.records = self._read(json.loads(json.dumps(dict(header))))
@@ -43,7 +43,7 @@ class Journal:
             raise
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one record; a disk that is full in the middle of it leaves none of it."""
+        """Adds one record, whole or, if the disk is full, not at all."""
         data = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
             end = self._stream.seek(0, os.SEEK_END)
@@ -60,12 +60,12 @@ class Journal:
             raise cannot_write(self.path, error) from error
 
     def sync(self) -> None:
-        """Waits until the disk has everything."""
+        """Waits until everything is on the disk."""
         os.fsync(self._stream.fileno())
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Waits for the disk and lets another process have the file."""
+        """Waits for the disk and unlocks the file."""
         if not self._stream.closed:
             self.sync()
             self._stream.close()
@@ -84,7 +84,7 @@ class Journal:
         self.length = len(records)
         if found.get("recipe") != header.get("recipe"):
             raise ValueError(
-                f"{self.path} is of a search by {found.get('recipe')}, and this one is by {header.get('recipe')}; give "
+                f"{self.path} holds a search by {found.get('recipe')}, and this is {header.get('recipe')}; choose "
                 "another folder"
             )
         differences = [
@@ -94,22 +94,22 @@ class Journal:
         ]
         if differences:
             raise ValueError(
-                f"{self.path} is of a search with other settings: {'; '.join(differences)}. "
-                "Use the settings of then to resume, another folder, or delete this one"
+                f"{self.path} holds a search with other settings: {'; '.join(differences)}. "
+                "To resume, use the original settings. Otherwise choose another folder, or delete this one"
             )
         return records
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """Returns the error of a file that could not be written, with the remedy."""
+    """Returns the error for a file that cannot be written, with the remedy."""
     return type(error)(error.errno, f"cannot write {path}: {error.strerror}. Free some space; the same command resumes")
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns the header and the records of a journal that may be in use; a line that is being written is left out.
+    """Returns the header and records of a journal, which may be in use; a line that is being written is left out.
 
     Raises:
-        ValueError: it is empty, damaged or of another version; the text says what to do.
+        ValueError: the journal is empty, damaged or of another version; the text gives the remedy.
     """
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
@@ -127,11 +127,11 @@ def _parse_lines(path: Path, data: bytes) -> tuple[dict[str, Any], list[dict[str
             record = None
         if not isinstance(record, dict):
             raise ValueError(
-                f"{path}, line {number} is damaged. Remove the lines from {number} on to resume from there, "
-                "or delete the folder to start anew"
+                f"{path}, line {number} is damaged. Remove this line and all after it to resume from there, "
+                "or delete the folder to start over"
             )
         records.append(record)
     header = records.pop(0)
     if header.get("journal") != _VERSION:
-        raise ValueError(f"{path} is no journal of this version; choose another folder, or delete this one")
+        raise ValueError(f"{path} is not a journal of this version; choose another folder, or delete this one")
     return header, records

@@ -1,11 +1,11 @@
-"""Trials on a Ray cluster: Ray finds each a node with its cores and GPUs, and runs it again where the node dies.
+"""Trials on a Ray cluster: Ray finds a node with enough cores and GPUs for each, and reruns a trial if its node dies.
 
-    export RAY_ADDRESS=...          # of the cluster; without, Ray starts on this machine alone
+    export RAY_ADDRESS=...          # of the cluster; if unset, Ray starts on this machine alone
     python -m recipes.amoebanet --workers=ray --trial_gpus=1
 
-Oracle and journal are in the process that makes this, and so is what decides: a cluster that dies costs the trials
-that ran. Nodes need this package, its data, and the search's folder on a disk that they share, or trials that move to
-another node begin anew.
+Oracle, journal and all decisions stay in the process that creates RayWorkers: a cluster that dies costs only the trials
+that were running. Nodes need this package, its data, and the search's folder on a shared disk; without the shared disk,
+a trial that moves to another node starts over.
 """
 
 import dataclasses
@@ -15,30 +15,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.engine.workers import SILENCE, Evaluate, Outcome, Task, attempt, ignore_report
+from recipes.engine.workers import SILENCE, Evaluate, Task, TrialResult, ignore_report, run_trial
 
-_LOCAL_OBJECTS = 100 * 2**20  # bytes of shared memory: what travels is small
+_LOCAL_OBJECTS = 100 * 2**20  # bytes of shared memory; the objects sent are small
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without GPUs keeps its environment
-    "RAY_raylet_start_wait_time_s": "300",  # a busy machine takes longer to start Ray than the usual 60 s
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray leaves CUDA_VISIBLE_DEVICES alone in trials without GPUs
+    "RAY_raylet_start_wait_time_s": "300",  # a busy machine takes longer to start Ray than the default 60 s
 }
 _REPORT_SECONDS = 2.0  # between two reports of a trial
-_LISTEN_SECONDS = 1.0  # between two looks at the reports, while no trial ends
-_ROOM_SECONDS = 10.0  # between two looks at the size of the cluster
+_LISTEN_SECONDS = 1.0  # between two reads of the reports, while no trial ends
+_ROOM_SECONDS = 10.0  # between two queries of the cluster's size
 
 
 class RayWorkers:
-    """Trials as tasks of Ray; see recipes.engine.workers.Workers. Joins RAY_ADDRESS, or starts Ray on this machine.
+    """Runs trials as Ray tasks; see recipes.engine.workers.Workers. Joins RAY_ADDRESS, or starts Ray on this machine.
 
     Args:
-        evaluate: as of recipes.engine.tuner.Tuner; it must be what can be sent to another process.
-        cpus, gpus: that Ray gives to a trial; a share of a GPU is a number below 1.
-        at_once: trials that Ray has at a time; what the cluster has room for unless given. A larger number has a
-            cluster that grows by itself do so.
-        retries: how often Ray itself runs a trial again whose process or node died.
-        silence: s; a trial that has begun and neither ends nor reports for so long is cancelled and counts as lost.
-        cores: of a Ray that is started here; as many as the machine has unless given.
+        evaluate: see recipes.engine.tuner.Tuner; must be picklable.
+        cpus, gpus: that Ray gives each trial; a number below 1 is a share of a GPU.
+        at_once: trials submitted to Ray at a time; by default as many as the cluster has room for. A larger number
+            makes an autoscaling cluster grow.
+        retries: how often Ray itself reruns a trial whose process or node died.
+        silence: s; a trial that has started but neither ends nor reports for this long is cancelled and counts as lost.
+        cores: of a Ray that is started here; by default all cores of the machine.
 
     Raises:
         ImportError: Ray is not installed.
@@ -69,15 +69,15 @@ class RayWorkers:
         self._function = ray.remote(_run_task).options(**options)
         self._running: dict[Any, Task] = {}  # reference of the result -> task
         self._begun: dict[int, float] = {}
-        self._heard: dict[int, float] = {}  # number -> when its last report came; those that wait for a node have none
+        self._heard: dict[int, float] = {}  # number -> time of its last report; trials that wait for a node have none
         self._listened = time.monotonic()
 
     @property
     def room(self) -> int:
         """How many more trials can be started now."""
-        return self._most() - len(self._running)
+        return self._count_places() - len(self._running)
 
-    def _most(self) -> int:
+    def _count_places(self) -> int:
         if self._at_once is not None:
             return self._at_once
         if time.monotonic() - self._sized > _ROOM_SECONDS:
@@ -89,27 +89,27 @@ class RayWorkers:
 
     def start(self, task: Task) -> None:
         """Hands a trial to Ray."""
-        travels = dataclasses.replace(task, folder=Path(task.folder).absolute(), report=ignore_report)
-        reference = self._function.remote([self._evaluate], travels, self._reports)
+        sent = dataclasses.replace(task, folder=Path(task.folder).absolute(), report=ignore_report)
+        reference = self._function.remote([self._evaluate], sent, self._reports)
         self._running[reference] = task
         self._begun[task.number] = time.monotonic()
 
-    def wait(self) -> Outcome:
-        """Waits until a trial has ended or is lost, and returns what came of it."""
+    def wait(self) -> TrialResult:
+        """Waits until a trial has ended or is lost, and returns its result."""
         while True:
             ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_LISTEN_SECONDS)
             if ready:
-                return self._ended(ready[0])
+                return self._collect(ready[0])
             if time.monotonic() - self._listened > _LISTEN_SECONDS:
                 self._listen()
                 for reference, task in self._running.items():
                     if time.monotonic() - self._heard.get(task.number, float("inf")) > self._silence:
                         self._ray.cancel(reference, force=True)
-                        reason = f"the worker said nothing for {self._silence:,.4g} s"
+                        reason = f"the worker was silent for {self._silence:,.4g} s"
                         return self._forget(reference)._replace(reason=reason, lost=True)
 
     def _listen(self) -> None:
-        """Takes in what trials have reported since the last time."""
+        """Passes on what trials have reported since the last call."""
         self._listened = time.monotonic()
         numbers = {task.number: task for task in self._running.values()}
         for number, fraction, text in self._ray.get(self._reports.take.remote()):
@@ -117,23 +117,23 @@ class RayWorkers:
                 self._heard[number] = time.monotonic()
                 numbers[number].report(fraction, text)
 
-    def _ended(self, reference: Any) -> Outcome:
+    def _collect(self, reference: Any) -> TrialResult:
         lost = self._forget(reference)
         try:
             return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:  # raised around the trial: what was sent could not be read
+        except self._ray.exceptions.RayTaskError as error:  # raised outside the trial: the task could not be unpickled
             return lost._replace(reason=" ".join(str(error).split())[-300:], fatal=True)
-        except self._ray.exceptions.RayError as error:  # Ray has tried again as often as it was told to
+        except self._ray.exceptions.RayError as error:  # Ray has already retried `retries` times
             reason = str(error).strip().partition("\n")[0]
             return lost._replace(reason=f"the worker died: {type(error).__name__}: {reason}")
 
-    def _forget(self, reference: Any) -> Outcome:
+    def _forget(self, reference: Any) -> TrialResult:
         number = self._running.pop(reference).number
         self._heard.pop(number, None)
-        return Outcome(number, None, seconds=time.monotonic() - self._begun.pop(number))
+        return TrialResult(number, None, seconds=time.monotonic() - self._begun.pop(number))
 
     def close(self) -> None:
-        """Cancels what runs, and ends a Ray that was started here."""
+        """Cancels the running trials, and shuts Ray down if it was started here."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._running.clear()
@@ -143,27 +143,27 @@ class RayWorkers:
 
 
 class _Reports:
-    """Keeps the reports of trials all over the cluster until the search takes them."""
+    """Ray actor that collects the reports of trials across the cluster until the search takes them."""
 
     def __init__(self):
         self._last: dict[int, tuple[float, str]] = {}
 
     def put(self, number: int, fraction: float, text: str) -> None:
-        """Keeps a report; the one before it is of no use any more."""
+        """Keeps a report in place of the trial's previous report."""
         self._last[number] = (fraction, text)
 
     def take(self) -> Sequence[tuple[int, float, str]]:
-        """Returns (number, fraction, text) of those that have come since the last call."""
+        """Returns (number, fraction, text) of the trials that have reported since the last call."""
         found = [(number, fraction, text) for number, (fraction, text) in self._last.items()]
         self._last.clear()
         return found
 
 
-_known: dict[str, Evaluate] = {}  # in a worker's process: images and the like are read once
+_known: dict[str, Evaluate] = {}  # in a worker's process, so that images and the like are read once
 
 
-def _run_task(reference: Sequence[Any], task: Task, reports: Any) -> Outcome:
-    """Runs one trial, on the node that Ray has chosen; `reference` is in a list so that Ray leaves it alone."""
+def _run_task(reference: Sequence[Any], task: Task, reports: Any) -> TrialResult:
+    """Runs one trial, on the node that Ray has chosen; `reference` is in a list so that Ray does not resolve it."""
     identity = reference[0].hex()
     if identity not in _known:
         _known.clear()
@@ -177,11 +177,11 @@ def _run_task(reference: Sequence[Any], task: Task, reports: Any) -> Outcome:
             last = time.monotonic()
             reports.put.remote(task.number, float(fraction), text)
 
-    return attempt(_known[identity], dataclasses.replace(task, report=report))
+    return run_trial(_known[identity], dataclasses.replace(task, report=report))
 
 
 def _import_ray() -> Any:
-    for name, value in _VARIABLES.items():  # Ray reads them when it is imported
+    for name, value in _VARIABLES.items():  # Ray reads them on import
         os.environ.setdefault(name, value)
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -191,7 +191,7 @@ def _import_ray() -> Any:
 
 
 def _start(ray: Any, cores: int | None) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts a small one here that this process takes with it."""
+    """Joins the cluster at RAY_ADDRESS, or starts a small one here that ends with this process."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     if address:

@@ -1,7 +1,7 @@
-"""Search spaces: named decisions, and the genotype that their values stand for; those of cells are here too.
+"""Search spaces: named decisions and the architecture that their values encode; the spaces of cells.
 
-A cell grows node by node: which earlier states a node reads, and what it does to them. Node j may read the two inputs
-and the nodes before it, so whatever is drawn or mutated has no cycle.
+A cell grows node by node: which earlier states a node reads, and which op it applies to each. Node j may read the two
+inputs and the nodes before it, so no draw or mutation has a cycle.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ AMOEBANET_OPS = tuple(
     conv_1x7_7x1""".split()
 )
 PNASNET_OPS = AMOEBANET_OPS
-_LONGEST_PATH = 3  # ops; of a feature
+_LONGEST_PATH = 3  # ops of a path that is a feature
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One choice; `kind` groups the decisions that one kind of mutation changes."""
+    """One decision and its choices; `kind` groups the decisions that one kind of mutation changes."""
 
     name: str
     choices: tuple[Any, ...]
@@ -41,15 +41,15 @@ class Decision:
 
 
 class Space:
-    """What all spaces share; a subclass says which decisions it has and which architecture their values make."""
+    """Base of all spaces; a subclass defines the decisions and the architecture that their values encode."""
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """In the order in which a controller takes them."""
+        """All decisions, in the order in which a controller makes them."""
         raise NotImplementedError
 
     def body(self, values: Mapping[str, Any]) -> Any:
-        """Returns the architecture that `values` (decision -> choice) stand for."""
+        """Returns the architecture that `values` (decision -> choice) encode."""
         raise NotImplementedError
 
     @property
@@ -59,7 +59,7 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many ways there are to choose; equal architectures are counted once for each way to write them."""
+        """Number of combinations of choices; an architecture counts once for each of its encodings."""
         return math.prod(len(decision.choices) for decision in self.decisions)
 
     def hyperparameters(self) -> Any:
@@ -71,21 +71,21 @@ class Space:
         return choose(self.decisions, rng.integers([len(decision.choices) for decision in self.decisions]).tolist())
 
     def key(self, values: Mapping[str, Any]) -> str:
-        """Returns a hash that equal architectures share."""
+        """Returns the hash shared by equal architectures."""
         return canonical_hash(self.body(values))
 
     def count_features(self, values: Mapping[str, Any]) -> Mapping[Hashable, int]:
-        """Returns how often the architecture has what, for `recipes.oracles.BayesianSearch`.
+        """Returns feature -> count of the architecture, for `recipes.oracles.BayesianSearch`.
 
-        That is each decision with its value, once, unless a space knows better.
+        Unless a space overrides this, the features are the decisions with their values, once each.
         """
         return dict.fromkeys(values.items(), 1)
 
 
 def count_cell_features(graph: CellGraph) -> Counter[Hashable]:
-    """Returns how often a cell has each path of up to 3 ops, each op, and each combiner; equal cells have equal counts.
+    """Counts each path of up to 3 ops, each op, and each combiner of a cell; equal cells have equal counts.
 
-    Longer paths are many, and tell next to nothing (White et al., NeurIPS 2020, on truncated path encodings).
+    Longer paths are many and tell almost nothing (White et al., NeurIPS 2020, on truncated path encodings).
     """
     found: Counter[Hashable] = Counter()
     found.update(graph.count_paths(_LONGEST_PATH))
@@ -97,14 +97,14 @@ def count_cell_features(graph: CellGraph) -> Counter[Hashable]:
 
 
 def kinds_of(decisions: Sequence[Decision]) -> dict[str, list[str]]:
-    """Returns kind -> names, in the order of the decisions."""
+    """Returns kind -> names of its decisions, in order."""
     kinds = dict.fromkeys(decision.kind for decision in decisions)
     return {kind: [decision.name for decision in decisions if decision.kind == kind] for kind in kinds}
 
 
 def hyperparameters_of(decisions: Sequence[Decision]) -> Any:
     """Returns one keras_tuner Choice for each decision."""
-    import keras_tuner  # it brings TensorFlow, which a look at a space does not need
+    import keras_tuner  # imports TensorFlow, which reading a space does not need
 
     hyperparameters = keras_tuner.HyperParameters()
     for decision in decisions:
@@ -113,7 +113,7 @@ def hyperparameters_of(decisions: Sequence[Decision]) -> Any:
 
 
 def choose(decisions: Sequence[Decision], places: Sequence[int]) -> dict[str, Any]:
-    """Returns decision -> choice, of the place of the choice in each decision."""
+    """Returns decision -> choice, from the index of the choice in each decision."""
     return {each.name: each.choices[place] for each, place in zip(decisions, places, strict=True)}
 
 
@@ -137,16 +137,16 @@ def check_values(values: Mapping[str, Any], decisions: Sequence[Decision]) -> di
 
 @dataclasses.dataclass(frozen=True)
 class CellSpace(Space):
-    """Cells of `nodes` nodes; each node reads two earlier states, does one op to each, and combines the results.
+    """Cells of `nodes` nodes; each node reads two earlier states, applies one op to each, and combines the results.
 
-    What no node reads is the cell's output, joined along the channels.
+    The nodes that no other node reads are concatenated along the channels into the cell's output.
 
     Attributes:
         name: for messages and provenance.
         ops: names of zoo.genotype.OP_NAMES.
-        nodes: nodes a cell; the paper calls them blocks or combinations, and has 5.
-        combiners: ("add",), or with "concat" as NASNet's space has it.
-        cells: ("normal", "reduce"), or ("normal",) where one cell does both (PNASNet).
+        nodes: nodes per cell; the paper calls them blocks or combinations, and has 5.
+        combiners: ("add",), or ("add", "concat") as in NASNet's space.
+        cells: ("normal", "reduce"), or ("normal",) if one cell does both (PNASNet).
     """
 
     name: str
@@ -157,7 +157,7 @@ class CellSpace(Space):
 
     def __post_init__(self):
         check_at_least(self, {"nodes": 1})
-        check_options(self, "ops", "one at least, such as sep_conv_3x3", bool)
+        check_options(self, "ops", "at least one, such as sep_conv_3x3", bool)
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -172,20 +172,20 @@ class CellSpace(Space):
         return tuple(found)
 
     def body(self, values: Mapping[str, Any]) -> Cells:
-        """Returns the cells that `values` (decision -> choice) stand for."""
+        """Returns the cells that `values` (decision -> choice) encode."""
         graphs = {cell: self._graph(cell, values) for cell in self.cells}
         return Cells(graphs["normal"], graphs.get("reduce"))
 
     def count_features(self, values: Mapping[str, Any]) -> Mapping[Hashable, int]:
-        """Returns how often each cell has a path, an op or a combiner; equal architectures have equal counts."""
+        """Counts the paths, ops and combiners of each cell; equal architectures have equal counts."""
         counts = {cell: count_cell_features(self._graph(cell, values)) for cell in self.cells}
         return {(cell, feature): count for cell, found in counts.items() for feature, count in found.items()}
 
     def values(self, body: Cells) -> dict[str, Any]:
-        """Returns the values that stand for `body`: the inverse of `body`, for cells that lie in this space.
+        """Returns the values that encode `body`: the inverse of the method `body`, for cells of this space.
 
         Raises:
-            ValueError: the cell has another number of nodes, or an op or combiner that the space lacks.
+            ValueError: a cell has another number of nodes, or an op or combiner that the space lacks.
         """
         found = {}
         for cell in self.cells:
@@ -213,7 +213,7 @@ class CellSpace(Space):
 
 
 def nasnet(nodes: int = 5) -> CellSpace:
-    """The space of NASNet: 13 ops, results added or joined."""
+    """The space of NASNet: 13 ops, results added or concatenated."""
     return CellSpace("nasnet", NASNET_OPS, nodes, combiners=("add", "concat"))
 
 
@@ -223,5 +223,5 @@ def amoebanet(nodes: int = 5) -> CellSpace:
 
 
 def uniform_cells(space: CellSpace) -> list[dict[str, Any]]:
-    """Returns, for each op, the values of the deepest cells that have nothing but it: the largest network is one."""
+    """Returns, for each op, the values of the deepest cells with only this op; the largest network is among them."""
     return [{d.name: op if d.kind == "op" else d.choices[-1] for d in space.decisions} for op in space.ops]

@@ -1,12 +1,12 @@
-"""Runs the trials of a search so that nothing is lost: kill it at any moment, start it again, get the same result.
+"""Runs the trials of a search and loses nothing: kill it at any moment, start it again, get the same result.
 
     tuner = Tuner(oracle, evaluate, folder)   # evaluate(task) -> score, or a dict with the objective in it
     tuner.search()
     tuner.best.values
 
-The state is an append-only journal: the cost of a trial does not grow with their number. A resumed search replays the
-journal through the oracle, whose draws depend on its seed and the results alone. Where the trials run is the business
-of `recipes.engine.workers`; oracle and journal are in this process, and the oracle learns in the order trials end.
+The state is an append-only journal, so the cost of a trial does not grow with the number of trials. A resumed search
+replays the journal through the oracle, whose draws depend only on its seed and the results. Trials may run elsewhere
+(`recipes.engine.workers`); oracle and journal are in this process, and the oracle learns in the order trials end.
 """
 
 import collections
@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 
 from recipes.engine.journal import Journal, cannot_write
-from recipes.engine.workers import Evaluate, InThisProcess, Outcome, Task, Workers
+from recipes.engine.workers import Evaluate, InThisProcess, Task, TrialResult, Workers
 from recipes.oracles.base import EPOCHS, SearchOracle
 from recipes.training.progress import Status
 from zoo import atomic
 
-COMPLETED, INVALID = "COMPLETED", "INVALID"  # as KerasTuner calls them
+COMPLETED, INVALID = "COMPLETED", "INVALID"  # KerasTuner's names
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One trial that has ended; `score` is None and `message` the reason where it is INVALID."""
+    """One trial that has ended; if it is INVALID, `score` is None and `message` the reason."""
 
     number: int
     values: Mapping[str, Any]
@@ -46,33 +46,33 @@ class Record:
 
     @property
     def epochs(self) -> int:
-        """That the network is trained for in all, where a search has several fidelities; else 0."""
+        """Total epochs the network trains for in a multi-fidelity search, otherwise 0."""
         return self.values.get(EPOCHS, 0)
 
 
 class Tuner:
-    """Runs what the oracle proposes.
+    """Runs the trials that an oracle proposes.
 
-    Where the values hold the epochs to train for (recipes.oracles.SuccessiveHalving), the trials of one network share
-    seed and checkpoint: a later one resumes where the one before it ended, or begins anew where the checkpoint is gone.
+    If the values include the epochs to train for (recipes.oracles.SuccessiveHalving), the trials of one network share
+    seed and checkpoint: a later trial resumes where the one before it ended, or starts over if the checkpoint is gone.
 
-    A trial that raises an exception is INVALID, with the reason, and the search continues; KeyboardInterrupt ends it
-    and keeps the state. A trial in which this process died `attempts` times without getting further is INVALID, and
-    one whose worker died `retries` + 1 times.
+    A trial that raises an exception is INVALID, with the reason, and the search continues; KeyboardInterrupt ends the
+    search and keeps its state. A trial is also INVALID after this process died in it `attempts` times without progress,
+    or after its worker died `retries` + 1 times.
 
     Args:
-        oracle: its hyperparameters must be complete; `recipes.engine.spaces` makes them.
-        evaluate: task -> the objective, or name -> number with the objective among the names.
-        folder: of journal and checkpoints.
-        settings: what else must be equal for a journal to be continued, as JSON can hold it.
-        keep: checkpoints of this many best trials stay.
-        observe: called with a Status when something has changed.
-        snapshot_seconds: the oracle's state is saved this often, so that a resume has less to replay: all of 20,000
-            trials would take the controller of NASNet's paper 200 s of processor time, evolution 9 s.
-        attempts: see above; out of memory kills a process without an exception.
-        workers: where the trials run, such as recipes.engine.workers.LocalWorkers; in this process unless given.
-            `evaluate` is then theirs, and None here.
-        retries: how often a trial is given out again after its worker died or fell silent.
+        oracle: its hyperparameters must be complete, as `recipes.engine.spaces` makes them.
+        evaluate: task -> the objective, or a dict of numbers that includes the objective.
+        folder: for the journal and the checkpoints.
+        settings: what else must be equal for a journal to be continued; JSON values.
+        keep: how many of the best trials keep their checkpoints.
+        observe: called with a Status when something changes.
+        snapshot_seconds: how often the oracle's state is saved, so that a resume has less to replay: replaying 20,000
+            trials takes the controller of NASNet's paper 200 s of processor time, evolution 9 s.
+        attempts: see above; running out of memory kills a process without an exception.
+        workers: where the trials run, such as recipes.engine.workers.LocalWorkers; by default in this process.
+            Workers have their own `evaluate`, and the one here is None.
+        retries: how often a trial is retried after its worker died or fell silent.
 
     Raises:
         ValueError: the arguments do not fit together, or the folder holds a search with other settings.
@@ -94,11 +94,11 @@ class Tuner:
         retries: int = 1,
     ):
         if (evaluate is None) == (workers is None):
-            raise ValueError("expected evaluate or workers, and not both: workers have an evaluate of their own")
+            raise ValueError("expected evaluate or workers, and not both: workers have their own evaluate")
         if "KERASTUNER_ORACLE_IP" in os.environ:
             raise ValueError(
-                "KERASTUNER_ORACLE_IP is set, and this tuner has workers of its own. Unset it, or give the oracle to a "
-                "keras_tuner.Tuner, whose chief and workers it names"
+                "KERASTUNER_ORACLE_IP is set, but this tuner has its own workers. Unset it, or give the oracle "
+                "to a keras_tuner.Tuner, whose chief and workers use this variable"
             )
         if not oracle.hyperparameters.space:
             raise ValueError("the oracle has no choices; give it hyperparameters=space.hyperparameters()")
@@ -108,18 +108,18 @@ class Tuner:
         self._runs_here = workers is None
         self._workers: Workers = InThisProcess(evaluate) if workers is None else workers  # pyright: ignore[reportArgumentType]
         self.history: list[Record] = []
-        self.seconds_waited = 0.0  # for trials; the rest is the cost of the search itself
+        self.seconds_waited = 0.0  # for trials; the rest of the time is the cost of the search itself
         self._started = 0
         self._running: dict[int, Mapping[str, Any]] = {}  # number -> values of the trials that have not ended
-        self._first: dict[Any, int] = {}  # network -> number of the trial whose checkpoint the later ones resume from
-        self._roots: dict[int, int] = {}  # number of a later one -> that number
-        self._fractions: dict[int, float] = {}  # number -> finished fraction of the trials that were handed out
+        self._first: dict[Any, int] = {}  # network -> number of its first trial, whose checkpoint later trials resume
+        self._roots: dict[int, int] = {}  # trial number -> number of its network's first trial
+        self._fractions: dict[int, float] = {}  # number -> finished fraction of each trial that a worker has
         self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
         self._marks: dict[int, list[int]] = collections.defaultdict(list)  # number -> checkpoint marks at each resume
-        self._best: list[Record] = []  # the best first
-        self._intervals: collections.deque[float] = collections.deque(maxlen=50)  # s between ends of trials
+        self._best: list[Record] = []  # best first
+        self._intervals: collections.deque[float] = collections.deque(maxlen=50)  # s from one trial's end to the next
         self._last_end = self._last_snapshot = time.monotonic()
-        self._checked: dict[tuple[int, ...], str | None] = {}  # genome -> what the oracle's check said
+        self._checked: dict[tuple[int, ...], str | None] = {}  # genome -> why the oracle's check refused it, or None
         self._refusals = 0
         self.journal = Journal(self.folder / "journal.jsonl", self._header(settings or {}))
         try:
@@ -130,20 +130,20 @@ class Tuner:
 
     @property
     def best(self) -> Record:
-        """The best trial so far; raises ValueError with the reasons where none has succeeded."""
+        """The best trial so far; raises ValueError with the reasons if none has succeeded."""
         if self._best:
             return self._best[0]
         reasons = collections.Counter(record.message for record in self.history).most_common(3)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons) or self.oracle.message
         last = next((reason for reason in reversed(self._checked.values()) if reason), None)
-        listed += f"; {self._refusals:,} were refused before a training, the last for {last}" if last else ""
+        listed += f"; {self._refusals:,} were refused before training, the last for {last}" if last else ""
         raise ValueError(f"no trial has succeeded, {len(self.history)} failed: {listed}")
 
     def search(self) -> None:
-        """Runs trials until the oracle has no more; what is left of an earlier process is finished first.
+        """Runs trials until the oracle has no more; first finishes those that an earlier process left running.
 
         Raises:
-            OSError: a trial met what every other would meet too, such as a full disk.
+            OSError: a trial failed in a way that every other trial would too, such as a full disk.
         """
         self._last_end = time.monotonic()
         waiting = collections.deque(sorted(self._running))
@@ -153,24 +153,24 @@ class Tuner:
                     number = waiting.popleft() if waiting else self._start_trial()
                     if number is None:
                         break
-                    self._hand_out(number)
+                    self._give_out(number)
                 if not self._fractions:
                     return
                 begun = time.monotonic()
-                outcome = self._workers.wait()
+                result = self._workers.wait()
                 self.seconds_waited += time.monotonic() - begun
-                if self._take_back(outcome):
-                    waiting.appendleft(outcome.number)
+                if self._handle_end(result):
+                    waiting.appendleft(result.number)
         finally:
             self._workers.close()
             self.close()
 
     def close(self) -> None:
-        """Saves the state and lets go of the folder; a search that was not run to its end may be closed too."""
+        """Syncs the journal and releases the folder; an unfinished search may be closed too."""
         self.journal.close()
 
     def save(self) -> None:
-        """Saves the oracle's state beside the journal."""
+        """Saves the oracle's state next to the journal."""
         self.journal.sync()
         state = {
             "records": self.journal.length,
@@ -183,8 +183,8 @@ class Tuner:
             raise cannot_write(self.folder / "snapshot.json", error) from error
         self._last_snapshot = time.monotonic()
 
-    def tell(self, text: str, note: str = "") -> None:
-        """Gives `observe` the state of the search; `note` is worth a line of its own."""
+    def report_status(self, text: str, note: str = "") -> None:
+        """Reports the state of the search to `observe`; `note` is worth a line of its own."""
         total, fraction = self.oracle.max_trials, sum(self._fractions.values())
         left = None
         if total is not None and self._intervals:
@@ -193,12 +193,12 @@ class Tuner:
         self._observe(Status(len(self.history), total, best, left, fraction, text, note))
 
     def _start_trial(self) -> int | None:
-        """Journals a new trial and returns its number, or None while the oracle has none."""
+        """Journals a new trial and returns its number, or None if the oracle has none now."""
         if self.oracle.max_trials and self._started >= self.oracle.max_trials:
             return None
         proposal = self.oracle.ask(self._started, self._check)
         if proposal is None:
-            if self.oracle.running:  # asking took draws, which a replay has to take too
+            if self.oracle.running:  # the oracle drew random numbers, which a replay has to draw too
                 self.journal.append({"idle": len(self.history)})
             return None
         number = self._started
@@ -213,8 +213,8 @@ class Tuner:
         if EPOCHS in values:
             self._roots[number] = self._first.setdefault(_describe_network(values), number)
 
-    def _hand_out(self, number: int) -> None:
-        """Gives a trial to a worker, unless this process has died in it too often."""
+    def _give_out(self, number: int) -> None:
+        """Gives a trial to a worker, or ends it as INVALID if this process has died in it too often."""
         self._fractions[number] = 0.0
         if self._runs_here and number in self._unfinished:
             self._unfinished.discard(number)
@@ -222,44 +222,44 @@ class Tuner:
             self.journal.append({"resume": number, "mark": mark})
             deaths = 1 + self._marks[number].count(mark)
             if deaths >= self._attempts:
-                reason = f"MemoryError: the process died {deaths} times in this trial, perhaps for want of memory"
-                self._end(Outcome(number, None, reason))
+                reason = f"MemoryError: the process died {deaths} times in this trial, perhaps out of memory"
+                self._end_trial(TrialResult(number, None, reason))
                 return
 
         def report(fraction: float, text: str) -> None:
             self._fractions[number] = fraction
-            self.tell(text if len(self._fractions) == 1 else f"{len(self._fractions)} at once")
+            self.report_status(text if len(self._fractions) == 1 else f"{len(self._fractions)} at once")
 
         entropy = [self.oracle.seed, self._roots.get(number, number)]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
-        self.tell("")
+        self.report_status("")
         self._workers.start(Task(number, self._running[number], seed, self._checkpoint(number), report))
 
-    def _take_back(self, outcome: Outcome) -> bool:
-        """Takes in what came of a trial; returns whether it has to be handed out again."""
-        if outcome.fatal:
-            full = " Free some space." if "No space" in outcome.reason else ""
-            raise OSError(errno.EIO, f"trial {outcome.number} ended the search: {outcome.reason}.{full} What has ended "
-                          "is kept; the same command resumes")  # fmt: skip
-        if outcome.lost:
-            self.journal.append({"lost": outcome.number, "message": outcome.reason})
-            self._losses[outcome.number] += 1
-            times = self._losses[outcome.number]
+    def _handle_end(self, result: TrialResult) -> bool:
+        """Handles the end of an attempt; returns whether the trial has to be retried."""
+        if result.fatal:
+            full = " Free some space." if "No space" in result.reason else ""
+            raise OSError(errno.EIO, f"trial {result.number} ended the search: {result.reason}.{full} Finished trials "
+                          "are kept; the same command resumes")  # fmt: skip
+        if result.lost:
+            self.journal.append({"lost": result.number, "message": result.reason})
+            self._losses[result.number] += 1
+            times = self._losses[result.number]
             again = times <= self._retries
-            del self._fractions[outcome.number]
-            self.tell("", f"trial {outcome.number}: {outcome.reason}; " + ("it starts again" if again else "given up"))
+            del self._fractions[result.number]
+            self.report_status("", f"trial {result.number}: {result.reason}; " + ("retrying" if again else "given up"))
             if again:
                 return True
-            outcome = outcome._replace(reason=f"given out {times} times, in the end {outcome.reason}")
-        self._end(outcome)
+            result = result._replace(reason=f"given up after {times} attempts; in the last, {result.reason}")
+        self._end_trial(result)
         return False
 
-    def _end(self, outcome: Outcome) -> None:
-        """Lets the oracle learn, journals the result and removes checkpoints."""
-        names, number = [objective.name for objective in self.oracle.objectives], outcome.number
-        metrics, message = {}, {"message": outcome.reason} if outcome.reason else {}
-        if outcome.results is not None:
-            results = outcome.results if isinstance(outcome.results, Mapping) else {names[0]: outcome.results}
+    def _end_trial(self, result: TrialResult) -> None:
+        """Tells the oracle, journals the result and removes checkpoints."""
+        names, number = [objective.name for objective in self.oracle.objectives], result.number
+        metrics, message = {}, {"message": result.reason} if result.reason else {}
+        if result.returned is not None:
+            results = result.returned if isinstance(result.returned, Mapping) else {names[0]: result.returned}
             for name in names:
                 if name not in results:
                     raise ValueError(f"evaluate returned {sorted(results)}; expected the objective {name!r} among them")
@@ -270,20 +270,20 @@ class Tuner:
                 message = {"message": f"FloatingPointError: {wrong} is {float(results[wrong])}"}
         self._fractions.pop(number, None)
         ended = {"end": number, "status": COMPLETED if metrics else INVALID, "metrics": metrics}
-        ended |= {"seconds": round(outcome.seconds, 3), **message}
-        self._count_in(self._read_end(ended))
+        ended |= {"seconds": round(result.seconds, 3), **message}
+        self._add_record(self._read_end(ended))
         self.journal.append(ended)
         self._intervals.append(time.monotonic() - self._last_end)
         self._last_end = time.monotonic()
         kept = [*self._running, *(record.number for record in self._best[: self._keep])]
         kept += [self._first[_describe_network(values)] for values in self.oracle.unfinished]
         self._keep_checkpoints(kept)
-        self.tell("")
+        self.report_status("")
         if time.monotonic() - self._last_snapshot > self._snapshot_seconds:
             self.save()
 
-    def _count_in(self, record: Record, learn: bool = True) -> None:
-        """Counts in a trial that has ended, and lets the oracle learn from it or only remember it."""
+    def _add_record(self, record: Record, learn: bool = True) -> None:
+        """Records a trial that has ended; the oracle learns from it, or with learn=False only remembers it."""
         del self._running[record.number]
         if learn:
             self.oracle.tell(record.number, record.score, record.message, record.metrics)
@@ -297,7 +297,7 @@ class Tuner:
             del self._best[max(1, self._keep) :]
 
     def _check(self, values: dict[str, Any]) -> str | None:
-        """Asks the oracle's check once in the life of a search; its answer may have cost building a network."""
+        """Asks the oracle's check once per genome in the life of a search: the check may build a network."""
         if self.oracle.check is None:
             return None
         genome = self.oracle.choices.genome(values)
@@ -307,7 +307,7 @@ class Tuner:
         if reason:
             self.journal.append({"refused": genome, "message": reason})
             self._refusals += 1
-            self.tell(f"{self._refusals:,} refused, the last for {reason}")
+            self.report_status(f"{self._refusals:,} refused, the last for {reason}")
         return reason
 
     def _header(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,7 +321,7 @@ class Tuner:
         }
 
     def _resume(self) -> None:
-        """Takes the oracle to where the journal ends; what the snapshot covers is not asked for and learned again."""
+        """Brings the oracle to the end of the journal; what the snapshot covers is not proposed and learned again."""
         records, state = self.journal.records, self._read_snapshot()
         covered = state.get("records", 0)
         self._replay(records[:covered], learn=False)
@@ -332,22 +332,22 @@ class Tuner:
         self._replay(records[covered:], learn=True)
         self._unfinished = set(self._running)
         if records:
-            self.tell(f"resumed after {len(self.history)} trials")
+            self.report_status(f"resumed after {len(self.history)} trials")
 
     def _read_snapshot(self) -> dict[str, Any]:
-        """Returns what `save` has written; nothing where there is none, or the journal is shorter."""
+        """Returns the state that `save` wrote, or {} if there is none or it is ahead of the journal."""
         path, length = self.folder / "snapshot.json", len(self.journal.records)
         state = json.loads(path.read_text(encoding="utf-8")) if length and path.exists() else {}
         return state if state.get("records", 0) <= length else {}
 
     def _replay(self, records: Sequence[Mapping[str, Any]], learn: bool) -> None:
-        """Counts in what the journal holds; with `learn`, the oracle proposes and learns it once more."""
+        """Replays the journal's records; with `learn`, the oracle proposes them and learns from them again."""
         for record in records:
             if "refused" in record:
                 genome, reason = tuple(record["refused"]), record["message"]
                 self._checked[genome] = reason
                 self._refusals += 1
-                if not learn:  # else the oracle proposes it once more, and hears
+                if not learn:  # otherwise the oracle proposes it again and is told
                     self.oracle.adopt_ended(self.oracle.choices.values(genome), None, reason)
             elif "start" in record:
                 genome = tuple(record["genome"])
@@ -359,7 +359,7 @@ class Tuner:
             elif "resume" in record:
                 self._marks[record["resume"]].append(record["mark"])
             elif "end" in record:
-                self._count_in(self._read_end(record), learn)
+                self._add_record(self._read_end(record), learn)
             elif "idle" in record and learn:
                 self.oracle.ask(self._started, self._check)
 
@@ -368,8 +368,9 @@ class Tuner:
         genome = [] if proposal is None else list(self.oracle.choices.genome(proposal.values))
         if proposal is None or genome != record["genome"]:
             raise ValueError(
-                f"{self.journal.path}: trial {record['start']} was {record['genome']}, and the oracle now proposes "
-                f"{genome or 'nothing'}. It is another version or has other settings; use those, or another folder"
+                f"{self.journal.path}: trial {record['start']} was {record['genome']}, but the oracle now proposes "
+                f"{genome or 'nothing'}. It is another version or has other settings; use the original ones, or choose "
+                "another folder"
             )
         return proposal.values
 
@@ -380,11 +381,11 @@ class Tuner:
         return Record(number, self._running[number], status, score, record["metrics"], record["seconds"], message)
 
     def _checkpoint(self, number: int) -> Path:
-        """Returns the folder for a trial's checkpoint, which need not exist."""
+        """Returns the folder of a trial's checkpoint, which need not exist."""
         return self.folder / "checkpoints" / f"trial_{self._roots.get(number, number):05d}"
 
     def _checkpoint_mark(self, number: int) -> int:
-        """Returns a number that changes when the trial has written a checkpoint."""
+        """Returns a number that changes whenever the trial writes a checkpoint."""
         folder = self._checkpoint(number)
         return max((path.stat().st_mtime_ns for path in folder.rglob("*")), default=0) if folder.exists() else 0
 
@@ -397,12 +398,12 @@ class Tuner:
 
 
 def _describe_network(values: Mapping[str, Any]) -> Any:
-    """Returns what the trials of one network share, however long each trains it."""
+    """Returns the identity shared by all trials of one network, however many epochs each trains it."""
     return tuple(item for item in values.items() if item[0] != EPOCHS)
 
 
 def forget_models() -> None:
-    """Frees what Keras and TensorFlow keep of the models of earlier trials."""
+    """Frees what Keras and TensorFlow keep of earlier trials' models."""
     import keras
 
     keras.backend.clear_session()  # collects garbage as well

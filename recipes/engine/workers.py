@@ -1,12 +1,12 @@
-"""Where the trials of a search run: in this process, or in others that may die without ending the search.
+"""Where the trials of a search run: in this process, or in worker processes whose death does not end the search.
 
     tuner = Tuner(oracle, None, folder, workers=LocalWorkers(evaluate, 4))
 
-A local worker is a fresh Python (spawned, not forked: TensorFlow does not survive a fork) that keeps running trials, so
-that its imports are paid once. It ends with the process that started it, also where that one is killed. Nothing but the
-order in which trials end depends on the number of workers: one worker gives the search of this process.
+A local worker is a fresh Python process (spawned, not forked: TensorFlow does not survive a fork) that runs one trial
+after another, so its imports are paid for once. It ends with its parent process, even if the parent is killed. The
+number of workers changes only the order in which trials end: one worker gives the same search as this process.
 
-This module needs the standard library alone, for each worker imports it.
+This module imports only the standard library, because each worker imports it.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-SILENCE = 1800.0  # s without a word from a trial after which its worker is given up
+SILENCE = 1800.0  # s without a report from a trial after which its worker counts as dead
 _REPORT_SECONDS = 0.5  # between two reports of a trial
-_START_SECONDS = 600.0  # that a new process has for its imports, if `silence` is less
-_FAREWELL_SECONDS = 5.0  # that a worker has to end by itself
+_START_SECONDS = 600.0  # least silence that a new process is allowed, for its imports
+_EXIT_SECONDS = 5.0  # that a worker has to exit by itself
 _LONGEST_REASON = 300  # characters of an exception's text
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 _log = logging.getLogger(__name__)
-Report = Callable[[float, str], None]  # finished fraction of a trial, 0 to 1, and a few words on what is running
+Report = Callable[[float, str], None]  # (finished fraction of a trial, 0 to 1; a few words on what is running)
 
 
 def ignore_report(fraction: float, text: str) -> None:
-    """Takes the place of a report while a task travels."""
+    """Stands in for `report`, which cannot be pickled, while a task is sent to another process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Task:
     Attributes:
         number: from 0.
         values: decision -> choice.
-        seed: of this trial alone; the same whenever the trial is run again.
-        folder: for its checkpoints; not made yet. A killed trial finds there what it had written.
-        report: to be called with the finished fraction of the trial (0 to 1) and a few words on what is running.
+        seed: of this trial alone; the same each time the trial is run.
+        folder: for its checkpoints; not created yet. A trial that was killed finds its checkpoint there.
+        report: call this with the finished fraction of the trial (0 to 1) and a few words on what is running.
     """
 
     number: int
@@ -64,20 +64,20 @@ class Task:
 Evaluate = Callable[[Task], float | Mapping[str, float]]
 
 
-class Outcome(NamedTuple):
+class TrialResult(NamedTuple):
     """How an attempt at a trial ended.
 
     Attributes:
         number: of the trial.
-        results: what `evaluate` returned; None where it did not.
-        reason: of the failure.
-        lost: the worker died or fell silent; the trial may do better elsewhere.
-        fatal: no other trial would do better: the disk is full, say.
-        seconds: of the attempt.
+        returned: what `evaluate` returned; None if it failed.
+        reason: why it failed.
+        lost: the worker died or fell silent; another attempt may succeed.
+        fatal: every other trial would fail too, for example because the disk is full.
+        seconds: duration of the attempt.
     """
 
     number: int
-    results: float | Mapping[str, float] | None
+    returned: float | Mapping[str, float] | None
     reason: str = ""
     lost: bool = False
     fatal: bool = False
@@ -85,19 +85,19 @@ class Outcome(NamedTuple):
 
 
 def describe_failure(error: BaseException) -> str:
-    """Returns an exception in one line: its type and the beginning of its text."""
+    """Describes an exception in one line: its type and the start of its text."""
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Says whether every other trial would fail of this too, so that the search has to stop and keep its state."""
+    """Returns whether every other trial would fail with this error too, so that the search must stop."""
     named_so = any(base.__name__ == "FatalError" for base in type(error).__mro__)  # keras_tuner's
     return named_so or (isinstance(error, OSError) and error.errno in _DISK_IS_FULL)
 
 
-def attempt(evaluate: Evaluate, task: Task) -> Outcome:
-    """Runs a trial in the process that calls this; the exception that it raises is in the outcome."""
+def run_trial(evaluate: Evaluate, task: Task) -> TrialResult:
+    """Runs a trial in the calling process; an exception becomes a result with its reason."""
     begun = time.monotonic()
     try:
         results = evaluate(task)
@@ -105,11 +105,11 @@ def attempt(evaluate: Evaluate, task: Task) -> Outcome:
             results = {name: float(value) for name, value in results.items()}
         else:
             results = float(results)
-        return Outcome(task.number, results, seconds=time.monotonic() - begun)
-    except Exception as error:  # noqa: BLE001 - whatever a network fails of, the next one may not
+        return TrialResult(task.number, results, seconds=time.monotonic() - begun)
+    except Exception as error:  # noqa: BLE001 - whatever makes one network fail, the next may succeed
         _log.debug("trial %d failed", task.number, exc_info=True)
         seconds = time.monotonic() - begun
-        return Outcome(task.number, None, describe_failure(error), fatal=is_fatal(error), seconds=seconds)
+        return TrialResult(task.number, None, describe_failure(error), fatal=is_fatal(error), seconds=seconds)
 
 
 class Workers(Protocol):
@@ -121,18 +121,18 @@ class Workers(Protocol):
         ...
 
     def start(self, task: Task) -> None:
-        """Gives a trial out."""
+        """Starts a trial."""
 
-    def wait(self) -> Outcome:
-        """Waits until a trial has ended or its worker is lost, and returns what came of it."""
+    def wait(self) -> TrialResult:
+        """Waits until a trial has ended or its worker is lost, and returns its result."""
         ...
 
     def close(self) -> None:
-        """Ends whatever runs."""
+        """Stops all workers and whatever they run."""
 
 
 class InThisProcess:
-    """Runs one trial at a time, while it is waited for; what is no Exception, Ctrl-C say, ends the search."""
+    """Runs one trial at a time, inside `wait`; Ctrl-C, which is no Exception, ends the search."""
 
     def __init__(self, evaluate: Evaluate):
         self._evaluate = evaluate
@@ -140,35 +140,33 @@ class InThisProcess:
 
     @property
     def room(self) -> int:
-        """1, or 0 where a trial has started."""
+        """1, or 0 if a trial has been started."""
         return 1 if self._task is None else 0
 
     def start(self, task: Task) -> None:
         """Keeps the trial for `wait`."""
         self._task = task
 
-    def wait(self) -> Outcome:
+    def wait(self) -> TrialResult:
         """Runs the trial."""
         assert self._task is not None
         task, self._task = self._task, None
-        return attempt(self._evaluate, task)
+        return run_trial(self._evaluate, task)
 
     def close(self) -> None:
-        """Does nothing: nothing runs on its own."""
+        """Does nothing: no trial runs outside `wait`."""
 
 
 class LocalWorkers:
-    """Up to `count` processes of this machine, started when they are needed; see Workers.
+    """Up to `count` processes on this machine, started when needed; see Workers.
 
-    Cores and GPUs are shared out evenly: a worker has all of them where it is the only one, so that it computes what
-    this process would.
+    Cores and GPUs are divided evenly. A single worker has all of them, so that it computes what this process would.
 
     Args:
-        evaluate: as of recipes.engine.tuner.Tuner; a function of a module, or a method of an object that can be sent to
-            another process.
+        evaluate: see recipes.engine.tuner.Tuner; a module's function, or a method of an object that can be pickled.
         count: at least 1.
-        silence: s; a trial that neither ends nor reports for so long has its worker killed.
-        logs: folder of a file for each worker, with what it and its libraries print; the terminal unless given.
+        silence: s; the worker of a trial that neither ends nor reports for this long is killed.
+        logs: folder for one file per worker, with what the worker and its libraries print; by default the terminal.
 
     Raises:
         ValueError: a number is out of range, or (in `start`) `evaluate` cannot be sent.
@@ -176,7 +174,9 @@ class LocalWorkers:
 
     def __init__(self, evaluate: Evaluate, count: int, *, silence: float = SILENCE, logs: Path | None = None):
         if count < 1 or not silence > 0:
-            raise ValueError(f"count is {count} and silence {silence}; expected a whole number from 1, and seconds")
+            raise ValueError(
+                f"count is {count} and silence {silence}; expected a whole number from 1 and seconds above 0"
+            )
         self._evaluate, self._silence, self._logs = evaluate, silence, logs
         self._count = count
         self._workers: dict[int, _Worker] = {}  # by place
@@ -191,7 +191,7 @@ class LocalWorkers:
         """Gives a trial to an idle worker, or to a new one."""
         place = min(set(range(self._count)) - self._busy.keys())
         idle = self._workers.get(place)
-        if idle is not None and not idle.take(task):  # it was killed while it had nothing to do
+        if idle is not None and not idle.take(task):  # the worker was killed while it was idle
             idle.end()
             idle = None
         if idle is None:
@@ -200,30 +200,30 @@ class LocalWorkers:
             idle.take(task)
         self._busy[place] = idle
 
-    def wait(self) -> Outcome:
-        """Waits until a trial has ended or its worker is lost, and returns what came of it."""
+    def wait(self) -> TrialResult:
+        """Waits until a trial has ended or its worker is lost, and returns its result."""
         while True:
             deadline = min(worker.deadline(self._silence) for worker in self._busy.values())
             channels: dict[Any, int] = {worker.channel: place for place, worker in self._busy.items()}
             for channel in connection.wait(list(channels), max(0.0, deadline - time.monotonic())):
                 place = channels[channel]
-                outcome = self._busy[place].listen()
-                if outcome is not None:
-                    return self._ended(place, outcome)
+                result = self._busy[place].listen()
+                if result is not None:
+                    return self._end_trial(place, result)
             for place, worker in self._busy.items():
                 if worker.deadline(self._silence) < time.monotonic():
                     worker.process.kill()
-                    return self._ended(place, worker.loss(f"the worker said nothing for {self._silence:,.4g} s"))
+                    return self._end_trial(place, worker.make_loss(f"the worker was silent for {self._silence:,.4g} s"))
 
-    def _ended(self, place: int, outcome: Outcome) -> Outcome:
+    def _end_trial(self, place: int, result: TrialResult) -> TrialResult:
         worker = self._busy.pop(place)
-        if outcome.lost or outcome.fatal:
+        if result.lost or result.fatal:
             del self._workers[place]
             worker.end()
-        return outcome
+        return result
 
     def close(self) -> None:
-        """Ends the workers; those in a trial are not waited for."""
+        """Ends the workers without waiting for running trials."""
         for worker in self._workers.values():
             if worker.task is not None:
                 worker.process.kill()
@@ -235,7 +235,7 @@ class LocalWorkers:
 
 
 class _Worker:
-    """This side of a process that runs one trial at a time."""
+    """The parent's end of a worker process, which runs one trial at a time."""
 
     def __init__(self, evaluate: Evaluate, variables: dict[str, str], log: Path | None):
         context = multiprocessing.get_context("spawn")
@@ -250,18 +250,18 @@ class _Worker:
         other.close()
         try:
             self.channel.send(evaluate)
-        except OSError:  # it is dead already, which `listen` will tell
+        except OSError:  # the process is dead already, which `listen` will report
             pass
-        except Exception as error:  # noqa: BLE001 - what cannot be sent raises whatever it likes
+        except Exception as error:  # noqa: BLE001 - pickling may raise anything
             self.process.kill()
             self.end()
             raise ValueError(
                 f"{evaluate!r} cannot be sent to another process: {error}. Expected a function of a module or a method "
-                "of an object that can be pickled; --workers=0 takes any"
+                "of an object that can be pickled; --workers=0 takes any callable"
             ) from None
 
     def take(self, task: Task) -> bool:
-        """Sends a trial over; False where nobody is there any more."""
+        """Sends a trial to the process; returns False if the process has died since its last trial."""
         self.begun = self.heard = time.monotonic()
         try:
             self.channel.send(dataclasses.replace(task, report=ignore_report))
@@ -272,19 +272,19 @@ class _Worker:
         return True
 
     def deadline(self, silence: float) -> float:
-        """Returns when it counts as lost, unless it says something before."""
+        """Returns the time after which the worker counts as lost if it sends nothing."""
         return self.heard + (silence if self._ready else max(silence, _START_SECONDS))
 
-    def listen(self) -> Outcome | None:
-        """Reads one message; returns the trial's outcome where it was that, or where the process is gone."""
+    def listen(self) -> TrialResult | None:
+        """Reads one message; returns the trial's result if this was it or the process is dead, otherwise None."""
         assert self.task is not None
         try:
             message = self.channel.recv()
         except (EOFError, OSError):
-            self.process.join(_FAREWELL_SECONDS)
-            return self.loss(_describe_death(self.process.exitcode))
+            self.process.join(_EXIT_SECONDS)
+            return self.make_loss(_describe_death(self.process.exitcode))
         self.heard = time.monotonic()
-        if isinstance(message, Outcome):
+        if isinstance(message, TrialResult):
             self.task = None
             return message
         if message is None:
@@ -293,19 +293,19 @@ class _Worker:
             self.task.report(*message)
         return None
 
-    def loss(self, reason: str) -> Outcome:
-        """Returns the outcome of a trial whose worker is no more."""
+    def make_loss(self, reason: str) -> TrialResult:
+        """Returns the result of a trial whose worker has died; fatal if the worker could not even start."""
         assert self.task is not None
         seconds = time.monotonic() - self.begun
         if not self._ready and self.process.exitcode is not None and self.process.exitcode > 0:
             reason = f"{reason} before it was ready: {_read_last_line(self._log)}"
-            return Outcome(self.task.number, None, reason, fatal=True, seconds=seconds)
-        return Outcome(self.task.number, None, reason, lost=True, seconds=seconds)
+            return TrialResult(self.task.number, None, reason, fatal=True, seconds=seconds)
+        return TrialResult(self.task.number, None, reason, lost=True, seconds=seconds)
 
     def end(self) -> None:
-        """Waits for the process to end, and kills it where it does not."""
+        """Waits for the process to exit, and kills it if it does not."""
         self.channel.close()
-        self.process.join(_FAREWELL_SECONDS)
+        self.process.join(_EXIT_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -317,16 +317,16 @@ def _serve(channel: connection.Connection, log: Path | None) -> None:
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):  # TensorFlow's C++ code writes there too
+        for stream in (1, 2):  # TensorFlow's C++ code writes to these too
             os.dup2(file, stream)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and is the other process's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     evaluate = channel.recv()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         channel.send(None)
         while True:
             task = dataclasses.replace(channel.recv(), report=_report_at_times(channel))
-            channel.send(attempt(evaluate, task))
+            channel.send(run_trial(evaluate, task))
 
 
 def _report_at_times(channel: connection.Connection) -> Report:
@@ -345,26 +345,26 @@ def _read_last_line(log: Path | None) -> str:
     if log is None or not log.exists():
         return "its error is above"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'it printed nothing'} (all of it is in {log})"
+    return f"{lines[-1] if lines else 'it printed nothing'} (full log: {log})"
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    os._exit(1)  # in the middle of a trial: its checkpoint is whole, and another worker may be at it already
+    os._exit(1)  # even in the middle of a trial: its checkpoint is whole, and another worker may have the trial already
 
 
 def _describe_death(code: int | None) -> str:
     if code is None or code >= 0:
         return f"the worker ended with exit code {code}"
     name = signal.Signals(-code).name
-    hint = ", perhaps for want of memory" if name in ("SIGKILL", "SIGABRT") else ""
-    return f"the worker was ended by signal {-code} ({name}){hint}"
+    hint = ", perhaps out of memory" if name in ("SIGKILL", "SIGABRT") else ""
+    return f"the worker was killed by signal {-code} ({name}){hint}"
 
 
 def name_processor() -> str:
-    """Returns the name of this machine's processor, or its kind where the name is not known."""
+    """Returns the name of this machine's processor, or its architecture if the name is not known."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -373,16 +373,16 @@ def name_processor() -> str:
 
 
 def choose_variables(place: int, count: int) -> dict[str, str]:
-    """Returns the environment variables that give the worker of this place its share of cores and GPUs.
+    """Returns the environment variables that give the worker at `place` its share of cores and GPUs.
 
-    What the user has set stays. Fewer GPUs than workers are shared, and TensorFlow then takes memory as it needs it.
+    Variables that the user has set stay. If workers share a GPU, TensorFlow allocates its memory as needed.
     """
     found: dict[str, str] = {}
     if count == 1:
         return found
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found |= {name: str(max(1, cores // count)) for name in _THREADS if name not in os.environ}
-    gpus = _gpus()
+    gpus = _list_gpus()
     if gpus:
         first, last = place * len(gpus) // count, (place + 1) * len(gpus) // count
         found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : max(last, first + 1)])
@@ -391,7 +391,7 @@ def choose_variables(place: int, count: int) -> dict[str, str]:
     return found
 
 
-def _gpus() -> list[str]:
+def _list_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
@@ -401,7 +401,7 @@ def _gpus() -> list[str]:
 
 @contextlib.contextmanager
 def _set_variables(variables: dict[str, str]) -> Iterator[None]:
-    """Sets variables for the processes that the block starts: TensorFlow reads them when it is imported there."""
+    """Sets variables for the processes that the block starts, where TensorFlow reads them on import."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -233,7 +233,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     search(tmp_path, settings={"epochs": 2})
     with pytest.raises(ValueError, match=r"epochs 2 then, 3 now.*another folder"):
         search(tmp_path, settings={"epochs": 3})
-    with pytest.raises(ValueError, match="of a search by None, and this one is by nasnet; give another folder"):
+    with pytest.raises(ValueError, match="holds a search by None, and this is nasnet; choose another folder"):
         search(tmp_path, settings={"recipe": "nasnet"})
     with pytest.raises(ValueError, match="oracle 'AgingEvolution' then, 'RandomSearch' now"):
         search(tmp_path, make_oracle=lambda: RandomSearch(OBJECTIVE, 30, SPACE.hyperparameters(), seed=0))

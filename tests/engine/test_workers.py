@@ -18,7 +18,7 @@ import keras_tuner
 import pytest
 
 from recipes.engine import spaces, tuner
-from recipes.engine.workers import LocalWorkers, Outcome, Task, choose_variables
+from recipes.engine.workers import LocalWorkers, Task, TrialResult, choose_variables
 from recipes.oracles import (
     NSGA2,
     AgingEvolution,
@@ -83,9 +83,9 @@ class InTurn:
     def start(self, task: Task) -> None:
         self.tasks.append(task)
 
-    def wait(self) -> Outcome:
+    def wait(self) -> TrialResult:
         task = self.tasks.pop(self.order(len(self.tasks)))
-        return Outcome(task.number, self.evaluate(task), seconds=0.01)
+        return TrialResult(task.number, self.evaluate(task), seconds=0.01)
 
     def close(self) -> None:
         self.tasks.clear()
@@ -193,7 +193,7 @@ def test_an_oracle_that_waits_for_its_level_gets_no_more_than_that_at_once(tmp_p
     seen = []
 
     class Watching(InTurn):
-        def wait(self) -> Outcome:
+        def wait(self) -> TrialResult:
             seen.append(sorted(task.number for task in self.tasks))
             return super().wait()
 
@@ -209,25 +209,25 @@ def test_a_lost_trial_is_given_out_again_once_and_then_invalid(tmp_path):
     attempts = collections.Counter()
 
     class Loses(InTurn):
-        def wait(self) -> Outcome:
+        def wait(self) -> TrialResult:
             task = self.tasks.pop(0)
             attempts[task.number] += 1
             if task.number == 3 or (task.number == 5 and attempts[5] == 1):
-                return Outcome(task.number, None, "the worker was ended by signal 9 (SIGKILL)", lost=True)
-            return Outcome(task.number, self.evaluate(task))
+                return TrialResult(task.number, None, "the worker was killed by signal 9 (SIGKILL)", lost=True)
+            return TrialResult(task.number, self.evaluate(task))
 
     notes = []
     observe = lambda status: notes.append(status.note)  # noqa: E731
     runner = tuner.Tuner(evolution(9), None, tmp_path, workers=Loses(2, last), observe=observe)
     runner.search()
-    killed = "the worker was ended by signal 9 (SIGKILL)"
+    killed = "the worker was killed by signal 9 (SIGKILL)"
     assert [note for note in notes if note.startswith("trial 3")] == [
-        f"trial 3: {killed}; it starts again", f"trial 3: {killed}; given up"
+        f"trial 3: {killed}; retrying", f"trial 3: {killed}; given up"
     ]  # fmt: skip
     assert attempts[3] == attempts[5] == 2
     invalid = [record for record in runner.history if record.status == "INVALID"]
     assert [record.number for record in invalid] == [3]
-    assert "given out 2 times, in the end the worker was ended by signal 9 (SIGKILL)" in invalid[0].message
+    assert "given up after 2 attempts; in the last, the worker was killed by signal 9 (SIGKILL)" in invalid[0].message
     check(tmp_path, 9, invalid=1)
 
 
@@ -281,8 +281,8 @@ def test_one_process_gives_the_serial_search(tmp_path):
 # evaluate, trials, the one that fails whenever it is tried, and the reason; kill -9 is met once more, in trial 6
 FAILURES = [
     (cheap_trials.raises_in_trial_3, 8, 3, r"^ValueError: bad shape \(0, 3\)$"),
-    (cheap_trials.dies_in_trials_3_and_6, 10, 3, r"signal 9 \(SIGKILL\), perhaps for want of memory"),
-    (cheap_trials.hangs_in_trial_2, 6, 2, "given out 2 times, in the end the worker said nothing for 5 s"),
+    (cheap_trials.dies_in_trials_3_and_6, 10, 3, r"signal 9 \(SIGKILL\), perhaps out of memory"),
+    (cheap_trials.hangs_in_trial_2, 6, 2, "given up after 2 attempts; in the last, the worker was silent for 5 s"),
     (cheap_trials.needs_too_much_in_trial_1, 5, 1, "MemoryError"),  # by RLIMIT_AS, which Python tells as an exception
 ]
 
@@ -507,7 +507,7 @@ def test_what_workers_print_is_in_a_file_of_their_own(tmp_path, capfd):
     assert (tmp_path / "logs" / "worker_0.log").read_text().splitlines() == ["trial 0", "trial 1"]
     assert capfd.readouterr() == ("", "")
     workers = LocalWorkers(cheap_trials.Unreadable(), 1, logs=tmp_path / "logs")
-    with pytest.raises(OSError, match=r"before it was ready: ValueError: no such data set \(all of it is in"):
+    with pytest.raises(OSError, match=r"before it was ready: ValueError: no such data set \(full log: "):
         tuner.Tuner(evolution(2), None, tmp_path / "other", workers=workers).search()
 
 

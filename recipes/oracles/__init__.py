@@ -1,4 +1,4 @@
-"""The searches as KerasTuner oracles, for any `keras_tuner.Tuner`; fastest with `recipes.engine.tuner.Tuner`.
+"""The searches as KerasTuner oracles: for any `keras_tuner.Tuner`, and fastest with `recipes.engine.tuner.Tuner`.
 
 oracle = recipes.oracles.AgingEvolution("val_accuracy", max_trials=200, hyperparameters=space, seed=0)
 keras_tuner.Tuner(oracle=oracle, hypermodel=build_model, directory="runs").search(...)

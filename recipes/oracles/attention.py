@@ -1,13 +1,12 @@
-"""An LSTM that draws choice by choice, some by attention to what it put out before; recipes.enas.controller has two.
+"""An LSTM that draws choice by choice, some by attention to its earlier outputs; recipes.enas.controller has two.
 
     controller = MicroController(space, **settings, seed=0)
-    paths = controller.sample(count, rng)       # int32 (count, ..); all that is random comes from rng
-    found = controller.update(paths, rewards)   # one step; entropy and skip_penalty of each path, before the step
+    paths = controller.sample(count, rng)       # int32 (count, ..); all randomness comes from rng
+    found = controller.update(paths, rewards)   # one step; returns each path's entropy and skip_penalty before the step
 
 Source: Pham et al., ICML 2018, section 2, and melodyguan/enas (micro_controller.py, general_controller.py). Departures:
-a skip's entropy is that of its whole distribution, and its divergence from the target is that of the probability it is
-drawn with (the code takes other expressions for both); the baseline begins at the mean of the first rewards, where the
-code has 0.
+a skip's entropy is that of its whole distribution, and its divergence from the target uses the probability with which
+it is drawn (the code has other expressions for both); the baseline starts at the mean of the first rewards, not at 0.
 """
 
 import collections
@@ -19,11 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from recipes.oracles.networks import Network, lstm_weights, take_lstm_step
+from recipes.oracles.networks import SharedNetwork, lstm_weights, take_lstm_step
 
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1
-_MASKED = -1e9  # logit of what cannot be chosen
-_LEAST = 1e-6  # of a probability in a divergence
+_MASKED = -1e9  # logit of a choice that is not allowed
+_LEAST = 1e-6  # least probability in a divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Step:
 
     Attributes:
         chooses: an operation, one of the places written before ("state"), any number of them ("skips"), or nothing.
-        visible: places from 0 that may be chosen.
-        writes: the place that its output becomes, for later attention.
-        blank: attention finds that place, but reading it gives zeros.
+        visible: number of places, from 0, that may be chosen.
+        writes: the place where its output is stored for later attention.
+        blank: attention sees the stored output, but reading the place gives zeros.
         then: what the next step reads: the start vector, the embedding of the operation, or the chosen places' outputs.
-        bias: of the operations, never learned.
+        bias: added to the operations' logits; not trained.
     """
 
     chooses: Literal["op", "state", "skips"] | None = None
@@ -47,21 +46,21 @@ class Step:
     bias: Sequence[float] | float = 0.0
 
 
-class AttentionController(Network):
-    """Draws paths by its steps and learns from their rewards; a subclass says what the choices mean in a path.
+class AttentionController(SharedNetwork):
+    """Draws paths step by step and learns from their rewards; a subclass maps choices to paths and back.
 
     Args:
-        steps: of one drawing.
-        ops: operations to choose from.
+        steps: the steps that draw one path.
+        ops: number of operations to choose from.
         hidden: units of the LSTM.
-        temperature: logits are divided by it.
-        tanh_constant: logits are this much of their tanh, so that no choice becomes certain.
-        op_reduce: by which the constant is smaller for operations (micro).
+        temperature: divides the logits.
+        tanh_constant: logits are this times their tanh, so that no choice becomes certain.
+        op_reduce: divides the constant for operations (micro).
         learning_rate: Adam's, whose first moment has no memory and whose epsilon is 0.001.
         entropy: weight of the choices' entropy in the reward.
-        baseline: what stays of the moving average of rewards at each reward.
-        skip_target, skip_weight: the share of skips that is wanted, and the weight of the divergence from it (macro).
-        seed: of the weights.
+        baseline: decay of the moving average of rewards.
+        skip_target, skip_weight: the target share of skips, and the weight of the divergence from it (macro).
+        seed: for the initial weights.
     """
 
     reduces_ops = True  # see op_reduce
@@ -86,7 +85,7 @@ class AttentionController(Network):
         self._op_constant = tanh_constant / op_reduce if self.reduces_ops else tanh_constant
         self._entropy, self._baseline = entropy, baseline
         self._skip_target, self._skip_weight = skip_target, skip_weight
-        self._lay_out(steps)
+        self._make_tables(steps)
         with tf.device("CPU:0"):
             dense = {"use_bias": False, "dtype": "float32"}
             self.embedding = keras.layers.Embedding(1 + ops, hidden, dtype="float32")  # row 0 is the start vector
@@ -103,21 +102,21 @@ class AttentionController(Network):
         self.state = self.new_state(lambda weight: self.draw_weight(weight, rng))
         self._average = np.array(np.nan)  # of the rewards
         choices = tf.TensorSpec([len(steps), None, self._width])
-        self._sample = self.on_state(self._sampled, choices)
-        self._update = self.on_state(self._updated, choices, tf.TensorSpec([None]), tf.TensorSpec([]))
+        self._sample = self.on_state(self._draw_choices, choices)
+        self._update = self.on_state(self._take_step, choices, tf.TensorSpec([None]), tf.TensorSpec([]))
 
     @property
     def average(self) -> float | None:
-        """The moving average of the rewards, None before the first."""
+        """The moving average of the rewards, or None before the first."""
         return None if np.isnan(self._average) else float(self._average)
 
     @property
     def arrays(self) -> list[np.ndarray]:
-        """The whole state, which an update changes in place."""
+        """The whole state; `update` changes the arrays in place."""
         return [*self.state, self._average]
 
-    def _lay_out(self, steps: Sequence[Step]) -> None:
-        """Makes the steps tables, so that one loop in the graph takes all of them."""
+    def _make_tables(self, steps: Sequence[Step]) -> None:
+        """Turns the steps into tables, so that one loop in the graph runs all steps."""
         self._steps = steps
         self._places = max([1, *(step.visible for step in steps)])
         self._width = max(self._ops, self._places)
@@ -131,7 +130,7 @@ class AttentionController(Network):
         self._written = np.maximum(np.maximum.accumulate(last, axis=0)[:-1], 0).astype(np.int32)  # the step of a place
         is_op, skips = rows(lambda step: step.chooses == "op"), rows(lambda step: step.chooses == "skips")
         choosable = np.where(is_op[:, None] > 0, np.arange(self._width) < self._ops, visible)
-        self._skipping = int(skips.sum())  # layers with skips
+        self._skipping = int(skips.sum())  # number of layers with skips
         tables = {
             "is_op": is_op,
             "one_of": is_op + rows(lambda step: step.chooses == "state"),
@@ -148,22 +147,22 @@ class AttentionController(Network):
         self._row = collections.namedtuple("_Row", tables)
 
     def draw_weight(self, weight: keras.Variable, rng: np.random.Generator) -> np.ndarray:
-        """Draws the first values of a weight; biases are 0."""
+        """Draws the initial values of a weight; biases are 0."""
         if weight is self.cell.bias or weight is self.op_head.bias:
             return np.zeros(weight.shape)
         return rng.uniform(-_INITIAL, _INITIAL, weight.shape)
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns (count, ..) paths, drawn at once."""
+        """Draws `count` paths at once: (count, ..)."""
         choices, _ = self._sample(self.state, rng.random((len(self._steps), count, self._width), np.float32))
         return self._paths(choices.numpy())
 
     def update(self, paths: np.ndarray, rewards: Sequence[float]) -> dict[str, np.ndarray]:
-        """Takes one step of REINFORCE, and for skips one towards their target.
+        """Takes one step of REINFORCE, which for skips includes the divergence from their target.
 
         Returns:
-            What is true before the step, of each path: "log_prob", the logarithm of its probability; "entropy" of all
-            its choices; and "skip_penalty", the mean over layers of the skips' divergence from their target.
+            Values of each path before the step: its "log_prob", the "entropy" of all its choices, and "skip_penalty",
+            the mean over layers of the skips' divergence from their target.
         """
         given = self._choices(np.asarray(paths)), np.asarray(rewards, np.float32), np.float32(self._average)
         (average, log_prob, entropy, penalty), state = self._update(self.state, *given)
@@ -172,15 +171,15 @@ class AttentionController(Network):
         return {"log_prob": log_prob.numpy(), "entropy": entropy.numpy(), "skip_penalty": penalty.numpy()}
 
     def _paths(self, choices: np.ndarray) -> np.ndarray:
-        """Returns the paths (count, ..) of choices (steps, count, width): ones where something was chosen."""
+        """Returns the paths (count, ..) of choices (steps, count, width), one-hot or, for skips, multi-hot."""
         raise NotImplementedError
 
     def _choices(self, paths: np.ndarray) -> np.ndarray:
-        """Returns the choices that make paths."""
+        """Returns the choices of paths: the inverse of `_paths`."""
         raise NotImplementedError
 
-    def _sampled(self, uniform: Any) -> Any:
-        """Returns the choices (steps, count, width) that uniform numbers of this shape draw."""
+    def _draw_choices(self, uniform: Any) -> Any:
+        """Draws choices (steps, count, width) from uniform numbers of the same shape."""
         with self.with_weights():
             count, rows = tf.shape(uniform)[1], tf.constant(self._table)
             x, states = self.embedding(tf.zeros([count], tf.int32)), [tf.zeros([count, self._hidden])] * 2
@@ -200,17 +199,17 @@ class AttentionController(Network):
                 )
             return choices.stack()
 
-    def _updated(self, choices: Any, rewards: Any, average: Any) -> Any:
+    def _take_step(self, choices: Any, rewards: Any, average: Any) -> Any:
         _, *found = self.descend(self.loss, choices, rewards, average)
         return found
 
     def loss(self, choices: Any, rewards: Any, average: Any) -> Any:
         """Returns the mean over paths of -advantage x log probability + skip_weight x penalty.
 
-        After it come the moving average of the rewards, and log probability, entropy and penalty of each path.
+        Then follow the moving average of the rewards, and log probability, entropy and penalty of each path.
         """
         row = self._row(*tf.split(tf.constant(self._table)[:, None], self._columns, axis=-1))
-        log_prob, entropy, penalty = self._judge(row, choices, self._outputs(row, choices))
+        log_prob, entropy, penalty = self._measure_paths(row, choices, self._run_steps(row, choices))
         rewards += self._entropy * tf.stop_gradient(entropy)
         average = tf.where(tf.math.is_nan(average), tf.reduce_mean(rewards), average)
         advantages = tf.TensorArray(tf.float32, 0, dynamic_size=True, element_shape=[])
@@ -221,10 +220,10 @@ class AttentionController(Network):
         loss = tf.reduce_mean(-advantages.stack() * log_prob + self._skip_weight * penalty)
         return loss, average, log_prob, entropy, penalty
 
-    def _outputs(self, row: Any, choices: Any) -> Any:
-        """Returns the LSTM's outputs (steps, count, hidden) where the choices are known.
+    def _run_steps(self, row: Any, choices: Any) -> Any:
+        """Returns the LSTM's outputs (steps, count, hidden) for given choices.
 
-        Unrolled in Python: an update takes half the time that it takes with a loop in the graph, for 2 s of tracing.
+        Unrolled in Python: this halves the time of an update against a loop in the graph, for 2 s of tracing.
         """
         known, read = (tf.unstack(each, len(self._steps)) for each in self._read(row, choices))
         zeros, weights = tf.zeros([tf.shape(choices)[1], self._hidden]), lstm_weights(self.cell)
@@ -242,25 +241,25 @@ class AttentionController(Network):
         return tf.stack(outputs)
 
     def _read(self, row: Any, chosen: Any) -> tuple[Any, Any]:
-        """Returns what is read after choices (.., width), beside places, and the weights of the places."""
+        """Returns the next input without the places, after choices (.., width), and the weights of the places."""
         embedded = tf.matmul(chosen[..., : self._ops], self.embedding.embeddings[1:])
         weights = row.places * chosen[..., : self._places]
-        if self._skipping:  # the mean of the chosen places and of zeros
+        if self._skipping:  # the mean over the chosen places and a zero vector
             weights /= 1 + tf.reduce_sum(weights, axis=-1, keepdims=True)
         return row.start * self.embedding.embeddings[0] + row.op * embedded, weights
 
     def _draw(self, row: Any, output: Any, keys: Any, uniform: Any) -> Any:
-        """Returns a step's choice, (count, width)."""
+        """Draws a step's choices, (count, width)."""
         ops, attention = self._op_logits(row, output), self._place_logits(output, keys)
         below = tf.cumsum(tf.exp(self._log_probs(row, ops, attention)), axis=-1) < uniform[:, :1]
         place = tf.minimum(tf.reduce_sum(tf.cast(below, tf.float32), axis=-1), row.last)
         chosen = row.one_of * tf.one_hot(tf.cast(place, tf.int32), self._width)
-        if self._skipping:  # a skip is drawn with the softmax of (-attention, attention)
+        if self._skipping:  # skips are drawn from the softmax of (-attention, attention)
             chosen += row.open * tf.cast(uniform < tf.sigmoid(2 * attention), tf.float32)
         return chosen
 
-    def _judge(self, row: Any, choices: Any, outputs: Any) -> tuple[Any, Any, Any]:
-        """Returns log probability, entropy and penalty of paths, (count,), from all steps at once."""
+    def _measure_paths(self, row: Any, choices: Any, outputs: Any) -> tuple[Any, Any, Any]:
+        """Returns log probability, entropy and penalty of each path, (count,), over all steps at once."""
         attending = np.array([step for step, each in enumerate(self._steps) if each.chooses in ("state", "skips")])
         keys = tf.transpose(tf.gather(self.key(outputs), self._written[attending]), [0, 2, 1, 3])
         attention = self._place_logits(tf.gather(outputs, attending), keys)
@@ -281,18 +280,18 @@ class AttentionController(Network):
         return log_prob, entropy, penalty
 
     def _op_logits(self, row: Any, output: Any) -> Any:
-        return self._wide(self._op_constant * tf.tanh(self.op_head(output) / self._temperature) + row.bias)
+        return self._pad(self._op_constant * tf.tanh(self.op_head(output) / self._temperature) + row.bias)
 
     def _place_logits(self, output: Any, keys: Any) -> Any:
-        """Returns the attention (.., count, width) from outputs and the keys (.., count, places, hidden) of places."""
+        """Returns the attention (.., count, width) of outputs to the places' keys (.., count, places, hidden)."""
         attention = self.attention(tf.tanh(keys + self.query(output)[..., None, :]))[..., 0]
-        return self._wide(self._tanh_constant * tf.tanh(attention / self._temperature))
+        return self._pad(self._tanh_constant * tf.tanh(attention / self._temperature))
 
     def _log_probs(self, row: Any, ops: Any, attention: Any) -> Any:
-        """Returns those of the one thing that is chosen."""
+        """Returns the log probabilities of a step that chooses one operation or one place."""
         return tf.nn.log_softmax(row.is_op * ops + (1 - row.is_op) * attention + row.masks)
 
-    def _wide(self, logits: Any) -> Any:
-        """Fills up with zeros to the width of a choice."""
+    def _pad(self, logits: Any) -> Any:
+        """Pads with zeros to the width of a choice."""
         missing = [[0, 0]] * (len(logits.shape) - 1) + [[0, self._width - logits.shape[-1]]]
         return tf.pad(logits, missing) if missing[-1][1] else logits

@@ -1,7 +1,7 @@
-"""What the oracles share: a seed that is a seed, draws that survive a restart, duplicates that cost nothing.
+"""Base of the oracles: any seed works, draws survive a restart, duplicates cost nothing.
 
-It keeps clear of these habits of KerasTuner 1.4.8: `seed=0` counts as no seed, 20 colliding draws end a search, three
-failed trials in a row end it too, and a new trial copies the search space choice by choice (0.4 ms at 30 choices).
+Works around these faults of KerasTuner 1.4.8: `seed=0` counts as no seed, 20 colliding draws or three failed trials in
+a row end a search, and each new trial copies the search space choice by choice (0.4 ms at 30 choices).
 """
 
 import collections
@@ -20,17 +20,17 @@ from recipes.oracles.leases import LeasingOracle, is_chief
 
 Values = dict[str, Any]
 Check = Callable[[Values], str | None]  # why a point must not be trained, or None
-_MOST_KEYS = 100_000  # that are kept, to be looked up
-EPOCHS = "tuner/epochs"  # the choice that says how long to train, in searches of several fidelities; as in Hyperband
-_LARGEST_ENUMERATION = 100_000  # choices; a space up to this size is searched to its last point
+_MOST_KEYS = 100_000  # in the cache of keys
+EPOCHS = "tuner/epochs"  # the choice of how long to train, in multi-fidelity searches; Hyperband's name for it
+_LARGEST_ENUMERATION = 100_000  # points; a space up to this size is searched to its last point
 
 
 class Wait(Exception):  # noqa: N818 - an answer, not an error
-    """Raised by `propose` while it needs the results of trials that still run."""
+    """Raised by `propose` while it needs the results of running trials."""
 
 
 class Proposal(NamedTuple):
-    """A point to train: the choices as the oracle learns them, and the values of those that are active."""
+    """A point to train: all choices as the oracle learns them, and the values of the active ones."""
 
     genome: Genome
     values: Values
@@ -38,24 +38,24 @@ class Proposal(NamedTuple):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class SearchOracle(LeasingOracle):
-    """An oracle over categorical choices; a subclass says what to try next and what to learn from a result.
+    """An oracle over categorical choices; a subclass decides what to try next and what to learn from a result.
 
-    KerasTuner's tuners drive it by its own methods and keep its state in oracle.json. `ask` and `tell` are all that
-    another driver needs, such as recipes.engine.tuner, and cost less; the state is then the driver's to keep.
+    KerasTuner's tuners drive it through keras_tuner.Oracle's methods and keep its state in oracle.json. Other drivers,
+    such as recipes.engine.tuner, need only `ask` and `tell`, which cost less; such a driver keeps the state itself.
 
-    A subclass implements `propose`, `learn`, `learned` and `restore`, draws only from `self.rng`; its options are
-    its fields. A proposal whose key is known is no trial: the oracle learns the known score at once (where `relearns`)
-    and proposes again.
+    A subclass implements `propose`, `learn`, `learned` and `restore`, and draws only from `self.rng`; its options are
+    its fields. A proposal whose key is known does not become a trial: the oracle learns the known score at once (if
+    `relearns`) and proposes again.
 
     Args:
-        objective: name or keras_tuner.Objective of the one score; see keras_tuner.Oracle.
+        objective: name or keras_tuner.Objective of the score; see keras_tuner.Oracle.
         max_trials: trials to run; duplicates and refused proposals do not count.
-        hyperparameters: the choices, where the hypermodel does not declare them. Choice, Boolean and Fixed, and Int
-            and Float with a step.
-        seed: 0 is a seed too; None draws one.
-        key: values -> what equal architectures share, such as a canonical hash; the values themselves unless given.
-        check: values -> why they must not be trained, or None; asked once a key, before a trial starts.
-        max_redraws: proposals in a row that are known or refused before an unseen point is taken at random instead.
+        hyperparameters: the choices, unless the hypermodel declares them: Choice, Boolean, Fixed, and Int and Float
+            with a step.
+        seed: 0 is a valid seed; None draws one.
+        key: values -> the identity shared by equal architectures, such as a canonical hash; by default the values.
+        check: values -> why they must not be trained, or None; asked once per key, before a trial starts.
+        max_redraws: after this many known or refused proposals in a row, an unseen point is drawn at random.
     """
 
     objective: Any = "val_accuracy"
@@ -67,12 +67,12 @@ class SearchOracle(LeasingOracle):
     check: Check | None = None
     max_redraws: int = 1000
 
-    relearns: ClassVar[bool] = True  # whether a known score is learned again each time that its point is proposed
+    relearns: ClassVar[bool] = True  # whether a known score is learned again each time its point is proposed
 
     def __post_init__(self):
         if isinstance(self.objective, (list, tuple)):
             raise ValueError(
-                f"objective is {self.objective!r}, and KerasTuner would add these up as they are; expected one. "
+                f"objective is {self.objective!r}, which KerasTuner would add up unscaled; expected one objective. "
                 "Search their front with recipes.oracles.NSGA2, or name a reward of your own that the trial returns"
             )
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
@@ -80,19 +80,19 @@ class SearchOracle(LeasingOracle):
         self.seed, self.rng = seed, np.random.default_rng(seed)
         self.hyperparameters = SharedSpace.copy_of(self.hyperparameters)
         self.key = self.key or (lambda values: tuple(sorted(values.items())))
-        self.message = ""  # why the search stopped, once it has
-        self.made_from: tuple[Genome, ...] = ()  # of the last proposal, where it was made from known points
+        self.message = ""  # why the search stopped
+        self.made_from: tuple[Genome, ...] = ()  # parents of the last proposal, if it has any
         self.refused: dict[Hashable, str] = {}  # key -> why it is never trained (again)
         self.duplicates = 0
         self.verbose = 0
         self._known: dict[Hashable, float] = {}  # key -> score
         self._running: dict[Hashable, tuple[Genome, Hashable]] = {}
-        self._directory = None  # set by KerasTuner's tuners
-        self._keys: dict[Genome, Hashable] = {}  # of what was proposed: most proposals of a late search are known
+        self._directory = None  # KerasTuner's tuners set it
+        self._keys: dict[Genome, Hashable] = {}  # cache: late in a search, most proposals are known
         self._choices = Choices(self.hyperparameters)
 
     def propose(self) -> Genome | None:
-        """Returns the choices to try next, or None when there is nothing left; sets `self.message` then.
+        """Returns the choices to try next, or None after setting `self.message` if nothing is left.
 
         Raises:
             Wait: ask again when a running trial has ended.
@@ -100,31 +100,28 @@ class SearchOracle(LeasingOracle):
         raise NotImplementedError
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
-        """Takes in a result: `fitness` is better when larger, whatever the objective.
-
-        It is None where the trial failed.
-        """
+        """Learns from a result: larger `fitness` is better for any objective; None means that the trial failed."""
 
     def learned(self) -> dict[str, Any]:
-        """Returns what `learn` and `propose` have changed, except `self.rng`, as JSON can hold it."""
+        """Returns all state that `learn` and `propose` change, except `self.rng`, as JSON values."""
         return {}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned."""
+        """Restores what `learned` returned."""
 
     @property
     def objectives(self) -> list[keras_tuner.Objective]:
-        """What each trial has to give; the first is the score."""
+        """The metrics that each trial has to return; the first is the score."""
         return [self.objective]
 
     @property
     def unfinished(self) -> list[Values]:
-        """The points, without epochs, that a later trial may train further from their checkpoints."""
+        """The points, without epochs, whose training a later trial may continue from a checkpoint."""
         return []
 
     @property
     def choices(self) -> Choices:
-        """The decisions of the search space as it is now; a hypermodel may declare more while it builds."""
+        """The decisions of the current search space; a hypermodel may declare more while it builds."""
         if len(self._choices) != len(self.hyperparameters.space):
             self._choices = Choices(self.hyperparameters)
             self._keys.clear()
@@ -132,7 +129,7 @@ class SearchOracle(LeasingOracle):
 
     @property
     def running(self) -> int:
-        """How many trials have started and not ended."""
+        """Number of trials that have started and not ended."""
         return len(self._running)
 
     @property
@@ -145,11 +142,11 @@ class SearchOracle(LeasingOracle):
         return tuple(int(index) for index in self.rng.integers(self.choices.counts))
 
     def ask(self, identity: Hashable, check: Check | None = None) -> Proposal | None:
-        """Returns a point to train, or None: not before a running trial has ended, or never where none is running.
+        """Returns a point to train, or None: ask again when a running trial has ended; if none is running, it is final.
 
         Args:
-            identity: of the trial, for `tell`.
-            check: in the place of the oracle's own, where the driver remembers the answers.
+            identity: of the trial; `tell` takes the same.
+            check: replaces the oracle's own, for a driver that remembers the answers.
         """
         for _ in range(self.max_redraws):
             self.made_from = ()
@@ -168,13 +165,13 @@ class SearchOracle(LeasingOracle):
     def tell(
         self, identity: Hashable, score: float | None, reason: str = "", metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Takes in the score of a trial, or why it failed, and learns from it; `metrics` are for several objectives."""
+        """Records a trial's score, or why it failed, and learns from it; several objectives need `metrics`."""
         genome, key = self._running.pop(identity)
         self._settle(key, score, reason)
         self.learn(genome, None if score is None else self.fitness(score, metrics))
 
     def _start_unless_settled(self, identity: Hashable, genome: Genome, check: Check | None) -> Proposal | None:
-        """Counts a point as running and returns it; None where it is known, running or refused."""
+        """Marks a point as running and returns it, or None if it is known, running or refused."""
         key = self._key_of(genome)
         if key in self._known:
             self.duplicates += 1
@@ -199,14 +196,14 @@ class SearchOracle(LeasingOracle):
         return key
 
     def _is_open(self, genome: Genome) -> bool:
-        """Returns whether nothing equal is known, refused or running."""
+        """Returns whether no equal point is known, refused or running."""
         key = self._key_of(genome)
         if key in self._known or key in self.refused:
             return False
         return all(key != other for _, other in self._running.values())
 
     def _ask_unseen(self, identity: Hashable, check: Check | None) -> Proposal | None:
-        """Takes a point that nobody has tried, now that the proposals have run dry; says so where there is none."""
+        """Starts a random untried point, after `max_redraws` vain proposals; sets `message` if there is none."""
         size = math.prod(self.choices.counts)
         tried = len(self._known) + len(self.refused)
         if size > _LARGEST_ENUMERATION:
@@ -228,14 +225,14 @@ class SearchOracle(LeasingOracle):
         return None
 
     def fitness(self, score: float, metrics: Mapping[str, float] | None = None) -> Any:
-        """Returns what `learn` gets of a result, more of which is better."""
+        """Returns the fitness of a result for `learn`: more is better."""
         return score if self.objective.direction == "max" else -score
 
     def create_trial(self, tuner_id: str) -> Any:
         """Returns the next trial; see keras_tuner.Oracle.
 
         Raises:
-            RuntimeError: the search is over, and every trial has failed.
+            RuntimeError: the search is over and every trial has failed.
         """
         trial = super().create_trial(tuner_id)
         if trial.status == trial_module.TrialStatus.STOPPED and self.trials and not self._known and not is_chief():
@@ -252,16 +249,16 @@ class SearchOracle(LeasingOracle):
         return {"status": "IDLE" if self._running else "STOPPED"}
 
     def get_best_trials(self, num_trials: int = 1) -> list[Any]:
-        """Returns the best trials, the best first; never a failed one, which keras_tuner.Oracle fills up with."""
+        """Returns the best trials, best first; unlike keras_tuner.Oracle's, they never include failed ones."""
         completed = [t for t in self.trials.values() if t.status == trial_module.TrialStatus.COMPLETED]
         more_is_better = self.objective.direction == "max"
         return sorted(completed, key=lambda trial: trial.score, reverse=more_is_better)[:num_trials]
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:
-        """Takes in the metrics of a running trial; see keras_tuner.Oracle, which warns about those that are NaN."""
+        """Records the metrics of a running trial; see keras_tuner.Oracle, whose warnings about NaN are silenced."""
         self.hear(trial_id)
-        if trial_id not in self._running:  # of a worker that was silent for so long that another has ended its trial
+        if trial_id not in self._running:  # its worker was silent for so long that another has ended the trial
             return self.trials[trial_id]
         if all(value == value for value in metrics.values()):
             return super().update_trial(trial_id, metrics, step)
@@ -271,7 +268,7 @@ class SearchOracle(LeasingOracle):
 
     @keras_tuner.synchronized
     def end_trial(self, trial: Any) -> None:
-        """Takes in a trial that has ended; unlike keras_tuner.Oracle it never ends the search for failed trials."""
+        """Records a trial that has ended; unlike keras_tuner.Oracle's, failed trials never end the search."""
         own = self.trials[trial.trial_id]
         self.hear(own.trial_id)
         if own.trial_id not in self._running:  # see update_trial
@@ -310,33 +307,33 @@ class SearchOracle(LeasingOracle):
             self._known[key] = score
 
     def snapshot(self) -> dict[str, Any]:
-        """Returns what the algorithm has learned and the state of its draws; small, and without the trials."""
+        """Returns what the algorithm has learned and the state of its draws, without the trials."""
         return {"rng": self.rng.bit_generator.state, "duplicates": self.duplicates, "learned": self.learned()}
 
     def restore_snapshot(self, snapshot: Mapping[str, Any]) -> None:
-        """Takes back what `snapshot` returned."""
+        """Restores what `snapshot` returned."""
         self.rng.bit_generator.state = snapshot["rng"]
         self.duplicates = snapshot["duplicates"]
         self.restore(snapshot["learned"])
 
     def adopt_ended(self, values: Values, score: float | None, reason: str = "") -> None:
-        """Counts in a trial that has ended, or a point that was refused, without learning from it.
+        """Records a trial that has ended, or a point that was refused, without learning from it.
 
-        What was learned is in the snapshot that is restored afterwards.
+        The snapshot that is restored afterwards holds what was learned.
         """
         self._settle(self.key(values), score, reason)
 
     def adopt_running(self, identity: Hashable, genome: Genome) -> None:
-        """Counts in a trial that an earlier process has started."""
+        """Records a trial that an earlier process has started."""
         self._running[identity] = (genome, self.key(self.choices.values(genome)))
 
     def get_state(self) -> dict[str, Any]:
-        """Returns all state but the trials, which have files of their own; see keras_tuner.Oracle."""
+        """Returns all state but the trials, which have their own files; see keras_tuner.Oracle."""
         running = {trial_id: list(genome) for trial_id, genome in self.running_genomes.items()}
         return super().get_state() | {"search": self.snapshot() | {"running": running, "message": self.message}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `get_state` returned; `self.trials` must be there already."""
+        """Restores what `get_state` returned; `self.trials` must be there already."""
         super().set_state(state)
         self.hyperparameters = SharedSpace.copy_of(self.hyperparameters)
         self._choices = Choices(self.hyperparameters)
@@ -352,7 +349,7 @@ class SearchOracle(LeasingOracle):
         self.restore_snapshot(state["search"])
 
     def save(self) -> None:
-        """Writes oracle.json, where a tuner of KerasTuner has given it a folder."""
+        """Writes oracle.json if one of KerasTuner's tuners has set a folder."""
         if self._directory is not None:
             super().save()
 
@@ -362,7 +359,7 @@ class SearchOracle(LeasingOracle):
 
 
 class RandomSearch(SearchOracle):
-    """Uniform draws without repetition: the baseline at which every search is measured."""
+    """Uniform draws without repetition: the baseline of every search."""
 
     def propose(self) -> Genome:
         """Returns a uniform draw."""

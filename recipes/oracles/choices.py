@@ -8,15 +8,15 @@ import numpy as np
 from keras_tuner.engine import hyperparameters as hp_module
 
 Genome = tuple[int, ...]
-_MOST_CHOICES = 10_000  # of one number; more is a range and no choice
+_MOST_CHOICES = 10_000  # of one number; more counts as a range
 
 
 class Choices:
-    """The decisions of a search space in their order, at the time of the call."""
+    """The decisions of a search space, in order, as they are at the time of the call."""
 
     def __init__(self, hyperparameters: keras_tuner.HyperParameters):
         self._entries = list(hyperparameters.space)
-        self.options = [_options(entry) for entry in self._entries]  # the values of each decision, by their indices
+        self.options = [_list_options(entry) for entry in self._entries]  # the values of each decision
         self._conditional = any(entry.conditions for entry in self._entries)
         self.names = [entry.name for entry in self._entries]
         self.counts = np.array([len(options) for options in self.options], dtype=np.int64)
@@ -25,8 +25,8 @@ class Choices:
         return len(self._entries)
 
     def values(self, genome: Genome) -> dict[str, Any]:
-        """Returns name -> value of the choices that are active; a genome of a smaller space gets defaults."""
-        genome = self.padded(genome)
+        """Returns name -> value of the active choices; a genome of a smaller space is filled up with defaults."""
+        genome = self.pad(genome)
         if not self._conditional:
             return {name: options[index] for name, options, index in zip(self.names, self.options, genome, strict=True)}
         values = {}
@@ -36,17 +36,17 @@ class Choices:
         return values
 
     def genome(self, values: Mapping[str, Any]) -> Genome:
-        """Returns the indices of `values`; the default's where a choice is not active."""
+        """Returns the indices of `values`; choices that are not active have the index of their default."""
         return tuple(
             options.index(values[entry.name])
             if entry.name in values and values[entry.name] in options
-            else _default(entry, options)
+            else _find_default(entry, options)
             for entry, options in zip(self._entries, self.options, strict=True)
         )
 
-    def neighbours(self, genome: Genome) -> list[Genome]:
+    def list_neighbours(self, genome: Genome) -> list[Genome]:
         """Returns all genomes that differ from this one in one choice, in the order of the choices."""
-        genome = self.padded(genome)
+        genome = self.pad(genome)
         return [
             (*genome[:place], index, *genome[place + 1 :])
             for place, count in enumerate(self.counts.tolist())
@@ -54,19 +54,19 @@ class Choices:
             if index != genome[place]
         ]
 
-    def padded(self, genome: Genome) -> Genome:
-        """Returns a genome of an earlier, smaller space with the defaults of the choices that it lacks."""
+    def pad(self, genome: Genome) -> Genome:
+        """Fills up a genome of an earlier, smaller space with the defaults of the missing choices."""
         if len(genome) == len(self._entries):
             return genome
         missing = zip(self._entries[len(genome) :], self.options[len(genome) :], strict=True)
-        return (*genome, *(_default(entry, options) for entry, options in missing))
+        return (*genome, *(_find_default(entry, options) for entry, options in missing))
 
 
-def _default(entry: Any, options: list[Any]) -> int:
+def _find_default(entry: Any, options: list[Any]) -> int:
     return options.index(entry.default) if entry.default in options else 0
 
 
-def _options(entry: Any) -> list[Any]:
+def _list_options(entry: Any) -> list[Any]:
     if isinstance(entry, hp_module.Fixed):
         return [entry.value]
     if isinstance(entry, hp_module.Boolean):
@@ -96,7 +96,7 @@ class SharedSpace(keras_tuner.HyperParameters):
         return shared
 
     def copy(self) -> "SharedSpace":
-        """Returns a copy in a time that does not depend on the number of choices, but for their values."""
+        """Returns a copy without copying the choices, only their values."""
         twin = type(self)()
         twin._hps, twin._space, twin.values = self._hps, self._space, dict(self.values)
         return twin

@@ -1,4 +1,4 @@
-"""The controller of NASNet (Zoph et al., CVPR 2018, appendix A) and MnasNet: an LSTM that learns by reinforcement."""
+"""The controller of NASNet (Zoph et al., CVPR 2018, appendix A) and MnasNet: an LSTM trained by reinforcement."""
 
 import dataclasses
 import functools
@@ -11,22 +11,30 @@ import tensorflow as tf
 
 from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
-from recipes.oracles.networks import OTHER_VERSION, Network, StackedDense, State, lstm_outputs, packed, unpacked
+from recipes.oracles.networks import (
+    OTHER_VERSION,
+    SharedNetwork,
+    StackedDense,
+    State,
+    decode_array,
+    encode_array,
+    run_lstm,
+)
 from recipes.training import check_at_least, check_options
 
 _INITIAL = 0.1  # weights are uniform in -0.1 .. 0.1 (A.2)
-_LEAST = 1e-6  # of a probability that is divided by
-_MASKED = -1e9  # logit of a choice that a decision does not have
-_MOST_REDRAWS = 3  # each is of four times as many architectures
+_LEAST = 1e-6  # least probability to divide by
+_MASKED = -1e9  # logit of a choice that a decision lacks
+_MOST_REDRAWS = 3  # each draws four times as many architectures
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class ControllerOracle(SearchOracle):
-    """Draws architectures choice by choice from an LSTM, and makes choices likelier that scored above the average.
+    """Draws architectures choice by choice from an LSTM, and makes choices that score above the average likelier.
 
-    It learns whenever `batch` architectures have been scored. What is known is drawn again, but not learned again: a
-    controller that has found a good point would soon draw nothing else. Every decision has a softmax and an embedding
-    of its choices of its own.
+    It learns whenever `batch` architectures have been scored. Known architectures are drawn again but not learned
+    again: a controller that has found a good point would soon draw nothing else. Every decision has its own softmax
+    and its own embedding of the choices.
 
     The paper states neither PPO's clip nor its passes over a batch; those here are PPO's usual ones.
 
@@ -35,13 +43,13 @@ class ControllerOracle(SearchOracle):
         algorithm: "ppo" (paper), or "reinforce": one pass over a batch, without clipping.
         hidden: units of the LSTM and of its inputs (paper: 100).
         learning_rate: Adam's (paper: 0.00035, for 20,000 trials; a search of 1,000 needs more).
-        batch: architectures an update (paper: 20).
+        batch: architectures per update (paper: 20).
         entropy: weight of the decisions' entropy in the objective (paper: 0.00001).
-        baseline: how much of the moving average of rewards stays at each update of it (paper: 0.95).
-        clip: PPO's: how far a decision's probability may move within a batch, relative to what it was.
-        passes: PPO's: gradient steps a batch.
-        standardize: divides a batch's advantages by their standard deviation; then `entropy` and failures of wildly
-            different size weigh the same in every space.
+        baseline: decay of the moving average of rewards (paper: 0.95).
+        clip: PPO's: how far a decision's probability may move within a batch, relative to its value before.
+        passes: PPO's: gradient steps per batch.
+        standardize: divides a batch's advantages by their standard deviation, so that `entropy` weighs the same
+            whatever the scale of the rewards.
     """
 
     algorithm: Literal["ppo", "reinforce"] = "ppo"
@@ -65,7 +73,7 @@ class ControllerOracle(SearchOracle):
         if self.algorithm == "reinforce":
             self.clip, self.passes = np.inf, 1
         self._state: State | None = None  # of the network
-        self._decisions = 0  # of the space, once they are known
+        self._decisions = 0  # number in the space, once known
         self._average: float | None = None
         self._queue: list[Genome] = []
         self._redraws = 0
@@ -73,11 +81,11 @@ class ControllerOracle(SearchOracle):
 
     @property
     def network(self) -> "ControllerNetwork":
-        """The LSTM for the choices, which are known at the first draw."""
+        """The LSTM for the choices, which are known at the first proposal."""
         if self._decisions not in (0, len(self.choices)):
             raise ValueError("the search space has grown; this oracle needs all choices before the first trial")
         self._decisions = len(self.choices)
-        return controller_network(tuple(self.choices.counts.tolist()), self.hidden)
+        return get_controller_network(tuple(self.choices.counts.tolist()), self.hidden)
 
     @property
     def state(self) -> State:
@@ -87,7 +95,7 @@ class ControllerOracle(SearchOracle):
         return self._state
 
     def propose(self) -> Genome:
-        """Returns the next of the architectures that were drawn last; draws ever more while they are known."""
+        """Returns the next drawn architecture; when none is left, draws more, and ever more while all are known."""
         if not self._queue:
             state, count = self.state, self.batch * 4**self._redraws
             self._redraws = min(self._redraws + 1, _MOST_REDRAWS)
@@ -97,7 +105,7 @@ class ControllerOracle(SearchOracle):
         return self._queue.pop()
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
-        """Collects a batch and updates the controller; what failed takes a place and teaches nothing."""
+        """Collects a batch and updates the controller; a failed trial counts in the batch but teaches nothing."""
         self._results.append((genome, fitness))
         if len(self._results) < self.batch:
             return
@@ -105,7 +113,7 @@ class ControllerOracle(SearchOracle):
         self._results = []
         if not results:
             return
-        # The batch that was begun is tried to its end; what was drawn beyond it is of the policy as it was.
+        # Finish the batch in progress; drop the draws beyond it, which come from the old policy.
         self._queue = self._queue[len(self._queue) - len(self._queue) % self.batch :]
         self._redraws = max(0, self._redraws - 1)
         rewards = np.array([reward for _, reward in results])
@@ -121,35 +129,35 @@ class ControllerOracle(SearchOracle):
         _, self._state = self.network.update(self.state, *update)
 
     def learned(self) -> dict[str, Any]:
-        """Returns the weights, the optimizer's moments, the baseline and the batch in progress."""
+        """Returns the weights, the optimizer's moments, the average reward and the batch in progress."""
         state: dict[str, Any] = {
             "average": self._average,
-            "queue": packed(np.array(self._queue, np.int32)),
+            "queue": encode_array(np.array(self._queue, np.int32)),
             "redraws": self._redraws,
             "results": list(self._results),
         }
         if self._state is not None:
-            state["network"] = [packed(array) for array in self._state]
+            state["network"] = [encode_array(array) for array in self._state]
         return state
 
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned.
+        """Restores what `learned` returned.
 
         Raises:
-            ValueError: it is the state of another network, such as that of an earlier version.
+            ValueError: the state is of another network, such as an earlier version's.
         """
-        if "redraws" not in learned:  # of the version whose network was not Keras'
+        if "redraws" not in learned:  # a version whose network was not a Keras one
             raise ValueError(OTHER_VERSION)
-        self._state = self.network.unpacked(learned["network"]) if "network" in learned else None
+        self._state = self.network.decode_state(learned["network"]) if "network" in learned else None
         self._average, self._redraws = learned["average"], learned["redraws"]
-        self._queue = [tuple(genome) for genome in unpacked(learned["queue"]).tolist()]
+        self._queue = [tuple(genome) for genome in decode_array(learned["queue"]).tolist()]
         self._results = [(tuple(genome), fitness) for genome, fitness in learned["results"]]
 
 
-class ControllerNetwork(Network):
-    """Embedding -> LSTM -> a softmax for each decision; what it reads at a decision is the choice before.
+class ControllerNetwork(SharedNetwork):
+    """Embedding -> LSTM -> a softmax for each decision; at each decision it reads the previous choice.
 
-    Genomes are int32 (batch, decisions). The functions are of a `State` and return their result with the next state.
+    Genomes are int32 (batch, decisions). `sample` and `update` take a `State` and return their result and the next one.
     """
 
     def __init__(self, counts: tuple[int, ...], hidden: int):
@@ -173,21 +181,21 @@ class ControllerNetwork(Network):
         )
 
     def log_probs(self, genomes: Any) -> Any:
-        """Returns the logarithm of the probability of every choice at each decision, given the choices before it.
+        """Returns the log probability of every choice at each decision, given the choices before it.
 
-        The result is (decisions, batch, choices of the largest decision), -1e9 or so where a decision has fewer.
+        The shape is (decisions, batch, choices of the largest decision); choices that a decision lacks have about -1e9.
         """
         rows = tf.transpose(genomes + self._first_rows)
         rows = tf.concat([tf.zeros_like(rows[:1]), rows[:-1]], axis=0)
-        return tf.nn.log_softmax(self.heads(lstm_outputs(self.cell, self.embedding(rows))) + self._masks)
+        return tf.nn.log_softmax(self.heads(run_lstm(self.cell, self.embedding(rows))) + self._masks)
 
     def _sample(self, uniform: Any) -> Any:
         """Draws a genome for each row of uniform numbers (batch, decisions) from 0 to 1.
 
-        Genomes that begin alike are one row of the LSTM: a controller that has learned draws few different ones.
+        Genomes with equal beginnings share a row of the LSTM: a trained controller draws few different ones.
         """
         width = self._masks.shape[-1]
-        beginning = tf.zeros_like(uniform[:, 0], tf.int32)  # of each genome, a row of the LSTM
+        beginning = tf.zeros_like(uniform[:, 0], tf.int32)  # each genome's row of the LSTM
         rows = tf.zeros([1], tf.int32)
         states = [tf.zeros([1, self.hidden])] * 2
         drawn = tf.TensorArray(tf.int32, len(self.counts), element_shape=[None])
@@ -212,7 +220,7 @@ class ControllerNetwork(Network):
         return tf.transpose(drawn.stack())
 
     def _update(self, genomes: Any, advantages: Any, learning_rate: Any, entropy: Any, clip: Any, passes: Any) -> Any:
-        """Takes `passes` steps up the objective of PPO, which with an infinite clip and one pass is REINFORCE's."""
+        """Takes `passes` ascent steps on PPO's objective; an infinite clip and one pass make it REINFORCE."""
         self.optimizer.learning_rate.assign(learning_rate)
         with self.with_weights():
             before = self._chosen(self.log_probs(genomes), genomes)
@@ -223,9 +231,9 @@ class ControllerNetwork(Network):
     def loss(self, genomes: Any, before: Any, advantages: Any, entropy: Any, clip: Any) -> Any:
         """Returns minus the objective of PPO: the mean over genomes of the sum over decisions.
 
-        A decision's part is min(r A, clipped r A) + entropy x H; r is the probability of its choice over that which it
-        had, of which `before` (decisions, batch) is the logarithm, and A the genome's advantage. What had less than a
-        millionth was no draw of the controller's but a random point, and counts for next to nothing.
+        A decision contributes min(r A, clipped r A) + entropy x H, where r is the probability of its choice divided by
+        the probability before the update, whose logarithm is `before` (decisions, batch), and A is the genome's
+        advantage. Probabilities below a millionth belong to random points, not to draws, and count for almost nothing.
         """
         log_probs = self.log_probs(genomes)
         ratio = tf.exp(self._chosen(log_probs, genomes) - tf.maximum(before, np.log(_LEAST)))
@@ -238,6 +246,6 @@ class ControllerNetwork(Network):
 
 
 @functools.lru_cache(maxsize=16)
-def controller_network(counts: tuple[int, ...], hidden: int) -> ControllerNetwork:
-    """Returns the one network of its shape; `counts` are the choices of each decision."""
+def get_controller_network(counts: tuple[int, ...], hidden: int) -> ControllerNetwork:
+    """Returns the network shared by all controllers of this shape; `counts` are the choices of each decision."""
     return ControllerNetwork(counts, hidden)

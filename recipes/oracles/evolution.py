@@ -1,4 +1,4 @@
-"""Evolution: AmoebaNet's, in which the oldest die, once-for-all's, in generations, and NSGA-II's for several scores."""
+"""Evolution: AmoebaNet's with ageing, once-for-all's with generations, and NSGA-II for several objectives."""
 
 import dataclasses
 from collections import deque
@@ -12,26 +12,26 @@ from recipes.oracles.base import SearchOracle
 from recipes.oracles.choices import Genome
 from recipes.training import check_at_least, check_options
 
-_MOST_FAMILIAR_DRAWS = 100  # in a row that were known or refused; beyond, its mutations become stronger
+_MOST_FAMILIAR_DRAWS = 100  # known or refused proposals in a row, after which mutations become stronger
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class AgingEvolution(SearchOracle):
-    """Tournament selection and mutation in a population whose oldest member dies.
+    """Tournament selection and mutation in a population whose oldest member is removed.
 
     Source: Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI 2019, Algorithm 1.
 
     The first `population` trials are random. Then the best of `sample` members, drawn with replacement, gets a mutated
-    child. A child that equals a known architecture, the identity mutation's among them, enters the population with the
+    child. A child that equals a known architecture, as after the identity mutation, enters the population with the
     known score and without a trial; the paper trains it again.
 
     Args:
         objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
-        population: members that are alive at once (paper: 100).
-        sample: members drawn for one tournament (paper: 25).
+        population: members alive at once (paper: 100).
+        sample: members drawn for each tournament (paper: 25).
         identity: probability that a child is its parent unchanged (paper: 0.05).
-        kinds: kind of mutation -> names of the choices that it changes; a kind is drawn first, then one of its
-            choices, then another value of it, all uniformly. All choices are one kind unless given. The paper's are
+        kinds: kind of mutation -> names of the choices that it changes. A kind is drawn first, then one of its choices,
+            then another value for the choice, all uniformly. By default all choices are one kind. The paper's kinds are
             hidden-state and op mutation.
         ageing: False removes the worst member instead of the oldest (the paper's non-aging variant).
     """
@@ -56,22 +56,22 @@ class AgingEvolution(SearchOracle):
         drawn = self.rng.integers(len(self.members), size=self.sample)
         parent, _ = max((self.members[i] for i in drawn), key=lambda member: member[1])
         self.made_from = (parent,)
-        return self.mutated(parent)
+        return self.mutate(parent)
 
-    def mutated(self, genome: Genome) -> Genome:
-        """Returns `genome` with one choice changed, or unchanged with the probability `identity`."""
+    def mutate(self, genome: Genome) -> Genome:
+        """Returns `genome` with one choice changed, or unchanged with probability `identity`."""
         if self.rng.random() < self.identity:
             return genome
-        genome = self.choices.padded(genome)
-        positions = self._mutable()
+        genome = self.choices.pad(genome)
+        positions = self._draw_kind()
         position = positions[self.rng.integers(len(positions))]
         count = self.choices.counts[position]
         other = int(self.rng.integers(count - 1))
         other += other >= genome[position]
         return (*genome[:position], other, *genome[position + 1 :])
 
-    def _mutable(self) -> list[int]:
-        """Returns the choices of one kind, drawn uniformly, that have more than one value."""
+    def _draw_kind(self) -> list[int]:
+        """Draws a kind uniformly and returns the indices of its choices with more than one value."""
         names = self.choices.names
         wanted = [set(members) for members in self.kinds.values()] or [set(names)]
         if unknown := set().union(*wanted) - set(names):
@@ -81,11 +81,11 @@ class AgingEvolution(SearchOracle):
         ]
         groups = [group for group in groups if group]
         if not groups:
-            raise ValueError(f"no choice of {names} has two values or more; there is nothing to mutate")
+            raise ValueError(f"none of the choices {names} has two or more values; there is nothing to mutate")
         return groups[self.rng.integers(len(groups))] if len(groups) > 1 else groups[0]
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
-        """Lets the child in and the oldest (or worst) member out; a failed child never comes in."""
+        """Adds the child, unless it failed, and removes the oldest (or worst) member of a full population."""
         if fitness is None:
             return
         self.members.append((genome, fitness))
@@ -109,18 +109,18 @@ class AgingEvolution(SearchOracle):
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class GenerationalEvolution(SearchOracle):
-    """A random population, then generations of as many children of the best `parents` networks until then.
+    """A random population, then generations of equal size: children of the best `parents` networks so far.
 
-    The first half of a generation are mutations of a parent, the others crossings of two: each choice is that of one of
-    them. A child that is known or refused is drawn again, so that each trial tells something new.
+    The first half of a generation are mutations of a parent, the second half crossovers of two parents, which take each
+    choice from one or the other. A known or refused child is drawn again, so that each trial is a new network.
 
     Source: Cai et al., ICLR 2020, and its code (evolution_finder.py); numbers of Lin et al., arXiv:2007.10319.
 
     Args:
         objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
-        population: networks of a generation (paper: 100).
-        parents: of the next generation (paper: 20).
-        mutation: probability that a choice is drawn anew (paper: 0.1); None for one choice of a network on average.
+        population: networks per generation (paper: 100).
+        parents: networks that become parents of the next generation (paper: 20).
+        mutation: probability that a choice is redrawn (paper: 0.1); None redraws one choice per network on average.
     """
 
     population: int = 100
@@ -136,40 +136,40 @@ class GenerationalEvolution(SearchOracle):
                 f"parents is {self.parents} and population {self.population}; expected 1 <= parents <= population"
             )
         check_options(self, "mutation", "a probability above 0, at most 1", lambda value: 0 < value <= 1)
-        self.best: list[tuple[Genome, Any]] = []  # of the finished generations, the best first
+        self.best: list[tuple[Genome, Any]] = []  # of all finished generations, best first
         self.generation: list[tuple[Genome, Any]] = []
         self._draws = 0  # since the last result
 
     def propose(self) -> Genome:
-        """Returns a random genome, a mutation or a crossing; where too many are known, a stronger mutation."""
+        """Returns a random genome, a mutation or a crossover; after too many known ones, a stronger mutation."""
         self._draws += 1
         if not self.best:
             return self.random_genome()
         if len(self.generation) < self.population // 2 or self._draws > _MOST_FAMILIAR_DRAWS:
-            self.made_from = (self._parent(),)
-            return self.mutated(*self.made_from)
-        self.made_from = (self._parent(), self._parent())
-        return self.crossed(*self.made_from)
+            self.made_from = (self._draw_parent(),)
+            return self.mutate(*self.made_from)
+        self.made_from = (self._draw_parent(), self._draw_parent())
+        return self.cross(*self.made_from)
 
-    def mutated(self, genome: Genome) -> Genome:
-        """Returns `genome` with each choice drawn anew with the probability `mutation`, or more after many draws."""
+    def mutate(self, genome: Genome) -> Genome:
+        """Returns `genome` with each choice redrawn with probability `mutation`, or more after many vain draws."""
         probability = self.mutation or 1 / len(self.choices)
         probability *= max(1.0, self._draws / _MOST_FAMILIAR_DRAWS)
-        genome = self.choices.padded(genome)
+        genome = self.choices.pad(genome)
         drawn, other = self.rng.random(len(genome)) < probability, self.random_genome()
         return tuple(new if change else old for new, old, change in zip(other, genome, drawn, strict=True))
 
-    def crossed(self, one: Genome, other: Genome) -> Genome:
-        """Returns a genome that has each choice from one or the other."""
-        one, other = self.choices.padded(one), self.choices.padded(other)
+    def cross(self, one: Genome, other: Genome) -> Genome:
+        """Returns a genome that takes each choice from one or the other."""
+        one, other = self.choices.pad(one), self.choices.pad(other)
         from_one = self.rng.random(len(one)) < 0.5
         return tuple(a if first else b for a, b, first in zip(one, other, from_one, strict=True))
 
-    def _parent(self) -> Genome:
+    def _draw_parent(self) -> Genome:
         return self.best[self.rng.integers(len(self.best))][0]
 
     def learn(self, genome: Genome, fitness: Any) -> None:
-        """Lets a network into the generation; a full one is over, and the best of it and of all before stay."""
+        """Adds a network to the generation; when that is full, selects the best of it and all before as parents."""
         self._draws = 0
         if fitness is None:
             return
@@ -180,38 +180,38 @@ class GenerationalEvolution(SearchOracle):
             self.best, self.generation = [everyone[place] for place in order[: self.parents]], []
 
     def rank(self, fitnesses: Sequence[Any]) -> list[int]:
-        """Returns the places of the members, the fittest first."""
+        """Returns the indices of the members, fittest first."""
         return sorted(range(len(fitnesses)), key=lambda place: -fitnesses[place])
 
     def learned(self) -> dict[str, Any]:
-        """Returns the parents, the generation so far, and how many draws ago the last result came."""
+        """Returns the parents, the generation so far, and the draws since the last result."""
         return {"best": list(self.best), "generation": list(self.generation), "draws": self._draws}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Takes back what `learned` returned."""
         self.best = [(tuple(genome), fitness) for genome, fitness in learned["best"]]
         self.generation = [(tuple(genome), fitness) for genome, fitness in learned["generation"]]
-        self._draws = learned.get("draws", 0)  # which the version before did not keep
+        self._draws = learned.get("draws", 0)  # missing in the version before
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class NSGA2(GenerationalEvolution):
-    """Searches the whole front of several objectives: the networks that no other beats in all of them.
+    """Searches the Pareto front of several objectives: the networks that no other dominates.
 
-    Children of a generation compete with their parents. Those that nobody dominates come first, then those that only
-    these dominate, and so on; within such a front the ones in the emptier regions come first.
+    Children of a generation compete with their parents. Networks that no other dominates come first, then those that
+    only the first dominate, and so on; within each such front, networks in less crowded regions come first.
 
     Source: Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", IEEE Transactions on
-    Evolutionary Computation 6(2), 2002. Departures: choices cross uniformly and are drawn anew, for the paper's
-    operators are for numbers and bits; a child that is known or refused is drawn again; children are proposed while
-    their generation is still being trained.
+    Evolutionary Computation 6(2), 2002. Departures: crossover is uniform and mutation redraws choices, because the
+    paper's operators are for numbers and bits; a known or refused child is drawn again; children are proposed while
+    their generation is still training.
 
     Args:
         objective: two or more keras_tuner.Objective; the first is the score.
         max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle.
-        population: networks that survive a generation, and children in it (paper: 100).
+        population: survivors of a generation, and children in it (paper: 100).
         crossover: probability that a child has two parents (paper: 0.9).
-        mutation: probability that a choice is drawn anew; None (paper) for one choice of a network on average.
+        mutation: probability that a choice is redrawn; None (paper) redraws one choice per network on average.
     """
 
     parents: int = dataclasses.field(init=False)
@@ -222,36 +222,36 @@ class NSGA2(GenerationalEvolution):
         several = list(self.objective) if isinstance(self.objective, (list, tuple)) else [self.objective]
         names = [getattr(each, "name", each) for each in several]
         if len(set(names)) < max(2, len(names)) or isinstance(several[0], str):
-            raise ValueError(f"objective is {names}; expected two or more keras_tuner.Objective, each name once")
+            raise ValueError(f"objective is {names}; expected two or more keras_tuner.Objective with different names")
         check_options(self, "crossover", "a probability", lambda value: 0 <= value <= 1)
         self._objectives, self.objective, self.parents = several, several[0], self.population
         super().__post_init__()
 
     @property
     def objectives(self) -> list[keras_tuner.Objective]:
-        """What each trial has to give; the first is the score."""
+        """The metrics that each trial has to return; the first is the score."""
         return self._objectives
 
     def propose(self) -> Genome:
-        """Returns a random genome in the first generation, then a mutated crossing of two parents, or of one."""
+        """Returns a random genome in the first generation, then a mutation of a parent or of a crossover of two."""
         self._draws += 1
         if not self.best:
             return self.random_genome()
         crosses = self.rng.random() < self.crossover
-        self.made_from = tuple(self._parent() for _ in range(1 + crosses))
-        return self.mutated(self.crossed(*self.made_from) if crosses else self.made_from[0])
+        self.made_from = tuple(self._draw_parent() for _ in range(1 + crosses))
+        return self.mutate(self.cross(*self.made_from) if crosses else self.made_from[0])
 
-    def _parent(self) -> Genome:
-        """Returns the better of two members: `best` is in the order of the crowded comparison."""
+    def _draw_parent(self) -> Genome:
+        """Draws two members and returns the better: `best` is in the order of the crowded comparison."""
         return self.best[self.rng.integers(len(self.best), size=2).min()][0]
 
     def fitness(self, score: float, metrics: Mapping[str, float] | None = None) -> list[float]:
-        """Returns what a trial gave in all objectives, more of which is better."""
+        """Returns a trial's result in all objectives, each with the sign that makes more better."""
         signs = [1.0 if objective.direction == "max" else -1.0 for objective in self.objectives]
         return [sign * (metrics or {})[each.name] for sign, each in zip(signs, self.objectives, strict=True)]
 
     def rank(self, fitnesses: Sequence[Sequence[float]]) -> list[int]:
-        """Returns the places of the members front by front, the less crowded first."""
+        """Returns the indices of the members front by front, the least crowded first."""
         points = np.asarray(fitnesses, np.float64)
         order = []
         for front in sort_fronts(points):
@@ -261,9 +261,9 @@ class NSGA2(GenerationalEvolution):
 
 
 def sort_fronts(points: np.ndarray) -> list[list[int]]:
-    """Returns the places of the points that no other dominates, then those of the ones that only these do, and so on.
+    """Returns the indices of the points that no other dominates, then of those that only these dominate, and so on.
 
-    A point dominates another that is nowhere better and somewhere worse. `points` has a row each; more is better.
+    A point dominates another that is nowhere better and somewhere worse. Each row of `points` is one; more is better.
     """
     no_worse = (points[:, None] >= points[None]).all(-1)
     dominates = no_worse & ~no_worse.T
@@ -276,9 +276,9 @@ def sort_fronts(points: np.ndarray) -> list[list[int]]:
 
 
 def measure_crowding(points: np.ndarray) -> np.ndarray:
-    """Returns each point's crowding distance: over all objectives, the share of the range between its neighbours.
+    """Returns each point's crowding distance: the gap between its neighbours as a share of the range, summed.
 
-    The first and the last in any objective are infinitely far away, so that the front keeps its ends.
+    The sum is over the objectives. The first and last in any objective have an infinite distance, to keep both ends.
     """
     distances = np.zeros(len(points))
     for values in points.T:

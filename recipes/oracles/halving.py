@@ -1,4 +1,4 @@
-"""Successive halving around any oracle: new networks are trained for a few epochs, and only the best of them longer."""
+"""Successive halving around any oracle: trains new networks for a few epochs, and only the best of them longer."""
 
 import bisect
 from collections.abc import Hashable, Mapping, Sequence
@@ -7,27 +7,27 @@ from typing import Any
 from recipes.oracles.base import EPOCHS, Check, Proposal, SearchOracle, Values
 from recipes.oracles.choices import Genome, SharedSpace
 
-_WAITING = 10  # networks of a rung, the next to be promoted, whose checkpoints are worth their place on the disk
+_WAITING = 10  # networks per rung, next in line for promotion, whose checkpoints are kept
 
 
 class SuccessiveHalving(SearchOracle):
     """Asynchronous successive halving (ASHA) over the networks that another oracle proposes.
 
-    A trial is a network and a rung: the epochs that it is trained for in all, which the choice "tuner/epochs" names.
-    From the highest rung on, the next trial is the best network that is among the best 1 / `factor` of its rung and was
-    not promoted yet; where there is none, it is a new network, for the first rung. So no worker waits for a rung to
-    fill. A network is promoted once, and its trial may resume the training where the last rung ended.
+    A trial is a network at a rung. The rung is the total number of epochs to train for, the choice "tuner/epochs".
+    Starting at the highest rung, the next trial promotes the best network that is among the best 1 / `factor` of its
+    rung and was not promoted yet; if there is none, the trial is a new network at the first rung. So no worker waits
+    for a rung to fill. A network is promoted once from each rung, and its trial may resume the earlier training.
 
-    The oracle underneath learns the scores of the first rung alone: all its networks are trained alike then, whatever
-    it learns by. It counts no promotion, so that a population or a level fills as without halving.
+    The wrapped oracle learns only the scores of the first rung, where all networks are trained for the same epochs. It
+    does not see promotions, so that a population or a level fills as without halving.
 
-    Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, Algorithm 2. Departures: the
-    new networks are another oracle's instead of random ones, and the best network is that of the highest rung alone.
+    Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, Algorithm 2. Departures: new
+    networks come from the wrapped oracle instead of at random, and only the highest rung counts for the best network.
 
     Args:
-        oracle: of the networks; its hyperparameters must be complete, and none of its trials started.
-        rungs: epochs in all at each rung, two or more, ascending (paper: r, r x factor, r x factor^2, ...).
-        factor: one of so many networks of a rung is promoted (paper: 4).
+        oracle: proposes the networks; its hyperparameters must be complete, and none of its trials started.
+        rungs: total epochs at each rung, two or more, ascending (paper: r, r x factor, r x factor^2, ...).
+        factor: one in this many networks of a rung is promoted (paper: 4).
     """
 
     def __init__(self, oracle: SearchOracle, rungs: Sequence[int], factor: int = 3):
@@ -38,8 +38,8 @@ class SuccessiveHalving(SearchOracle):
             )
         if len(oracle.objectives) > 1:
             raise ValueError(
-                f"the oracle has the objectives {[objective.name for objective in oracle.objectives]}, and halving "
-                "promotes by one score. Use an oracle with one objective, or no halving"
+                f"the oracle has the objectives {[objective.name for objective in oracle.objectives]}, but halving "
+                "promotes by one score. Use an oracle with one objective, or leave out halving"
             )
         hyperparameters = SharedSpace.copy_of(oracle.hyperparameters)
         hyperparameters.Choice(EPOCHS, list(rungs), ordered=False)
@@ -57,7 +57,7 @@ class SuccessiveHalving(SearchOracle):
 
     @property
     def unfinished(self) -> list[Values]:
-        """The networks of each rung that are next in line for a promotion."""
+        """The networks of each rung that are next in line for promotion."""
         found = []
         for results, promoted in zip(self._results[:-1], self._promoted[:-1], strict=True):
             waiting = (genome for _, _, genome in results if genome not in promoted)
@@ -65,7 +65,7 @@ class SuccessiveHalving(SearchOracle):
         return [_without_epochs(self.choices.values((*genome, 0))) for genome in found]
 
     def ask(self, identity: Hashable, check: Check | None = None) -> Proposal | None:
-        """Returns a promoted network, or else a new one of the oracle's; see SearchOracle."""
+        """Returns a promoted network, or a new one from the wrapped oracle; see SearchOracle."""
         genome, self.made_from = self._promote(), ()
         if genome is None:
             proposal = self.oracle.ask(identity, check)
@@ -90,21 +90,21 @@ class SuccessiveHalving(SearchOracle):
     def tell(
         self, identity: Hashable, score: float | None, reason: str = "", metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Takes in the score of a trial, or why it failed; the oracle hears of those of the first rung."""
+        """Records a trial's score, or why it failed; the wrapped oracle is told those of the first rung."""
         genome, _ = self._running[identity]
         super().tell(identity, score, reason, metrics)
         if genome[-1] == 0:
             self.oracle.tell(identity, score, reason, metrics)
 
     def learn(self, genome: Genome, fitness: float | None) -> None:
-        """Puts the network into its rung; a failed one is in none."""
+        """Adds the network to its rung, unless it failed."""
         if fitness is not None:
-            *network, rung = self.choices.genome(self.choices.values(genome))  # choices that are not active are alike
+            *network, rung = self.choices.genome(self.choices.values(genome))  # inactive choices have their defaults
             results = self._results[rung]
             bisect.insort(results, (-fitness, len(results), tuple(network)))
 
     def adopt_ended(self, values: Values, score: float | None, reason: str = "") -> None:
-        """Counts in a trial that has ended; see SearchOracle."""
+        """Records a trial that has ended; see SearchOracle."""
         super().adopt_ended(values, score, reason)
         genome = self.choices.genome(values)
         self.learn(genome, None if score is None else self.fitness(score))
@@ -114,7 +114,7 @@ class SuccessiveHalving(SearchOracle):
             self._promoted[genome[-1] - 1].add(genome[:-1])
 
     def adopt_running(self, identity: Hashable, genome: Genome) -> None:
-        """Counts in a trial that an earlier process has started; see SearchOracle."""
+        """Records a trial that an earlier process has started; see SearchOracle."""
         super().adopt_running(identity, genome)
         if genome[-1] == 0:
             self.oracle.adopt_running(identity, genome[:-1])
@@ -122,15 +122,15 @@ class SuccessiveHalving(SearchOracle):
             self._promoted[genome[-1] - 1].add(genome[:-1])
 
     def learned(self) -> dict[str, Any]:
-        """Returns the oracle's state; the rungs are known from the trials."""
+        """Returns the wrapped oracle's state; the rungs follow from the trials."""
         return {"oracle": self.oracle.snapshot()}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned."""
+        """Restores what `learned` returned."""
         self.oracle.restore_snapshot(learned["oracle"])
 
     def get_best_trials(self, num_trials: int = 1) -> list[Any]:
-        """Returns the best trials: those trained longest come first."""
+        """Returns the best trials; those trained longest come first."""
         trials = super().get_best_trials(len(self.trials))
         return sorted(trials, key=lambda trial: -trial.hyperparameters.values[EPOCHS])[:num_trials]
 

@@ -1,4 +1,4 @@
-"""Genomes as the predictors of `recipes.oracles.predictors` read them, and the candidates that these rank."""
+"""How the predictors of `recipes.oracles.predictors` read genomes, and the candidates that they rank."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ class Token:
     """One decision as a predictor sees it.
 
     Attributes:
-        place: of the decision in a genome.
-        level: that adds it, from 0.
-        kind: decisions of a kind share one embedding of their values.
-        slots: its places in what the MLP reads, with the share that it has of each.
-        words: index in the genome -> row of the embedding.
+        place: index of the decision in a genome.
+        level: the level that adds the decision, from 0.
+        kind: decisions of one kind share one embedding of their values.
+        slots: slot of the MLP's input -> this decision's share of the slot.
+        words: choice in the genome -> row of the embedding.
     """
 
     place: int
@@ -29,18 +29,18 @@ class Token:
 
 
 class Layout:
-    """How genomes become what a predictor reads.
+    """Maps genomes to the inputs of a predictor.
 
     Args:
         choices: the search space.
         levels: names of the decisions that each level adds.
-        kinds: name of a kind -> decisions whose equal values share an embedding; each decision is its own otherwise.
-        pooled: the levels are alike, decision by decision, and the MLP reads their mean; it reads them side by side
-            otherwise.
-        partial: an architecture may have fewer levels than all; where not, all decisions are always read.
+        kinds: name of a kind -> decisions whose equal values share an embedding; any other decision is its own kind.
+        pooled: if true, all levels have the same kinds of decisions in the same order, and the MLP reads the mean over
+            the levels; otherwise it reads them side by side.
+        partial: whether an architecture may have only the first levels; if not, all decisions are always read.
 
     Raises:
-        ValueError: levels that are not the space's, or not alike.
+        ValueError: levels do not match the space, or are pooled and differ.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Layout:
         if unknown := sorted({*names, *kind_of} - set(choices.names)):
             raise ValueError(f"levels and kinds name {unknown}; the search space has {choices.names}")
         if len(names) != len(set(names)) or not all(levels):
-            raise ValueError(f"levels is {levels}; expected one decision or more each, and each decision once")
+            raise ValueError(f"levels is {levels}; expected one or more decisions in each, and each decision once")
         patterns = {tuple(kind_of.get(name, name) for name in level) for level in levels}
         if pooled and len(patterns) > 1:
-            raise ValueError(f"pooled levels have the same kinds in the same order; these have {sorted(patterns)}")
+            raise ValueError(f"pooled levels need the same kinds in the same order; these have {sorted(patterns)}")
         vocabularies: dict[str, dict[Any, int]] = {}
         self.tokens: list[Token] = []
         for number, level in enumerate(levels):
@@ -77,7 +77,7 @@ class Layout:
             self._add_bags()
 
     def _add_bags(self) -> None:
-        """Adds a slot for each kind of several decisions: their mean, wherever they are."""
+        """Adds a slot for each kind that has several decisions: their mean over all positions."""
         for kind in range(len(self.sizes)):
             members = [token for token in self.tokens if token.kind == kind]
             if len(members) > 1:
@@ -89,8 +89,8 @@ class Layout:
         """Returns the tokens of an architecture of `depth` levels."""
         return [token for token in self.tokens if token.level < depth or not self.partial]
 
-    def pooled_levels(self, depths: Any) -> Any:
-        """Returns by what the sum over levels is divided in architectures of these depths: 1 unless pooled."""
+    def count_pooled(self, depths: Any) -> Any:
+        """Returns the divisor of the sum over levels for architectures of these depths: 1 unless pooled."""
         if not self.pooled:
             return np.ones_like(depths)
         return depths if self.partial else np.full_like(depths, self.depth)
@@ -101,10 +101,10 @@ class Grid:
     """Candidates: each parent with each combination of the free decisions.
 
     Attributes:
-        parents: (parents, decisions) genomes.
-        free: places of the decisions that are combined.
-        counts: values of each of them.
-        depth: levels that the candidates have.
+        parents: genomes of shape (parents, decisions).
+        free: indices of the decisions that are combined.
+        counts: number of values of each free decision.
+        depth: number of levels of the candidates.
     """
 
     parents: np.ndarray
@@ -114,14 +114,14 @@ class Grid:
 
     @property
     def combinations(self) -> int:
-        """Candidates a parent."""
+        """Number of candidates per parent."""
         return int(np.prod(self.counts, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.parents) * self.combinations
 
     def genome(self, number: int) -> tuple[int, ...]:
-        """Returns the candidate of this number, parent by parent."""
+        """Returns candidate `number`; they are numbered parent by parent."""
         parent, combination = divmod(int(number), self.combinations)
         genome = self.parents[parent].copy()
         genome[list(self.free)] = np.unravel_index(combination, self.counts)

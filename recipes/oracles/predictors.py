@@ -1,7 +1,7 @@
 """The predictors of PNASNet (Liu et al., ECCV 2018, section 3.3): ensembles that learn scores from architectures.
 
-The paper's LSTM reads the decisions one after the other; its perceptron reads the mean of their embeddings. The members
-of an ensemble are one network with one more axis, so that a step trains all of them.
+The paper's LSTM reads the decisions one after the other; its MLP reads the mean of their embeddings. The members of an
+ensemble are one network with an extra axis, so that one step trains all of them.
 """
 
 import dataclasses
@@ -14,27 +14,27 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.networks import Network, StackedDense, State
+from recipes.oracles.networks import SharedNetwork, StackedDense, State
 from recipes.training import check_at_least, check_options
 
-_CHUNK = 16_384  # candidates that are scored at once
+_CHUNK = 16_384  # candidates scored at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitting:
-    """How predictors are made and trained; the numbers are the paper's where it has some.
+    """How predictors are built and trained; the paper's numbers where it gives them.
 
     Attributes:
         network: "mlp" or "lstm".
         members: of the ensemble.
-        share: of the data that each member is trained on.
+        share: share of the data that each member is trained on.
         embedding, hidden: units.
-        first_rate, rate: Adam's, of the first fit and of those after.
-        steps: of a fit; not in the paper.
-        batch: architectures a step; not in the paper.
-        anew: every fit starts from new weights, with the first rate; the paper continues from those that it has.
-        target: "accuracy": the score itself, through a sigmoid, as the paper has it; "ranks": the normal quantile of
-            its rank, which any objective has, and which tells the best apart where the worst are far away.
+        first_rate, rate: Adam's learning rates, of the first fit and of later ones.
+        steps: per fit; not in the paper.
+        batch: architectures per step; not in the paper.
+        anew: whether every fit starts from new weights, with the first rate; the paper continues from the old weights.
+        target: "accuracy": the score itself, through a sigmoid, as in the paper; "ranks": the normal quantile of its
+            rank, which works for any objective and tells the best apart even if the worst are far away.
     """
 
     network: Literal["mlp", "lstm"] = "mlp"
@@ -58,38 +58,38 @@ class Fitting:
 
 
 class Predictor:
-    """An ensemble that predicts the score of an architecture; `state` are its weights once it has been fitted."""
+    """An ensemble that predicts the score of an architecture; `state` holds its weights after the first fit."""
 
     def __init__(self, layout: Layout, fitting: Fitting):
         self.layout, self.fitting, self.fits = layout, fitting, 0
         self.state: State = []
-        make = _mlp if fitting.network == "mlp" else _lstm
+        get = _get_mlp if fitting.network == "mlp" else _get_lstm
         inputs = len(layout.slots if fitting.network == "mlp" else layout.tokens)
         squashed = fitting.target == "accuracy"
         sizes = tuple(layout.sizes)
-        self.network: Ensemble = make(fitting.members, sizes, fitting.embedding, fitting.hidden, inputs, squashed)
+        self.network: Ensemble = get(fitting.members, sizes, fitting.embedding, fitting.hidden, inputs, squashed)
 
     def fit(self, genomes: np.ndarray, depths: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> None:
-        """Trains each member on its own share of the data by the absolute error.
+        """Trains each member on its own share of the data, by the absolute error.
 
         Args:
             genomes: (n, decisions).
-            depths: (n,) levels of each.
+            depths: (n,) number of levels of each.
             scores: (n,), larger is better.
-            rng: for the shares, the weights and the batches.
+            rng: draws the shares, the weights and the batches.
 
         Raises:
-            ValueError: a score that no sigmoid can give.
+            ValueError: a score outside 0 to 1, with target="accuracy".
         """
         fitting, count = self.fitting, len(genomes)
         targets = self._targets(scores)
         rate, state = fitting.rate, self.state[:1]
         if self.fits == 0 or fitting.anew:
-            rate, state = fitting.first_rate, self.network.drawn(rng, self._first_bias(float(np.median(targets))))
+            rate, state = fitting.first_rate, self.network.draw_state(rng, self._first_bias(float(np.median(targets))))
         size = max(1, round(fitting.share * count))
         rows = np.stack([rng.permutation(count)[:size] for _ in range(fitting.members)])
         data = [array[rows] for array in (*self.network.read(self.layout, genomes, depths), targets)]
-        state = self.network.state_of(state[0])
+        state = self.network.make_state(state[0])
         if size > fitting.batch:
             batches = rng.integers(size, size=(fitting.steps, fitting.members, fitting.batch), dtype=np.int32)
             _, self.state = self.network.fit_batches(state, *data, rate, batches)
@@ -99,7 +99,7 @@ class Predictor:
 
     def _targets(self, scores: np.ndarray) -> np.ndarray:
         if self.fitting.target == "ranks":
-            return quantiles(scores)
+            return map_to_quantiles(scores)
         if scores.min() < 0 or scores.max() > 1:
             raise ValueError(
                 f"scores from {scores.min():.4g} to {scores.max():.4g} with target='accuracy'; "
@@ -108,14 +108,14 @@ class Predictor:
         return scores.astype(np.float32)
 
     def _first_bias(self, target: float) -> float:
-        """Returns what makes the first prediction `target`; the paper's 1.8 is that of an accuracy of 0.86."""
+        """Returns the output bias for a first prediction of `target`; the paper's 1.8 is for an accuracy of 0.86."""
         if self.fitting.target == "ranks":
             return target
         target = min(max(target, 0.01), 0.99)
         return float(np.log(target / (1 - target)))
 
     def predict(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ensemble's mean for each candidate, and its standard deviation: (len(grid),) each."""
+        """Returns the ensemble's mean and standard deviation for each candidate: (len(grid),) each."""
         step = max(1, _CHUNK // grid.combinations)
         means, deviations = [], []
         for first in range(0, len(grid.parents), step):
@@ -126,17 +126,17 @@ class Predictor:
         return np.concatenate(means), np.concatenate(deviations)
 
 
-class Ensemble(Network):
-    """What both networks share: embeddings of the values of each kind of decision, an output, and the training.
+class Ensemble(SharedNetwork):
+    """Base of both networks: embeddings of the values of each kind of decision, an output layer, and the training.
 
     Args:
         members: of the ensemble.
-        sizes: values of each kind of decision.
+        sizes: number of values of each kind of decision.
         units: of an embedding.
         layers: between embeddings and output.
-        features: that the output reads.
-        squashed: the output is a sigmoid.
-        data: shape and type of what is read of one architecture.
+        features: width of the output layer's input.
+        squashed: whether the output is a sigmoid.
+        data: shapes and types of the inputs for one architecture.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Ensemble(Network):
         squashed: bool,
         data: list[tuple[list[int], tf.DType]],
     ):
-        self.offsets = np.cumsum([0, *sizes])  # row where the values of a kind begin
+        self.offsets = np.cumsum([0, *sizes])  # first row of each kind's values
         with tf.device("CPU:0"):
             self.embeddings = StackedDense(members, sum(sizes), units, use_bias=False)
             self.output = StackedDense(members, features, 1)
@@ -162,43 +162,43 @@ class Ensemble(Network):
         self.fit = self.on_state(self._fit, *given, tf.TensorSpec([], tf.int32))
         self.fit_batches = self.on_state(self._fit_batches, *given, tf.TensorSpec([None, members, None], tf.int32))
 
-    def drawn(self, rng: np.random.Generator, bias: float) -> State:
-        """Returns new weights; the output begins at `bias`, before a sigmoid."""
-        state = self.new_state(functools.partial(self.draw, rng))
-        self.weights_of(state)[-1][...] = bias
+    def draw_state(self, rng: np.random.Generator, bias: float) -> State:
+        """Draws new weights; the output starts at `bias`, before a sigmoid."""
+        state = self.new_state(functools.partial(self.draw_weight, rng))
+        self.split_weights(state)[-1][...] = bias
         return state
 
-    def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
-        """Draws the first values of a weight."""
+    def draw_weight(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
+        """Draws the initial values of a weight."""
         raise NotImplementedError
 
     def read(self, layout: Layout, genomes: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns what `raw` gets of each architecture."""
+        """Returns the inputs of `raw` for each architecture."""
         raise NotImplementedError
 
     def raw(self, *inputs: Any) -> Any:
-        """Returns (members, batch) predictions before the sigmoid, of inputs (members, batch, ..)."""
+        """Returns (members, batch) predictions before the sigmoid, for inputs (members, batch, ..)."""
         raise NotImplementedError
 
     def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
-        """Returns (members, len(grid)) predictions; computes once what candidates have in common."""
+        """Returns (members, len(grid)) predictions; computes the parts that candidates share only once."""
         raise NotImplementedError
 
     def head(self, features: Any) -> Any:
-        """Returns predictions of features (members, batch, features) before the sigmoid."""
+        """Returns predictions before the sigmoid, for features (members, batch, features)."""
         return self.output(features)[..., 0]
 
     def squash(self, raw: Any) -> Any:
-        """Returns predictions."""
+        """Returns predictions, after the sigmoid if there is one."""
         return tf.sigmoid(raw) if self._squashed else raw
 
     def error(self, *data: Any) -> Any:
-        """Returns the sum over members of the mean absolute error; the last of `data` are the targets."""
+        """Returns the mean absolute error, summed over members; the last of `data` are the targets."""
         *inputs, targets = data
         return tf.reduce_sum(tf.reduce_mean(tf.abs(self.squash(self.raw(*inputs)) - targets), axis=1))
 
     def _fit(self, *arguments: Any) -> Any:
-        """Takes steps by all data, inputs and targets of (members, batch, ..)."""
+        """Takes `steps` steps on all data, which are inputs and targets of (members, batch, ..)."""
         *data, learning_rate, steps = arguments
         self.optimizer.learning_rate.assign(learning_rate)
         for _ in tf.range(steps):
@@ -206,7 +206,7 @@ class Ensemble(Network):
         return steps
 
     def _fit_batches(self, *arguments: Any) -> Any:
-        """Takes a step for each of `batches` (steps, members, batch), places in the data."""
+        """Takes a step on each of `batches` (steps, members, batch), which are indices into the data."""
         *data, learning_rate, batches = arguments
         self.optimizer.learning_rate.assign(learning_rate)
         for batch in batches:
@@ -224,10 +224,10 @@ class MlpEnsemble(Ensemble):
             self.second = StackedDense(members, hidden, hidden)
         data = [([slots, sum(sizes)], tf.float32)]
         super().__init__(members, sizes, units, [self.first, self.second], hidden, squashed, data)
-        self._score = self.on_state(self._scored, *(tf.TensorSpec([members, None, hidden]) for _ in range(2)))
+        self._score = self.on_state(self._combine, *(tf.TensorSpec([members, None, hidden]) for _ in range(2)))
 
-    def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
-        """Draws weights of a variance of 2 / inputs, and embeddings of a variance of 1 / units."""
+    def draw_weight(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
+        """Draws weights with variance 2 / inputs, and embeddings with variance 1 / units."""
         if "bias" in weight.path:
             return np.zeros(weight.shape)
         fan = weight.shape[-1] if weight is self.embeddings.kernel else weight.shape[1] / 2
@@ -240,7 +240,7 @@ class MlpEnsemble(Ensemble):
             present = np.flatnonzero((depths > token.level) | (not layout.partial))
             words = self.offsets[token.kind] + token.words[genomes[present, token.place]]
             for slot, share in token.slots.items():
-                found[present, slot, words] += share / layout.pooled_levels(depths[present])
+                found[present, slot, words] += share / layout.count_pooled(depths[present])
         return (found,)
 
     def raw(self, *inputs: Any) -> Any:
@@ -252,8 +252,8 @@ class MlpEnsemble(Ensemble):
         return self.head(tf.nn.relu(self.second(tf.nn.relu(self.first(joined)))))
 
     def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
-        """See Ensemble; the first layer is linear in the decisions, so that parents and combinations just add up."""
-        embeddings, first, bias = self.weights_of(state)[:3]
+        """See Ensemble; the first layer is linear in the decisions, so parents and combinations just add up."""
+        embeddings, first, bias = self.split_weights(state)[:3]
         members, _, units = embeddings.shape
         parents = np.zeros((members, len(grid.parents), first.shape[-1]), np.float32) + bias
         combined = np.zeros((members, 1, first.shape[-1]), np.float32)
@@ -262,7 +262,7 @@ class MlpEnsemble(Ensemble):
             token = tokens[place]
             rows = sum(share * first[:, slot * units : (slot + 1) * units] for slot, share in token.slots.items())
             table = embeddings[:, self.offsets[token.kind] + token.words] @ rows
-            table /= layout.pooled_levels(np.float32(grid.depth))
+            table /= layout.count_pooled(np.float32(grid.depth))
             if place in grid.free:
                 combined = (combined[:, :, None] + table[:, None]).reshape(members, -1, first.shape[-1])
             else:
@@ -270,7 +270,7 @@ class MlpEnsemble(Ensemble):
         scores, _ = self._score(state, parents, combined)
         return scores.numpy()
 
-    def _scored(self, parents: Any, combined: Any) -> Any:
+    def _combine(self, parents: Any, combined: Any) -> Any:
         first = tf.nn.relu(parents[:, :, None] + combined[:, None])
         first = tf.reshape(first, [first.shape[0], -1, first.shape[-1]])
         with self.with_weights():
@@ -278,7 +278,7 @@ class MlpEnsemble(Ensemble):
 
 
 class LstmEnsemble(Ensemble):
-    """An LSTM that reads the decisions one after the other; the last output gives the score."""
+    """An LSTM that reads the decisions one after the other; its last output gives the score."""
 
     def __init__(self, members: int, sizes: tuple[int, ...], units: int, hidden: int, tokens: int, squashed: bool):
         self._hidden = hidden
@@ -288,12 +288,12 @@ class LstmEnsemble(Ensemble):
         data = [([tokens], tf.int32), ([], tf.int32)]
         super().__init__(members, sizes, units, [self.project, self.recur], hidden, squashed, data)
 
-    def draw(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
-        """Draws weights uniformly from -0.1 .. 0.1, the paper's."""
+    def draw_weight(self, rng: np.random.Generator, weight: keras.Variable) -> np.ndarray:
+        """Draws weights uniformly from -0.1 .. 0.1, as in the paper."""
         return rng.uniform(-0.1, 0.1, weight.shape)
 
     def read(self, layout: Layout, genomes: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (n, decisions) rows of the embeddings of all kinds, and (n,) how many of them are read."""
+        """Returns (n, decisions) rows of the embeddings, and (n,) how many of these are read."""
         words = [self.offsets[token.kind] + token.words[genomes[:, token.place]] for token in layout.tokens]
         lengths = [len(layout.read(depth)) for depth in depths]
         return np.stack(words, axis=1).astype(np.int32), np.array(lengths, np.int32)
@@ -311,13 +311,13 @@ class LstmEnsemble(Ensemble):
         return self.head(last)
 
     def step(self, gates: Any, memory: Any) -> tuple[Any, Any]:
-        """Returns output and memory from the gates before their activations; the order is that of Keras."""
+        """Returns output and memory from the gates' pre-activations, in Keras' order."""
         opened, kept, new, shown = tf.split(gates, 4, axis=-1)
         memory = tf.sigmoid(kept) * memory + tf.sigmoid(opened) * tf.tanh(new)
         return tf.sigmoid(shown) * tf.tanh(memory), memory
 
     def predict(self, state: State, layout: Layout, grid: Grid) -> np.ndarray:
-        """See Ensemble; what candidates have in common at their beginning is read once."""
+        """See Ensemble; a beginning that candidates share is read once."""
         with tf.device("CPU:0"), self.with_weights(state[0]):
             embeddings = tf.convert_to_tensor(self.embeddings.kernel)
             output = memory = tf.zeros([embeddings.shape[0], len(grid.parents), self._hidden])
@@ -336,12 +336,12 @@ class LstmEnsemble(Ensemble):
             return self.squash(self.head(output)).numpy()
 
 
-_mlp = functools.lru_cache(maxsize=8)(MlpEnsemble)
-_lstm = functools.lru_cache(maxsize=8)(LstmEnsemble)
+_get_mlp = functools.lru_cache(maxsize=8)(MlpEnsemble)
+_get_lstm = functools.lru_cache(maxsize=8)(LstmEnsemble)
 
 
-def quantiles(scores: np.ndarray) -> np.ndarray:
-    """Returns the standard normal quantiles of the ranks; equal scores get the same, that of their mean rank."""
+def map_to_quantiles(scores: np.ndarray) -> np.ndarray:
+    """Maps scores to the standard normal quantiles of their ranks; equal scores share that of their mean rank."""
     _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
     normal = statistics.NormalDist()

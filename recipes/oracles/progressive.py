@@ -1,4 +1,4 @@
-"""The progressive search of PNASNet (Liu et al., ECCV 2018): simple architectures first, then what promises most."""
+"""The progressive search of PNASNet (Liu et al., ECCV 2018): simple architectures first, then the most promising."""
 
 import dataclasses
 import math
@@ -10,44 +10,44 @@ import numpy as np
 from recipes.oracles.base import _LARGEST_ENUMERATION, SearchOracle, Wait
 from recipes.oracles.choices import Genome
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.networks import OTHER_VERSION, packed
+from recipes.oracles.networks import OTHER_VERSION, encode_array
 from recipes.oracles.predictors import Fitting, Predictor
 from recipes.training import check_at_least, check_options
 
-_MOST_COMBINATIONS = 1_000_000  # of one level
-_MOST_CANDIDATES = 4_000_000  # scored at once; beyond, the best parents' alone
+_MOST_COMBINATIONS = 1_000_000  # of one level's choices
+_MOST_CANDIDATES = 4_000_000  # to rank; if there are more, only those of the best parents
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class ProgressiveOracle(SearchOracle):
-    """Grows architectures level by level; a level's candidates are all one-level expansions of those tried before.
+    """Grows architectures level by level; a level's candidates are all one-level expansions of the level before.
 
-    The first level is tried in all its ways. Then a predictor (`recipes.oracles.predictors`) learns from all scores and
-    ranks every expansion of the level's architectures; the `beam` best are tried, the predictor learns again, and
-    so on (Algorithm 1). Expansions with a known key are skipped. An architecture that failed takes its place in the
-    level, is not expanded and teaches nothing.
+    All architectures of the first level are tried. Then a predictor (`recipes.oracles.predictors`) learns from all
+    scores and ranks every expansion of the level's architectures; the `beam` best are tried, the predictor learns
+    again, and so on (Algorithm 1). Expansions with a known key are skipped. An architecture that fails counts in its
+    level, but is not expanded and teaches nothing.
 
-    Beyond the paper: while `max_trials` allow, the last level continues in rounds of `round_size`, before each of which
-    the predictor learns again and ranks what is left: all complete architectures where the space has up to 100,000,
-    else all expansions of the level before.
+    Beyond the paper: while `max_trials` allows, the last level continues in rounds of `round_size`. Before each round
+    the predictor learns again and ranks the remaining candidates: all complete architectures if the space has up to
+    100,000, otherwise all expansions of the level before.
 
-    A level starts when the last trial of the level before has ended. Workers that ask meanwhile wait (status IDLE), so
-    a worker that dies holds up the others; KerasTuner gives its trial out again when the search is started again.
+    A level starts when the last trial of the level before has ended. Workers that ask earlier wait (status IDLE), so
+    a worker that dies holds up the others; KerasTuner runs its trial again when the search is restarted.
 
     Args:
         objective, max_trials, hyperparameters, seed, key, check, max_redraws: see SearchOracle. Without `max_trials`
             the search ends with the last level's beam.
         levels: names of the choices that each level adds; all choices but `depth`.
-        depth: name of the choice that says how many levels an architecture has, its values in the order of the levels.
-            Without, choices that are not reached yet have their defaults: these must make a valid architecture.
+        depth: name of the choice of how many levels an architecture has, its values in the order of the levels. If
+            None, choices of later levels have their defaults, which must make a valid architecture.
         kinds: kind -> names of choices whose equal values share an embedding.
         pooled: the levels are alike; see `recipes.oracles.layout.Layout`.
-        beam: K, architectures a level (paper: 256).
+        beam: K, architectures per level (paper: 256).
         first: architectures of the first level, drawn at random; None takes all (paper).
-        round_size: trials between two fits once the levels are done; `beam` unless given.
-        explore: a candidate is ranked by a normal draw around its prediction, with this many of the ensemble's standard
-            deviations; the paper has none, and its beam is wide. A narrow beam without soon repeats one idea.
-        fitting: how the predictor is made and trained; the paper's unless given.
+        round_size: trials between two fits after the last level; `beam` by default.
+        explore: candidates are ranked by a normal draw around their prediction, of this many standard deviations of the
+            ensemble. The paper has none, with a wide beam; a narrow beam without it soon repeats one idea.
+        fitting: how the predictor is built and trained; by default as in the paper.
     """
 
     levels: Sequence[Sequence[str]]
@@ -66,25 +66,25 @@ class ProgressiveOracle(SearchOracle):
         super().__post_init__()
         check_at_least(self, {"beam": 1, "first": 1, "round_size": 1})
         check_options(self, "explore", "0 or more", lambda value: value >= 0)
-        self.stage = 0  # the level, from 0; then the rounds
+        self.stage = 0  # the level, from 0; then the rounds, which count on
         self._results: list[tuple[Genome, float | None, int]] = []  # genome, fitness, stage
-        self._position = 0  # in the stage's ranking
-        self._ended = 0  # trials of the stage
-        self._ranking: tuple[Grid, np.ndarray] | None = None  # the stage's candidates; made again after a restart
+        self._position = 0  # of the next candidate in the stage's ranking
+        self._ended = 0  # finished trials of the stage
+        self._ranking: tuple[Grid, np.ndarray] | None = None  # the stage's candidates; computed again on resume
         self._layout: Layout | None = None
         self._predictor: Predictor | None = None
         self._fitted = 0  # the stage that the predictor was fitted for
 
     @property
     def layout(self) -> Layout:
-        """How the predictor reads genomes; made at the first draw, when the choices are known."""
+        """How the predictor reads genomes; created when the first proposal makes the choices known."""
         if self._layout is None:
-            self._layout = self._checked_layout()
+            self._layout = self._make_layout()
         if sum(map(len, self.levels)) + (self.depth is not None) != len(self.choices):
             raise ValueError("the search space has grown; this oracle needs all choices before the first trial")
         return self._layout
 
-    def _checked_layout(self) -> Layout:
+    def _make_layout(self) -> Layout:
         names, counts = self.choices.names, self.choices.counts
         layout = Layout(self.choices, self.levels, self.kinds, self.pooled, self.depth is not None)
         expected = set(names) - {self.depth}
@@ -103,16 +103,16 @@ class ProgressiveOracle(SearchOracle):
         return layout
 
     def propose(self) -> Genome | None:
-        """Returns the next of the level's ranking; begins the next level when this one has ended.
+        """Returns the next candidate of the level's ranking; starts the next level when this one has ended.
 
         Raises:
-            Wait: trials of this level still run.
+            Wait: trials of this level are still running.
         """
         depth = self.layout.depth
         while True:
             quota, dry = self._quota(), False
             if quota is None or self._ended + self.running < quota:
-                for genome in self._left():
+                for genome in self._iterate_open():
                     return genome
                 dry = True
             if self.running:
@@ -126,16 +126,16 @@ class ProgressiveOracle(SearchOracle):
             self.stage, self._ended, self._position, self._ranking = self.stage + 1, 0, 0, None
 
     def _quota(self) -> int | None:
-        """Returns how many trials the stage has; None for as many as there are candidates."""
+        """Returns the number of trials in the stage; None for all candidates."""
         if self.stage == 0:
             return self.first
         return self.beam if self.stage < self.layout.depth else self.round_size or self.beam
 
-    def _left(self) -> Iterator[Genome]:
-        """Yields the stage's candidates from where it stopped, the most promising first, without the known ones."""
+    def _iterate_open(self) -> Iterator[Genome]:
+        """Yields the stage's remaining candidates, most promising first, without the known ones."""
         if self._ranking is None:
-            grid = self._grid()
-            self._ranking = (grid, self._order(grid))
+            grid = self._make_grid()
+            self._ranking = (grid, self._rank(grid))
         grid, order = self._ranking
         while self._position < len(order):
             genome = grid.genome(order[self._position])
@@ -143,7 +143,7 @@ class ProgressiveOracle(SearchOracle):
             if self._is_open(genome):
                 yield genome
 
-    def _grid(self) -> Grid:
+    def _make_grid(self) -> Grid:
         """Returns the candidates of the stage."""
         choices, depth = self.choices, self.layout.depth
         level = min(self.stage, depth - 1)
@@ -166,8 +166,8 @@ class ProgressiveOracle(SearchOracle):
             rows[:, choices.names.index(self.depth)] = level
         return Grid(rows, tuple(free), counts, level + 1)
 
-    def _order(self, grid: Grid) -> np.ndarray:
-        """Returns the numbers of the candidates, the most promising first; at random where nothing is known."""
+    def _rank(self, grid: Grid) -> np.ndarray:
+        """Returns the numbers of the candidates, most promising first; in random order if there is no data."""
         data = [(genome, fitness) for genome, fitness, _ in self._results if fitness is not None]
         if self.stage == 0 or not data or not len(grid):
             return np.random.default_rng([self.seed, self.stage]).permutation(len(grid))
@@ -181,7 +181,7 @@ class ProgressiveOracle(SearchOracle):
 
     @property
     def predictor(self) -> Predictor:
-        """The predictor as it was fitted last."""
+        """The predictor, as last fitted."""
         if self._predictor is None:
             self._predictor = Predictor(self.layout, self.fitting)
         return self._predictor
@@ -201,7 +201,7 @@ class ProgressiveOracle(SearchOracle):
         self._ended += 1
 
     def learned(self) -> dict[str, Any]:
-        """Returns the level, the place in its ranking, all results, and the weights that ranked it."""
+        """Returns the stage, the position in its ranking, all results, and the weights that ranked it."""
         state: dict[str, Any] = {
             "stage": self.stage,
             "position": self._position,
@@ -209,21 +209,21 @@ class ProgressiveOracle(SearchOracle):
         }
         if self._predictor is not None:
             state |= {"fitted": self._fitted, "fits": self._predictor.fits}
-            state["network"] = [packed(self._predictor.state[0])]  # each fit has a new optimizer
+            state["network"] = [encode_array(self._predictor.state[0])]  # each fit has a new optimizer
         return state
 
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes back what `learned` returned.
+        """Restores what `learned` returned.
 
         Raises:
-            ValueError: it is the state of another network, such as that of an earlier version.
+            ValueError: the state is of another network, such as an earlier version's.
         """
         self.stage, self._position, self._ranking = learned["stage"], learned["position"], None
         self._results = [(tuple(genome), fitness, stage) for genome, fitness, stage in learned["results"]]
         self._ended = sum(stage == self.stage for _, _, stage in self._results)
         self._predictor, self._fitted = None, 0
-        if "weights" in learned:  # of the version whose network was not Keras'
+        if "weights" in learned:  # a version whose network was not a Keras one
             raise ValueError(OTHER_VERSION)
         if "network" in learned:
-            self.predictor.state = self.predictor.network.unpacked(learned["network"])
+            self.predictor.state = self.predictor.network.decode_state(learned["network"])
             self._fitted, self.predictor.fits = learned["fitted"], learned["fits"]

@@ -61,7 +61,7 @@ def test_whatever_is_mutated_stays_without_a_cycle():
     oracle = AgingEvolution(hyperparameters=space.hyperparameters(), kinds=space.kinds, seed=0)
     genome = oracle.random_genome()
     for _ in range(300):
-        genome = oracle.mutated(genome)
+        genome = oracle.mutate(genome)
         space.body(oracle.choices.values(genome))  # raises where a node reads what comes after it
 
 

@@ -52,7 +52,7 @@ def ask(oracle, identity):
 
 
 def test_neighbours_differ_in_one_choice():
-    assert Choices(numbers(3, 2)).neighbours((1, 0)) == [(0, 0), (2, 0), (1, 1)]
+    assert Choices(numbers(3, 2)).list_neighbours((1, 0)) == [(0, 0), (2, 0), (1, 1)]
 
 
 def test_local_search_tries_neighbours_of_where_it_stands_until_none_is_better_and_then_starts_anew():
@@ -122,7 +122,7 @@ def test_features_that_no_result_has_are_one_distance():
     oracle = BayesianSearch(OBJECTIVE, hyperparameters=numbers(3, 3, 3), seed=0)
     for genome, fitness in (((0, 1, 2), 1.0), ((0, 1, 1), 2.0)):
         oracle.learn(genome, fitness)
-    oracle._fitted()
+    oracle._fit_model()
     assert oracle._encode([(0, 1, 2), (0, 0, 0)]).tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, np.sqrt(2)]]
 
 
@@ -131,7 +131,7 @@ def test_of_many_results_the_process_sees_the_best_and_the_latest(monkeypatch):
     oracle = BayesianSearch(OBJECTIVE, hyperparameters=numbers(10), seed=0, first=2)
     for x, fitness in enumerate((9.0, 1.0, 8.0, 2.0, 3.0, 4.0)):
         oracle.learn((x,), fitness)
-    assert oracle._fitted().X_train_.tolist() == np.eye(4, 5).tolist()
+    assert oracle._fit_model().X_train_.tolist() == np.eye(4, 5).tolist()
     assert list(oracle._columns) == [("a", 0), ("a", 2), ("a", 4), ("a", 5)]
 
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from recipes.enas.controller import MacroController, MicroController
 from recipes.enas.space import ChainSpace, MicroSpace
 from recipes.oracles import ControllerOracle
-from recipes.oracles.controller import controller_network
-from recipes.oracles.networks import lstm_outputs
+from recipes.oracles.controller import get_controller_network
+from recipes.oracles.networks import run_lstm
 from tests.oracles import test_oracles
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
@@ -36,7 +36,7 @@ def run(oracle: ControllerOracle, trials: int) -> list[float]:
 
 
 def network_and_state(counts: tuple[int, ...], scale: float = 1.0):
-    network = controller_network(counts, hidden=4)
+    network = get_controller_network(counts, hidden=4)
     return network, network.new_state(lambda weight: np.random.default_rng(0).uniform(-scale, scale, weight.shape))
 
 
@@ -50,7 +50,7 @@ def test_the_fused_lstm_and_its_gradient_are_those_of_keras():
     keras.utils.set_random_seed(0)
     layer = keras.layers.LSTM(3, return_sequences=True, use_cudnn=False, bias_initializer="random_normal")
     inputs = tf.random.normal([2, 5, 3], stddev=2.0)
-    fused = lambda x: tf.transpose(lstm_outputs(layer.cell, tf.transpose(x, [1, 0, 2])), [1, 0, 2])  # noqa: E731
+    fused = lambda x: tf.transpose(run_lstm(layer.cell, tf.transpose(x, [1, 0, 2])), [1, 0, 2])  # noqa: E731
     results = []
     for outputs_of in (layer, fused):
         with tf.GradientTape() as tape:

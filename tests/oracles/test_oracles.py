@@ -133,7 +133,7 @@ def test_kinds_of_mutation_are_equally_likely_whatever_their_number_of_choices()
     names, parent = oracle.choices.names, oracle.random_genome()
     counts = {"state": 0, "op": 0, "identity": 0}
     for _ in range(4000):
-        child = oracle.mutated(parent)
+        child = oracle.mutate(parent)
         changed = [name for name, a, b in zip(names, parent, child, strict=True) if a != b]
         assert len(changed) <= 1
         counts["identity" if not changed else "op" if "/op" in changed[0] else "state"] += 1
@@ -314,7 +314,7 @@ def test_two_workers_never_run_the_same_point():
         (ProgressiveOracle, {"levels": [], "beam": 0}, "beam is 0"),
         (ProgressiveOracle, {"levels": [], "explore": -1}, "explore is -1"),
         (NSGA2, {"objective": [OBJECTIVE]}, "expected two or more"),
-        (NSGA2, {"objective": [OBJECTIVE, OBJECTIVE]}, "each name once"),
+        (NSGA2, {"objective": [OBJECTIVE, OBJECTIVE]}, "with different names"),
         (NSGA2, {"objective": "score"}, "expected two or more"),
         (NSGA2, {"objective": TWO, "crossover": 2}, "crossover is 2"),
     ],
@@ -327,7 +327,7 @@ def test_wrong_arguments_say_what_was_expected(make, options: dict, message: str
 def test_what_only_the_space_shows_to_be_wrong_is_said_at_the_first_draw():
     oracle = AgingEvolution(OBJECTIVE, hyperparameters=two_choices(), kinds={"op": ["nothing"]}, identity=0.0)
     with pytest.raises(ValueError, match="nothing"):
-        oracle.mutated((0, 0))
+        oracle.mutate((0, 0))
     with pytest.raises(ValueError, match="network is cnn"):
         Fitting(network="cnn")  # pyright: ignore[reportArgumentType]
 

@@ -11,7 +11,7 @@ from recipes import pnasnet
 from recipes.oracles import Fitting, ProgressiveOracle
 from recipes.oracles.choices import Choices
 from recipes.oracles.layout import Grid, Layout
-from recipes.oracles.predictors import Predictor, quantiles
+from recipes.oracles.predictors import Predictor, map_to_quantiles
 from tests.oracles.test_oracles import answer, run
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
@@ -146,7 +146,7 @@ def test_without_weights_all_predictions_are_the_median_and_the_error_is_known(n
     choices, read = layout(pooled=True, partial=True)
     predictor = Predictor(read, Fitting(network=network, target="accuracy", embedding=3, hidden=5, members=2))
     state = predictor.network.new_state(lambda weight: np.zeros(weight.shape))
-    predictor.network.weights_of(state)[-1][...] = np.log(0.6 / 0.4)  # the output's bias: 0.6 after the sigmoid
+    predictor.network.split_weights(state)[-1][...] = np.log(0.6 / 0.4)  # the output's bias: 0.6 after the sigmoid
     genomes, targets = drawn(choices, 4), np.array([0.5, 0.6, 0.7, 1.0], np.float32)
     data = [np.stack([array] * 2) for array in predictor.network.read(read, genomes, np.array([1, 2, 3, 3]))]
     with predictor.network.with_weights(state[0]):
@@ -165,7 +165,7 @@ def test_members_learn_each_from_their_own_data(network, pooled):
     predictor.fit(genomes, depths, scores, np.random.default_rng(0))
     grids = [Grid(row[None], (), (), int(depth)) for row, depth in zip(genomes, depths, strict=True)]
     members = np.concatenate([predictor.network.predict(predictor.state, read, grid) for grid in grids], axis=1)
-    assert np.abs(members - quantiles(scores)).mean() < 0.15
+    assert np.abs(members - map_to_quantiles(scores)).mean() < 0.15
     assert not np.array_equal(*members)
 
 
@@ -175,7 +175,7 @@ def test_batches_smaller_than_the_data_are_drawn_from_it():
     genomes, scores = drawn(choices, 12), np.random.default_rng(1).random(12)
     predictor.fit(genomes, np.full(12, 3), scores, np.random.default_rng(0))
     means = [predictor.predict(Grid(row[None], (), (), 3))[0].item() for row in genomes]
-    assert np.corrcoef(means, quantiles(scores))[0, 1] > 0.9
+    assert np.corrcoef(means, map_to_quantiles(scores))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("pooled", "partial"), [(True, True), (False, True), (False, False)])
@@ -183,7 +183,7 @@ def test_batches_smaller_than_the_data_are_drawn_from_it():
 def test_a_grid_of_candidates_scores_as_each_does_alone(network, pooled, partial):
     choices, read = layout(pooled, partial)
     predictor = Predictor(read, Fitting(network=network, embedding=3, hidden=5))
-    predictor.state = predictor.network.drawn(np.random.default_rng(0), 0.5)
+    predictor.state = predictor.network.draw_state(np.random.default_rng(0), 0.5)
     places = tuple(choices.names.index(name) for name in pnasnet.pnasnet(3).levels[1])
     grid = Grid(drawn(choices, 2), places, tuple(choices.counts[list(places)].tolist()), 2)
     assert len(grid) == 2 * 3 * 3 * 8 * 8
@@ -199,8 +199,8 @@ def test_a_grid_of_candidates_scores_as_each_does_alone(network, pooled, partial
 
 def test_ranks_become_normal_quantiles_and_equal_scores_stay_equal():
     # The middles of three thirds: quantiles of 1/6, 1/2 and 5/6.
-    assert quantiles(np.array([9.0, -1.0, 3.0])) == pytest.approx([0.96742, -0.96742, 0.0], abs=1e-5)
-    assert quantiles(np.array([2.0, 2.0, 5.0, 2.0]))[[0, 1, 3]] == pytest.approx([-0.31864] * 3, abs=1e-5)
+    assert map_to_quantiles(np.array([9.0, -1.0, 3.0])) == pytest.approx([0.96742, -0.96742, 0.0], abs=1e-5)
+    assert map_to_quantiles(np.array([2.0, 2.0, 5.0, 2.0]))[[0, 1, 3]] == pytest.approx([-0.31864] * 3, abs=1e-5)
 
 
 def test_wrong_arguments_say_what_was_expected():

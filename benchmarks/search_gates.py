@@ -118,7 +118,7 @@ def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None
 
 def describe_shared(name: str, finds: Sequence[Mapping[str, Any]]) -> str:
     """Returns a table of what several searches of a name found, and of the baselines in the same time."""
-    found = truth.judge_together(finds, [find["tau"] for find in finds])
+    found = truth.summarize_ratings(finds, [find["tau"] for find in finds])
 
     def show(name: str) -> str:
         return f"{found[name]:.2f} ± {found[f'{name}_std'] or 0:.2f}"

@@ -116,7 +116,7 @@ def _make_tuner(
 ) -> tuner.Tuner:
     config = scorer.config
     logs = config.folder / "tensorboard"
-    evaluate = tensorboard_logs.Logged(scorer.score, logs) if config.tensorboard else scorer.score
+    evaluate = tensorboard_logs.LoggedEvaluate(scorer.score, logs) if config.tensorboard else scorer.score
     _check_place(config, scorer)
     workers = make_workers(config, evaluate, config.folder / "workers")
     return tuner.Tuner(

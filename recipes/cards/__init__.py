@@ -1,1 +1,1 @@
-"""Reproduction cards of searches: what they say, their pictures and statistics; recipes.report is the program."""
+"""Reproduction cards of searches: content, statistics and pictures; recipes.report is the program."""

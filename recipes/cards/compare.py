@@ -1,4 +1,4 @@
-"""What searches are worth beside random search: exact expectations of the best of k draws, rankings, and a word."""
+"""Compares searches with random search: exact expectations of the best of k draws, fronts, rankings, and a status."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,30 +6,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.cards.read import Search
+from recipes.cards.read import RecordedSearch
 
 REPRODUCED, AT_REDUCED_SCALE, PROCEDURE_ONLY = "reproduced", "reproduced at reduced scale", "procedure only"
-LEAST_SEARCHES = 3  # with seeds of their own, for a result to be called reproduced
-LEAST_NETWORKS = 12  # of which Kendall's tau says anything
+LEAST_SEARCHES = 3  # with different seeds, for a result to count as reproduced
+LEAST_NETWORKS = 12  # for a meaningful Kendall's tau
 LARGEST = 0.25  # share of the random networks that count as the largest
 ENOUGH_ERRORS = 2.0  # standard errors by which a search must beat random search
-_MOST_POINTS = 200  # of a curve
+_MOST_POINTS = 200  # on a curve
 
 
 class Best(NamedTuple):
-    """Mean and standard deviation of the best of k draws, for one search that draws at random."""
+    """Mean and standard deviation of the best of k random draws."""
 
     mean: float
     std: float
 
 
 def expected_best(scores: Sequence[float], draws: int, sign: int = 1) -> Best:
-    """Returns the exact mean and deviation of the best of `draws` of these scores, drawn without replacement.
+    """Returns the exact mean and deviation of the best of `draws` scores, drawn without replacement.
 
     Args:
-        scores: of networks that were drawn at random.
-        draws: 1 to as many as there are scores.
-        sign: 1 where the largest is the best, -1 where the smallest is.
+        scores: of networks drawn at random.
+        draws: from 1 to the number of scores.
+        sign: 1 if the largest is the best, -1 if the smallest is.
     """
     if not 1 <= draws <= len(scores):
         raise ValueError(f"the best of {draws} draws from {len(scores)} scores; expected 1 to {len(scores)} draws")
@@ -41,29 +41,29 @@ def expected_best(scores: Sequence[float], draws: int, sign: int = 1) -> Best:
 
 
 def chance_to_be_best(count: int, draws: int) -> np.ndarray:
-    """Returns the probability that the best of `draws` of `count`, drawn without replacement, is the i-th best of all.
+    """Returns the probability that the best of `draws` out of `count`, without replacement, is the i-th best of all.
 
-    That is C(count - i, draws - 1) / C(count, draws), for i from 1 to count - draws + 1; later ones are never it.
+    That is C(count - i, draws - 1) / C(count, draws), for i from 1 to count - draws + 1; beyond, it is 0.
     """
-    above = np.arange(count - draws)  # how many are better than the place before
+    above = np.arange(count - draws)  # number that are better than the rank before
     return np.cumprod(np.r_[draws / count, (count - above - draws) / (count - above - 1)])
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean and the sample standard deviation, which a single value does not have."""
+    """Returns the mean and the sample standard deviation, which is None for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def measure_gain(
     best: Sequence[float], random: Sequence[float], paired: bool, sign: int = 1
 ) -> tuple[float, float | None]:
-    """Returns by how much searches are better than random search on average, and the standard error of this.
+    """Returns by how much searches beat random search on average, and the standard error of this gain.
 
     Args:
         best: the best score of each search.
-        random: what random search is expected to reach at the same budget, for each of its own searches.
-        paired: whether both lists have the same seeds in the same order, and so the same images.
-        sign: 1 where more is better, -1 where less is.
+        random: the expected best of random search at the same budget, for each random search.
+        paired: whether both lists have the same seeds in the same order, and thus the same images.
+        sign: 1 if more is better, -1 if less is.
     """
     difference = sign * (float(np.mean(best)) - float(np.mean(random)))
     if paired:
@@ -78,42 +78,42 @@ def measure_gain(
     return difference, math.sqrt(sum((spread or 0.0) ** 2 / len(values) for spread, values in parts))
 
 
-def judge(searches: int, finished: int, difference: float | None, error: float | None, as_in_paper: bool) -> str:
-    """Returns the word for a result.
+def choose_status(searches: int, finished: int, gain: float | None, error: float | None, as_in_paper: bool) -> str:
+    """Returns the status word of a result.
 
-    Reproduced is what at least three finished searches show by beating random search at the same budget by more than
-    two standard errors; at reduced scale where the settings are not the paper's.
+    A result is reproduced if at least three searches, all finished, beat random search at the same budget by more than
+    two standard errors; it is at reduced scale if the settings are not the paper's.
     """
-    shown = difference is not None and error is not None and difference > ENOUGH_ERRORS * error
+    shown = gain is not None and error is not None and gain > ENOUGH_ERRORS * error
     if min(searches, finished) < LEAST_SEARCHES or finished < searches or not shown:
         return PROCEDURE_ONLY
     return REPRODUCED if as_in_paper else AT_REDUCED_SCALE
 
 
-def by_seconds(searches: Sequence[Search], random: Sequence[Search]) -> bool:
-    """Says whether a budget is time: where a search has trained more than its trials, or a trial is a search itself."""
+def is_budget_time(searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch]) -> bool:
+    """Returns whether the budget is time and not trials: a search also trained supernets, or trials are searches."""
     if not random:
         return False
     return any(search.seeds or search.header["choices"] != random[0].header["choices"] for search in searches)
 
 
-def match_seeds(searches: Sequence[Search], random: Sequence[Search]) -> list[Search]:
-    """Returns the random search of each search's seed, in the order of `searches`; nothing where the seeds differ."""
+def match_seeds(searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch]) -> list[RecordedSearch]:
+    """Returns the random search with each search's seed, in the order of `searches`; empty if the seeds differ."""
     by_seed = {search.seed: search for search in random}
     alike = len(random) == len(searches) and by_seed.keys() == {search.seed for search in searches}
     return [by_seed[search.seed] for search in searches] if alike else []
 
 
-def count_draws(search: Search, random: Search) -> int:
-    """Returns how many random networks this search's budget trains: as many trials, or as many as fit in its time."""
-    if not by_seconds([search], [random]):
+def count_draws(search: RecordedSearch, random: RecordedSearch) -> int:
+    """Returns how many random networks fit into this search's budget of trials or time."""
+    if not is_budget_time([search], [random]):
         return len(search.scores)
     each = random.seconds / max(1, len(random.trials))
     return max(1, int(search.seconds / max(each, 1e-9)))
 
 
-def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any] | None:
-    """Returns the searches' best beside what random search reaches at the same budget; None without a baseline."""
+def compare(searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch]) -> dict[str, Any] | None:
+    """Compares the searches' best with random search at the same budget; None without a baseline."""
     searches = [search for search in searches if search.scores]
     random = [search for search in random if search.scores]
     if not searches or not random:
@@ -128,7 +128,7 @@ def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, A
     difference, error = measure_gain(best, expected, bool(paired), sign)
     mean, std = mean_and_std(expected)
     return {
-        "budget": "seconds" if by_seconds(searches, random) else "trials",
+        "budget": "seconds" if is_budget_time(searches, random) else "trials",
         "draws": given,
         "draws_in_budget": wanted,
         "random": {"mean": mean, "std": std, "values": expected},
@@ -142,20 +142,20 @@ def compare(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, A
 
 
 def count_short(compared: Mapping[str, Any]) -> int:
-    """Returns how many baselines of a comparison have fewer networks than the budget allows."""
+    """Returns how many baselines have fewer networks than the budget allows."""
     return sum(given < wanted for given, wanted in zip(compared["draws"], compared["draws_in_budget"], strict=True))
 
 
-def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) -> dict[str, Any] | None:
-    """Returns what random draws among the largest networks reach: those of most MACs, which take no training to know.
+def compare_largest(random: Sequence[RecordedSearch], wanted: Sequence[int], sign: int) -> dict[str, Any] | None:
+    """Returns the expected best of random draws among the largest networks, by MACs, which are known without training.
 
-    Of each random search the quarter of the most MACs is taken; draws are as many as the budget has, or all of them.
-    None where a network's MACs are unknown, or there are too few networks.
+    The largest networks are the quarter of each random search with the most MACs; draws are as many as the budget
+    allows, or all of them. None if a network's MACs are unknown or there are too few networks.
 
     Args:
         random: the baselines.
-        wanted: how many networks the budget trains, for each of them.
-        sign: 1 where more is better, -1 where less is.
+        wanted: number of networks in the budget, for each baseline.
+        sign: 1 if more is better, -1 if less is.
     """
     trials = [search.scored for search in random]
     if any(len(each) < LEAST_NETWORKS or any("macs" not in trial.metrics for trial in each) for each in trials):
@@ -180,7 +180,7 @@ def compare_largest(random: Sequence[Search], wanted: Sequence[int], sign: int) 
 
 
 def measure_hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
-    """Returns the exact volume between the reference and the front of the points, a row each; more is better.
+    """Returns the exact volume between the reference and the front of the points, one per row; more is better.
 
     Slices it along the last objective, from the best point down: two and three objectives take milliseconds.
     """
@@ -202,15 +202,15 @@ def measure_hypervolume(points: np.ndarray, reference: Sequence[float] | np.ndar
 
 
 def keep_front(points: np.ndarray) -> np.ndarray:
-    """Returns the points, a row each, that no other dominates; more is better."""
+    """Returns the points, one per row, that no other dominates; more is better."""
     return points[find_front(points)]
 
 
 def frame_front(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the reference of a hypervolume and the sides of the box between it and the best values of the points.
+    """Returns the reference of a hypervolume and the sides of the box between it and the points' best values.
 
-    The reference is a tenth of the front's range worse than its worst values; where the front has no range, of the
-    range of all points, and of 1 where they have none.
+    The reference is worse than the front's worst values by a tenth of the front's range. In a dimension where the front
+    has no range, that of all points counts, and 1 if they have none either.
     """
     front = keep_front(points)
     best, worst = front.max(0), front.min(0)
@@ -220,16 +220,16 @@ def frame_front(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_front(points: np.ndarray) -> list[bool]:
-    """Returns for each point, a row each, whether no other dominates it; more is better."""
+    """Returns for each point, one per row, whether no other dominates it; more is better."""
     return [not ((points >= point).all(1) & (points > point).any(1)).any() for point in points]
 
 
 def compare_fronts(
-    searches: Sequence[Search], random: Sequence[Search], objectives: Mapping[str, str]
+    searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch], objectives: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Returns the hypervolumes of the searches' fronts, and of as many random networks'; None where there are none.
+    """Returns the hypervolumes of the searches' fronts and of equally many random networks; None without networks.
 
-    A hypervolume is a share of the box that `frame_front` lays around all networks here.
+    A hypervolume is a share of the box from `frame_front` around all networks of the comparison.
 
     Args:
         searches, random: as for `compare`.
@@ -262,12 +262,12 @@ def compare_fronts(
     }
 
 
-def compare_anytime(searches: Sequence[Search], random: Sequence[Search]) -> dict[str, Any]:
-    """Returns the best score so far of each search, and what random search is expected to have at that budget.
+def compare_anytime(searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch]) -> dict[str, Any]:
+    """Returns the best score so far of each search, and the expected best of random search at that budget.
 
-    `x` counts trials or, where a trial is a search itself, seconds; None stands before the first trial that succeeded.
+    `x` counts trials, or seconds if the budget is time; scores are None before the first trial that succeeded.
     """
-    timed, sign = by_seconds(searches, random), searches[0].sign
+    timed, sign = is_budget_time(searches, random), searches[0].sign
     random = [search for search in random if search.scores]
     most = max((search.seconds if timed else len(search.trials)) for search in searches)
     if timed:
@@ -278,17 +278,17 @@ def compare_anytime(searches: Sequence[Search], random: Sequence[Search]) -> dic
     found: dict[str, Any] = {"unit": "seconds" if timed else "trials", "x": x.tolist(), "each": each}
     if random:
         rates = [len(other.trials) / max(other.seconds, 1e-9) if timed else 1 for other in random]
-        curve = []  # mean and deviation at each x, None where a random search has fewer networks
+        curve = []  # mean and deviation at each x, None if a random search has fewer networks
         for at in x:
             expected = [
-                _expected(other.scores, int(at * rate), sign) for other, rate in zip(random, rates, strict=True)
+                _expect_best(other.scores, int(at * rate), sign) for other, rate in zip(random, rates, strict=True)
             ]
             curve.append((None, None) if None in expected else np.mean(np.array(expected), axis=0).tolist())
         found["random_mean"], found["random_std"] = map(list, zip(*curve, strict=True))
     return found
 
 
-def _best_so_far(search: Search, x: Sequence[float] | np.ndarray, timed: bool) -> list[float | None]:
+def _best_so_far(search: RecordedSearch, x: Sequence[float] | np.ndarray, timed: bool) -> list[float | None]:
     at = (
         search.seconds_before + np.cumsum([trial.seconds for trial in search.trials])
         if timed
@@ -305,11 +305,11 @@ def _best_so_far(search: Search, x: Sequence[float] | np.ndarray, timed: bool) -
     ]
 
 
-def _expected(scores: Sequence[float], draws: int, sign: int) -> tuple[float, float] | None:
-    """Returns the expected best of so many draws, and the deviation of one random search from it.
+def _expect_best(scores: Sequence[float], draws: int, sign: int) -> tuple[float, float] | None:
+    """Returns the expected best of `draws` draws and its deviation between random searches.
 
-    The deviation is that of draws with replacement: of all scores without, the best is certain, which says nothing of
-    another search. The i-th smallest of m is then the largest of k with probability (i/m)^k - ((i-1)/m)^k.
+    The deviation is that of draws with replacement. Without, the best of all scores would be certain, which says
+    nothing about another search. The i-th smallest of m is the largest of k with probability (i/m)^k - ((i-1)/m)^k.
     """
     if not 1 <= draws <= len(scores):
         return None
@@ -321,19 +321,19 @@ def _expected(scores: Sequence[float], draws: int, sign: int) -> tuple[float, fl
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Returns tau-b of two lists of scores: 1 where they order all pairs alike, -1 where oppositely, about 0 by chance.
+    """Returns tau-b of two lists of scores: 1 if they order all pairs alike, -1 if oppositely, about 0 by chance.
 
-    A pair that ties in one list counts for neither order, and the denominator leaves it out (Kendall 1945). Where a
-    list is all ties there is no order to compare, and the result is NaN.
+    A pair that ties in one list counts for neither order, and the denominator leaves it out (Kendall 1945). If all
+    scores of a list tie, there is no order to compare and the result is NaN.
 
     Raises:
-        ValueError: lists of different lengths, of fewer than two scores, or with a NaN.
+        ValueError: the lists differ in length, have fewer than two scores, or contain NaN.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(f"scores of shapes {first.shape} and {second.shape}; expected two lists of one length from 2")
     if np.isnan(first).any() or np.isnan(second).any():
-        raise ValueError("a score is NaN, which has no rank; leave that network out of both lists")
+        raise ValueError("a score is NaN, which has no rank; leave its network out of both lists")
     above = np.triu_indices(len(first), 1)
     # Compared, not subtracted: the difference of two infinities is NaN.
     orders = [
@@ -345,9 +345,9 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def compare_rankings(shared: Sequence[float], alone: Sequence[float]) -> dict[str, Any]:
-    """Returns the accuracies by shared weights and stand-alone with their tau, as JSON holds them.
+    """Returns accuracies with shared weights and stand-alone, and their tau, as JSON values.
 
-    `tau` is None where one of the two orders nothing, all its values being the same.
+    `tau` is None if all values of one list are equal.
     """
     tau = kendall_tau(shared, alone)
     return {"shared": list(shared), "alone": list(alone), "tau": None if np.isnan(tau) else round(tau, 6)}

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a search, with its HParams table: a folder a trial, with choices, metrics and outcome."""
+"""Logs of a search for TensorBoard and its HParams table: one folder per trial, with choices, metrics and status."""
 
 import dataclasses
 import shutil
@@ -15,11 +15,11 @@ Evaluate = Callable[[Task], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Logged:
-    """`evaluate` with a log of each trial in `folder`/trial_00000; a trial that is run again begins a new one.
+class LoggedEvaluate:
+    """`evaluate` with a log of each trial in `folder`/trial_00000; a trial that is run again starts a new log.
 
     Attributes:
-        evaluate: task -> name -> number, as `recipes.engine.tuner.Tuner` takes it.
+        evaluate: task -> dict of numbers, as `recipes.engine.tuner.Tuner` takes it.
         folder: for `tensorboard --logdir`.
 
     Raises:
@@ -30,7 +30,7 @@ class Logged:
     folder: Path
 
     def __post_init__(self):
-        _import_hparams()  # before the first trial, not in it
+        _import_hparams()  # raises before the first trial, not in it
 
     def __call__(self, task: Task) -> Mapping[str, float]:
         """Runs and logs a trial."""
@@ -40,7 +40,7 @@ class Logged:
         writer = tf.summary.create_file_writer(str(own))
         status = hparams.api_pb2.STATUS_FAILURE
         with writer.as_default(step=0):
-            choices = {name: _as_choice(value) for name, value in task.values.items()}
+            choices = {name: _to_hparam(value) for name, value in task.values.items()}
             hparams.summary_v2.hparams(choices, trial_id=f"trial {task.number}")
             try:
                 results = self.evaluate(task)
@@ -57,7 +57,7 @@ class Logged:
 def _import_hparams() -> ModuleType:
     try:
         from tensorboard.plugins import hparams
-        from tensorboard.plugins.hparams import api_pb2, summary, summary_v2  # noqa: F401, which an import alone loads
+        from tensorboard.plugins.hparams import api_pb2, summary, summary_v2  # noqa: F401 - makes them attributes
     except ImportError as error:
         raise ImportError(
             "--tensorboard needs TensorBoard, which is not installed: pip install tensorboard, or leave the flag out"
@@ -65,6 +65,6 @@ def _import_hparams() -> ModuleType:
     return hparams
 
 
-def _as_choice(value: Any) -> Any:
-    """Returns what the HParams table takes; numbers stay numbers, so that TensorBoard can sort and filter by them."""
+def _to_hparam(value: Any) -> Any:
+    """Converts a value for the HParams table; numbers stay numbers, so that TensorBoard can sort and filter by them."""
     return value if isinstance(value, (bool, int, float)) else str(value)

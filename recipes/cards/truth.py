@@ -1,7 +1,7 @@
-"""What a search has found beside the truth: its rank among all networks of a table that were really trained.
+"""Rates the result of a search against the truth: a table whose networks were all really trained.
 
-Where a table has every network of a space, a find has a percentile and a regret, and the time of a search can be said
-in trainings of random search, exactly.
+If a table has every network of a space, a result has an exact percentile and regret, and the time of a search equals
+an exact number of trainings by random search.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from recipes.cards.compare import chance_to_be_best, judge, mean_and_std
+from recipes.cards.compare import chance_to_be_best, choose_status, mean_and_std
 
-BEST_DECILE = 90.0  # percentile that the finds of a search have on average
-LEAST_TAU = 0.4  # of shared weights that rank
+BEST_DECILE = 90.0  # goal for the mean percentile of the results
+LEAST_TAU = 0.4  # goal for shared weights that rank networks
 LARGEST = 0.1  # share of the networks that count as the largest
-RANKED_NETWORKS = 120  # that a tau is of, where the table has so many
+RANKED_NETWORKS = 120  # to compute a tau from, or all of a smaller table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Truth:
     """The networks of a table.
 
     Attributes:
-        keys: of each, what equal architectures share.
-        seen: (networks, seeds), what a search may see of each: the validation accuracy of each training, in percent.
-        trained: (networks, seeds), the accuracy of each training in percent, on all images that it did not learn from.
+        keys: the identity shared by equal architectures, one for each network.
+        seen: (networks, seeds), validation accuracy of each training in percent, which a search may see.
+        trained: (networks, seeds), accuracy of each training in percent, on all images that it did not learn from.
         seconds: of one training, on average.
-        macs: (networks,), multiply-accumulates of an image; None where they are not known.
+        macs: (networks,), multiply-accumulates per image; None if they are unknown.
     """
 
     keys: Sequence[str]
@@ -40,12 +40,12 @@ class Truth:
 
     @classmethod
     def of(cls, networks: Sequence[Any], seconds: float, images: tuple[int, int] = (1, 1)) -> "Truth":
-        """Returns the truth of the rows of a table (recipes.tables.Network).
+        """Returns the truth from the rows of a table (recipes.tables.TableRow).
 
         Args:
             networks: the rows.
             seconds: of one training.
-            images: how many images the accuracies of validation and test are of.
+            images: number of validation and of test images, which weight the two accuracies.
         """
         seen, tested = (np.array([getattr(row, part) for row in networks]) for part in ("validation", "test"))
         macs = [row.metrics.get("macs") for row in networks]
@@ -55,26 +55,26 @@ class Truth:
 
     @functools.cached_property
     def worth(self) -> np.ndarray:
-        """What each network is worth, the mean over its trainings: (networks,)."""
+        """The mean accuracy of each network over its trainings: (networks,)."""
         return self.trained.mean(axis=1)
 
     @functools.cached_property
     def ceiling(self) -> float | None:
-        """Kendall's tau that a perfect ranking would have with the worth, which the luck of its trainings blurs.
+        """Kendall's tau of a perfect ranking with the worth, which the luck of the trainings blurs.
 
-        By the correlation of the trainings, the formula of Spearman and Brown, and normal distributions; None where
+        Follows from the correlation of the trainings by the Spearman-Brown formula, for normal distributions; None if
         each network was trained once.
         """
         if self.trained.shape[1] < 2:
             return None
         return 2 / math.pi * math.asin(math.sqrt(measure_reliability(self.trained)))
 
-    def judge(self, key: str, seconds: float) -> dict[str, Any]:
-        """Returns what a find is worth beside the others, as JSON holds it; its worth is None where the table lacks it.
+    def rate(self, key: str, seconds: float) -> dict[str, Any]:
+        """Returns the rating of a search's result as JSON values; its worth is None if the table lacks the network.
 
         Args:
-            key: of the find.
-            seconds: that its search took, with the training of what it found.
+            key: of the result.
+            seconds: that the search took, including the training of its result.
         """
         if key not in self.keys:
             return {"worth": None}
@@ -91,28 +91,28 @@ class Truth:
         }
 
     def percentile(self, worth: float) -> float:
-        """Returns which share of the networks is worse, in percent; as good ones count half."""
+        """Returns the share of networks that are worse, in percent; equally good ones count half."""
         return 100 * float(np.mean(self.worth < worth) + np.mean(self.worth == worth) / 2)
 
     def expect_random(self) -> np.ndarray:
-        """Returns what random search without repetition is expected to find after 1, 2, .. trainings: (networks,).
+        """Returns the expected worth of random search after 1, 2, .. trainings, without repetition: (networks,).
 
-        It sees one training of each network and takes the best on validation; what that is worth say the other
-        trainings, for the seen one is the luckiest.
+        It sees one training of each network and selects the best on validation. The worth is measured on the other
+        trainings, because the seen one was selected for its luck.
         """
         return self._expect(np.full(len(self.seen), True))
 
     def expect_largest(self) -> np.ndarray:
-        """Returns the same of random draws among the tenth of the networks that have the most MACs; empty without MACs.
+        """Returns the same for random draws among the tenth of the networks with the most MACs; empty without MACs.
 
-        It takes no search to know them. Networks of as many MACs as the last of the tenth belong to it.
+        MACs are known without a search. Networks that tie with the last of the tenth belong to it.
         """
         if self.macs is None:
             return np.zeros(0)
         return self._expect(find_largest(self.macs))
 
     def _expect(self, among: np.ndarray) -> np.ndarray:
-        """Returns the expectation of random search among these networks: (networks,), true or false."""
+        """Returns the expectation of random search among the networks for which `among` (networks,) is true."""
         found = []
         for seed, seen in enumerate(self.seen.T):
             others = np.delete(self.trained, seed, axis=1) if self.trained.shape[1] > 1 else self.trained
@@ -121,12 +121,12 @@ class Truth:
 
 
 def measure_reliability(accuracies: np.ndarray) -> float:
-    """Returns the share of the variance of the networks' means, 0 to 1, that is no luck of their trainings.
+    """Returns the share of the variance of the networks' means, 0 to 1, that is not due to luck in training.
 
-    The root of it is the correlation with these means that a ranking without any noise would have.
+    Its square root is the correlation of a noise-free ranking with these means.
 
     Args:
-        accuracies: (networks, seeds), two seeds or more.
+        accuracies: (networks, seeds), two or more seeds.
     """
     count = accuracies.shape[1]
     alike = float(np.corrcoef(accuracies.T)[np.triu_indices(count, 1)].mean())
@@ -134,23 +134,23 @@ def measure_reliability(accuracies: np.ndarray) -> float:
 
 
 def find_largest(macs: np.ndarray) -> np.ndarray:
-    """Returns which networks are the tenth with the most MACs: (networks,), true or false."""
+    """Returns which networks are among the tenth with the most MACs: (networks,), true or false."""
     return macs >= np.sort(macs)[::-1][math.ceil(LARGEST * len(macs)) - 1]
 
 
 def expect_picks(seen: Sequence[float] | np.ndarray, worth: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Returns the exact expected worth of the network with the largest `seen` of k, for k from 1 to all of them."""
+    """Returns the exact expected worth of the network with the largest `seen` of k draws, for k from 1 to all."""
     worth = np.asarray(worth, np.float64)[np.argsort(-np.asarray(seen), kind="stable")]
     count = len(worth)
     return np.array([chance_to_be_best(count, draws) @ worth[: count - draws + 1] for draws in range(1, count + 1)])
 
 
-def count_draws(expected: Sequence[float], worth: float) -> float:
-    """Returns after how many trainings random search is expected to find this much, infinite where it never does.
+def count_trainings(expected: Sequence[float], worth: float) -> float:
+    """Returns after how many trainings random search is expected to reach this worth; infinite if it never does.
 
     Args:
-        expected: what it finds after 1, 2, .. trainings; between two numbers the line is taken as straight.
-        worth: of what another search has found.
+        expected: its expected worth after 1, 2, .. trainings, which is interpolated linearly.
+        worth: of another search's result.
     """
     best = np.maximum.accumulate(expected)
     place = int(np.searchsorted(best, worth))
@@ -163,32 +163,32 @@ def count_draws(expected: Sequence[float], worth: float) -> float:
 
 
 def expect_in(expected: Sequence[float], draws: float) -> float:
-    """Returns what random search is expected to find in so many trainings, of which it always takes one."""
+    """Returns the expected worth of random search after `draws` trainings, at least one."""
     return float(np.interp(draws, np.arange(1, len(expected) + 1), expected))
 
 
-def judge_together(finds: Sequence[Mapping[str, Any]], taus: Sequence[float]) -> dict[str, Any]:
-    """Returns the means of several searches beside random search in the same time, and a word, as JSON holds it.
+def summarize_ratings(ratings: Sequence[Mapping[str, Any]], taus: Sequence[float]) -> dict[str, Any]:
+    """Compares the mean of several searches with random search in the same time, with a status word; JSON values.
 
     Args:
-        finds: what `Truth.judge` says of each, by one table.
-        taus: Kendall's tau of each search's shared weights, where they have some.
+        ratings: results of `Truth.rate` by one table, one for each search.
+        taus: Kendall's tau of each search's shared weights, if there are any.
     """
-    found: dict[str, Any] = {"searches": len(finds)}
+    found: dict[str, Any] = {"searches": len(ratings)}
     for name in ("worth", "percentile", "regret", "seconds"):
-        found[name], found[f"{name}_std"] = mean_and_std([find[name] for find in finds])
+        found[name], found[f"{name}_std"] = mean_and_std([rating[name] for rating in ratings])
     found["tau"], found["tau_std"] = mean_and_std(taus) if taus else (None, None)
-    found["ceiling"] = finds[0]["ceiling"]
-    random, training = finds[0]["random"], float(np.mean([find["training_seconds"] for find in finds]))
-    draws = count_draws(random, found["worth"])
-    found["random_trainings"] = draws if math.isfinite(draws) else None  # None: it never finds as much
+    found["ceiling"] = ratings[0]["ceiling"]
+    random, training = ratings[0]["random"], float(np.mean([rating["training_seconds"] for rating in ratings]))
+    draws = count_trainings(random, found["worth"])
+    found["random_trainings"] = draws if math.isfinite(draws) else None  # None: it never gets as far
     found["random_seconds"] = draws * training if math.isfinite(draws) else None
     gain = found["worth"] - expect_in(random, found["seconds"] / training)
-    largest = finds[0].get("largest")
+    largest = ratings[0].get("largest")
     found["largest"] = expect_in(largest, found["seconds"] / training) if largest else None
-    error = None if found["worth_std"] is None else found["worth_std"] / math.sqrt(len(finds))
+    error = None if found["worth_std"] is None else found["worth_std"] / math.sqrt(len(ratings))
     found |= {"gain": gain, "standard_error": error}
-    found["word"] = judge(len(finds), len(finds), gain, error, as_in_paper=False)
+    found["word"] = choose_status(len(ratings), len(ratings), gain, error, as_in_paper=False)
     found["reached"] = {
         "best decile": found["percentile"] >= BEST_DECILE,
         f"tau of {LEAST_TAU}": not taus or found["tau"] >= LEAST_TAU,

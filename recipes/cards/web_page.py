@@ -1,4 +1,4 @@
-"""A page of searches for a browser: one file that loads nothing, web_page.html with the searches' data inside it."""
+"""A page of searches for a browser: one file that loads nothing else, web_page.html with the searches' data in it."""
 
 import datetime
 import html
@@ -10,25 +10,25 @@ from typing import Any
 
 from recipes.cards import pictures
 from recipes.cards.card import make_card
-from recipes.cards.read import Search, Trial
+from recipes.cards.read import RecordedSearch, Trial
 from recipes.engine.spaces import choose
 from zoo.atomic import write_atomically
 from zoo.genotype_json import body_as_dict
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-_MOST_BODIES = 2_000  # architectures in a page, the best ones': more would make it tens of MB
-_MORE_IS_BETTER = ("accuracy", "reward", "top5")  # metrics with this in their names; of the others less is better
+_MOST_BODIES = 2_000  # architectures in a page, those of the best trials; more would make it tens of MB
+_MORE_IS_BETTER = ("accuracy", "reward", "top5")  # in a metric's name; for other metrics less is better
 
 
 def write_web_page(
-    searches: Sequence[Search], random: Sequence[Search], path: Path, refresh: float | None = None
+    searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch], path: Path, refresh: float | None = None
 ) -> None:
-    """Writes the page, whole or not at all; the same folders give the same bytes unless it refreshes itself.
+    """Writes the page, whole or not at all; the same folders give the same bytes unless the page refreshes itself.
 
     Args:
-        searches, random: as `recipes.cards.card.read_searches` returns them.
+        searches, random: see `recipes.cards.card.read_searches`.
         path: of the page.
-        refresh: seconds after which the open page loads itself again; never unless given.
+        refresh: seconds after which an open page reloads itself; None for never.
     """
     data = list_data(searches, random, refresh)
     before, _, rest = TEMPLATE.read_text(encoding="utf-8").partition("@TITLE@")
@@ -38,13 +38,13 @@ def write_web_page(
 
 
 def embed_json(data: Any) -> str:
-    """Returns JSON that can stand in a script element: no text in it can end the element or begin another."""
+    """Returns JSON that is safe in a script element: no text in it can end the element or start another."""
     text = json.dumps(_without_infinities(data), separators=(",", ":"), allow_nan=False)
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
 def _without_infinities(value: Any) -> Any:
-    """JSON of browsers knows neither NaN nor infinities: they become null."""
+    """Replaces NaN and infinities by null, because JSON in browsers has neither."""
     if isinstance(value, Mapping):
         return {str(name): _without_infinities(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -52,8 +52,10 @@ def _without_infinities(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def list_data(searches: Sequence[Search], random: Sequence[Search], refresh: float | None = None) -> dict[str, Any]:
-    """Returns what the page shows: the card's numbers, and every trial with its architecture and parents."""
+def list_data(
+    searches: Sequence[RecordedSearch], random: Sequence[RecordedSearch], refresh: float | None = None
+) -> dict[str, Any]:
+    """Returns the data of the page: the card's numbers, and every trial with its architecture and parents."""
     card = make_card(searches, random)
     timed = card["anytime"]["unit"] == "seconds"
     names = sorted({name for search in [*searches, *random] for trial in search.trials for name in trial.metrics})
@@ -66,7 +68,7 @@ def list_data(searches: Sequence[Search], random: Sequence[Search], refresh: flo
         "running": not all(search.finished for search in searches),
         "refresh": refresh,
         "written": datetime.datetime.now().astimezone().strftime("%H:%M:%S") if refresh else None,
-        "labels": {name: pictures.name_of(name) for name in names},
+        "labels": {name: pictures.name_metric(name) for name in names},
         "directions": directions | {name: direction for name, _, direction in pareto},
         "pareto": [name for name, _, _ in pareto],
         "searches": [_describe(search, timed, False) for search in searches]
@@ -75,7 +77,7 @@ def list_data(searches: Sequence[Search], random: Sequence[Search], refresh: flo
     }
 
 
-def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
+def _describe(search: RecordedSearch, timed: bool, random: bool) -> dict[str, Any]:
     decisions = search.space.decisions if search.space else ()
     bodies, parents = _list_bodies(search), _list_parents(search)
     at, trials = search.seconds_before, []
@@ -107,8 +109,8 @@ def _describe(search: Search, timed: bool, random: bool) -> dict[str, Any]:
     }
 
 
-def _list_bodies(search: Search) -> dict[int, dict[str, Any]]:
-    """Returns trial -> its architecture, for the best trials; those that failed come last."""
+def _list_bodies(search: RecordedSearch) -> dict[int, dict[str, Any]]:
+    """Returns trial -> architecture, for the best trials; failed trials come last."""
     space = search.space
     if space is None:
         return {}
@@ -117,10 +119,10 @@ def _list_bodies(search: Search) -> dict[int, dict[str, Any]]:
     return {number: body_as_dict(body) for number, body in bodies.items()}
 
 
-def _list_parents(search: Search) -> dict[int, list[int]]:
-    """Returns trial -> the trials that it was made from.
+def _list_parents(search: RecordedSearch) -> dict[int, list[int]]:
+    """Returns trial -> its parent trials.
 
-    A parent is the first trial of its genome or, where it was known without a trial, of an equal network.
+    The trial of a parent is the first with its genome or, if it was known without a trial, that of an equal network.
     """
     space, alike = search.space, {}
     first = {trial.genome: trial.number for trial in reversed(search.trials)}
@@ -134,7 +136,7 @@ def _list_parents(search: Search) -> dict[int, list[int]]:
         return alike.get(space.key(choose(space.decisions, genome)))
 
     def list_parents(trial: Trial) -> list[int]:
-        if trial.rung:  # the same network, trained further
+        if trial.rung:  # the same network, trained longer
             return [rungs[trial.genome, trial.rung - 1]]
         found = [find(genome) for genome in dict.fromkeys(trial.parents)]
         return [number for number in found if number is not None]
@@ -143,7 +145,7 @@ def _list_parents(search: Search) -> dict[int, list[int]]:
 
 
 def _list_panels(supernet: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the panels of its history: a title, and the lines of each seed."""
+    """Returns the panels of a supernet's history: a title, and the lines of each seed."""
     histories = supernet["history"]
     panels = pictures.list_panels([record for records in histories.values() for record in records])
     found = []

@@ -55,7 +55,7 @@ def test_searches_with_shared_weights_print_a_row_of_their_means(monkeypatch, ca
 
     def search(recipe: str, table: str, seed: int, folder: Path, options: dict) -> dict:
         asked.append((recipe, table, seed, folder.name, options))
-        return truth.judge("d", 6.0) | {"training_seconds": 2.0, "tau": 0.5}
+        return truth.rate("d", 6.0) | {"training_seconds": 2.0, "tau": 0.5}
 
     monkeypatch.setattr(table_search, "search_with_shared_weights", search)
     monkeypatch.setattr(sys, "argv", "x --shared darts=t.csv --seeds=2 --options search_epochs=3".split())

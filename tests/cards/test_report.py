@@ -137,7 +137,7 @@ def test_what_has_no_ranks_is_refused(lists):
     ],
 )
 def test_a_result_is_called_what_it_is(searches, finished, difference, error, as_in_paper, word):
-    assert compare.judge(searches, finished, difference, error, as_in_paper) == word
+    assert compare.choose_status(searches, finished, difference, error, as_in_paper) == word
 
 
 def test_a_search_notes_its_paper_its_departures_and_what_differs_from_the_papers_settings(tmp_path):
@@ -255,7 +255,7 @@ def test_searches_that_cannot_share_a_card_are_refused(tmp_path):
     other = make_search(tmp_path / "c", [0.5], seed=1, header={"recipe": "nasnet"})
     with pytest.raises(ValueError, match="one recipe, and these have amoebanet and nasnet"):
         write_card([one, other], target=tmp_path / "card")
-    with pytest.raises(ValueError, match="is no random search, but evolution"):
+    with pytest.raises(ValueError, match="is not a random search but evolution"):
         write_card([one], [same_seed])
 
 
@@ -263,7 +263,7 @@ def test_the_card_says_what_was_too_small_to_learn_from(tmp_path):
     # the best accuracy 0.75 of 16 images: error sqrt(0.75 x 0.25 / 16) = 0.108
     folder = make_search(tmp_path / "a", [0.7, 0.75, 0.7], images={"training": 146, "validation": 16})
     page = write_card([folder]).read_text()
-    assert "accuracies of 16 validation images, standard error 0.108: too few to rank these networks" in page
+    assert "accuracies on 16 validation images, standard error 0.108: too few to rank these networks" in page
     assert "3 trials and a population of 12: the search never evolved, all its networks are random" in page
     assert "6 of 146 images" in page  # three trials of two epochs
     enough = make_search(tmp_path / "b", [0.5 + trial / 100 for trial in range(13)])
@@ -285,7 +285,7 @@ def test_random_searches_among_the_folders_are_the_baseline_of_the_others(tmp_pa
 def test_the_deviation_of_the_best_of_two_draws_is_that_over_all_pairs():
     scores = [0.1, 0.4, 0.9]
     best = [max(pair) for pair in itertools.product(scores, scores)]
-    assert compare._expected(scores, 2, 1) == pytest.approx((compare.expected_best(scores, 2).mean, np.std(best)))
+    assert compare._expect_best(scores, 2, 1) == pytest.approx((compare.expected_best(scores, 2).mean, np.std(best)))
 
 
 def test_the_front_has_what_no_other_beats_in_both():
@@ -401,7 +401,7 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
             raise MemoryError
         return {"val_accuracy": 0.75, "params": 12.0}
 
-    logged = tensorboard_logs.Logged(evaluate, tmp_path)
+    logged = tensorboard_logs.LoggedEvaluate(evaluate, tmp_path)
     values = {"normal/op": "sep_conv_3x3", "normal/state": 1}
     logged(tuner.Task(0, values, 0, tmp_path / "x", lambda share, text: None))
     start, *metrics, end = events(tmp_path / "trial_00000")
@@ -420,7 +420,7 @@ def test_tensorboard_reads_choices_metrics_and_the_outcome_of_each_trial(tmp_pat
 def test_without_tensorboard_the_logs_name_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.plugins", None)
     with pytest.raises(ImportError, match="pip install tensorboard, or leave the flag out"):
-        tensorboard_logs.Logged(lambda task: {}, tmp_path)
+        tensorboard_logs.LoggedEvaluate(lambda task: {}, tmp_path)
 
 
 def test_a_search_writes_its_card_and_the_logs_that_were_asked_for(tmp_path):

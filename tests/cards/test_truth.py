@@ -24,8 +24,8 @@ def test_percentile_is_the_share_of_worse_networks_and_half_of_equal_ones():
 
 
 def test_regret_is_what_the_best_network_has_more():
-    assert TABLE.judge("c", 1.0)["regret"] == pytest.approx(0.1)
-    assert TABLE.judge("d", 1.0)["regret"] == 0
+    assert TABLE.rate("c", 1.0)["regret"] == pytest.approx(0.1)
+    assert TABLE.rate("d", 1.0)["regret"] == 0
 
 
 def test_random_search_is_expected_to_pick_what_counting_all_draws_gives():
@@ -49,8 +49,8 @@ def test_the_largest_tenth_is_drawn_from_where_macs_are_known():
     # a tenth of five is one network, and "c" has as many MACs as "b"
     sized = Truth(TABLE.keys, SEEN, TRAINED, 10.0, np.array([1.0, 9.0, 9.0, 2.0, 3.0]))
     assert sized.expect_largest() == pytest.approx([0.65, 0.7])
-    assert truth.judge_together([sized.judge("d", 15.0)], [])["largest"] == pytest.approx(0.675)
-    assert truth.judge_together([TABLE.judge("d", 15.0)], [])["largest"] is None
+    assert truth.summarize_ratings([sized.rate("d", 15.0)], [])["largest"] == pytest.approx(0.675)
+    assert truth.summarize_ratings([TABLE.rate("d", 15.0)], [])["largest"] is None
 
 
 def test_trainings_of_random_search_are_counted_until_it_is_expected_to_find_as_much():
@@ -58,15 +58,15 @@ def test_trainings_of_random_search_are_counted_until_it_is_expected_to_find_as_
         "abc", np.array([[1.0], [2.0], [3.0]]), np.array([[1.0], [2.0], [3.0]]), seconds=10.0
     ).expect_random()
     assert expected == pytest.approx([2, 8 / 3, 3])  # the pairs (1,2), (1,3) and (2,3) have 2, 3 and 3
-    assert truth.count_draws(expected, 1.5) == 1
-    assert truth.count_draws(expected, 8 / 3) == pytest.approx(2)
-    assert truth.count_draws(expected, 2 + 1 / 3) == pytest.approx(1.5)  # half way from 2 to 8/3
-    assert math.isinf(truth.count_draws(expected, 3.1))
+    assert truth.count_trainings(expected, 1.5) == 1
+    assert truth.count_trainings(expected, 8 / 3) == pytest.approx(2)
+    assert truth.count_trainings(expected, 2 + 1 / 3) == pytest.approx(1.5)  # half way from 2 to 8/3
+    assert math.isinf(truth.count_trainings(expected, 3.1))
 
 
 def test_several_searches_are_judged_by_their_means():
-    finds = [TABLE.judge(key, seconds) for key, seconds in (("d", 4.0), ("d", 5.0), ("a", 6.0))]
-    together = truth.judge_together(finds, [0.6, 0.5, 0.4])
+    finds = [TABLE.rate(key, seconds) for key, seconds in (("d", 4.0), ("d", 5.0), ("a", 6.0))]
+    together = truth.summarize_ratings(finds, [0.6, 0.5, 0.4])
     assert together["percentile"] == pytest.approx((90 + 90 + 10) / 3)
     assert together["regret"] == pytest.approx(0.1)
     assert together["tau"] == pytest.approx(0.5)
@@ -86,27 +86,27 @@ def test_the_word_is_by_what_random_search_finds_in_the_same_time():
     assert truth.expect_in(expected, 1.5) == pytest.approx((expected[0] + expected[1]) / 2)
     assert truth.expect_in(expected, 0.2) == expected[0]
     assert truth.expect_in(expected, 99) == expected[-1]
-    finds = [TABLE.judge(key, 5.0) for key in "dde"]  # 0.8, 0.8 and 0.75; in 5 s one training is not over
-    together = truth.judge_together(finds, [])
+    finds = [TABLE.rate(key, 5.0) for key in "dde"]  # 0.8, 0.8 and 0.75; in 5 s one training is not over
+    together = truth.summarize_ratings(finds, [])
     assert together["gain"] == pytest.approx(2.35 / 3 - 0.67)
     assert together["standard_error"] == pytest.approx(np.std([0.8, 0.8, 0.75], ddof=1) / math.sqrt(3))
     assert together["word"] == "reproduced at reduced scale"
-    assert truth.judge_together(finds[:2], [])["word"] == "procedure only"  # a result takes three searches
+    assert truth.summarize_ratings(finds[:2], [])["word"] == "procedure only"  # a result takes three searches
 
 
 def test_a_search_that_takes_longer_than_random_search_has_not_reached_the_goal():
-    (*_, faster) = truth.judge_together([TABLE.judge("c", 100.0)], [])["reached"].values()
+    (*_, faster) = truth.summarize_ratings([TABLE.rate("c", 100.0)], [])["reached"].values()
     assert not faster
 
 
 def test_what_random_search_of_the_whole_table_never_finds_has_no_time():
-    together = truth.judge_together([TABLE.judge("d", 100.0)], [])
+    together = truth.summarize_ratings([TABLE.rate("d", 100.0)], [])
     assert together["random_seconds"] is None
     assert together["reached"]["less time than random search"]
 
 
 def test_a_find_that_a_sampled_table_lacks_has_no_worth():
-    assert TABLE.judge("x", 1.0) == {"worth": None}
+    assert TABLE.rate("x", 1.0) == {"worth": None}
 
 
 def test_what_a_network_is_worth_is_the_mean_over_all_images_that_it_did_not_learn_from():

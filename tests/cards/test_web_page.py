@@ -132,8 +132,8 @@ def test_the_notes_of_a_search_name_its_space(tmp_path, space):
     read.write_about(amoebanet.Config(folder=tmp_path), "amoebanet", {}, space)
     choices = {decision.name: len(decision.choices) for decision in space.decisions}
     about = json.loads((tmp_path / "about.json").read_text())
-    assert read.Search(tmp_path, {"choices": choices}, (), 0, about).space == space
-    assert read.Search(tmp_path, {"choices": choices | {"more": 2}}, (), 0, about).space is None
+    assert read.RecordedSearch(tmp_path, {"choices": choices}, (), 0, about).space == space
+    assert read.RecordedSearch(tmp_path, {"choices": choices | {"more": 2}}, (), 0, about).space is None
 
 
 def test_notes_can_make_nothing_but_a_space_of_the_recipes(tmp_path):
@@ -144,7 +144,7 @@ def test_notes_can_make_nothing_but_a_space_of_the_recipes(tmp_path):
         ("recipes.x", "y"),
     ]:
         about = {"space": {"module": module, "class": name, "fields": {}}}
-        assert read.Search(tmp_path, {"choices": {}}, (), 0, about).space is None
+        assert read.RecordedSearch(tmp_path, {"choices": {}}, (), 0, about).space is None
 
 
 @pytest.mark.parametrize(("oracle_class", "own"), [(AgingEvolution, {}), (GenerationalEvolution, {"parents": 3})])

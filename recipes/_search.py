@@ -1,6 +1,6 @@
-"""A search from its oracle to its files: genotype, Pareto front, reproduction card.
+"""Runs a search from its oracle to its files: genotype, Pareto front, reproduction card.
 
-What a child network is stands in `recipes.engine.children`; a program brings its space and its oracle.
+Child networks are defined in `recipes.engine.children`; each program brings its own space and oracle.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from recipes import tables
 from recipes.cards import tensorboard_logs
 from recipes.cards.card import CARD, write_card
 from recipes.cards.compare import compare_rankings, find_front
-from recipes.cards.pictures import name_of
+from recipes.cards.pictures import name_metric
 from recipes.cards.read import JOURNAL, read_search, write_about
 from recipes.cards.truth import RANKED_NETWORKS, Truth
 from recipes.engine import children as child_networks
@@ -35,7 +35,7 @@ from recipes.training.progress import Observe
 from zoo import atomic
 from zoo.genotype import Genotype
 
-# architectures, as values -> each seed whose shared weights there are, with the architectures' accuracies by them
+# architectures, as values -> (seed, accuracies of the architectures with its shared weights) for each seed
 Rank = Callable[[Sequence[Mapping[str, Any]]], Iterable[tuple[int, Sequence[float]]]]
 
 
@@ -47,9 +47,9 @@ def search_cells(
     make_oracle: Callable[[Any, Any, NetworkScorer], SearchOracle],
     observe: Observe | None = None,
 ) -> Genotype:
-    """Searches a space of cells, or makes a dry run where `config` asks for one; returns the best cells.
+    """Searches a space of cells, or makes a dry run if `config` asks for one; returns the best cells.
 
-    `make_oracle` (config, space, scorer) returns what proposes the trials; `observe`: see `run_trials`.
+    make_oracle(config, space, scorer) returns the oracle; for `observe` see `run_trials`.
     """
     presets = child_networks.cell_presets(config.repeats, config.filters)
     scorer = NetworkScorer(config, space, family, presets, child_networks.load_images(config))
@@ -66,24 +66,24 @@ def run_trials(
     provenance: Mapping[str, Any] | None = None,
     rank: Rank | None = None,
 ) -> Genotype:
-    """Runs the search to its end and returns the best architecture, which is in folder/genotype.json too.
+    """Runs a search to its end and returns the best architecture, which it also writes to folder/genotype.json.
 
-    The Pareto front is in folder/pareto, a genotype file each; the reproduction card is folder/card/card.md.
+    Writes the Pareto front to folder/pareto, one genotype file each, and the reproduction card to folder/card/card.md.
 
     Args:
-        oracle: what to try; its objective is the score.
-        scorer: how to score it.
+        oracle: proposes the trials; its objective is the score.
+        scorer: scores them.
         recipe: its name, for the provenance.
-        observe: gets a Status when something has changed; a progress bar on stderr unless given.
-        provenance: what else the score depends on; a search resumes only where it is the same.
-        rank: scores the networks of a table by shared weights, where the search has some.
+        observe: called with a Status when something changes; by default a progress bar on stderr.
+        provenance: what else the score depends on; a search only resumes if this is unchanged.
+        rank: scores the networks of a table with shared weights, if the search has any.
     """
     config, provenance = scorer.config, provenance or {}
     file = config.folder / "genotype.json"
     if file.exists() and not (config.folder / JOURNAL).exists():
         raise ValueError(
-            f"{file} is of no search ({JOURNAL} is not beside it), and would be lost: move it away, or give another "
-            "folder="
+            f"{file} belongs to no search (there is no {JOURNAL} next to it) and would be lost: move it away, or "
+            "give another folder="
         )
     if isinstance(config, TrialConfig) and config.fidelity == "halving":
         oracle = SuccessiveHalving(oracle, config.rungs, config.halving_factor)
@@ -94,7 +94,7 @@ def run_trials(
             counts = {"training": len(scorer.images.train), "validation": len(scorer.images.validation)}
             write_about(config, recipe, counts, scorer.space)
             if len(runner.history) > (oracle.max_trials or math.inf):
-                ended = f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing is left to do"
+                ended = f"--trials={config.trials}, and {len(runner.history)} trials have ended: nothing left to do"
                 runner.report_status("", ended)
             runner.search()
         finally:
@@ -104,7 +104,7 @@ def run_trials(
         zoo.save(genotype, file)
         _save_front(runner.history, scorer, f"{recipe}_seed{config.seed}", source)
         if table is not None:
-            _judge_by_table(scorer, table, rank)
+            _rate_by_table(scorer, table, rank)
         write_card([config.folder])
     if observe is None:
         print_result(config.folder, genotype)
@@ -132,49 +132,49 @@ def _make_tuner(
 
 
 def print_result(folder: Path, genotype: Genotype) -> None:
-    """Says where the best architecture of a search is."""
+    """Prints where the best architecture and the card of a search are."""
     source = genotype.source
-    name, file = name_of(source["score_name"]), folder / "genotype.json"
+    name, file = name_metric(source["score_name"]), folder / "genotype.json"
     print(f"{name} {source['score']:.4g} in trial {source['trial']}: {file}")
     print(f"reproduction card: {folder / CARD / 'card.md'}")
 
 
 def search_randomly(scorer: NetworkScorer, recipe: str, observe: Observe | None = None) -> Genotype:
-    """Trains uniform draws from the scorer's space and returns the best: the baseline of every search."""
+    """Trains uniform draws from the scorer's space and returns the best; the baseline of every search."""
     return run_trials(RandomSearch(**scorer.oracle_arguments()), scorer, recipe, observe)
 
 
 def write_ranking(folder: Path, shared: Iterable[tuple[int, Sequence[float]]], alone: Sequence[float]) -> None:
-    """Writes how each seed's shared weights rank networks beside their accuracies alone."""
+    """Writes ranking.json: accuracies with each seed's shared weights and stand-alone, and their tau."""
     found = {str(seed): compare_rankings(scores, alone) for seed, scores in shared}
     tuner.forget_models()
     atomic.write_atomically(folder / "ranking.json", json.dumps(found, indent=1) + "\n")
 
 
-def _read_table(path: str, space: spaces.Space) -> tuple[dict[str, Any], list[tables.Network]]:
-    """Returns a table as recipes.tables.read_networks does; raises ValueError where it is of another space."""
+def _read_table(path: str, space: spaces.Space) -> tuple[dict[str, Any], list[tables.TableRow]]:
+    """Returns a table as recipes.tables.read_networks does; raises ValueError if it is of another space."""
     about, networks = tables.read_networks(path)
     counts = [
         f"{len(decisions)} decisions of {' x '.join(str(len(each.choices)) for each in decisions)} choices"
-        for decisions in (tables.decisions_of(about), space.decisions)
+        for decisions in (tables.read_decisions(about), space.decisions)
     ]
-    if tables.decisions_of(about) != tuple(space.decisions):
+    if tables.read_decisions(about) != tuple(space.decisions):
         raise ValueError(
-            f"the table {path} is of {counts[0]}, the search of {counts[1]}; expected one space. "
+            f"the table {path} is of {counts[0]}, the search of {counts[1]}; expected the same space. "
             f"The table was made by: {about['command']}"
         )
     return about, networks
 
 
-def _judge_by_table(
-    scorer: NetworkScorer, table: tuple[dict[str, Any], list[tables.Network]], rank: Rank | None
+def _rate_by_table(
+    scorer: NetworkScorer, table: tuple[dict[str, Any], list[tables.TableRow]], rank: Rank | None
 ) -> None:
-    """Writes what the table says of the find, and how well shared weights rank the table's networks."""
+    """Writes the table's rating of the result, and how well shared weights rank the table's networks."""
     folder, space, (about, networks) = scorer.config.folder, scorer.space, table
     search = read_search(folder)
     assert search.best is not None
     truth = Truth.of(networks, about["training_seconds"], tuple(about.get("images", (1, 1))))
-    found = truth.judge(space.key(search.best.values(space.decisions)), search.seconds)
+    found = truth.rate(space.key(search.best.values(space.decisions)), search.seconds)
     facts = {"table": about["name"], "networks": len(networks)}
     atomic.write_atomically(folder / "truth.json", json.dumps(facts | found, indent=1) + "\n")
     if rank is not None:
@@ -184,7 +184,7 @@ def _judge_by_table(
 
 
 def make_workers(config: PlaceConfig, evaluate: Evaluate, logs: Path | None = None) -> Workers | None:
-    """Returns the workers that run `evaluate` where `config` says, None for this process; errors: see RayWorkers."""
+    """Returns the workers that `config` asks for, or None for this process; for errors see RayWorkers."""
     if not config.runs_elsewhere:
         return None
     if config.workers != "ray":
@@ -202,25 +202,25 @@ def make_workers(config: PlaceConfig, evaluate: Evaluate, logs: Path | None = No
 
 
 def _check_place(config: ChildConfig, scorer: NetworkScorer) -> None:
-    """Raises ValueError where the trials of this search cannot run where `config` says."""
+    """Raises ValueError if the trials of this search cannot run where `config` asks for."""
     if not config.runs_elsewhere:
         return
     if not scorer.portable:
         raise ValueError(
-            f"workers is {config.workers}, and the trials of this search need what only this process has: shared "
+            f"workers is {config.workers}, but the trials of this search need what only this process has: shared "
             "weights, or latencies measured on a machine that does nothing else. Use --workers=0"
         )
     if config.max_latency is not None:
         raise ValueError(
-            f"max_latency is {config.max_latency}, measured on this machine, and workers {config.workers}: trials "
-            "would disturb the measurements. Use --workers=0, or no max_latency"
+            f"max_latency is {config.max_latency}, measured on this machine, and workers is {config.workers}: trials "
+            "would disturb the measurements. Use --workers=0, or leave out max_latency"
         )
 
 
 def _describe_source(
     config: ChildConfig, recipe: str, runner: tuner.Tuner, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns where the best architecture of a search comes from."""
+    """Returns the provenance of a search's best architecture."""
     best, oracle = runner.best, runner.oracle
     return {
         "recipe": f"recipes/{recipe}.py",
@@ -238,10 +238,10 @@ def _describe_source(
 
 
 def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: str, source: Mapping[str, Any]) -> None:
-    """Writes a genotype file for each trial of the Pareto front, and the front itself; what was there goes.
+    """Writes a genotype file for each trial of the Pareto front, and the front itself, replacing earlier ones.
 
-    Of a search by successive halving only the networks that were trained longest are compared. The front is in the
-    order of the first objective, the best first.
+    With successive halving, only the networks that were trained longest are compared. The front is sorted by the first
+    objective, best first.
     """
     objectives, folder = scorer.config.trade_off(), scorer.config.folder / "pareto"
     shutil.rmtree(folder, ignore_errors=True)
@@ -266,9 +266,9 @@ def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: st
 
 @contextlib.contextmanager
 def watch_search(observe: Observe | None, recipe: str, objective: str) -> Iterator[Observe]:
-    """Yields what takes the state of a search: `observe`, or a progress bar unless given."""
+    """Yields the observer of a search: `observe`, or a progress bar if it is None."""
     if observe is not None:
         yield observe
         return
-    with progress.show_progress(recipe, name_of(objective)) as show:
+    with progress.show_progress(recipe, name_metric(objective)) as show:
         yield show

@@ -124,7 +124,9 @@ def _check_alike(searches: Sequence[RecordedSearch], random: Sequence[RecordedSe
         raise ValueError(f"two searches have one seed: {[search.seed for search in searches]}; give each its own seed")
     for search in random:
         if search.objective != searches[0].objective:
-            raise ValueError(f"{search.folder} scores {search.objective}, but the searches score {searches[0].objective}")
+            raise ValueError(
+                f"{search.folder} scores {search.objective}, but the searches score {searches[0].objective}"
+            )
         if not search.is_random:
             raise ValueError(f"{search.folder} is not a random search but {search.algorithm}; it cannot be a baseline")
 

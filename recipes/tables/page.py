@@ -1,4 +1,4 @@
-"""The picture of a space, from the table of its trained networks: a page of Markdown and a PNG."""
+"""The report on a space, from the table of its trained networks: a page of Markdown and a picture."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from recipes.cards.compare import kendall_tau
 from recipes.cards.pictures import COLOURS, new_figure, save_figure, style_axes
 from recipes.cards.truth import Truth, measure_reliability
-from recipes.tables import METRICS, Network, decisions_of
+from recipes.tables import METRICS, TableRow, read_decisions
 from zoo import atomic
 from zoo.markdown import join_blocks, make_table
 
@@ -20,7 +20,7 @@ _WORDS = {"params": "parameters", "macs": "multiply-accumulates", "sram": "SRAM,
           "flash": "flash, bytes, predicted", "latency_ms": "latency, ms, measured"}  # fmt: skip
 
 
-def write_page(about: Mapping[str, Any], networks: Sequence[Network], folder: Path) -> Path:
+def write_page(about: Mapping[str, Any], networks: Sequence[TableRow], folder: Path) -> Path:
     """Writes page.md and space.png, and returns the path of the page."""
     draw(about, networks, folder / "space.png")
     path = folder / "page.md"
@@ -29,11 +29,11 @@ def write_page(about: Mapping[str, Any], networks: Sequence[Network], folder: Pa
 
 
 def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
-    """Returns how well one training (networks, seeds) predicts another, and what that leaves for any ranking.
+    """Returns how well one training predicts another, from accuracies (networks, seeds), and the limit for any ranking.
 
     "pearson" and Kendall's "tau" are means over all pairs of seeds. "noise" is the standard deviation of one network's
-    trainings, "spread" that of the networks' means. "ceiling" is the correlation with these means that a ranking
-    without any noise would have, "tau_ceiling" its tau; see recipes.cards.truth. What one seed cannot tell is NaN.
+    trainings, "spread" that of the networks' means. "ceiling" is the correlation of a noise-free ranking with these
+    means, and "tau_ceiling" its tau; see recipes.cards.truth. Values that need two seeds are NaN for one.
     """
     pairs = list(itertools.combinations(accuracies.T, 2))
     found: dict[str, float] = dict.fromkeys(
@@ -53,17 +53,17 @@ def correlate_seeds(accuracies: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_effects(about: Mapping[str, Any], networks: Sequence[Network]) -> dict[str, dict[Any, float]]:
-    """Returns decision -> choice -> by how much networks with it are better than all, in points of accuracy.
+def measure_effects(about: Mapping[str, Any], networks: Sequence[TableRow]) -> dict[str, dict[Any, float]]:
+    """Returns decision -> choice -> mean accuracy of the networks with the choice, less that of all, in points.
 
-    Means over all ways to write a network, so that the other decisions are in balance; a decision without a choice and
-    a choice that no network of a sample has are left out.
+    Means are over all encodings of the networks, so that the other decisions are balanced. Decisions with a single
+    choice, and choices that no network of a sample has, are left out.
     """
     pairs = zip(networks, _read_truth(about, networks).worth, strict=True)
     points = [(genome, worth) for network, worth in pairs for genome in network.genomes]
     genomes, accuracies = np.array([genome for genome, _ in points]), np.array([accuracy for _, accuracy in points])
     found: dict[str, dict[Any, float]] = {}
-    for decision, places in zip(decisions_of(about), genomes.T, strict=True):
+    for decision, places in zip(read_decisions(about), genomes.T, strict=True):
         if len(decision.choices) > 1:
             found[decision.name] = {
                 choice: float(accuracies[places == place].mean() - accuracies.mean())
@@ -73,8 +73,8 @@ def measure_effects(about: Mapping[str, Any], networks: Sequence[Network]) -> di
     return found
 
 
-def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
-    """Returns the page of a table."""
+def make_page(about: Mapping[str, Any], networks: Sequence[TableRow]) -> str:
+    """Returns the Markdown page of a table."""
     validation, test = (np.array([getattr(network, part) for network in networks]) for part in ("validation", "test"))
     seeds = len(about["seeds"])
     rows = []
@@ -83,7 +83,7 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
         found, means = correlate_seeds(accuracies), accuracies.mean(axis=1)
         numbers = (means.min(), np.median(means), means.max(), found["spread"], found["noise"])
         shares = (found[key] for key in ("pearson", "tau", "ceiling", "tau_ceiling"))
-        rows.append((name, *map(_number, numbers), *(_number(share, 3) for share in shares)))
+        rows.append((name, *map(_format_number, numbers), *(_format_number(share, 3) for share in shares)))
     head = ("accuracy, %", "least", "median", "most", "networks differ by", "seeds differ by", "correlation", "tau",
             "ceiling", "its tau")  # fmt: skip
     ranked = np.argsort(-truth.worth, kind="stable").tolist()
@@ -97,23 +97,23 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
     return join_blocks(
         f"# The space {about['name']}",
         f"{len(networks):,} networks, each trained {seeds} times from scratch (seeds "
-        f"{', '.join(map(str, about['seeds']))}; {about['training_seconds']:.3g} s a training on average), "
-        f"{about['date']}. Accuracies are of {about['images'][0]:,} validation and {about['images'][1]:,} test images.",
+        f"{', '.join(map(str, about['seeds']))}; {about['training_seconds']:.3g} s per training on average), "
+        f"{about['date']}. Accuracies are on {about['images'][0]:,} validation and {about['images'][1]:,} test images.",
         f"    {about['command']}",
         "![The space](space.png)",
         "## Accuracies",
         make_table(head, rows, numbers_from=1),
         "Networks differ by the standard deviation of their means, seeds by that of one network's trainings. "
-        "Correlation and Kendall's tau are those of two seeds: what one training tells of another. The ceiling is the "
-        "correlation with the means that a ranking without any noise would have, and its tau: no search can be seen "
-        "to rank the networks of this table better. It is the root of k r / (1 + (k - 1) r), with the correlation r of "
-        f"k = {seeds} seeds. Searches are judged by the accuracies on all images, as everything below is.",
+        "Correlation and Kendall's tau are those of two seeds: how well one training predicts another. The ceiling is "
+        "the correlation of a noise-free ranking with the means, and its tau: no search can be seen to rank the "
+        "networks of this table better. It is the square root of k r / (1 + (k - 1) r), with the correlation r of "
+        f"k = {seeds} seeds. Searches are judged by the accuracies on all images, and so is everything below.",
         "## Best and worst networks",
         _list_networks(about, [networks[place] for place in (*ranked[:_SHOWN], *ranked[_SHOWN:][-_SHOWN:])]),
         "## What each choice adds",
-        "Mean accuracy of the networks with this choice, less that of all, in points.",
+        "Mean accuracy of the networks with this choice, less that of all networks, in points.",
         make_table(
-            ("decision", "choices, the best first"),
+            ("decision", "choices, best first"),
             [
                 (name, ", ".join(f"{choice} {gain:+.2f}" for choice, gain in sorted(gains.items(), key=_by_gain)))
                 for name, gains in measure_effects(about, networks).items()
@@ -125,14 +125,14 @@ def make_page(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
             [(_WORDS[name], *_summarize(name, networks, truth.worth)) for name in METRICS],
             numbers_from=1,
         ),
-        f"{latencies}SRAM and flash are those of the plan for the int8 file under TFLM.",
+        f"{latencies}SRAM and flash are from the memory plan of the int8 file under TFLM.",
         "## Settings and machines",
         f"{config}.",
         f"{machines}.",
     )
 
 
-def _read_truth(about: Mapping[str, Any], networks: Sequence[Network]) -> Truth:
+def _read_truth(about: Mapping[str, Any], networks: Sequence[TableRow]) -> Truth:
     return Truth.of(networks, about["training_seconds"], about["images"])
 
 
@@ -140,23 +140,23 @@ def _by_gain(item: tuple[Any, float]) -> float:
     return -item[1]
 
 
-def _number(value: float, digits: int = 2) -> str | None:
+def _format_number(value: float, digits: int = 2) -> str | None:
     return None if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def _summarize(name: str, networks: Sequence[Network], accuracies: np.ndarray) -> tuple[str | None, ...]:
+def _summarize(name: str, networks: Sequence[TableRow], accuracies: np.ndarray) -> tuple[str | None, ...]:
     known = [(network.metrics[name], accuracy) for network, accuracy in zip(networks, accuracies, strict=True)
              if network.metrics[name] is not None]  # fmt: skip
     if not known:
         return (None,) * 4
     costs, beside = np.array(known, np.float64).T
-    tau = _number(kendall_tau(costs, beside)) if len(known) > 1 else None
+    tau = _format_number(kendall_tau(costs, beside)) if len(known) > 1 else None
     return *(f"{value:,.6g}" for value in (costs.min(), np.median(costs), costs.max())), tau
 
 
-def _list_networks(about: Mapping[str, Any], networks: Sequence[Network]) -> str:
-    decisions = [each for each in decisions_of(about) if len(each.choices) > 1]
-    places = [place for place, each in enumerate(decisions_of(about)) if len(each.choices) > 1]
+def _list_networks(about: Mapping[str, Any], networks: Sequence[TableRow]) -> str:
+    decisions = [each for each in read_decisions(about) if len(each.choices) > 1]
+    places = [place for place, each in enumerate(read_decisions(about)) if len(each.choices) > 1]
     rows = []
     for network in networks:
         chosen = [str(each.choices[network.genomes[0][n]]) for n, each in zip(places, decisions, strict=True)]
@@ -167,12 +167,12 @@ def _list_networks(about: Mapping[str, Any], networks: Sequence[Network]) -> str
     return make_table(("key", names, "test, %", "validation, %", "MACs"), rows)
 
 
-def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> None:
-    """Draws histogram, accuracy against MACs, two seeds against each other, and what each choice adds."""
+def draw(about: Mapping[str, Any], networks: Sequence[TableRow], path: Path) -> None:
+    """Draws a histogram, accuracy against MACs, two seeds against each other, and what each choice adds."""
     means = _read_truth(about, networks).worth
     kinds: dict[str, list[str]] = {}
     effects = measure_effects(about, networks)
-    for decision in decisions_of(about):
+    for decision in read_decisions(about):
         if decision.name in effects:
             kinds.setdefault(decision.kind, []).append(decision.name)
     figure = new_figure(11, 4.2 + 1.2 + 0.34 * max(map(len, kinds.values()), default=1))
@@ -184,7 +184,7 @@ def draw(about: Mapping[str, Any], networks: Sequence[Network], path: Path) -> N
     macs = [network.metrics["macs"] for network in networks]
     axes[1].plot(macs, means, "o", color=COLOURS[0], markersize=4, alpha=0.6)
     axes[1].set(
-        xlabel="multiply-accumulates an image", ylabel="accuracy, mean of the trainings, %", title="What they cost"
+        xlabel="multiply-accumulates per image", ylabel="accuracy, mean of the trainings, %", title="What they cost"
     )
     from matplotlib.ticker import EngFormatter
 

@@ -1,4 +1,4 @@
-"""Networks trained several times each and tested too, for a table of all: what a search must not see stands in it."""
+"""Trains each network several times and tests it, for a table, which thus holds what a search must not see."""
 
 import dataclasses
 import json
@@ -18,14 +18,14 @@ from zoo import atomic
 
 @dataclasses.dataclass(frozen=True)
 class RepeatedScorer(NetworkScorer):
-    """Trains each network `repeats` times; `val_accuracy_0`, `test_accuracy_0`, .. are its results beside the mean.
+    """Trains each network `repeats` times; the results are `val_accuracy_0`, `test_accuracy_0`, .. and the mean.
 
-    All networks share their seeds, so that their order does not depend on whose images came in a lucky order.
+    All networks share their seeds, so that their ranking does not depend on a lucky order of the images.
     """
 
     repeats: int = dataclasses.field(kw_only=True)
     validation_fraction: float = dataclasses.field(kw_only=True)
-    # key -> results of the first trainings, which are done already
+    # key -> results of the first trainings, taken from another table
     known: Mapping[str, Sequence[Mapping[str, float]]] = dataclasses.field(kw_only=True, default_factory=dict)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -33,12 +33,12 @@ class RepeatedScorer(NetworkScorer):
 
     @property
     def portable(self) -> bool:
-        """A trial gives the same in another process."""
+        """True: a trial gives the same in another process."""
         return True
 
     def score(self, task: tuner.Task) -> dict[str, float]:
-        """Returns the mean validation accuracy, the accuracies of each training, parameters and MACs."""
-        file = task.folder / "repeats.json"  # of the trainings that an earlier process has finished
+        """Returns the mean validation accuracy, the results of each training, parameters and MACs."""
+        file = task.folder / "repeats.json"  # trainings that an earlier process has finished
         known = self.known.get(self.space.key(task.values), ())
         done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else list(known)
         counts = self._count(task.values)
@@ -68,7 +68,7 @@ class RepeatedScorer(NetworkScorer):
             tuner.forget_models()
 
     def predict_memory(self, values: Mapping[str, Any]) -> dict[str, int]:
-        """Returns the bytes of arena and file that the int8 network takes under TFLM, by the plan of its memory."""
+        """Returns the bytes of arena and file that the int8 network needs under TFLM, according to its memory plan."""
         try:
             plan = plan_memory(self.build(values))
             return {"sram": plan.arena, "flash": plan.flash}
@@ -77,11 +77,11 @@ class RepeatedScorer(NetworkScorer):
 
 
 def load_all_images(config: ChildConfig, validation_fraction: float) -> sources.Data:
-    """Returns the images of the trainings, those for testing too.
+    """Returns the images for the trainings, including the test images.
 
     Args:
-        config: says which images, and how many.
-        validation_fraction: of the training images, where the source has no validation images.
+        config: which images, and how many.
+        validation_fraction: share of the training images to validate on, if the source has no validation images.
     """
     found = sources.load(
         config.data, size=config.image_size, validation_fraction=validation_fraction, seed=config.seed,

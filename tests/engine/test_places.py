@@ -70,9 +70,9 @@ def Rewarded(*arguments) -> NetworkScorer:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (Shared, {}, "workers is 2, and the trials of this search need what only this process has"),
+        (Shared, {}, "workers is 2, but the trials of this search need what only this process has"),
         (Rewarded, {}, "latencies measured on a machine that does nothing else"),
-        (NetworkScorer, {"max_latency": 3.0}, "max_latency is 3.0, measured on this machine, and workers 2"),
+        (NetworkScorer, {"max_latency": 3.0}, "max_latency is 3.0, measured on this machine, and workers is 2"),
     ],
 )
 def test_what_must_stay_in_one_process_is_refused_elsewhere(tmp_path, kind, options, message):

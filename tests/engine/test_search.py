@@ -101,7 +101,7 @@ def test_a_search_that_was_ended_in_a_seed_resumes_with_that_seed_and_ends_alike
 
 def test_a_genotype_of_somebody_in_the_folder_is_not_overwritten(tmp_path):
     (tmp_path / "genotype.json").write_text("somebody's")
-    with pytest.raises(ValueError, match=r"genotype\.json is of no search .*: move it away, or give another folder="):
+    with pytest.raises(ValueError, match=r"json belongs to no search .*: move it away, or give another folder="):
         search(tmp_path, Finder())
     assert (tmp_path / "genotype.json").read_text() == "somebody's"
 
@@ -152,7 +152,7 @@ def write_table(path: Path, space: spaces.CellSpace = SPACE) -> str:
     networks = []
     for op, worth in zip(OPS, (80.0, 60.0, 70.0), strict=True):
         genome = tuple(d.choices.index(op) if d.kind == "op" else 0 for d in SPACE.decisions)
-        networks.append(tables.Network(SPACE.key(point(op)), (genome,), (worth, worth), (worth - 1, worth + 1), {}))
+        networks.append(tables.TableRow(SPACE.key(point(op)), (genome,), (worth, worth), (worth - 1, worth + 1), {}))
     about = {"name": "three cells", "command": "by hand", "seeds": [0, 1], "levels": [], "training_seconds": 7.0}
     decisions = [dataclasses.astuple(decision) for decision in space.decisions]
     tables.write_networks(path, about | {"decisions": decisions}, networks)
@@ -185,4 +185,4 @@ def test_fewer_trials_than_have_ended_is_said_so(tmp_path):
     search(tmp_path, Finder(), trials=3)
     seen = []
     search(tmp_path, Finder(), trials=2, observe=seen.append)
-    assert "--trials=2, and 3 trials have ended: nothing is left to do" in [status.note for status in seen]
+    assert "--trials=2, and 3 trials have ended: nothing left to do" in [status.note for status in seen]

@@ -100,10 +100,10 @@ def test_random_search_has_the_expectation_that_counting_gives(tmp_path):
     ("name", "text", "message"),
     [
         ("t.csv", "a,b\n1,2\n", r"columns \['a', 'b'\]"),
-        ("t.csv", "cellstr,cifar10-val,cifar10-test\n|none~0|,1,2\n", "line 2.*no cell"),
-        ("t.json", "[1]", "holds no object"),
+        ("t.csv", "cellstr,cifar10-val,cifar10-test\n|none~0|,1,2\n", "line 2.*not a cell"),
+        ("t.json", "[1]", "holds no JSON object"),
         ("t.json", '{"03": {"test_acc": [1, 2, 3]}}', "network '03'"),
-        ("t.json", "{", "no JSON"),
+        ("t.json", "{", "not JSON"),
         ("t.txt", "", "expected a name that ends in .csv or .json"),
     ],
 )

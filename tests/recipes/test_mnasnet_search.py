@@ -174,7 +174,7 @@ def test_the_latency_of_a_table_is_the_sum_of_the_layers():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "not a table of latencies"),
         ('{"machine": "a", "milliseconds": {"stem": -1}}', "'stem' is -1"),
         ('{"machine": "a", "milliseconds": {"stem": true}}', "'stem' is True"),

@@ -15,7 +15,7 @@ from benchmarks import table_search
 from recipes import tables, tabulate
 from recipes.cards.compare import kendall_tau
 from recipes.engine.workers import Task
-from recipes.tables import Network, page
+from recipes.tables import TableRow, page
 from recipes.tables.repeated import RepeatedScorer, load_all_images
 from recipes.training import child_training
 from tests.recipes.killed_search import kill_and_resume
@@ -39,9 +39,9 @@ ABOUT = {
 }
 COSTS = {"params": 10.0, "macs": 100.0, "sram": 20.0, "flash": 30.0, "latency_ms": None}
 NETWORKS = [
-    Network("k0", ((0, 0),), (60.0, 62.0), (61.0, 63.0), COSTS),
-    Network("k1", ((0, 1), (1, 0)), (70.0, 68.0), (71.0, 69.0), COSTS | {"macs": 200.0}),
-    Network("k2", ((1, 1),), (80.0, 80.0), (75.0, 77.0), COSTS | {"macs": 300.0}),
+    TableRow("k0", ((0, 0),), (60.0, 62.0), (61.0, 63.0), COSTS),
+    TableRow("k1", ((0, 1), (1, 0)), (70.0, 68.0), (71.0, 69.0), COSTS | {"macs": 200.0}),
+    TableRow("k2", ((1, 1),), (80.0, 80.0), (75.0, 77.0), COSTS | {"macs": 300.0}),
 ]
 
 
@@ -144,7 +144,7 @@ def test_every_architecture_of_a_space_is_trained_and_written(tmp_path):
     assert sorted(network.genomes for network in networks) == [((0, a, b),) for a in (0, 1) for b in (0, 1)]
     assert about["seeds"] == [0, 1]
     space = SMOKE.make_space()
-    decisions = tables.decisions_of(about)
+    decisions = tables.read_decisions(about)
     assert decisions == space.decisions
     for network in networks:
         values = {each.name: each.choices[place] for each, place in zip(decisions, network.genomes[0], strict=True)}

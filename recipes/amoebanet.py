@@ -5,8 +5,8 @@
     python -m recipes.amoebanet --algorithm=bayesian       # or local: baselines that the paper lacks, for small budgets
     python -m recipes.amoebanet --preset=paper --dry_run   # what the paper's search would need on this machine
 
-The result is runs/amoebanet/genotype.json, which zoo.build and every other recipe take. Killed and started again with
-the same command, the search resumes where it was.
+The result is runs/amoebanet/genotype.json, which zoo.build and every other recipe accept. Killed and started again with
+the same command, the search resumes.
 
 Source: Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI 2019: population 100, sample
 25, 20,000 networks of N=3, F=24 for 25 epochs. Departures: cells equal to a known one are not trained again.
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 class Config(TrialConfig):
     """Options of the search."""
 
-    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained; nsga2 goes
+    # random is the paper's baseline; local and bayesian are ours, strong when few networks can be trained; nsga2 goes
     # with objectives
     algorithm: Literal["evolution", "random", "local", "bayesian", "nsga2"] = "evolution"
     space: Literal["amoebanet", "nasnet"] = "amoebanet"  # the 8 ops of AmoebaNet, or the 13 and two combiners of NASNet
-    nodes: int = 3  # of each cell; the paper has 5
-    population: int = 12  # cells that are alive at once
-    sample: int = 12  # cells of a tournament, drawn with replacement; large ones suit short searches
-    identity: float = 0.05  # probability that a child is its parent
-    ageing: bool = True  # the oldest dies; without, the worst
+    nodes: int = 3  # nodes per cell; the paper has 5
+    population: int = 12  # cells alive at once
+    sample: int = 12  # cells drawn for each tournament, with replacement; large samples suit short searches
+    identity: float = 0.05  # probability that a child equals its parent
+    ageing: bool = True  # remove the oldest cell; otherwise the worst
     repeats: int = 1  # N: normal cells before, between and after the two reductions
-    filters: int = 8  # F: of each node before the first reduction
+    filters: int = 8  # F: filters of each node before the first reduction
     folder: Path = Path("runs/amoebanet")  # results, and the state to resume from
 
     def __post_init__(self):
@@ -65,14 +65,14 @@ PRESETS = {
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:
-    """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
+    """Searches and returns the best cells; `observe` receives the search's state in place of a progress bar."""
     from recipes import _search
 
     space = spaces.amoebanet(config.nodes) if config.space == "amoebanet" else spaces.nasnet(config.nodes)
-    return _search.search_cells(config, space, config.space, "amoebanet", oracle, observe)
+    return _search.search_cells(config, space, config.space, "amoebanet", make_oracle, observe)
 
 
-def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
+def make_oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     from recipes.oracles import AgingEvolution
 

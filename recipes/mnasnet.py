@@ -1,21 +1,22 @@
 """MnasNet: a controller draws seven blocks, each with an architecture of its own; what scores is accuracy and latency.
 
-    python -m recipes.mnasnet                            # minutes on 2 cores, embedded images, latency of this machine
+    python -m recipes.mnasnet                            # minutes on 2 cores, embedded images, this machine's latency
     python -m recipes.mnasnet --algorithm=random         # the baseline at the same budget
     python -m recipes.mnasnet --algorithm=bayesian       # or local: baselines that the paper lacks, for small budgets
     python -m recipes.mnasnet --alpha=0 --beta=-1        # the target as a hard limit
-    python -m recipes.mnasnet --latency_table=pixel.json --target=75    # of a device that is not at hand
+    python -m recipes.mnasnet --latency_table=pixel.json --target=75    # latencies of another device
     python -m recipes.mnasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
-The result is runs/mnasnet/genotype.json; runs/mnasnet/pareto holds the networks that no other beats in accuracy and
-latency. Killed and started again with the same command, the search resumes.
+The result is runs/mnasnet/genotype.json; runs/mnasnet/pareto holds the networks that no other dominates in accuracy
+and latency. Killed and started again with the same command, the search resumes.
 
 Source: Tan et al., arXiv:1807.11626, sections 3 to 5: reward = accuracy x (latency / target)^w. Departures: those
-of recipes.nasnet, whose controller this is, and of BlockSpace; equal networks are trained once; the laptop preset has
-MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
+of recipes.nasnet, which has the same controller, and of BlockSpace; equal networks are trained once; the laptop preset
+has MobileNetV2 at a quarter of its width and 0.4 of its depth, and strides for small images.
 
-Seen of the first command on 2 cores, seed 0, one run: the best of 24 networks has the reward 0.739 (0.750 of the 1,000
-validation images, 0.053 ms where the target is 0.043); 16 random ones have 0.620 on average, with a deviation of 0.076.
+Result of the first command on 2 cores, seed 0, one run: the best of 24 networks has a reward of 0.739 (0.750 of the
+1,000 validation images, 0.053 ms for a target of 0.043); 16 random networks have 0.620 on average, with a standard
+deviation of 0.076.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ OBJECTIVE = "reward"
 MOBILENET_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 MOBILENET_V2_STEM, MOBILENET_V2_HEAD = 32, 1280
 STRIDES = tuple(strides for _, _, strides in MOBILENET_V2)
-SMALL_STRIDES = (1, 1, 2, 1, 1, 2, 1)  # for images of 28 to 64 pixels, which the stem has halved already
+SMALL_STRIDES = (1, 1, 2, 1, 1, 2, 1)  # for images of 28 to 64 pixels, after the stem has halved them
 OPS = ("conv", "sep_conv", "mb_conv_e3", "mb_conv_e6")
 KERNELS, SE_RATIOS, SKIPS = (3, 5), (0.0, 0.25), ("pool", "identity", "none")
 FILTERS, LAYERS = (0.75, 1.0, 1.25), (-1, 0, 1)
@@ -53,16 +54,16 @@ FILTERS, LAYERS = (0.75, 1.0, 1.25), (-1, 0, 1)
 class Config(ControllerConfig):
     """Options of the search."""
 
-    image_size: int | None = 28  # side in pixels that images are resized to; none keeps theirs
-    target: float | None = None  # T, ms an image; none takes the latency of MobileNetV2 at this width and depth
-    alpha: float = -0.07  # exponent of latency / T up to the target; 0 where the target is a hard limit
-    beta: float = -0.07  # exponent beyond it; -1 where the target is a hard limit
-    latency_table: Path | None = None  # JSON of another device (recipes.measure_latencies); none measures here
-    width: float = 0.25  # of MobileNetV2's filters; the paper has 1
-    depth: float = 0.4  # of MobileNetV2's layers; the paper has 1
-    divisor: int = 2  # filters are multiples of it; the paper's networks have 8
+    image_size: int | None = 28  # images are resized to this many pixels a side; none keeps their size
+    target: float | None = None  # T, ms per image; none takes the latency of MobileNetV2 at this width and depth
+    alpha: float = -0.07  # exponent of latency / T up to the target; 0 if the target is a hard limit
+    beta: float = -0.07  # exponent beyond the target; -1 if the target is a hard limit
+    latency_table: Path | None = None  # JSON of another device (recipes.measure_latencies); none measures this machine
+    width: float = 0.25  # multiple of MobileNetV2's filters; the paper has 1
+    depth: float = 0.4  # multiple of MobileNetV2's layers; the paper has 1
+    divisor: int = 2  # filters are multiples of this; the paper's networks have 8
     strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five
-    pareto: tuple[str, ...] = ("val_accuracy:max", "latency_ms:min")  # what pareto/ trades off: metrics and directions
+    pareto: tuple[str, ...] = ("val_accuracy:max", "latency_ms:min")  # metrics and directions that pareto/ trades off
     folder: Path = Path("runs/mnasnet")  # results, and the state to resume from
 
     metrics: ClassVar[tuple[str, ...]] = (*ControllerConfig.metrics, "latency_ms", OBJECTIVE)
@@ -73,12 +74,12 @@ class Config(ControllerConfig):
         check_options(self, "target", "milliseconds above 0, or none", lambda value: value > 0)
         if self.alpha > 0 or self.beta > 0:
             raise ValueError(
-                f"alpha is {self.alpha} and beta {self.beta}; above 0 slower networks would score higher. "
+                f"alpha is {self.alpha} and beta {self.beta}; above 0, slower networks would score higher. "
                 "Expected -0.07 for both, or 0 and -1 for a hard limit"
             )
         if self.latency_table is not None and not self.latency_table.is_file():
             raise ValueError(
-                f"latency_table: there is no file {self.latency_table}; see recipes.engine.latency for its form"
+                f"latency_table: there is no file {self.latency_table}; see recipes.engine.latency for its format"
             )
 
 
@@ -98,7 +99,7 @@ PRESETS = {
 
 
 def reward(accuracy: float, milliseconds: float, target: float, alpha: float, beta: float) -> float:
-    """Returns accuracy x (latency / target)^w, w = alpha up to the target and beta beyond (the paper's equation 2)."""
+    """Returns accuracy x (latency / target)^w, where w is alpha up to the target and beta beyond (equation 2)."""
     return accuracy * (milliseconds / target) ** (alpha if milliseconds <= target else beta)
 
 
@@ -106,16 +107,16 @@ def reward(accuracy: float, milliseconds: float, target: float, alpha: float, be
 class BlockSpace(Space):
     """Networks of seven blocks around MobileNetV2; `width`, `depth` and `strides` fit them to small images.
 
-    Factorised and hierarchical (section 4.1): each block chooses an operation, kernel size, squeeze-and-excite, skip,
-    filters and layers of its own, and its layers are alike. Departures: a block of one layer cannot lose it; filters
-    are the multiple of `divisor` nearest to their share of MobileNetV2's (the published MnasNet-A1 has 112 filters
-    where 1.25 x 96 is 120).
+    Factorised and hierarchical (section 4.1): each block has its own choice of operation, kernel size,
+    squeeze-and-excite, skip, filters and layers, and its layers are alike. Departures: a block of one layer cannot lose
+    it; filters are the multiple of `divisor` nearest to their share of MobileNetV2's (the published MnasNet-A1 has 112
+    filters where 1.25 x 96 is 120).
 
     Attributes:
-        width: of MobileNetV2's filters, stem and head included.
-        depth: of MobileNetV2's layers, each block's rounded, at least one.
+        width: multiple of MobileNetV2's filters, including stem and head.
+        depth: multiple of MobileNetV2's layers, rounded for each block, at least one.
         strides: of the first layer of each block.
-        divisor: filters are multiples of it.
+        divisor: filters are multiples of this.
         name: for messages and provenance.
     """
 
@@ -143,7 +144,7 @@ class BlockSpace(Space):
         return tuple(found)
 
     def body(self, values: Mapping[str, Any]) -> Blocks:
-        """Returns the blocks that `values` (decision -> choice) stand for."""
+        """Returns the blocks that `values` (decision -> choice) encode."""
         rows = []
         for block, strides in enumerate(self.strides):
             chosen = {kind: values[f"block{block}/{kind}"] for kind in ("op", "kernel", "se", "skip", "filters")}
@@ -154,7 +155,7 @@ class BlockSpace(Space):
         return Blocks(tuple(rows), stem, head)
 
     def mobilenet_v2(self) -> dict[str, Any]:
-        """Returns the values of MobileNetV2 itself, around which the space lies."""
+        """Returns the values of MobileNetV2 itself, the centre of the space."""
         middle = {"kernel": 3, "se": 0.0, "skip": "identity", "filters": 1.0, "layers": 0}
         found = {}
         for decision in self.decisions:
@@ -163,14 +164,14 @@ class BlockSpace(Space):
         return check_values(found, self.decisions)
 
     def largest(self) -> list[dict[str, Any]]:
-        """Returns, for each op, the values of the largest network that has it everywhere."""
+        """Returns, for each op, the values of the largest network that has only this op."""
         most = {"kernel": 5, "se": 0.25, "skip": "pool", "filters": max(FILTERS), "layers": max(LAYERS)}
         return [{d.name: most.get(d.kind, op) for d in self.decisions} for op in OPS]
 
     def layers(self) -> Iterator[tuple[int, int, int, Block]]:
-        """Yields the layers that networks are made of: block, halvings of what it reads since the stem, inputs, layer.
+        """Yields all layers of the space's networks: block, halvings since the stem, input filters, layer.
 
-        Some come twice.
+        Some are repeated.
         """
         inputs, halvings = [self._rounded(MOBILENET_V2_STEM)], 0
         for block, strides in enumerate(self.strides):
@@ -204,10 +205,10 @@ class BlockSpace(Space):
 
 
 def iterate_layers(space: BlockSpace, input_shape: Shape, classes: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yields the name of each layer that networks of a space may have, and what builds it alone; each once.
+    """Yields, once for each layer that networks of a space may have, its name and a function that builds it alone.
 
     Args:
-        space: of the networks.
+        space: the space of networks.
         input_shape: height, width and channels of the images.
         classes: of the data.
     """
@@ -248,13 +249,13 @@ def iterate_layers(space: BlockSpace, input_shape: Shape, classes: int) -> Itera
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:
-    """Searches and returns the best network; `observe` gets the state of the search instead of a progress bar."""
+    """Searches and returns the best network; `observe` receives the search's state in place of a progress bar."""
     from recipes import _search
     from recipes.engine import children as child_networks
     from recipes.engine.dry_run import dry_run
     from recipes.engine.latency import LatencyTable, name_machine
 
-    space = space_of(config)
+    space = make_space(config)
     images = child_networks.load_images(config)
     table = None if config.latency_table is None else LatencyTable.load(config.latency_table)
     if table is not None:
@@ -268,19 +269,19 @@ def search(config: Config, observe: Observe | None = None) -> Genotype:
         target = config.target or scorer.latency(space.mobilenet_v2())
     finally:
         scorer.close()
-    rewarded = functools.partial(reward, target=target, alpha=config.alpha, beta=config.beta)
-    scorer = dataclasses.replace(scorer, reward=rewarded)
+    reward_at_target = functools.partial(reward, target=target, alpha=config.alpha, beta=config.beta)
+    scorer = dataclasses.replace(scorer, reward=reward_at_target)
     provenance = {"target_ms": target, "latency_of": name_machine() if table is None else table.machine}
-    return _search.run_trials(oracle(config, space, scorer), scorer, "mnasnet", observe, provenance)
+    return _search.run_trials(make_oracle(config, space, scorer), scorer, "mnasnet", observe, provenance)
 
 
-def space_of(config: Config) -> BlockSpace:
+def make_space(config: Config) -> BlockSpace:
     """Returns the space that `config` asks for."""
     strides = SMALL_STRIDES if config.strides == "small" else STRIDES
     return BlockSpace(config.width, config.depth, strides, config.divisor)
 
 
-def oracle(config: Config, space: BlockSpace, scorer: "NetworkScorer") -> "SearchOracle":
+def make_oracle(config: Config, space: BlockSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     return scorer.baseline_oracle(config.algorithm) or config.make_controller(scorer.oracle_arguments())
 

@@ -1,4 +1,4 @@
-"""NASNet: an LSTM controller draws cells from 13 operations and two combiners, and learns from their scores.
+"""NASNet: an LSTM controller draws cells with 13 operations and two combiners, and learns from their scores.
 
     python -m recipes.nasnet                            # minutes on 2 cores, embedded images
     python -m recipes.nasnet --algorithm=random         # the paper's baseline at the same budget
@@ -8,8 +8,9 @@
 The result is runs/nasnet/genotype.json. Killed and started again with the same command, the search resumes.
 
 Source: Zoph et al., "Learning Transferable Architectures for Scalable Image Recognition", CVPR 2018, section 3 and
-appendix A. Departures: equal cells are trained once; PPO's clip and passes, which the paper does not state, are PPO's
-usual ones; loose ends alone are a cell's output; the laptop preset learns ten times as fast, for it has 24 trials.
+appendix A. Departures: equal cells are trained once; PPO's clip and passes, which the paper does not state, have their
+usual values; a cell's output consists only of the nodes that no other reads; the laptop preset learns ten times as
+fast, because it has 24 trials.
 """
 
 import dataclasses
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 class Config(ControllerConfig):
     """Options of the search."""
 
-    nodes: int = 3  # of each cell; the paper has 5
+    nodes: int = 3  # nodes per cell; the paper has 5
     repeats: int = 1  # N: normal cells before, between and after the two reductions
-    filters: int = 8  # F: of each node before the first reduction
+    filters: int = 8  # F: filters of each node before the first reduction
     folder: Path = Path("runs/nasnet")  # results, and the state to resume from
 
     def __post_init__(self):
@@ -58,13 +59,13 @@ PRESETS = {
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:
-    """Searches and returns the best cells; `observe` gets the state of the search instead of a progress bar."""
+    """Searches and returns the best cells; `observe` receives the search's state in place of a progress bar."""
     from recipes import _search
 
-    return _search.search_cells(config, spaces.nasnet(config.nodes), "nasnet", "nasnet", oracle, observe)
+    return _search.search_cells(config, spaces.nasnet(config.nodes), "nasnet", "nasnet", make_oracle, observe)
 
 
-def oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
+def make_oracle(config: Config, space: spaces.CellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     return scorer.baseline_oracle(config.algorithm) or config.make_controller(scorer.oracle_arguments())
 

@@ -1,16 +1,16 @@
-"""PNASNet: cells grow node by node, and a predictor says which of the many larger cells are worth training.
+"""PNASNet: cells grow node by node, and a predictor selects which of the many larger cells to train.
 
     python -m recipes.pnasnet                            # minutes on 2 cores, embedded images
-    python -m recipes.pnasnet --algorithm=random         # cells of full size at random, at the same budget
+    python -m recipes.pnasnet --algorithm=random         # random cells of full size, at the same budget
     python -m recipes.pnasnet --algorithm=bayesian       # or local: cells of full size, by our baselines
     python -m recipes.pnasnet --preset=paper --dry_run   # what the paper's search would need on this machine
 
 The result is runs/pnasnet/genotype.json. Killed and started again with the same command, the search resumes.
 
 Source: Liu et al., "Progressive Neural Architecture Search", ECCV 2018: 136 cells of one node, then 256 of each size
-up to 5, 1,160 networks of N=2, F=24 for 20 epochs. Departures: the result is the best cell of any size; steps and batch
-of the predictor, which the paper does not state, are ours, as are the rounds after the last level; the laptop preset
-trains some cells of one node only, its predictor learns ranks instead of accuracies, and it explores.
+up to 5, 1,160 networks of N=2, F=24 for 20 epochs. Departures: the result is the best cell of any size; the predictor's
+steps and batch size, which the paper does not state, are ours, and so are the rounds after the last level; the laptop
+preset trains only some cells of one node, its predictor learns ranks instead of accuracies, and it explores.
 """
 
 import dataclasses
@@ -37,24 +37,24 @@ DEPTH = "nodes"
 class Config(TrialConfig):
     """Options of the search."""
 
-    # random is the paper's baseline; local and bayesian are ours, strong where few networks can be trained; nsga2 goes
+    # random is the paper's baseline; local and bayesian are ours, strong when few networks can be trained; nsga2 goes
     # with objectives
     algorithm: Literal["progressive", "random", "local", "bayesian", "nsga2"] = "progressive"
-    nodes: int = 3  # of the largest cells; the paper has 5
-    beam: int = 5  # K: cells trained of each size but the first
-    first: int | None = 8  # cells of one node, drawn at random; none trains all 136
-    round_size: int = 3  # cells between two fits of the predictor, once all sizes are done and trials are left
-    explore: float = 1.0  # how many of the predictor's deviations the ranking strays at random; the paper has 0
-    predictor: Literal["mlp", "lstm"] = "mlp"  # what predicts a cell's accuracy
-    members: int = 5  # networks of the predictor
-    target: Literal["accuracy", "ranks"] = "ranks"  # what the predictor learns
+    nodes: int = 3  # nodes of the largest cells; the paper has 5
+    beam: int = 5  # K: cells to train of each size but the first
+    first: int | None = 8  # cells of one node to draw at random; none trains all 136
+    round_size: int = 3  # cells between two fits of the predictor, for the trials left after all sizes
+    explore: float = 1.0  # random noise in the ranking, in standard deviations of the predictor; the paper has 0
+    predictor: Literal["mlp", "lstm"] = "mlp"  # network that predicts a cell's accuracy
+    members: int = 5  # networks in the predictor's ensemble
+    target: Literal["accuracy", "ranks"] = "ranks"  # what the predictor learns to predict
     embedding: int = 100  # units of the predictor's embeddings
-    hidden: int = 100  # units of its hidden layers
-    first_rate: float = 0.01  # its learning rate at first
-    predictor_rate: float = 0.002  # its learning rate thereafter
-    predictor_steps: int = 200  # of each of its fits
-    repeats: int = 1  # N: cells before, between and after the two strided ones, these included
-    filters: int = 8  # F: of each node before the first reduction
+    hidden: int = 100  # units of the predictor's hidden layers
+    first_rate: float = 0.01  # learning rate of the predictor's first fit
+    predictor_rate: float = 0.002  # learning rate of its later fits
+    predictor_steps: int = 200  # training steps of each fit
+    repeats: int = 1  # N: cells before, between and after the two strided cells, including these
+    filters: int = 8  # F: filters of each node before the first reduction
     folder: Path = Path("runs/pnasnet")  # results, and the state to resume from
 
     def __post_init__(self):
@@ -64,8 +64,8 @@ class Config(TrialConfig):
         check_options(self, "first_rate predictor_rate", "a rate above 0", lambda value: value > 0)
         check_options(self, "explore", "0 or more", lambda value: value >= 0)
 
-    def fitting(self) -> "Fitting":
-        """Returns how the predictor is made and trained."""
+    def make_fitting(self) -> "Fitting":
+        """Returns how the predictor is built and trained."""
         from recipes.oracles import Fitting
 
         return Fitting(
@@ -95,24 +95,24 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class GrowingCellSpace(CellSpace):
-    """Cells of 1 to `nodes` nodes, all of which are the output; the cell runs at stride 2 as its own reduction cell.
+    """Cells of 1 to `nodes` nodes, all of which form the output; with stride 2, a cell is its own reduction cell.
 
     Attributes:
-        growing: cells may have fewer nodes; the decision "nodes" says how many. Without, all have `nodes`, as the
-            paper's random baseline has it.
+        growing: cells may have fewer nodes, by the decision "nodes". Otherwise all cells have `nodes` nodes, as in the
+            paper's random baseline.
     """
 
     growing: bool = True
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """How many nodes, then node by node: inputs, ops."""
+        """The number of nodes, then node by node: inputs, ops."""
         own = super().decisions
         return (Decision(DEPTH, tuple(range(1, self.nodes + 1)), DEPTH), *own) if self.growing else own
 
     @property
     def levels(self) -> list[list[str]]:
-        """Names of the decisions of each node."""
+        """The names of each node's decisions."""
         names = [decision.name for decision in self.decisions if decision.kind != DEPTH]
         return [names[4 * node : 4 * node + 4] for node in range(self.nodes)]
 
@@ -122,7 +122,7 @@ class GrowingCellSpace(CellSpace):
         return {kind: names for kind, names in super().kinds.items() if kind != DEPTH}
 
     def hyperparameters(self) -> Any:
-        """Returns the decisions as keras_tuner.HyperParameters; those of nodes that a cell lacks are not active."""
+        """Returns the decisions as keras_tuner.HyperParameters; those of missing nodes are inactive."""
         if not self.growing:
             return super().hyperparameters()
         import keras_tuner
@@ -138,15 +138,15 @@ class GrowingCellSpace(CellSpace):
         return hyperparameters
 
     def values(self, body: Cells) -> dict[str, Any]:
-        """Returns the values that stand for `body`; those of nodes that it lacks are left out.
+        """Returns the values that encode `body`, without those of missing nodes.
 
         Raises:
-            ValueError: the cell has more nodes than the space, or ops that it lacks, or a reduction cell of its own.
+            ValueError: the cell has too many nodes, an op that the space lacks, or a separate reduction cell.
         """
         count = len(body.normal.nodes)
         if body.reduce is not None or count > self.nodes or (count < self.nodes and not self.growing):
-            fitting = f"1 to {self.nodes}" if self.growing else str(self.nodes)
-            raise ValueError(f"expected one cell of {fitting} nodes; this has {count}, and reduce={body.reduce!r:.60}")
+            allowed = f"1 to {self.nodes}" if self.growing else str(self.nodes)
+            raise ValueError(f"expected one cell of {allowed} nodes; this has {count}, and reduce={body.reduce!r:.60}")
         found: dict[str, Any] = {DEPTH: count} if self.growing else {}
         for names, node in zip(self.levels[:count], body.normal.nodes, strict=True):
             (op0, state0), (op1, state1) = node.edges
@@ -168,14 +168,14 @@ def pnasnet(nodes: int = 5, growing: bool = True) -> GrowingCellSpace:
 
 
 def search(config: Config, observe: Observe | None = None) -> Genotype:
-    """Searches and returns the best cell; `observe` gets the state of the search instead of a progress bar."""
+    """Searches and returns the best cell; `observe` receives the search's state in place of a progress bar."""
     from recipes import _search
 
     space = pnasnet(config.nodes, growing=config.algorithm == "progressive")
-    return _search.search_cells(config, space, "pnasnet", "pnasnet", oracle, observe)
+    return _search.search_cells(config, space, "pnasnet", "pnasnet", make_oracle, observe)
 
 
-def oracle(config: Config, space: GrowingCellSpace, scorer: "NetworkScorer") -> "SearchOracle":
+def make_oracle(config: Config, space: GrowingCellSpace, scorer: "NetworkScorer") -> "SearchOracle":
     """Returns the oracle that `config` asks for."""
     from recipes.oracles import ProgressiveOracle
 
@@ -189,7 +189,7 @@ def oracle(config: Config, space: GrowingCellSpace, scorer: "NetworkScorer") -> 
         first=config.first,
         round_size=config.round_size,
         explore=config.explore,
-        fitting=config.fitting(),
+        fitting=config.make_fitting(),
     )
 
 

@@ -1,22 +1,22 @@
-r"""Trains every architecture of a small space, and writes the table that searches of this space are judged by.
+r"""Trains every architecture of a small space, and writes a table by which searches of this space are judged.
 
     python -m recipes.tabulate                            # DARTS' cells of two nodes and three operations
     python -m recipes.tabulate --preset=enas              # ENAS' cells of two nodes and two operations
     python -m recipes.tabulate --preset=tinynas           # sub-networks of four stages of MobileNetV2's
     python -m recipes.tabulate --data=path/to/images --workers=16 --folder=runs/mine      # on images of your own
-    python -m recipes.tabulate --repeats=5 --known=darts  # two more trainings of each network of a table that is there
+    python -m recipes.tabulate --repeats=5 --known=darts  # two more trainings of each network of an existing table
     python -m recipes.tabulate --nodes=4 --ops=max_pool_3x3,skip_connect,sep_conv_3x3,dil_conv_3x3 --sample=300
                                                           # a part of a space that is too large to train
 
-Each architecture is trained `repeats` times from scratch, with seeds that all of them share; equal ones are trained
-once. runs/tabulate/table.csv has a row for each: accuracies on validation and test images of each training, parameters,
-multiply-accumulates, the memory that the int8 file is predicted to take under TFLM, and a latency measured by LiteRT on
-this machine; both are left out where the package ai-edge-litert is not installed. `recipes.tables.load` reads it, and
-every oracle searches it. runs/tabulate/page/page.md shows the space: how far its networks differ, how well one training
-predicts another, and which choices help. Killed and started again with the same command, it resumes; on another machine
-too, with the folder copied there.
+Each architecture is trained `repeats` times from scratch, with the same seeds for all; equal ones are trained once.
+runs/tabulate/table.csv has one row for each: validation and test accuracies of each training, parameters,
+multiply-accumulates, the memory that the int8 file is predicted to need under TFLM, and the latency measured with
+LiteRT on this machine. Memory and latency are left out if the package ai-edge-litert is not installed.
+`recipes.tables.load` reads the table, and every oracle can search it. runs/tabulate/page/page.md shows the space: how
+much its networks differ, how well one training predicts another, and which choices help. Killed and started again with
+the same command, it resumes, also on another machine to which the folder was copied.
 
-The tables that come with this package are those of the presets laptop (darts), enas and tinynas.
+The shipped tables are those of the presets laptop (darts), enas and tinynas.
 """
 
 import contextlib
@@ -43,44 +43,44 @@ from recipes.training import check_at_least, check_options
 from recipes.training.progress import Observe, Status, show_progress
 from zoo.formats.enas import MICRO_OPS
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and modules that import it, are imported where they are used, so that --help and errors are fast.
 if TYPE_CHECKING:
-    from recipes.tables import Network
+    from recipes.tables import TableRow
     from recipes.tables.repeated import RepeatedScorer
 
-_MOST_LISTED = 200_000  # points of a space of which all that are the same network are listed
+_MOST_LISTED = 200_000  # points of a space for which all encodings of a network are listed
 _OPS = {"darts": DARTS_OPS[1:], "enas": MICRO_OPS, "nasnet": NASNET_OPS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(ChildConfig):
-    """Options of a table; those of other spaces than `space` have no effect."""
+    """Options of a table; options of spaces other than `space` have no effect."""
 
     trials: int = dataclasses.field(init=False, default=1)
-    space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # whose architectures
-    repeats: int = 2  # trainings of each
-    known: str | None = None  # file or name of a table of fewer repeats, whose trainings and latencies are taken over
-    sample: int | None = None  # architectures, drawn by the seed; none takes all
-    latency: bool = True  # measure LiteRT's on this machine, once all are trained
-    nodes: int = 2  # of each cell
-    ops: tuple[str, ...] = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")  # that an edge of a cell chooses from
-    fixed_reduction: bool = True  # vary the normal cell alone (darts, enas); the reduction cell has pools, identities
-    cells: int = 3  # of a network; with enas and nasnet those between reductions
-    filters: int = 8  # of its nodes before the first reduction
-    width: float = 0.25  # of ProxylessNAS' filters (tinynas)
-    stages: int = 4  # the first of MobileNetV2's six (tinynas)
-    kernels: tuple[int, ...] = (3, 5)  # sizes that a block chooses from (tinynas)
-    expansions: tuple[int, ...] = (2, 6)  # factors that a block chooses from (tinynas)
-    depths: tuple[int, ...] = (1,)  # numbers of blocks that a stage chooses from (tinynas)
-    shares: tuple[float, ...] = (1.0,)  # of its filters that a stage may keep (tinynas)
-    training_images: int | None = 4000  # for each training, classes in proportion; none takes all
-    validation_images: int | None = 5000  # that searches of the table see the accuracy on; none takes all
-    validation_fraction: float = 0.5  # of the training images, where the source has no validation images
-    epochs: int = 5  # of each training
-    keep: int = 0  # checkpoints that stay: the best ones'
+    space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # of architectures to train
+    repeats: int = 2  # trainings of each architecture
+    known: str | None = None  # file or name of a table of fewer repeats, whose trainings and latencies are reused
+    sample: int | None = None  # architectures to draw at random; none takes all
+    latency: bool = True  # measure latencies with LiteRT on this machine, after all trainings
+    nodes: int = 2  # nodes per cell
+    ops: tuple[str, ...] = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")  # choices for an edge of a cell
+    fixed_reduction: bool = True  # vary only the normal cell (darts, enas); the reduction cell has pools, identities
+    cells: int = 3  # cells per network; with enas and nasnet, cells between reductions
+    filters: int = 8  # filters of the nodes before the first reduction
+    width: float = 0.25  # multiple of ProxylessNAS' filters (tinynas)
+    stages: int = 4  # how many of MobileNetV2's six stages to keep, from the first (tinynas)
+    kernels: tuple[int, ...] = (3, 5)  # choices for a block's kernel size (tinynas)
+    expansions: tuple[int, ...] = (2, 6)  # choices for a block's expansion factor (tinynas)
+    depths: tuple[int, ...] = (1,)  # choices for a stage's number of blocks (tinynas)
+    shares: tuple[float, ...] = (1.0,)  # choices for the share of its filters that a stage keeps (tinynas)
+    training_images: int | None = 4000  # per training, classes in proportion; none takes all
+    validation_images: int | None = 5000  # for the accuracy that searches of the table see; none takes all
+    validation_fraction: float = 0.5  # of the training images, if the source has no validation images
+    epochs: int = 5  # per training
+    keep: int = 0  # how many of the best trials' checkpoints to keep
     folder: Path = Path("runs/tabulate")  # table, page, and the state to resume from
 
-    free: ClassVar[tuple[str, ...]] = ("sample", "latency", "known")  # a sample may grow; latencies come at the end
+    free: ClassVar[tuple[str, ...]] = ("sample", "latency", "known")  # a sample may grow; latencies come last
 
     def __post_init__(self):
         object.__setattr__(self, "trials", 1)
@@ -92,7 +92,7 @@ class Config(ChildConfig):
         object.__setattr__(self, "trials", self.sample or self.make_space().size)
 
     def make_space(self) -> Space:
-        """Returns all architectures."""
+        """Returns the space of all architectures."""
         if self.space == "tinynas":
             choices = (self.kernels, self.expansions, self.depths, self.shares)
             return TinySpace(self.width, SMALL_STRIDES, *choices, stages=self.stages)
@@ -116,9 +116,9 @@ PRESETS = {
 
 
 def tabulate(config: Config, observe: Observe | None = None) -> Path:
-    """Trains, writes and shows a space, and returns the path of its table.
+    """Trains the architectures of a space, writes table and page, and returns the table's path.
 
-    `observe` gets the state of the trainings instead of a progress bar.
+    `observe` is called with the state of the trainings; by default there is a progress bar.
     """
     from recipes import _search, tables
     from recipes.engine.dry_run import dry_run
@@ -135,12 +135,12 @@ def tabulate(config: Config, observe: Observe | None = None) -> Path:
     tables.write_networks(path, about, networks)
     shown = page.write_page(about, networks, config.folder / "page")
     if observe is None:
-        print(f"table of {len(networks):,} networks: {path}\nits picture: {shown}")
+        print(f"table of {len(networks):,} networks: {path}\npage: {shown}")
     return path
 
 
 def make_scorer(config: Config) -> "RepeatedScorer":
-    """Returns what trains a network of the table."""
+    """Returns the scorer that trains the networks of the table."""
     from recipes.engine.children import OBJECTIVE
     from recipes.tables.repeated import RepeatedScorer, load_all_images
 
@@ -160,11 +160,11 @@ def make_scorer(config: Config) -> "RepeatedScorer":
     )  # fmt: skip
 
 
-def _read_known(config: Config) -> tuple[dict[str, Any], list["Network"]]:
-    """Returns what the table `known` holds, nothing without one.
+def _read_known(config: Config) -> tuple[dict[str, Any], list["TableRow"]]:
+    """Returns the contents of the table `known`, empty if there is none.
 
     Raises:
-        ValueError: its trainings are of other options than these, or not fewer.
+        ValueError: the table was made with other options, or has no fewer trainings.
     """
     from recipes import tables
 
@@ -182,7 +182,7 @@ def _read_known(config: Config) -> tuple[dict[str, Any], list["Network"]]:
 
 
 def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: int) -> tuple[str, dict[str, Any]]:
-    """Returns the family of the networks, and the preset in which they are trained."""
+    """Returns the family of the networks, and the preset with which they are trained."""
     if config.space == "tinynas":
         return "mcunet", {"input_shape": list(input_shape), "classes": classes}
     scale: dict[str, Any] = {"filters": config.filters}
@@ -193,18 +193,18 @@ def _describe_networks(config: Config, input_shape: tuple[int, ...], classes: in
 
 def _gather(
     config: Config, scorer: "RepeatedScorer", observe: Observe | None
-) -> tuple[dict[str, Any], list["Network"]]:
-    """Returns what the table's first line says, and a row for each network that was trained."""
+) -> tuple[dict[str, Any], list["TableRow"]]:
+    """Returns the table's first line, and a row for each trained network."""
     from recipes.cards.read import read_search
     from recipes.engine.latency import name_machine
-    from recipes.tables import METRICS, Network
+    from recipes.tables import METRICS, TableRow
 
     space, search = scorer.space, read_search(config.folder)
     decisions, written = space.decisions, _list_genomes(space)
     known, known_networks = _read_known(config)
     trials = [trial for trial in search.trials if trial.score is not None]
     values = [trial.values(decisions) for trial in trials]
-    deployed = _deploy(config, scorer, values, known_networks, observe)
+    costs = _measure_costs(config, scorer, values, known_networks, observe)
     networks = []
     for trial, each in zip(trials, values, strict=True):
         key = space.key(each)
@@ -212,10 +212,10 @@ def _gather(
             tuple(100 * trial.metrics[f"{part}_accuracy_{number}"] for number in range(config.repeats))
             for part in ("val", "test")
         )
-        metrics = {name: {**trial.metrics, **deployed.get(key, {})}.get(name) for name in METRICS}
-        networks.append(Network(key, tuple(written.get(key, [trial.genome])), validation, test, metrics))
+        metrics = {name: {**trial.metrics, **costs.get(key, {})}.get(name) for name in METRICS}
+        networks.append(TableRow(key, tuple(written.get(key, [trial.genome])), validation, test, metrics))
     seconds = [trial.metrics[f"seconds_{number}"] for trial in trials for number in range(config.repeats)]
-    levels: dict[str, list[str]] = {}  # node by node in all cells, or stage by stage
+    levels: dict[str, list[str]] = {}  # node by node across all cells, or stage by stage
     for decision in decisions:
         levels.setdefault(decision.name.split("/")[0 if config.space == "tinynas" else 1], []).append(decision.name)
     settings, usual = (each.settings() | {"sample": each.sample} for each in (config, Config()))
@@ -227,9 +227,9 @@ def _gather(
         "seeds": [config.seed + repeat for repeat in range(config.repeats)],
         "config": settings,
         "machines": known["machines"] + search.about["machines"],
-        "images": [len(scorer.images.validation), len(scorer.images.test)],  # that the accuracies are of
-        "training_seconds": round(sum(seconds) / len(seconds), 3),  # of one training, on average
-        "latencies": known["latencies"] or (name_machine() if config.latency and deployed else None),
+        "images": [len(scorer.images.validation), len(scorer.images.test)],  # behind the accuracies
+        "training_seconds": round(sum(seconds) / len(seconds), 3),  # mean of one training
+        "latencies": known["latencies"] or (name_machine() if config.latency and costs else None),
         "decisions": [dataclasses.astuple(decision) for decision in decisions],
         "levels": list(levels.values()),
     }
@@ -237,7 +237,7 @@ def _gather(
 
 
 def _list_genomes(space: Space) -> dict[str, list[tuple[int, ...]]]:
-    """Returns key -> all ways to write the architecture; nothing of a space that is too large to list."""
+    """Returns key -> all encodings of the architecture; empty if the space is too large to list."""
     found: dict[str, list[tuple[int, ...]]] = {}
     counts = [len(decision.choices) for decision in space.decisions]
     if math.prod(counts) <= _MOST_LISTED:
@@ -247,16 +247,16 @@ def _list_genomes(space: Space) -> dict[str, list[tuple[int, ...]]]:
     return found
 
 
-def _deploy(
+def _measure_costs(
     config: Config,
     scorer: "RepeatedScorer",
     values: Sequence[Mapping[str, Any]],
-    known: Sequence["Network"],
+    known: Sequence["TableRow"],
     observe: Observe | None,
 ) -> dict[str, dict[str, float]]:
-    """Returns key -> memory and latency, of one network after the other; nothing where LiteRT is not installed.
+    """Returns key -> memory and latency, one network after the other; empty if LiteRT is not installed.
 
-    What `known` networks have is taken over; what an earlier process has found stands in plans.jsonl and latency.jsonl.
+    Numbers of `known` networks are reused, and those of an earlier process, in plans.jsonl and latency.jsonl.
     """
     from recipes.engine.journal import Journal
     from recipes.engine.tuner import forget_models

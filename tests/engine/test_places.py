@@ -79,4 +79,4 @@ def test_what_must_stay_in_one_process_is_refused_elsewhere(tmp_path, kind, opti
     config = dataclasses.replace(SMOKE, workers="2", folder=tmp_path, **options)
     scorer = kind(config, spaces.nasnet(1), "nasnet", {}, child_networks.load_images(config))
     with pytest.raises(ValueError, match=message):
-        _search.run_trials(nasnet.oracle(config, spaces.nasnet(1), scorer), scorer, "nasnet", print)
+        _search.run_trials(nasnet.make_oracle(config, spaces.nasnet(1), scorer), scorer, "nasnet", print)

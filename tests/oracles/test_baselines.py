@@ -197,7 +197,9 @@ def test_each_recipe_offers_its_oracle_and_the_baselines_beside_it(recipe: str, 
             "tinynas": TinySpace(0.25),
         }.get(recipe) or getattr(spaces, recipe)(2)
         scorer = child_networks.NetworkScorer(config, space, recipe, {}, None)  # pyright: ignore[reportArgumentType]
-        oracle = module.make_oracle(config, scorer) if recipe == "tinynas" else module.oracle(config, space, scorer)
+        oracle = (
+            module.make_oracle(config, scorer) if recipe == "tinynas" else module.make_oracle(config, space, scorer)
+        )
         proposals = [ask(oracle, "first")]
         if kinds:  # the paper's own search has tests of its own
             oracle.tell("first", 0.5)

@@ -188,7 +188,7 @@ def test_the_paper_preset_has_the_papers_numbers(recipe, numbers: dict[str, Any]
 
 
 def test_the_papers_predictor_has_the_papers_numbers():
-    fitting = pnasnet.PRESETS["paper"].fitting()
+    fitting = pnasnet.PRESETS["paper"].make_fitting()
     assert (fitting.members, fitting.share, fitting.embedding, fitting.hidden) == (5, 0.8, 100, 100)
     assert (fitting.first_rate, fitting.rate, fitting.target) == (0.01, 0.002, "accuracy")
 

@@ -24,7 +24,7 @@ SHAPE = (8, 8, 1)
 
 
 def small_space() -> BlockSpace:
-    return mnasnet.space_of(SMOKE)
+    return mnasnet.make_space(SMOKE)
 
 
 def write_table(path, space: BlockSpace, milliseconds: float = 0.5):
@@ -328,7 +328,7 @@ def test_networks_over_the_latency_limit_are_redrawn_and_never_trained(tmp_path,
 
 
 def test_the_papers_space_has_the_papers_strides():
-    assert mnasnet.space_of(mnasnet.PRESETS["paper"]).strides == STRIDES == (1, 2, 2, 2, 1, 2, 1)
+    assert mnasnet.make_space(mnasnet.PRESETS["paper"]).strides == STRIDES == (1, 2, 2, 2, 1, 2, 1)
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""How long NASNet-A takes to build and to make its first train step, beside keras.applications; some ten minutes.
+"""How long NASNet-A takes to build and to take its first training step, against keras.applications; ten minutes.
 
-`python -m benchmarks.build [repeats]`; `--smoke`: small networks, once. Each network is built in a process of its own,
-the sides in turn. A first step is tracing and one step of gradient descent, without XLA, images drawn at random: by
-Keras' `train_on_batch` on both sides, and ours by the step that recipes.train takes, too. Printed are medians of
-wall-clock and of processor seconds (all threads), and the ratios to theirs; imports are not counted. Processor seconds
-hold better where other programs share the machine.
+`python -m benchmarks.build [repeats]`; `--smoke`: small networks, once. Each network is built in its own process, and
+the sides alternate. The first step is tracing and one step of gradient descent on random images, without XLA: by Keras'
+`train_on_batch` on both sides, and for ours also by the step of recipes.train. Prints medians of wall-clock and
+processor seconds (all threads), and the ratios to keras.applications; imports are not counted. Processor seconds are
+more reliable if other programs share the machine.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from benchmarks.machine import describe_machine
 REPEATS = 3
 BATCH = {"mobile": 8, "large": 1, "smoke": 2}
 SIDE = {"mobile": 224, "large": 331, "smoke": 32}
-SMALL = {"repeats": 1, "filters": 4, "stem": "cifar", "stem_filters": 8}  # of the smoke size, beside a MobileNet
+SMALL = {"repeats": 1, "filters": 4, "stem": "cifar", "stem_filters": 8}  # preset of the smoke size
 SIDES = ("ours", "ours, recipes.train", "keras.applications")
 
 
 def measure(side: str, preset: str) -> dict[str, float]:
-    """Builds in this process; returns the seconds (wall, processor) of building and first step, layers and memory."""
+    """Builds in this process; returns wall and processor seconds of build and first step, layers and memory."""
     import keras
     import numpy as np
 
@@ -41,7 +41,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
         "large": lambda: applications.NASNetLarge(weights=None),
         "smoke": lambda: applications.MobileNet((32, 32, 3), alpha=0.25, weights=None),
     }
-    genotype, build = zoo.load("nasnet_a"), zoo.build  # what they import is not their time
+    genotype, build = zoo.load("nasnet_a"), zoo.build  # imports before the timing
     genotype = dataclasses.replace(genotype, presets={**genotype.presets, "smoke": SMALL})
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCH[preset], SIDE[preset], SIDE[preset], 3)).astype("float32")
@@ -59,7 +59,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
     )
     lap()
     if side == SIDES[1]:
-        Learner(model, Settings()).step(images, labels, 0.01)  # a softmax more than training has costs nothing
+        Learner(model, Settings()).step(images, labels, 0.01)  # the extra softmax costs nothing
     else:
         model.compile(keras.optimizers.SGD(0.01, 0.9), "sparse_categorical_crossentropy", jit_compile=False)
         model.train_on_batch(images, labels)
@@ -75,7 +75,7 @@ def measure(side: str, preset: str) -> dict[str, float]:
 
 
 def main(repeats: int = REPEATS, smoke: bool = False) -> None:
-    """Runs all and prints."""
+    """Runs all measurements and prints them."""
     print(f"{describe_machine('tensorflow', 'keras')}; medians of {repeats}")
     for preset in ["smoke"] if smoke else ["mobile", "large"]:
         results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}

@@ -1,12 +1,12 @@
-"""A DARTS search step here, and of a plain Keras 3 supernet with one layer an operation: time, start, memory.
+"""A DARTS search step here and of a plain Keras 3 supernet with one layer per operation: time, start, memory.
 
-The plain one runs twice: as TensorFlow shares the cores, and as the recipe has them shared. A few minutes for the
-default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64, as the paper does, `--smoke` 3 cells of
-one node and batch 2. Each side runs in a process of its own, one after the other. First order: a step of the alphas,
-then one of the weights.
+The plain supernet runs twice: with TensorFlow's default threads, and with those of the recipe. A few minutes for the
+default (4 cells, 16 channels, batch 32); `--full` takes 8 cells and batch 64 as in the paper, `--smoke` 3 cells of one
+node and batch 2. The sides run one after the other, each in its own process. First order: a step of the alphas, then
+one of the weights.
 
-`--full`, 2 cores of an Intel Xeon that did little else, 2026-11-25, TensorFlow 2.21.0: 4.18 s a step. Of the plain
-one's: start 0.11, step 0.46 (0.46 by processor seconds), memory 0.54; with the cores shared alike, step 0.56 (0.55).
+`--full`, 2 cores of an Intel Xeon that did little else, 2026-11-25, TensorFlow 2.21.0: 4.18 s a step. Ratios to the
+plain supernet: start 0.11, step 0.46 (0.46 by processor seconds), memory 0.54; with equal threads, step 0.56 (0.55).
 """
 
 import resource
@@ -36,7 +36,7 @@ DILATION = {"dil_conv_3x3": 2, "dil_conv_5x5": 2}
 
 
 class WeightedSum(layers.Layer):
-    """The sum of operations, weighted by `columns` of one row of the softmaxed alphas."""
+    """The sum of operations, weighted by `columns` of one row of the softmax of the alphas."""
 
     def __init__(self, columns: list[int]):
         super().__init__()
@@ -49,7 +49,7 @@ class WeightedSum(layers.Layer):
 
 
 class PlainSupernet:
-    """The same supernet as anyone would write it: quark0/darts' modules as Keras layers."""
+    """The same supernet written the plain way: quark0/darts' modules as Keras layers."""
 
     def __init__(self, like: supernet_darts.Supernet, input_shape: tuple[int, int, int]):
         self.like = like
@@ -61,7 +61,7 @@ class PlainSupernet:
         x = self._named("stem_bn", layers.BatchNormalization(epsilon=EPSILON))(x)
         states = [x, x]
         for number, place in enumerate(like.places):
-            table = np.ones((like.space.edges, len(place.kind.ops)), "float32")  # of a cell that is not searched
+            table = np.ones((like.space.edges, len(place.kind.ops)), "float32")  # for a cell that is not searched
             if int(place.reducing) < len(tables):
                 table = tables[int(place.reducing)]
             output = self._cell(f"cell{number}", place, table, *states)
@@ -134,13 +134,13 @@ class PlainSupernet:
         return x
 
     def set_weights(self, vector: np.ndarray) -> None:
-        """Gives the layers the weights of the flat vector."""
+        """Sets the layers' weights from the flat vector."""
         ours = self.like.packing.unpack(vector)
         for name, layer in self.layers.items():
             layer.set_weights([*self.weights_of(name, ours), *layer.get_weights()[2:]])
 
     def weights_of(self, name: str, ours: Any) -> list:
-        """Returns what a layer learns, of the unpacked flat vector, or of a gradient in it."""
+        """Returns a layer's trainable weights, or their gradients, from an unpacked flat vector."""
         if name == "stem_bn":
             return [ours["stem_scale"], ours["stem_shift"]]
         if name == "classifier":
@@ -152,7 +152,7 @@ class PlainSupernet:
         return [weight[None, None] if weight.ndim == 2 else weight]
 
     def of_edge(self, name: str, ours: Any) -> np.ndarray:
-        """Returns the weight in our stacks of a layer of an edge, "cell0/node1/state2/sep_conv_3x3/depthwise0" say."""
+        """Returns the weight of an edge's layer, such as "cell0/node1/state2/sep_conv_3x3/depthwise0", in our stacks."""
         cell, node, state, op, part = name.split("/")
         kind = self.like.places[int(cell.removeprefix("cell"))].kind
         edges = self.like.space.split_edges(np.arange(self.like.space.edges))[int(node.removeprefix("node"))]
@@ -177,14 +177,14 @@ class PlainSupernet:
         return self.model([images, *tf.unstack(tf.nn.softmax(alphas))], training=True)
 
 
-def our_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """Returns a step of the alphas and the weights as the recipe takes it."""
+def make_our_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Returns a function that takes a step of the alphas and the weights as in the recipe."""
     state = BilevelSearch(net, order=1, alpha_rate=3e-4, seed=0)
     return lambda: state.learn((images, labels), (images, labels), 0.025)
 
 
-def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """Returns the same of the plain supernet, by optimizers of Keras in one traced function."""
+def make_plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Returns the same for the plain supernet, with Keras' optimizers in one traced function."""
     plain = PlainSupernet(net, images.shape[1:])
     plain.set_weights(net.packing.initial(0))
     keras_weights: Any = plain.model.trainable_weights
@@ -209,14 +209,14 @@ def plain_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndar
 
 
 def measure(kind: str, cells: int, batch: int, nodes: int, start: float) -> None:
-    """Takes steps of one side in this process, which was started at `start`, and prints a line."""
+    """Takes steps of one side in this process, which started at time `start`, and prints a line."""
     net = supernet_darts.Supernet(DartsSpace(nodes), cells, 16, 10, 3)
     rng = np.random.default_rng(0)
     if kind != PLAIN:
         run_branches_side_by_side()
     images = rng.normal(size=(batch, 32, 32, 3)).astype(np.float32)
     labels = rng.integers(0, 10, batch).astype(np.int32)
-    step = (our_step if kind == OURS else plain_step)(net, images, labels)
+    step = (make_our_step if kind == OURS else make_plain_step)(net, images, labels)
     step()
     first, first_processor = time.time() - start, time.process_time()
     seconds, processor = [], []

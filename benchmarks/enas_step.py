@@ -1,11 +1,11 @@
-"""A training step of ENAS' shared weights under a path, and of the same fixed network of zoo.build, by turns.
+"""A training step of ENAS' shared weights on one path against the same fixed network of zoo.build.
 
     python -m benchmarks.enas_step [micro|macro] [--full|--smoke] [--paths=2]
 
 Four minutes for both spaces: 3 + 2 cells of 20 filters (micro), 6 layers of 36 (macro), batch 96 at 32 x 32. `--full`
-has the paper's supernets and batches, and needs 16 GB. For each random path, both sides take steps by turns in this
-process, so that another program on the machine slows both. The fixed network has the same optimizer; grappler rewrites
-its graph once and once not, and the faster of the two is compared.
+has the paper's supernets and batches, and needs 16 GB. For each random path, both sides take alternating steps in this
+process, so that another program on the machine slows both. The fixed network has the same optimizer; it is measured
+with and without grappler's rewrites, and the faster of the two is compared.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ STEPS = 5
 SIDE = 32
 
 
-def seconds_of(function: Any) -> tuple[float, float]:
+def time_call(function: Any) -> tuple[float, float]:
     """Returns the wall and the processor seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
@@ -41,7 +41,7 @@ def seconds_of(function: Any) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measures the spaces that the command line names, both unless it names one."""
+    """Measures the spaces that the command line names, or both."""
     print(describe_machine("tensorflow", "keras"))
     paths = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--paths=")), 2)
     spaces = [space for space in ("micro", "macro") if space in sys.argv] or ["micro", "macro"]
@@ -63,7 +63,7 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
     path = net.space.draw_path(rng)
     with tensorflow_options.without_rewrites():  # as the recipe does
         shared = SharedWeights(net, (SIDE, SIDE, 3))
-        wall, cpu = seconds_of(lambda: shared.step(path, images, labels, 0.05, [0, 0]))
+        wall, cpu = time_call(lambda: shared.step(path, images, labels, 0.05, [0, 0]))
     print(f"shared weights: first step after {wall:.1f} s ({cpu:.1f} s of processor)", flush=True)
     ratios = []
     for number in range(paths):
@@ -71,13 +71,13 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
         fixed = []
         for rewritten in (False, True):
             optimizer = Optimizer(nesterov=True, weight_decay=2e-4, clip=5.0)
-            learner = Learner(fixed_network(net, path), Settings(optimizer=optimizer))
+            learner = Learner(build_fixed(net, path), Settings(optimizer=optimizer))
 
             def step(learner: Any = learner) -> float:
                 return float(learner.step(images, labels, 0.05)[0])
 
             with contextlib.nullcontext() if rewritten else tensorflow_options.without_rewrites():
-                wall, cpu = seconds_of(step)
+                wall, cpu = time_call(step)
             print(f"fixed network, {'with' if rewritten else 'without'} rewrites: first step after {wall:.1f} s "
                   f"({cpu:.1f} s of processor)", flush=True)  # fmt: skip
             fixed.append(step)
@@ -86,9 +86,9 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
         for _ in range(STEPS):
             with (
                 tensorflow_options.without_rewrites()
-            ):  # each side in its own mode: in the other, TensorFlow prepares it anew
-                times.append([seconds_of(side) for side in sides[:2]])
-            times[-1].append(seconds_of(sides[2]))
+            ):  # each side in its own mode: in the other, TensorFlow would prepare it again
+                times.append([time_call(side) for side in sides[:2]])
+            times[-1].append(time_call(sides[2]))
         wall, cpu = ([statistics.median(row[side][kind] for row in times) for side in range(3)] for kind in (0, 1))
         spread = [max(row[side][0] for row in times) - min(row[side][0] for row in times) for side in range(3)]
         ratios.append(wall[0] / min(wall[1:]))
@@ -98,8 +98,8 @@ def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:
     print(f"ratio of a step: median {statistics.median(ratios):.2f}, largest {max(ratios):.2f}")
 
 
-def fixed_network(net: Any, path: np.ndarray) -> keras.Model:
-    """Returns the network of a path as anyone would train it."""
+def build_fixed(net: Any, path: np.ndarray) -> keras.Model:
+    """Returns the network of a path as an ordinary model."""
     micro = isinstance(net, MicroSupernet)
     scale = {"cells": net.cells, "filters": net.filters} if micro else {"filters": net.widths[0], "separable": True}
     genotype = Genotype("path", "enas", net.space.decode(path), {}, {"search": scale})

@@ -1,12 +1,11 @@
-"""Models of keras.applications through every tool for deployment: what works, and which layer stands in the way.
+"""Runs models of keras.applications through every deployment tool: what works, and which layer prevents it.
 
     python -m benchmarks.foreign_models                              # half an hour on 2 cores
-    python -m benchmarks.foreign_models --readme=docs/quantization.md    # also into the document
-    python -m benchmarks.foreign_models --names=MobileNetV2,Xception --training    # and prune, and train for int8
+    python -m benchmarks.foreign_models --readme=docs/quantization.md    # also writes the table into the document
+    python -m benchmarks.foreign_models --names=MobileNetV2,Xception --training    # also prunes and trains for int8
 
-Writes table.md into the folder, and table.json, from which a run that was stopped resumes. The models have fresh
-weights, ten classes and take images of 80 x 80; a copy counts as working once its outputs are those of the original, a
-file once it runs.
+Writes table.md into the folder, and table.json, from which a stopped run resumes. The models have fresh weights, ten
+classes and images of 80 x 80. A copy counts as working if its outputs equal the original's, a file if it runs.
 """
 
 import dataclasses
@@ -43,27 +42,27 @@ class Config:
     """Options of the table."""
 
     names: tuple[str, ...] = NAMES  # classes of keras.applications
-    training: bool = False  # also prunes and trains for int8
-    readme: Path | None = None  # a document whose text between the two marker comments becomes the table
+    training: bool = False  # also prune and train for int8
+    readme: Path | None = None  # document in which the table replaces the text between its two marker comments
     folder: Path = Path("runs/foreign-models")  # table.md, and table.json to resume from
 
     def __post_init__(self):
         for name in self.names:
             if not hasattr(keras.applications, name):
-                raise ValueError(f"names has {name!r}, which keras.applications lacks; expected some like MobileNetV2")
+                raise ValueError(f"names has {name!r}, which keras.applications lacks; expected names like MobileNetV2")
 
 
 PRESETS = {"laptop": Config(), "smoke": Config(names=("MobileNetV2",), folder=Path("runs/foreign-models-smoke"))}
 
 
-def table(config: Config) -> str:
-    """Tries what is not in the folder yet; prints and writes the table and returns it, as Markdown.
+def write_table(config: Config) -> str:
+    """Tries what is not in the folder yet; prints, writes and returns the table as Markdown.
 
     Raises:
         ValueError: the document lacks the markers.
     """
     if config.readme is not None:
-        replace_between(config.readme.read_text(encoding="utf-8"), "foreign-models", "")  # before the work, not after
+        replace_between(config.readme.read_text(encoding="utf-8"), "foreign-models", "")  # raises before the work
     store = config.folder / "table.json"
     tools = (*TOOLS, *TRAINING) if config.training else TOOLS
     known: dict[str, dict[str, str]] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
@@ -83,39 +82,39 @@ def table(config: Config) -> str:
 
 
 def try_tools(name: str, known: dict[str, str], tools: Sequence[str] = TOOLS) -> Iterator[tuple[str, str]]:
-    """Yields each tool that is not known yet with what came of it: a number, or the error that names the layer."""
+    """Yields each tool without a known result, and its result: a number, or the error that names the layer."""
     wanted = [tool for tool in tools if tool not in known]
     if not wanted:
         return
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(input_shape=(SIDE, SIDE, 3), weights=None, classes=CLASSES)
-    steps = _Trial(model).steps()
+    attempts = _Attempts(model).make()
     for tool in wanted:
-        yield tool, _outcome(steps[tool])
+        yield tool, _run(attempts[tool])
 
 
-def _outcome(step: Callable[[], str]) -> str:
+def _run(attempt: Callable[[], str]) -> str:
     try:
-        return step()
-    except ValueError as error:  # each tool's own errors are ones; anything else is a fault to see
+        return attempt()
+    except ValueError as error:  # the tools' own errors; any other exception is a bug to show
         reason = str(error).split(". ")[0]
         return f"no: {reason[:LONGEST]}{'...' if len(reason) > LONGEST else ''}"
 
 
-class _Trial:
+class _Attempts:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self.images = np.random.default_rng(0).uniform(0, 255, (IMAGES, SIDE, SIDE, 3)).astype(np.float32)
         self.labels = np.arange(IMAGES) % CLASSES
 
-    def steps(self) -> dict[str, Callable[[], str]]:
-        """Returns the trial of each tool."""
+    def make(self) -> dict[str, Callable[[], str]]:
+        """Returns tool -> a function that tries it on the model and describes the result."""
         return {
             "flat": lambda: f"{len(graph.flatten(self.model).layers)} layers",
             "twin": lambda: f"{len(tf_keras_twin.to_keras(tf_keras_twin.to_tf_keras(self.model)).layers)} layers",
-            "pruned": self._pruned,
+            "pruned": self._prune,
             "int8": lambda: f"{len(self._int8) / 1000:,.0f} kB",
-            "int8 by training": self._trained,
+            "int8 by training": self._train,
             "memory plan": lambda: f"arena {planner.plan(self._int8).arena / 1000:,.0f} kB",
             "turned": lambda: f"{len(turn.turn(self.model).layers)} layers",
             "compact": lambda: f"arena {planner.plan(compact.smallest(self.model, self.images)).arena / 1000:,.0f} kB",
@@ -126,16 +125,16 @@ class _Trial:
     def _int8(self) -> bytes:
         return tflite.convert(self.model, quantize="int8", calibration=self.images)
 
-    def _pruned(self) -> str:
+    def _prune(self) -> str:
         pruned = quantize.prune(self.model, self.images, self.labels, epochs=1, batch_size=IMAGES)
         kernels = [layer.kernel.numpy() for layer in pruned.layers if isinstance(layer, keras.layers.Conv2D)]
         return f"{np.mean([np.mean(kernel == 0) for kernel in kernels]):.0%} zeros"
 
-    def _trained(self) -> str:
+    def _train(self) -> str:
         aware = quantize.prepare(self.model, self.images)
         quantize.fine_tune(aware, self.images, self.labels, batch_size=IMAGES)
         return f"{len(quantize.convert(aware)) / 1000:,.0f} kB"
 
 
 if __name__ == "__main__":
-    _main.run(table, PRESETS)
+    _main.run(write_table, PRESETS)

@@ -1,13 +1,13 @@
-"""Images a second of training on one GPU: networks of `zoo.build` under Keras' JAX backend, beside PyTorch's.
+"""Training images per second on one GPU: networks of `zoo.build` under Keras' JAX backend, against PyTorch's.
 
 `python -m benchmarks.gpu_training [darts] [mnasnet_b1] [nasnet_a] [--precision bfloat16] [--sides jax torch]`;
-`--smoke`: two small images, on any device. It needs JAX, PyTorch and timm, which the project does not install, and no
+`--smoke`: two small images, on any device. Needs JAX, PyTorch and timm, which the project does not install, but not
 TensorFlow.
 
-A step is forward, backward and SGD with momentum on images that already lie on the card, without auxiliary head and
-drop path on both sides. JAX: Keras' `stateless_call` and `stateless_apply` in one `jax.jit`. PyTorch: eager, with
-cuDNN's autotuner, in both memory layouts, of which the faster is printed. bfloat16 is Keras' `mixed_bfloat16` and
-PyTorch's autocast; float32 lets both use TF32. Each side runs in a process of its own, one after the other.
+A step is forward, backward and SGD with momentum on images that are already on the GPU, without auxiliary head and drop
+path on either side. JAX: Keras' `stateless_call` and `stateless_apply` in one `jax.jit`. PyTorch: eager, with cuDNN's
+autotuner, in both memory layouts, of which the faster is printed. bfloat16 is Keras' `mixed_bfloat16` and PyTorch's
+autocast; float32 lets both use TF32. The sides run one after the other, each in its own process.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SMOKE_SIDE, SMOKE_BATCH, ROUNDS = 32, 2, 5
 
 
 def time_steps(step: Callable[[], None], wait: Callable[[], None], batch: int, seconds: float) -> dict[str, Any]:
-    """Returns the first step's seconds and the images a second: the median of rounds of equal numbers of steps."""
+    """Returns the first step's seconds and the images per second: the median over rounds of equally many steps."""
     begin = time.perf_counter()
     step()
     wait()
@@ -103,13 +103,13 @@ def train_jax(name: str, precision: str, side: int, batch: int, classes: int, se
 
 
 def train_torch(name: str, precision: str, side: int, batch: int, classes: int, seconds: float) -> dict[str, Any]:
-    """Trains PyTorch's network of the same architecture; eager, the faster of the two memory layouts."""
+    """Trains PyTorch's network of the same architecture, eager, in the faster of the two memory layouts."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    make = {"darts": _darts, "mnasnet_b1": _mnasnet, "nasnet_a": _nasnet}[name]
+    make = {"darts": _make_darts, "mnasnet_b1": _make_mnasnet, "nasnet_a": _make_nasnet}[name]
     best: dict[str, Any] = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
@@ -134,14 +134,14 @@ def train_torch(name: str, precision: str, side: int, batch: int, classes: int, 
     return best
 
 
-def _mnasnet(classes: int) -> Any:
+def _make_mnasnet(classes: int) -> Any:
     import timm
 
     return timm.create_model("mnasnet_100", num_classes=classes)
 
 
-def _nasnet(classes: int) -> Any:
-    """NASNet-A mobile (4 @ 1056) of timm's layers: its class has six normal cells a stage, and no option for it."""
+def _make_nasnet(classes: int) -> Any:
+    """NASNet-A mobile (4 @ 1056) from timm's layers; timm's own class always has six normal cells per stage."""
     from timm.models.nasnet import NASNetALarge
 
     class Mobile(NASNetALarge):
@@ -162,8 +162,8 @@ def _nasnet(classes: int) -> Any:
     return model
 
 
-def _darts(classes: int) -> Any:
-    """DARTS' CIFAR-10 network (20 cells, 36 channels), of the layers that quark0/darts has."""
+def _make_darts(classes: int) -> Any:
+    """DARTS' CIFAR-10 network (20 cells, 36 channels), from the layers of quark0/darts."""
     from torch import nn
 
     import zoo
@@ -253,13 +253,13 @@ def _darts(classes: int) -> Any:
 
 
 def main() -> None:
-    """Prints a line a side, and the ratio of the two."""
+    """Prints a line for each side, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all without")
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; by default all")
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=("bfloat16", "float32"))
     parser.add_argument("--sides", nargs="+", choices=("jax", "torch"), default=("torch", "jax"))
     parser.add_argument("--seconds", type=float, default=5, help="of timed steps")
-    parser.add_argument("--smoke", action="store_true", help="two images of 32 pixels, one step a round")
+    parser.add_argument("--smoke", action="store_true", help="two images of 32 pixels, one step per round")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # measure in this process
     args = parser.parse_args()
     if not args.one:
@@ -269,7 +269,7 @@ def main() -> None:
             print(f"left out: needs {', '.join(missing)} (pip install jax torch timm)")
             return
     if wrong := set(args.models) - set(MODELS):
-        parser.error(f"no model {', '.join(wrong)}; expected {', '.join(MODELS)}")
+        parser.error(f"unknown model {', '.join(wrong)}; expected {', '.join(MODELS)}")
     if args.one:
         (model,), (precision,), (side,) = args.models, args.precision, args.sides
         _, _, pixels, batch, classes = MODELS[model]

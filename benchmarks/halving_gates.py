@@ -1,12 +1,12 @@
-"""Successive halving and plain searches for the same number of epochs, on tables; and how well early epochs rank.
+"""Successive halving against plain searches for the same number of epochs, on tables; and how well early epochs rank.
 
     python -m benchmarks.halving_gates nas-bench-201_cifar10_12epochs.csv
     python -m benchmarks.halving_gates nas-bench-201_cifar10_12epochs.csv --overhead=1   # a trial costs an epoch more
-    python -m benchmarks.halving_gates --cells=15    # trains so many random cells of recipes.nasnet twice; half an hour
+    python -m benchmarks.halving_gates --cells=15    # trains 15 random cells of recipes.nasnet twice; half an hour
 
-Rungs are 1, 3 and 9 epochs. Where a table has no learning curves, they are made up anew for each seed: the final
-accuracy and noise, so strong that Kendall's tau with the final order is that of the cells trained here. A search
-selects on validation and reports the mean test accuracy, +- its standard error. Four minutes a table on 2 cores.
+Rungs are 1, 3 and 9 epochs. If a table has no learning curves, they are simulated for each seed: the final accuracy
+plus noise of a strength that gives the same Kendall's tau with the final order as the cells trained here. A search
+selects on validation and reports the mean test accuracy, +- its standard error. Four minutes per table on 2 cores.
 """
 
 import argparse
@@ -26,31 +26,31 @@ from recipes.oracles.base import EPOCHS
 from recipes.tables import Table
 
 RUNGS = (1, 3, 9)
-TAUS = {1: 0.59, 3: 0.76}  # of `--cells=15`, a cosine for each rung
-FIRST_SEED = 1000  # those below were used to choose
+TAUS = {1: 0.59, 3: 0.76}  # from `--cells=15`, with a cosine for each rung
+FIRST_SEED = 1000  # lower seeds were used to choose the settings
 
 
 def make_curves(table: Table, seed: int) -> dict[int, np.ndarray]:
-    """Returns the table's own curves, or made-up ones."""
+    """Returns the table's own curves, or simulated ones."""
     if table.curves:
         return dict(table.curves)
     rng, known = np.random.default_rng(seed), np.flatnonzero(np.isfinite(table.validation))
-    some = np.random.default_rng(0).choice(known, min(400, len(known)), replace=False)
+    sample = np.random.default_rng(0).choice(known, min(400, len(known)), replace=False)
     found = {}
     for epochs, tau in TAUS.items():
         noise = rng.standard_normal(table.validation.shape)
         low, high = 0.0, 100.0
         for _ in range(20):
             middle = (low + high) / 2
-            final = table.validation.flat[some]
-            reached = kendall_tau((final + middle * noise.flat[some]).tolist(), final.tolist())
+            final = table.validation.flat[sample]
+            reached = kendall_tau((final + middle * noise.flat[sample]).tolist(), final.tolist())
             low, high = (middle, high) if reached > tau else (low, middle)
         found[epochs] = table.validation + low * noise
     return found
 
 
 def search(oracle: SearchOracle, table: Table, budgets: Sequence[float], overhead: float) -> list[float]:
-    """Returns the test accuracy, in percent, of the best of the networks trained longest, after so many epochs."""
+    """Returns the test accuracy, in percent, of the best longest-trained network after each budget of epochs."""
     spent, best, trained = 0.0, (0, -np.inf, np.nan), {}
     left, found, number = sorted(budgets), [], 0
     while left:
@@ -77,22 +77,22 @@ def compare(path: str, arguments: argparse.Namespace) -> None:
     print(f"\n{table.name}: test accuracy, %, after as many epochs as so many networks take")
     print(f"{'':22}" + "".join(f"{networks:>16}" for networks in arguments.networks))
     for name in ("random", "evolution", "ppo"):
-        for halves in (False, True):
+        for halving in (False, True):
             found = []
             for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
                 curved = dataclasses.replace(table, curves=make_curves(table, seed))
                 oracle = table_search.ORACLES[name](curved, seed)
                 found.append(
-                    search(SuccessiveHalving(oracle, RUNGS) if halves else oracle, curved, budgets, arguments.overhead)
+                    search(SuccessiveHalving(oracle, RUNGS) if halving else oracle, curved, budgets, arguments.overhead)
                 )
             means, errors = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / np.sqrt(len(found))
             cells = [f"{mean:.2f} +- {error:.2f}" for mean, error in zip(means, errors, strict=True)]
-            row = f"{name}, halving" if halves else name
+            row = f"{name}, halving" if halving else name
             print(f"{row:22}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
 
 
 def train_cells(count: int, config: nasnet.Config) -> None:
-    """Trains random cells with one cosine and with one for each rung; prints how the order at a rung foretells."""
+    """Trains random cells with one cosine and with one for each rung; prints how well each rung predicts the order."""
     from recipes.engine import children, spaces, tuner
     from recipes.engine.workers import Task
 
@@ -118,11 +118,11 @@ def train_cells(count: int, config: nasnet.Config) -> None:
 
 
 def main() -> None:
-    """Runs what is asked for."""
+    """Runs the comparisons that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help="files of recipes.tables, or names of shipped ones")
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--networks", type=int, nargs="+", default=[12, 24, 50, 100], help="budgets")
+    parser.add_argument("--networks", type=int, nargs="+", default=[12, 24, 50, 100], help="budgets, in full trainings")
     parser.add_argument("--overhead", type=float, default=0.0, help="epochs that each trial costs before it trains")
     parser.add_argument("--cells", type=int, default=0, help="random cells to train, two or more")
     parser.add_argument("--smoke", action="store_true", help="two seeds and a small budget, as the tests run it")

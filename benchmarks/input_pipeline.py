@@ -1,8 +1,8 @@
-"""Augmented images a second: this project's batched steps beside tf.image image by image and Keras' layers.
+"""Augmented images per second: this project's batched steps against tf.image per image and Keras' layers.
 
-Takes half a minute, with `--smoke` some seconds. All pad by 4, crop, flip and scale to 0..1. The other two draw from a
-sequence, so that a resumed run sees other images; Keras' RandomCrop cuts the same window out of the whole batch, and
-Keras has no cutout of fixed size.
+Takes half a minute, with `--smoke` some seconds. All pad by 4, crop, flip and scale to 0..1. The other two draw random
+numbers in sequence, so that a resumed run sees other images; Keras' RandomCrop cuts the same window out of a whole
+batch, and Keras has no cutout of fixed size.
 """
 
 import statistics
@@ -22,13 +22,13 @@ REPEATS = 5
 SEED = 1
 
 
-def ours(part: Arrays, cutout: bool) -> tf.data.Dataset:
-    """The project's own."""
+def make_ours(part: Arrays, cutout: bool) -> tf.data.Dataset:
+    """Returns the project's own pipeline."""
     return part.dataset(BATCH, training=True, augment=augment.cifar(4, 8 if cutout else 0), seed=SEED)
 
 
-def image_by_image(part: Arrays, cutout: bool) -> tf.data.Dataset:
-    """What tutorials write."""
+def make_per_image(part: Arrays, cutout: bool) -> tf.data.Dataset:
+    """Returns the pipeline of tutorials, which works image by image."""
     height, width, channels = part.image_shape
 
     def change(image, label):
@@ -44,8 +44,8 @@ def image_by_image(part: Arrays, cutout: bool) -> tf.data.Dataset:
     return data.map(change, tf.data.AUTOTUNE).batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def keras_layers(part: Arrays, cutout: bool) -> tf.data.Dataset | None:
-    """Preprocessing layers, on batches; None where they cannot do it."""
+def make_keras_layers(part: Arrays, cutout: bool) -> tf.data.Dataset | None:
+    """Returns a pipeline of Keras' preprocessing layers on batches; None with cutout, which Keras lacks."""
     if cutout:
         return None
     height, width, _ = part.image_shape
@@ -66,8 +66,8 @@ def keras_layers(part: Arrays, cutout: bool) -> tf.data.Dataset | None:
     return data.batch(BATCH, drop_remainder=True).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def images_per_second(data: tf.data.Dataset, repeats: int) -> list[float]:
-    """The rates of passes over all images."""
+def measure_rates(data: tf.data.Dataset, repeats: int) -> list[float]:
+    """Returns the images per second of passes over all images."""
     rates = []
     for _ in range(repeats + 1):  # the first is the warm-up
         start, count = time.perf_counter(), 0
@@ -86,11 +86,11 @@ def main() -> None:
         part = Arrays(pixels, np.zeros(len(pixels), np.int32))
         for cutout in (False, True):
             base = None
-            for name, make in (("ours", ours), ("tf.image", image_by_image), ("Keras layers", keras_layers)):
+            for name, make in (("ours", make_ours), ("tf.image", make_per_image), ("Keras layers", make_keras_layers)):
                 data = make(part, cutout)
                 if data is None:
                     continue
-                rates = images_per_second(data, repeats)
+                rates = measure_rates(data, repeats)
                 median = statistics.median(rates)
                 base = base or median
                 steps = "crop, flip, cutout" if cutout else "crop, flip"

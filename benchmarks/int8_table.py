@@ -1,13 +1,13 @@
-"""A small network of each family, trained and brought to int8 in both ways: accuracy, size, memory, latency in a table.
+"""Trains a small network of each family, converts it to int8 in both ways, and tabulates accuracy, size and latency.
 
     python -m benchmarks.int8_table --families=mcunet,darts    # some of them
-    python -m benchmarks.int8_table --readme=README.md         # all, also into the document; 20 minutes on 2 cores
+    python -m benchmarks.int8_table --readme=README.md         # all, also in the document; 20 minutes on 2 cores
 
 Each network is trained on the embedded images with the same epochs and options, converted to int8 after training
-("PTQ"), and trained on for int8 ("QAT", `zoo.deploy.quantize`). All three are judged on the same held-out images.
-Writes table.md into the folder, and for each row a JSON file and the two .tflite files; a run that was stopped resumes
-after the last epoch. Latencies alone are measured anew each time, one row after the other. Expected: int8 at most 0.01
-below float in either way, and the arena predicted within 5 %.
+("PTQ"), and fine-tuned for int8 ("QAT", `zoo.deploy.quantize`). All three are evaluated on the same held-out images.
+Writes table.md into the folder, and for each row a JSON file and the two .tflite files; a stopped run resumes after the
+last epoch. Only latencies are measured again each time, one row after the other. Expected: int8 at most 0.01 below
+float in either way, and the arena predicted within 5 %.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ from zoo.genotype import Genotype
 from zoo.markdown import make_table
 from zoo.weights.published import transfer
 
-WEIGHTS = "model.weights.h5"  # what recipes.training.child_training leaves of a finished training
-RUNS = 250  # of each file, for its latency
+WEIGHTS = "model.weights.h5"  # file in which recipes.training.child_training saves a finished training
+RUNS = 250  # to measure the latency of a file
 HEAD = (
     "network", "image", "parameters, k", "multiply-adds, M", "float", "int8, PTQ", "int8, QAT", "file, kB",
     "arena predicted, kB", "measured, kB", "latency, ms",
@@ -46,19 +46,19 @@ HEAD = (
 
 
 class Small(NamedTuple):
-    """A network of the zoo at a small scale: its file, its preset, and the side of its images in pixels."""
+    """A network of the zoo at a small scale: its name, its preset, and the side of its images in pixels."""
 
     name: str
     preset: dict[str, Any]
     side: int
 
     def genotype(self) -> Genotype:
-        """Returns the genotype with one preset, the small one."""
+        """Returns the genotype with the small preset only."""
         return dataclasses.replace(zoo.load(self.name), presets={"small": self.preset})
 
 
 _CELLS = {"repeats": 1, "filters": 8, "stem": "cifar", "stem_filters": 16}
-# Networks of cells halve an image twice, those of mobile blocks five times.
+# Networks of cells halve an image twice, networks of mobile blocks five times.
 NETWORKS = {
     "nasnet": Small("nasnet_a", _CELLS, 14),
     "pnasnet": Small("pnasnet_5", _CELLS, 14),
@@ -77,14 +77,14 @@ class Config:
 
     families: tuple[
         Literal["nasnet", "pnasnet", "amoebanet", "darts", "enas", "enas_macro", "mnasnet", "mcunet"], ...
-    ] = ("nasnet", "pnasnet", "amoebanet", "darts", "enas", "enas_macro", "mnasnet", "mcunet")  # the rows
-    seeds: int = 1  # trainings of each network, with the seeds from 0; accuracies are their means
+    ] = ("nasnet", "pnasnet", "amoebanet", "darts", "enas", "enas_macro", "mnasnet", "mcunet")  # rows of the table
+    seeds: int = 1  # trainings of each network, with seeds from 0; accuracies are means
     epochs: int = 4  # of the float training
     aware_epochs: int = 1  # of quantization-aware training
     training_images: int | None = None  # none takes all 9,000
-    images: int | None = None  # held-out ones, on which all files are judged; none takes all 2,000
-    calibration: int = 256  # training images that int8 ranges are measured on
-    readme: Path | None = None  # a document whose text between the two marker comments becomes the table
+    images: int | None = None  # held-out images to evaluate all files on; none takes all 2,000
+    calibration: int = 256  # training images to measure int8 ranges on
+    readme: Path | None = None  # document in which the table replaces the text between its two marker comments
     folder: Path = Path("runs/deploy-table")  # table.md, the rows to resume from, the .tflite files
 
     def __post_init__(self):
@@ -104,14 +104,14 @@ PRESETS = {
 }
 
 
-def table(config: Config) -> str:
-    """Measures the rows that are not in the folder yet; prints and writes the table and returns it, as Markdown.
+def write_table(config: Config) -> str:
+    """Measures the rows that are not in the folder yet; prints, writes and returns the table as Markdown.
 
     Raises:
         ValueError: the document lacks the markers `<!-- deploy-table:begin -->` and `end`.
     """
     if config.readme is not None:
-        replace_between(config.readme.read_text(encoding="utf-8"), "deploy-table", "")  # before the work, not after
+        replace_between(config.readme.read_text(encoding="utf-8"), "deploy-table", "")  # raises before the work
     wanted = [(family, seed) for family in config.families for seed in range(config.seeds)]
     found: dict[str, list[dict[str, Any]]] = {}
     for number, (family, seed) in enumerate(wanted):
@@ -126,10 +126,10 @@ def table(config: Config) -> str:
             write_atomically(store, json.dumps(row, indent=1) + "\n")
         found.setdefault(family, []).append(row)
     lines = [
-        _row(NETWORKS[family], rows, latencies(config.folder / rows[0]["ptq"]["file"]))
+        _format_row(NETWORKS[family], rows, measure_latencies(config.folder / rows[0]["ptq"]["file"]))
         for family, rows in found.items()
     ]
-    text = f"{make_table(HEAD, lines, numbers_from=2)}\n\n{_how_measured(config, found)}\n"
+    text = f"{make_table(HEAD, lines, numbers_from=2)}\n\n{_describe_method(config, found)}\n"
     publish("deploy-table", text, config.folder, config.readme)
     return text
 
@@ -137,7 +137,7 @@ def table(config: Config) -> str:
 def measure_row(
     small: Small, seed: int, config: Config, path: Path, digest: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Trains one network and returns what is measured on it.
+    """Trains one network and returns the measurements.
 
     Its files become `path` with a suffix; until they are there, a folder beside them, named by `digest` too, holds the
     training to resume from.
@@ -145,11 +145,11 @@ def measure_row(
     folder = path.with_name(f"{path.name}-{digest[:8]}")
     source = data.load(size=small.side)
     train, test = source.train.first(config.training_images), source.test.first(config.images)
-    model = _trained(small, source, train, seed, config, folder, tell)
+    model = _train(small, source, train, seed, config, folder, tell)
     pixels, labels = (np.asarray(part) for part in train.head(len(train)))
-    seen, judged = _preprocessed(pixels), _preprocessed(test.head(len(test))[0])
+    seen, held_out = _preprocess(pixels), _preprocess(test.head(len(test))[0])
     truth = np.asarray(test.head(len(test))[1])
-    calibration = _preprocessed(train.head(config.calibration)[0])
+    calibration = _preprocess(train.head(config.calibration)[0])
     tell("int8 after training")
     after = tflite.convert(model, quantize="int8", calibration=calibration)
     tell("int8 by training")
@@ -158,7 +158,7 @@ def measure_row(
     trained = quantize.convert(aware)
     tell("measuring")
     rows = {
-        scheme: report.measure_file(file, "int8", path.with_suffix(f".{scheme}.tflite").name, judged, truth)
+        scheme: report.measure_file(file, "int8", path.with_suffix(f".{scheme}.tflite").name, held_out, truth)
         for scheme, file in (("ptq", after), ("qat", trained))
     }
     result = {
@@ -166,7 +166,7 @@ def measure_row(
         "macs": zoo.cost.of(model).macs,
         "n": len(test),
         "training": len(train),
-        "float": measure.accuracy(model, judged, truth),
+        "float": measure.accuracy(model, held_out, truth),
         **{scheme: dataclasses.asdict(row) for scheme, row in rows.items()},
     }
     for scheme, file in (("ptq", after), ("qat", trained)):
@@ -179,7 +179,7 @@ def measure_row(
     return result
 
 
-def _trained(
+def _train(
     small: Small,
     source: data.Data,
     train: Any,
@@ -188,7 +188,7 @@ def _trained(
     folder: Path,
     tell: Callable[[str], None],
 ) -> keras.Model:
-    """Returns the trained network with probabilities as its output, as `zoo.build` gives it."""
+    """Returns the trained network, with probabilities as its output like that of `zoo.build`."""
     size: dict[str, Any] = {"classes": source.classes, "input_shape": source.input_shape}
     made: list[keras.Model] = []
 
@@ -207,20 +207,20 @@ def _trained(
     return model
 
 
-def _preprocessed(images: Any) -> np.ndarray:
+def _preprocess(images: Any) -> np.ndarray:
     return np.asarray(augment.UNIT(images), np.float32)
 
 
-def latencies(file: Path) -> tuple[float, float]:
-    """Returns LiteRT's medians of `RUNS` runs on one thread, in milliseconds, with XNNPACK and without."""
+def measure_latencies(file: Path) -> tuple[float, float]:
+    """Returns LiteRT's median latencies in ms over `RUNS` runs on one thread, with XNNPACK and without."""
     return measure.latency(file, runs=RUNS).median_ms, measure.latency(file, runs=RUNS, kernels="builtin").median_ms
 
 
-def _row(small: Small, rows: list[dict[str, Any]], milliseconds: tuple[float, float]) -> tuple[str, ...]:
+def _format_row(small: Small, rows: list[dict[str, Any]], milliseconds: tuple[float, float]) -> tuple[str, ...]:
     first = rows[0]
     file = first["ptq"]
-    accuracies = [_mean([row["float"] for row in rows])]
-    accuracies += [_mean([row[scheme]["accuracy"] for row in rows]) for scheme in ("ptq", "qat")]
+    accuracies = [_format_mean([row["float"] for row in rows])]
+    accuracies += [_format_mean([row[scheme]["accuracy"] for row in rows]) for scheme in ("ptq", "qat")]
     scale = ", ".join(f"{name} {value}" for name, value in small.preset.items() if name not in ("stem", "stem_filters"))
     return (
         f"{small.name} ({scale})" if scale else small.name,
@@ -229,22 +229,22 @@ def _row(small: Small, rows: list[dict[str, Any]], milliseconds: tuple[float, fl
         f"{first['macs'] / 1e6:.1f}",
         *accuracies,
         f"{file['size'] / 1000:,.0f}",
-        _kilobytes(file["planned"]),
-        _kilobytes(file["arena"]),
+        _format_kilobytes(file["planned"]),
+        _format_kilobytes(file["arena"]),
         *(f"{each:.2f}" for each in milliseconds),
     )
 
 
-def _mean(values: list[float]) -> str:
+def _format_mean(values: list[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
 
 
-def _kilobytes(size: int | None) -> str:
+def _format_kilobytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1000:,.1f}"
 
 
-def _how_measured(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
+def _describe_method(config: Config, found: dict[str, list[dict[str, Any]]]) -> str:
     first = next(iter(found.values()))[0]
     seeds = "seed 0" if config.seeds == 1 else f"means ± standard deviations over the seeds 0 to {config.seeds - 1}"
     return (
@@ -262,7 +262,7 @@ def _epochs(count: int) -> str:
 
 
 def _digest(small: Small, config: Config) -> str:
-    """Returns what tells whether a row that was measured before is of this network, measured in this way."""
+    """Returns a hash of the network and the options, to recognize rows that an earlier run measured in the same way."""
     free = ("families", "seeds", "readme", "folder")
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
     facts = [genotype_json.body_as_dict(small.genotype().body), small.preset, small.side, options]
@@ -270,4 +270,4 @@ def _digest(small: Small, config: Config) -> str:
 
 
 if __name__ == "__main__":
-    _main.run(table, PRESETS)
+    _main.run(write_table, PRESETS)

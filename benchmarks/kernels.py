@@ -1,11 +1,11 @@
-"""LiteRT's kernels beside TensorFlow Lite for Microcontrollers: how far their int8 outputs are apart, and latencies.
+"""LiteRT's kernels against TensorFlow Lite for Microcontrollers: differences of int8 outputs, and latencies.
 
     python -m benchmarks.int8_table                  # makes the files
     python -m benchmarks.kernels runs/deploy-table   # a minute
 
-Without a folder, on untrained networks of the same sizes. For each file, on 20 held-out images: the largest difference
-from TFLM's outputs in steps of the int8 output, and the median latency of 250 runs on one thread, with XNNPACK, with
-LiteRT's own kernels, and with the reference kernels.
+Without a folder, untrained networks of the same sizes are used. Prints for each file, on 20 held-out images: the
+largest difference from TFLM's outputs in steps of the int8 output, and the median latency of 250 runs on one thread,
+with XNNPACK, with LiteRT's own kernels, and with the reference kernels.
 """
 
 import sys
@@ -45,7 +45,7 @@ def main(folder: Path, runs: int = int8_table.RUNS) -> None:
 
 
 def convert_untrained(families: list[str], folder: Path) -> None:
-    """Writes int8 files, named as those of the table."""
+    """Writes int8 files named like those of the table."""
     for family in families:
         small = int8_table.NETWORKS[family]
         model = zoo.build(small.genotype(), classes=10, input_shape=(small.side, small.side, 1))

@@ -1,4 +1,4 @@
-"""The line that each script prints first: on what its numbers were measured."""
+"""Describes the machine, in the first line that each script prints."""
 
 import datetime
 import importlib.metadata
@@ -7,7 +7,7 @@ import platform
 
 
 def describe_machine(*packages: str) -> str:
-    """Returns processor, cores, load, the packages' versions and the date."""
+    """Returns processor, cores, load, package versions and date."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     processor = platform.processor() or platform.machine()
     load = f"load {os.getloadavg()[0]:.1f}"

@@ -1,12 +1,12 @@
-"""TensorFlow's converter beside the recipes of ai-edge-quantizer on small trained networks; some five minutes.
+"""TensorFlow's converter against the recipes of ai-edge-quantizer on small trained networks; about five minutes.
 
     pip install ai-edge-quantizer
-    python -m benchmarks.quantizers mcunet darts     # without that package only the converter's rows
+    python -m benchmarks.quantizers mcunet darts     # without the package, only the converter's rows
 
-Each network of benchmarks.int8_table is trained for three epochs on the embedded images and quantized in every way of
-both tools from the same float file, ranges measured on the same 256 training images. Printed for each file: accuracy on
-all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thread, and the arena that TFLM records.
-What came of it is in docs/quantization.md. The package is no part of the extras: it wants one very version of LiteRT.
+Each network of benchmarks.int8_table is trained for three epochs on the embedded images and quantized by every scheme of
+both tools from the same float file, with ranges measured on the same 256 training images. Prints for each file: accuracy
+on all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thread, and the arena that TFLM records.
+The results are in docs/quantization.md. The package is not among the extras because it needs one exact LiteRT version.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ RECIPES = (
 )  # fmt: skip
 
 
-def trained(family: str, source: data.Data, train: Part, epochs: int) -> keras.Model:
+def train_network(family: str, source: data.Data, train: Part, epochs: int) -> keras.Model:
     """Returns a small network of the family, trained on a part of the source."""
     made = []
 
@@ -59,8 +59,8 @@ def trained(family: str, source: data.Data, train: Part, epochs: int) -> keras.M
     return model
 
 
-def make_unlike(model: keras.Model) -> keras.Model:
-    """Returns the same function, its channels multiplied by random powers of two and divided where they are read."""
+def make_ranges_unequal(model: keras.Model) -> keras.Model:
+    """Returns an equal model whose channels are multiplied by random powers of two, and divided by them when read."""
     copy, rng = graph.copy_model(model), np.random.default_rng(SEED)
     for channels in equalize._find_channels(copy)[0].values():
         factors = np.exp2(np.round(rng.normal(0, 1.5, channels.maker.output.shape[-1])))
@@ -69,16 +69,16 @@ def make_unlike(model: keras.Model) -> keras.Model:
     return copy
 
 
-def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """Yields each way's name and its file; those of ai-edge-quantizer only where it is installed."""
+def quantize_all(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """Yields the name and file of each scheme; those of ai-edge-quantizer only if it is installed."""
     whole = tflite.convert(model)
     yield "float32", whole
     for scheme in tflite.SCHEMES:
         images = calibration if scheme in tflite.CALIBRATED_SCHEMES else None
         yield f"converter, {scheme}", tflite.convert(model, quantize=scheme, calibration=images)
-    unlike = make_unlike(model)
-    equalized = [equalize.equalize(one, calibration).model for one in (model, unlike)]
-    for name, one in (("equalized", equalized[0]), ("ranges unlike", unlike), ("they equalized", equalized[1])):
+    unequal = make_ranges_unequal(model)
+    equalized = [equalize.equalize(one, calibration).model for one in (model, unequal)]
+    for name, one in (("equalized", equalized[0]), ("ranges unlike", unequal), ("they equalized", equalized[1])):
         for scheme in ("int8", "int4"):
             yield f"converter, {scheme}, {name}", tflite.convert(one, quantize=scheme, calibration=calibration)
     if not HAS_QUANTIZER:
@@ -96,7 +96,7 @@ def files(model: keras.Model, calibration: np.ndarray) -> Iterator[tuple[str, by
 
 
 def main(families: list[str], epochs: int = EPOCHS, most: int | None = None) -> None:
-    """Prints a table for each family; `most` images of each part are used, None for all."""
+    """Prints a table for each family, using at most `most` images of each part, or all if None."""
     packages = ("tensorflow", "ai-edge-quantizer")[: 1 + HAS_QUANTIZER]
     print(f"{describe_machine(*packages)}; seed {SEED}, {epochs} epochs")
     if not HAS_QUANTIZER:
@@ -104,11 +104,11 @@ def main(families: list[str], epochs: int = EPOCHS, most: int | None = None) -> 
     for family in families:
         source = data.load(size=NETWORKS[family].side)
         train, test = source.train.first(most), source.test.first(most)
-        model = trained(family, source, train, epochs)
+        model = train_network(family, source, train, epochs)
         images, labels = np.asarray(test.head(len(test))[0], np.float32) / 255, test.labels
         calibration = np.asarray(train.first(CALIBRATION).head(CALIBRATION)[0], np.float32) / 255
         print(f"{family}: accuracy (n = {len(labels):,}), bytes, ms, arena")
-        for name, file in files(model, calibration):
+        for name, file in quantize_all(model, calibration):
             try:
                 arena = f"{measure.arena(file).total:,}"
             except tflm.TflmError:

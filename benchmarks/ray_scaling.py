@@ -1,11 +1,11 @@
-"""How a tabular search scales over workers on Ray, and how many GPU workers one oracle could feed; two minutes.
+"""How a tabular search scales with workers on Ray, and how many GPU workers one oracle could feed; two minutes.
 
     python -m benchmarks.ray_scaling                       # 2,000 trials of 0.1 s on 8 workers
     python -m benchmarks.ray_scaling --trials=500 --seconds=0.5
 
 A trial sleeps and then scores a cell by a formula, so that eight workers fit on two cores. The ideal is
-trials x seconds / workers; what is over is Ray's turn-around, and the oracle with its journal, whose share is printed.
-The second part runs the oracle and the journal alone.
+trials x seconds / workers; the rest is Ray's overhead and that of the oracle with its journal, whose share is printed.
+The second part runs only the oracle and the journal.
 """
 
 import argparse
@@ -36,39 +36,39 @@ def score(values: Mapping[str, Any]) -> float:
 
 
 class Sleeping:
-    """A trial that takes `seconds` and no core."""
+    """A trial that takes `seconds` but no core."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
 
     def __call__(self, task: Task) -> float:
-        """Returns the score."""
+        """Sleeps and returns the score."""
         time.sleep(self.seconds)
         return score(task.values)
 
 
 def rest() -> None:
-    """Holds a worker for a while."""
+    """Occupies a worker for two seconds."""
     time.sleep(2.0)
 
 
-def oracle(trials: int) -> AgingEvolution:
-    """Returns aging evolution at the paper's size."""
+def make_oracle(trials: int) -> AgingEvolution:
+    """Returns aging evolution at the paper's scale."""
     return AgingEvolution(
         keras_tuner.Objective("score", "max"), trials, SPACE.hyperparameters(), seed=SEED, kinds=SPACE.kinds
     )
 
 
-def scaling(trials: int, seconds: float, workers: int, at_once: int) -> None:
-    """Prints the speed-up of `workers` workers."""
+def measure_scaling(trials: int, seconds: float, workers: int, at_once: int) -> None:
+    """Prints the speed-up with `workers` workers."""
     import ray
 
-    crew = RayWorkers(Sleeping(seconds), cores=workers, at_once=at_once)
+    ray_workers = RayWorkers(Sleeping(seconds), cores=workers, at_once=at_once)
     with tempfile.TemporaryDirectory() as folder:
-        # Ray starts its processes at the first tasks: that is paid once, and not what is measured here.
+        # Ray starts its processes with the first tasks, a one-time cost that is not measured here.
         warm = ray.remote(rest)
         ray.get([warm.remote() for _ in range(workers)])
-        runner = tuner.Tuner(oracle(trials), None, Path(folder) / "search", workers=crew)
+        runner = tuner.Tuner(make_oracle(trials), None, Path(folder) / "search", workers=ray_workers)
         start = time.perf_counter()
         runner.search()
         took = time.perf_counter() - start
@@ -82,10 +82,10 @@ def scaling(trials: int, seconds: float, workers: int, at_once: int) -> None:
     )
 
 
-def estimate(trials: int) -> None:
-    """Prints how many trials an hour one oracle proposes, learns and journals, against what GPUs would train."""
+def estimate_rate(trials: int) -> None:
+    """Prints how many trials per hour one oracle proposes, learns and journals, and how many GPUs would train."""
     with tempfile.TemporaryDirectory() as folder:
-        runner = tuner.Tuner(oracle(trials), lambda task: score(task.values), Path(folder) / "search")
+        runner = tuner.Tuner(make_oracle(trials), lambda task: score(task.values), Path(folder) / "search")
         start = time.process_time()
         runner.search()
         seconds = (time.process_time() - start) / trials
@@ -99,12 +99,14 @@ def estimate(trials: int) -> None:
 
 
 def main() -> None:
-    """Runs both parts and prints."""
+    """Runs both parts and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--at_once", type=int, default=0, help="trials that Ray has at a time; 0 is as many as workers")
+    parser.add_argument(
+        "--at_once", type=int, default=0, help="trials submitted to Ray at a time; 0: as many as workers"
+    )
     parser.add_argument("--smoke", action="store_true", help="20 trials of 0.01 s on 2 workers")
     options = parser.parse_args()
     if options.smoke:
@@ -113,8 +115,8 @@ def main() -> None:
     if importlib.util.find_spec("ray") is None:
         print('Ray is not installed (pip install "ray[default]"): no scaling')
     else:
-        scaling(options.trials, options.seconds, options.workers, options.at_once or options.workers)
-    estimate(options.trials)
+        measure_scaling(options.trials, options.seconds, options.workers, options.at_once or options.workers)
+    estimate_rate(options.trials)
 
 
 if __name__ == "__main__":

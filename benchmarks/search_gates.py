@@ -1,18 +1,18 @@
-"""Every search on tables of really trained networks, a Markdown table each: test accuracy +- standard error over seeds.
+"""Runs every search on tables of trained networks and prints Markdown tables: test accuracy +- standard error over seeds.
 
     python -m benchmarks.search_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
     python -m benchmarks.search_gates TABLE --seeds=200 --budgets 24 --evolution 8:3 12:12 --only
     python -m benchmarks.search_gates --shared darts=darts enas=enas.csv tinynas=tinynas --seeds=3
 
-Each search selects by validation accuracy. Random search, of all networks and of the tenth with the most MACs, has its
-exact expectation. Seconds are processor time of one seed: on 2 cores 1 to 2 for 200 evaluations of Bayesian search, 5
-for 200 of the progressive one, 1 to 3 for 1,000 of a controller. The first two stop at 200, so that all is done in half
-an hour.
+Each search selects by validation accuracy. For random search, among all networks and among the tenth with the most
+MACs, the exact expectation is printed. Seconds are processor time per seed: on 2 cores, 1 to 2 for 200 evaluations of
+Bayesian search, 5 for 200 of the progressive search, 1 to 3 for 1,000 of a controller. The first two stop at 200
+evaluations, so that everything takes half an hour.
 
---shared runs the searches with shared weights, in the space of a table of recipes.tabulate each: percentile, points to
-the best and Kendall's tau of the shared weights (of a ceiling), mean and standard deviation over the seeds; the time of
-a search, in trainings of a network on this machine by processor time; how many trainings random search needs to find as
-much, and how many points less it finds in the same time, with the standard error.
+--shared runs searches with shared weights, each in the space of a table of recipes.tabulate. It prints percentile,
+points to the best and Kendall's tau of the shared weights (with its ceiling), as mean and standard deviation over the
+seeds; the processor time of a search, in trainings of one network on this machine; how many trainings random search
+needs to reach as much, and by how many points it falls short in the same time, with the standard error.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from recipes.cards import truth
 from zoo.markdown import make_table
 
 BUDGETS = (50, 100, 200, 1000)
-SHORT = 200  # evaluations, the most of those that take seconds for them
+SHORT = 200  # most evaluations of the slow searches
 SLOW = ("bayesian", "progressive")
 
 
@@ -41,16 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", type=Path, help="files of recipes.tables")
     parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--smoke", action="store_true", help="two seeds and two evaluations, as the tests run it")
+    parser.add_argument("--smoke", action="store_true", help="two seeds and two evaluations, as in the tests")
     parser.add_argument("--only", choices=list(table_search.ORACLES), nargs="*", help="searches to run; all by default")
-    parser.add_argument("--budgets", type=int, nargs="+", help="numbers of evaluations, of all searches")
+    parser.add_argument("--budgets", type=int, nargs="+", help="numbers of evaluations, for all searches")
     parser.add_argument(
         "--evolution", nargs="*", default=[], metavar="POPULATION:SAMPLE", help="more rows of evolution"
     )
     parser.add_argument("--shared", nargs="+", default=[], metavar="RECIPE=TABLE", help="searches with shared weights")
-    parser.add_argument("--first_seed", type=int, default=0, help="of the searches with shared weights")
-    parser.add_argument("--options", default="", help="of them, other than the laptop preset's: search_epochs=8 ..")
-    parser.add_argument("--folder", type=Path, default=Path("runs/shared"), help="of them; they resume there")
+    parser.add_argument("--first_seed", type=int, default=0, help="for searches with shared weights")
+    parser.add_argument("--options", default="", help="changes to their laptop preset, such as search_epochs=8 ..")
+    parser.add_argument("--folder", type=Path, default=Path("runs/shared"), help="where they write and resume")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.seeds, arguments.budgets, arguments.only = 2, [2], arguments.only or ["evolution"]
@@ -59,7 +59,7 @@ def main() -> None:
         for pair in arguments.shared:
             print_shared(*pair.split("="), arguments)
         return
-    if not arguments.tables:  # `make bench` has none
+    if not arguments.tables:  # as in `make bench`
         parser.print_help()
         return
     budgets = arguments.budgets or BUDGETS
@@ -72,12 +72,12 @@ def main() -> None:
     for path in arguments.tables:
         table = tables.load(path)
         head = [f"{table.name}, test accuracy, %", "seeds", *(f"{n:,}" for n in budgets), "s a seed"]
-        print(f"\n{make_table(head, exact_rows(table, budgets), numbers_from=1)}", flush=True)
+        print(f"\n{make_table(head, make_exact_rows(table, budgets), numbers_from=1)}", flush=True)
         for name in (*names, *arguments.evolution):
             short = name in SLOW and arguments.budgets is None
             given = [budget for budget in budgets if budget <= SHORT] if short else budgets
             start = time.process_time()
-            means, errors = table_search.repeated(oracles[name], table, given, range(arguments.seeds))
+            means, errors = table_search.repeat_search(oracles[name], table, given, range(arguments.seeds))
             seconds = (time.process_time() - start) / arguments.seeds
             found = [f"{mean:.2f} ± {error:.2f}" for mean, error in zip(means, errors, strict=True)]
             cells = [*found, *[None] * (len(budgets) - len(found))]
@@ -85,8 +85,8 @@ def main() -> None:
             print(make_table(head, [row]).splitlines()[-1], flush=True)
 
 
-def exact_rows(table: tables.Table, budgets: Sequence[int]) -> list[list[str | None]]:
-    """Returns the rows of the baselines whose expectation is known exactly."""
+def make_exact_rows(table: tables.Table, budgets: Sequence[int]) -> list[list[str | None]]:
+    """Returns rows for the baselines whose expectation is known exactly."""
     baselines = {
         "random search": table.random_search,
         f"random among the largest {truth.LARGEST:.0%} by MACs": table.random_largest,
@@ -99,31 +99,31 @@ def exact_rows(table: tables.Table, budgets: Sequence[int]) -> list[list[str | N
 
 
 def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None:
-    """Runs a recipe with each seed and prints a row."""
+    """Runs a recipe with each seed and prints a table."""
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     names = [word.partition("=")[0] for word in arguments.options.split()]
     config = _main.parse(
         [f"--{word}" for word in arguments.options.split()], importlib.import_module(f"recipes.{recipe}").PRESETS
     )
     options = {name: getattr(config, name) for name in names}
-    finds = [
+    ratings = [
         table_search.search_with_shared_weights(recipe, table, seed, arguments.folder / f"{recipe}-{seed}", options)
         for seed in seeds
     ]
-    for seed, find in zip(seeds, finds, strict=True):
-        print(f"  {recipe} seed {seed}: percentile {find['percentile']:.1f}, {find['regret']:.2f} points to the best, "
-              f"tau {find['tau']:.2f}, {find['seconds']:.0f} s, a training {find['training_seconds']:.1f}")  # fmt: skip
-    print(f"\n{describe_shared(f'{recipe} {arguments.options}'.strip(), finds)}\n", flush=True)
+    for seed, rating in zip(seeds, ratings, strict=True):
+        print(f"  {recipe} seed {seed}: percentile {rating['percentile']:.1f}, {rating['regret']:.2f} points to the best, "
+              f"tau {rating['tau']:.2f}, {rating['seconds']:.0f} s, a training {rating['training_seconds']:.1f}")  # fmt: skip
+    print(f"\n{describe_shared(f'{recipe} {arguments.options}'.strip(), ratings)}\n", flush=True)
 
 
-def describe_shared(name: str, finds: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table of what several searches of a name found, and of the baselines in the same time."""
-    found = truth.summarize_ratings(finds, [find["tau"] for find in finds])
+def describe_shared(name: str, ratings: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table of several searches' mean ratings, and of the baselines in the same time."""
+    found = truth.summarize_ratings(ratings, [rating["tau"] for rating in ratings])
 
     def show(name: str) -> str:
         return f"{found[name]:.2f} ± {found[f'{name}_std'] or 0:.2f}"
 
-    draws = found["seconds"] / float(np.mean([find["training_seconds"] for find in finds]))
+    draws = found["seconds"] / float(np.mean([rating["training_seconds"] for rating in ratings]))
     enough = "never" if found["random_trainings"] is None else f"{found['random_trainings']:.1f}"
     ceiling = "" if found["ceiling"] is None else f" of {found['ceiling']:.2f}"
     head = ["search", "percentile", "points to the best", "tau", "time in trainings", "random needs", "gain", "status"]

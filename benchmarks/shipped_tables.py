@@ -1,7 +1,7 @@
-"""Makes the tables that come with the package, and their pictures for the documents.
+"""Makes the shipped tables, and their pictures for the documents.
 
 python -m benchmarks.shipped_tables                 # four hours on two cores, ten minutes with --workers=16 on 16
-python -m benchmarks.shipped_tables --folder=DIR    # resumes what is in DIR/darts, DIR/enas and DIR/tinynas
+python -m benchmarks.shipped_tables --folder=DIR    # resumes from DIR/darts, DIR/enas and DIR/tinynas
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 class Config(PlaceConfig):
     """Options of the program."""
 
-    latency: bool = True  # measure LiteRT's on this machine, which should have nothing else to do
+    latency: bool = True  # measure latencies with LiteRT on this machine, which should be idle
     folder: Path = Path("runs/tables")  # the tables' folders, and the state to resume from
 
 
@@ -27,7 +27,7 @@ PRESETS = {"default": Config()}
 
 
 def make(config: Config) -> None:
-    """Trains what is not trained yet, and copies tables and pictures to where they are shipped."""
+    """Trains what is not trained yet, and copies tables and pictures into the project."""
     place = {field.name: getattr(config, field.name) for field in dataclasses.fields(PlaceConfig)}
     for name, preset in NAMES.items():
         options = {"folder": config.folder / name, "latency": config.latency, **place}

@@ -1,9 +1,9 @@
-"""Whole searches on a table of trained networks: in seconds they tell whether an oracle searches well.
+"""Whole searches on a table of trained networks, which show in seconds whether an oracle searches well.
 
-    table = tables.load("nas-bench-201.csv")
-    means, errors = table_search.repeated(table_search.ORACLES["progressive"], table, (50, 100, 200), seeds=range(100))
+    table, make = tables.load("nas-bench-201.csv"), table_search.ORACLES["progressive"]
+    means, errors = table_search.repeat_search(make, table, (50, 100, 200), seeds=range(100))
 
-Every search selects by validation accuracy and reports the test accuracy of what it selected.
+Every search selects by validation accuracy and reports the test accuracy of its selection.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ MakeOracle = Callable[[Table, int], SearchOracle]  # table, seed
 
 
 def _arguments(table: Table, seed: int) -> dict[str, Any]:
-    """Returns what every oracle is given; equal networks of a table, where it knows them, are one evaluation."""
+    """Returns the arguments of every oracle; networks that the table knows to be equal count as one evaluation."""
     return {
         "objective": OBJECTIVE,
         "hyperparameters": table.hyperparameters(),
@@ -58,7 +58,7 @@ def local(table: Table, seed: int) -> SearchOracle:
 
 
 def bayesian(table: Table, seed: int) -> SearchOracle:
-    """Bayesian search over paths and ops where the table has cells, over choices where it has not."""
+    """Bayesian search over paths and ops if the table knows its cells, otherwise over choices."""
     return BayesianSearch(**_arguments(table, seed), features=table.count_features)
 
 
@@ -68,7 +68,7 @@ def plain_evolution(table: Table, seed: int) -> SearchOracle:
 
 
 def evolution(table: Table, seed: int, population: int = 20, sample: int = 10) -> SearchOracle:
-    """Aging evolution with a larger sample: a few hundred evaluations are too few to wait for luck."""
+    """Aging evolution with a larger sample, which suits a few hundred evaluations."""
     return AgingEvolution(
         **_arguments(table, seed),
         population=population,
@@ -91,7 +91,7 @@ def progressive(table: Table, seed: int) -> SearchOracle:
 
 
 def ppo(table: Table, seed: int) -> SearchOracle:
-    """The controller of NASNet; a thousand evaluations need larger steps than 20,000."""
+    """The controller of NASNet, with larger steps for a thousand evaluations instead of 20,000."""
     return ControllerOracle(
         **_arguments(table, seed),
         hidden=32,
@@ -103,7 +103,7 @@ def ppo(table: Table, seed: int) -> SearchOracle:
 
 
 def reinforce(table: Table, seed: int) -> SearchOracle:
-    """The same controller with one step a batch."""
+    """The same controller with one step per batch."""
     return ControllerOracle(
         **_arguments(table, seed),
         algorithm="reinforce",
@@ -132,30 +132,30 @@ ORACLES: dict[str, MakeOracle] = {
 }
 
 
-_OF_TRAINING = "data image_size training_images epochs batch_size learning_rate weight_decay augment".split()
-_OF_CELLS = "nodes ops fixed_reduction cells filters".split()
-_OF_STAGES = "stages kernels expansions depths shares".split()
-# Recipe -> options of its laptop preset that a table stands for, and others: nothing beside the search
+_TRAINING_OPTIONS = "data image_size training_images epochs batch_size learning_rate weight_decay augment".split()
+_CELL_OPTIONS = "nodes ops fixed_reduction cells filters".split()
+_STAGE_OPTIONS = "stages kernels expansions depths shares".split()
+# Recipe -> options that the table sets, and other options, which leave out everything but the search
 SHARED: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "darts": (_OF_TRAINING + _OF_CELLS, {"random_cells": 0, "eigenvalue": False}),
-    "enas": ([*_OF_TRAINING, "validation_images", *_OF_CELLS], {"random_networks": 0}),
-    "tinynas": (_OF_TRAINING + _OF_STAGES, {"random_networks": 0, "board": "stm32f746"}),  # in which all have room
+    "darts": (_TRAINING_OPTIONS + _CELL_OPTIONS, {"random_cells": 0, "eigenvalue": False}),
+    "enas": ([*_TRAINING_OPTIONS, "validation_images", *_CELL_OPTIONS], {"random_networks": 0}),
+    "tinynas": (_TRAINING_OPTIONS + _STAGE_OPTIONS, {"random_networks": 0, "board": "stm32f746"}),  # all networks fit
 }
 
 
 def search_with_shared_weights(
     recipe: str, table: str, seed: int, folder: Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Runs a recipe's laptop preset in the space of a table; returns what its card says beside the truth.
+    """Runs a recipe's laptop preset in the space of a table; returns the rating of the result by the table.
 
-    Its seconds, and those of a training, are processor time: of all cores, and whatever else the machine does.
+    Seconds of the search and of a training are processor time of all cores, whatever else the machine does.
 
     Args:
-        recipe: of SHARED.
+        recipe: a key of SHARED.
         table: see recipes.tables.load.
         seed: of the search.
-        folder: of the search, which resumes there.
-        options: of the recipe that are other than the preset's.
+        folder: of the search, which resumes from it.
+        options: of the recipe that differ from the preset's.
     """
     module = importlib.import_module(f"recipes.{recipe}")
     made, (names, others) = tables.read_networks(table)[0]["config"], SHARED[recipe]
@@ -170,7 +170,7 @@ def search_with_shared_weights(
 
     def observe(status: Status) -> None:
         nonlocal spent
-        if status.done < (status.total or 0):  # afterwards the table is ranked, and what was found is converted
+        if status.done < (status.total or 0):  # afterwards the table is ranked and the result converted
             spent = time.process_time() - begun
 
     module.search(dataclasses.replace(module.PRESETS["laptop"], **chosen), observe=observe)
@@ -183,7 +183,7 @@ def search_with_shared_weights(
 
 @functools.cache
 def time_training(table: str, networks: int = 3) -> float:
-    """Returns the processor seconds that one training of the table takes on this machine; a mean over networks."""
+    """Returns the mean processor seconds of one of the table's trainings on this machine, over `networks` networks."""
     made = tables.read_networks(table)[0]["config"]
     fields = {field.name for field in dataclasses.fields(tabulate.Config) if field.init}
     taken: dict[str, Any] = {
@@ -203,9 +203,9 @@ def search(oracle: SearchOracle, table: Table, budgets: Sequence[int]) -> list[f
     """Returns the test accuracy, in percent, of the best on validation after each number of evaluations.
 
     Args:
-        oracle: new; a search that ends early keeps what it had.
-        table: what it searches.
-        budgets: numbers of evaluations; duplicates are none.
+        oracle: a new one; if it stops early, its last result counts for all larger budgets.
+        table: to search.
+        budgets: numbers of evaluations; duplicates do not count.
     """
     best, found = (-np.inf, np.nan), {}
     for evaluation in range(1, max(budgets) + 1):
@@ -219,19 +219,19 @@ def search(oracle: SearchOracle, table: Table, budgets: Sequence[int]) -> list[f
     return [found.get(budget, best[1]) for budget in budgets]
 
 
-def repeated(
+def repeat_search(
     make_oracle: MakeOracle,
     table: Table,
     budgets: Sequence[int],
     seeds: Iterable[int],
     observe: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean over seeds at each budget, and its standard error; `observe` gets each seed that is done."""
+    """Returns the mean over seeds at each budget and its standard error; calls `observe` with each finished seed."""
     found = []
     for seed in seeds:
         found.append(search(make_oracle(table, seed), table, budgets))
         if observe is not None:
             observe(seed)
     if len(found) < 2:
-        raise ValueError(f"seeds are {len(found)}; expected two or more, for a standard error")
+        raise ValueError(f"there are {len(found)} seeds; expected two or more, for a standard error")
     return np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / np.sqrt(len(found))

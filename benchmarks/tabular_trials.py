@@ -1,7 +1,7 @@
 """The cost of a tabular trial with its state on disk: 20,000 trials of aging evolution with 32 choices; half a minute.
 
-It prints the time a trial in stretches of the search, the size on disk, and the same for KerasTuner's random search
-over 200 trials in the same run.
+Prints the time per trial in parts of the search, the size on disk, and the time for KerasTuner's random search over 200
+trials in the same run.
 """
 
 import itertools
@@ -21,12 +21,12 @@ SPACE = spaces.amoebanet(nodes=4)
 
 
 def score(values: dict) -> float:
-    """Returns a number that costs nothing and depends on each choice."""
+    """Returns a cheap number that depends on each choice."""
     return float(sum(len(str(value)) * (place % 5 + 1) for place, value in enumerate(values.values())))
 
 
-class Plain(keras_tuner.Tuner):
-    """KerasTuner's own way."""
+class PlainTuner(keras_tuner.Tuner):
+    """A tuner of KerasTuner's own kind."""
 
     def run_trial(self, trial, *args, **kwargs):
         """Returns the score."""
@@ -34,7 +34,7 @@ class Plain(keras_tuner.Tuner):
 
 
 def main() -> None:
-    """Runs both and prints."""
+    """Runs both and prints the results."""
     print(f"{describe_machine('keras-tuner')}; seed {SEED}")
     objective = keras_tuner.Objective("score", "max")
     times: dict[int, float] = {}
@@ -58,7 +58,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         print(f"all: {times[TRIALS] / TRIALS * 1e3:.2f} ms a trial, {size / 1e6:.1f} MB on disk")
         plain = keras_tuner.oracles.RandomSearchOracle(objective, 200, hyperparameters=SPACE.hyperparameters(), seed=1)
-        other = Plain(oracle=plain, directory=folder, project_name="plain")
+        other = PlainTuner(oracle=plain, directory=folder, project_name="plain")
         start = time.perf_counter()
         other.search(verbose=0)
         seconds = time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""Scoring sub-networks of TinyNAS' once-for-all network, beside the inference of the stand-alone network of each.
+"""Scoring sub-networks of TinyNAS' once-for-all network, against inference of the stand-alone networks.
 
 A few minutes, with `--smoke` one: two networks once. Both sides run the same 2,000 images of 28 x 28 in batches of 500,
-by turns, in the same process; the stand-alone network is the flat Keras model with the inherited weights, compiled by
-tf.function. Building and tracing it, which scoring needs once for all sub-networks, are timed apart. Then 1,000 checks
-of the limits of memory.
+alternately in the same process; the stand-alone network is the flat Keras model with the inherited weights, compiled by
+tf.function. Building and tracing are timed separately; for scoring they happen once for all sub-networks. Then 1,000
+checks of the memory limits.
 """
 
 import statistics
@@ -24,7 +24,7 @@ IMAGES, BATCH, REPEATS, NETWORKS = 2000, 500, 9, 5
 SHAPE, CLASSES = (28, 28, 1), 10
 
 
-def timed(function):
+def time_call(function):
     """Returns the wall-clock seconds of one call."""
     start = time.perf_counter()
     function()
@@ -32,7 +32,7 @@ def timed(function):
 
 
 def measure(scorer, values, images, repeats):
-    """Returns seconds of scoring, of its recalibration, of the stand-alone network, and of making that."""
+    """Returns seconds of scoring, recalibration, stand-alone inference and building, then ratios and difference."""
     net, space = scorer.net, scorer.net.space
     preset = {"search": {"input_shape": list(SHAPE), "classes": CLASSES}}
     moments = scorer.statistics(values)
@@ -51,7 +51,11 @@ def measure(scorer, values, images, repeats):
     making = time.perf_counter() - start
     difference = np.abs(score(shared) - expected).max()
     rounds = [
-        (timed(lambda: score(shared)), timed(lambda: scorer.statistics(values)), timed(lambda: score(predict)))
+        (
+            time_call(lambda: score(shared)),
+            time_call(lambda: scorer.statistics(values)),
+            time_call(lambda: score(predict)),
+        )
         for _ in range(repeats)
     ]
     ratios = [ours / theirs for ours, _, theirs in rounds]
@@ -72,7 +76,7 @@ def main():
     scorer = InheritedAccuracy(
         net, net.initial(0)[None], images[:512].reshape(8, 64, *SHAPE), images, np.zeros(IMAGES, int)
     )
-    first = timed(lambda: scorer(space.largest()))
+    first = time_call(lambda: scorer(space.largest()))
     print(f"tracing for all sub-networks, once: {first:.1f} s")
     networks = {"largest": space.largest(), "smallest": space.smallest()}
     networks |= {f"random {number}": space.sample(rng) for number in range(count - len(networks))}

@@ -1,14 +1,14 @@
-"""The fixed cost of a child network, build + trace + first step, here and with plain keras.Model.compile/fit.
+"""The fixed cost of a child network (build, trace, first step) here and with plain keras.Model.compile/fit.
 
-A few minutes, with `--smoke` one: a cell of one node. The networks are NASNet cells of a search's size; each side runs
-in processes of its own, one after the other, the imports and a first small network left out. Why ours takes less
+A few minutes, with `--smoke` one: a cell of one node. The networks are NASNet cells of a search's size. The sides run
+one after the other, each in its own process, without counting imports and a first small network. Why ours takes less
 (recipes/training/child_training.py):
 
-* grappler's rewrites are off while the step is traced: for a graph of thousands of nodes that is run some hundred times
+* grappler's rewrites are off while the step is traced: for a graph of thousands of nodes that runs a few hundred times,
   they take longer than they save;
-* one function is traced, the training step: metrics are computed from its outputs, and the evaluation runs eagerly;
-* a weight is updated, and a batch normalised, by one operation instead of dozens;
-* the step takes images from an array: no tf.data pipeline is built.
+* only the training step is traced: metrics are computed from its outputs, and the evaluation runs eagerly;
+* weight updates and batch normalisation are single operations instead of dozens;
+* the step takes images from an array, without a tf.data pipeline.
 """
 
 import statistics
@@ -23,8 +23,8 @@ NODES, FILTERS, BATCH, SIDE, CLASSES = 3, 8, 64, 14, 10
 SEED = 0
 
 
-def networks(nodes: int, repeats: int):
-    """Yields functions that build networks of random cells: one for the warm-up, then those that are measured."""
+def make_builders(nodes: int, repeats: int):
+    """Yields functions that build networks of random cells: one for the warm-up, then those to measure."""
     import numpy as np
 
     import zoo
@@ -40,7 +40,7 @@ def networks(nodes: int, repeats: int):
         yield lambda genotype=genotype, size=size: zoo.build(genotype, "search", **size, classifier_activation=None)
 
 
-def ours(build, images, labels) -> None:
+def train_ours(build, images, labels) -> None:
     """Builds a network and takes one step, as recipes.training.child_training does."""
     from recipes.training import child_training
     from recipes.training.learner import Learner
@@ -51,8 +51,8 @@ def ours(build, images, labels) -> None:
         float(learner.step(images, labels, 0.05)[0])
 
 
-def plain(build, images, labels) -> None:
-    """Builds the same network and takes one step, as anyone would."""
+def train_plain(build, images, labels) -> None:
+    """Builds the same network and takes one step with compile and fit."""
     import keras
 
     model = build()
@@ -65,7 +65,7 @@ def plain(build, images, labels) -> None:
 
 
 def measure(side: str, nodes: int, repeats: int) -> None:
-    """Prints, for each network, the seconds of this process' time on the clock and on the processor."""
+    """Prints, for each network, wall and processor seconds."""
     import numpy as np
 
     from recipes.engine import tuner
@@ -73,8 +73,8 @@ def measure(side: str, nodes: int, repeats: int) -> None:
     rng = np.random.default_rng(SEED)
     images = rng.random((BATCH, SIDE, SIDE, 1), np.float32)
     labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
-    run = {"ours": ours, "plain": plain}[side]
-    for number, build in enumerate(networks(nodes, repeats)):
+    run = {"ours": train_ours, "plain": train_plain}[side]
+    for number, build in enumerate(make_builders(nodes, repeats)):
         wall, processor = time.perf_counter(), time.process_time()
         run(build, images, labels)
         if number:

@@ -1,4 +1,4 @@
-"""All published weights that the zoo loads, as a table: where, in which form, by which digest, checked against what.
+"""Tabulates all published weights that the zoo loads: hosts, formats, digests, and what they are checked against.
 
 python -m benchmarks.weights_table --readme=docs/weights.md
 """
@@ -12,7 +12,7 @@ from zoo import manifest
 from zoo.markdown import make_table
 
 HEAD = ("weights", "network", "preset", "top-1, %", "forms", "hosts, in the order of trying", "digest", "checked")
-# What the tests compare; each builds the network, fills it under the names of the code, and compares the logits or, for
+# What the tests compare. Each test builds the network, loads weights by the code's names, and compares logits or, for
 # checkpoints, every variable.
 _CHECKED = {
     "keras": "keras.applications' network with the same weights",
@@ -28,14 +28,14 @@ _CHECKED = {
 class Config:
     """Options of the table."""
 
-    readme: Path | None = None  # document whose part between the weights-table markers is replaced; none prints it
+    readme: Path | None = None  # document in which to replace the part between the weights-table markers; none prints
 
 
 PRESETS = {"default": Config(), "smoke": Config()}
 
 
 def tabulate(config: Config) -> None:
-    """Prints the table, or puts it into the document."""
+    """Prints the table, or writes it into the document."""
     text = make_table(HEAD, [_row(entry) for entry in manifest.entries()])
     text += (
         "\n\n`python -m benchmarks.weights_table`. A digest is the publisher's own; 'first' stands for none: that of "
@@ -44,7 +44,7 @@ def tabulate(config: Config) -> None:
     if config.readme is None:
         print(text)
     else:
-        from benchmarks.zoo_table import replace_between  # which needs TensorFlow
+        from benchmarks.zoo_table import replace_between  # imports TensorFlow
         from zoo.atomic import write_atomically
 
         old = config.readme.read_text(encoding="utf-8")

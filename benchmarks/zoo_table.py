@@ -1,12 +1,12 @@
-"""Every network of the zoo in one table: parameters, multiply-adds, what was published, build time, LiteRT file.
+"""Tabulates every network of the zoo: parameters, multiply-adds, published numbers, build time, LiteRT file.
 
     python -m benchmarks.zoo_table --names="mcunet*"     # some of them
-    python -m benchmarks.zoo_table --readme=README.md    # all, also into the document; half an hour on 2 cores
+    python -m benchmarks.zoo_table --readme=README.md    # all, also in the document; half an hour on 2 cores
 
-Writes table.md into the folder, and table.json, from which a run that was stopped resumes. Parameters and multiply-adds
-(convolutions and dense layers, one image) are counted on the network that is built; published ones stand beside them
-where a paper or its code gives them, top-1 as a percentage (for CIFAR-10, 100 minus the published test error).
-Build time in processor seconds and the size of the float32 LiteRT file are measured here, with fresh weights.
+Writes table.md into the folder, and table.json, from which a stopped run resumes. Parameters and multiply-adds
+(convolutions and dense layers, one image) are counted on the built network. Next to them are the published numbers, if
+a paper or its code has them, with top-1 as a percentage (for CIFAR-10, 100 minus the published test error). Build time
+in processor seconds and the size of the float32 LiteRT file are measured with fresh weights.
 """
 
 import contextlib
@@ -43,15 +43,15 @@ HEAD = (
 class Config:
     """Options of the table."""
 
-    names: str = "*"  # which networks: a pattern with *, ? and [..], as zoo.list_models() takes it
-    sizes: bool = True  # whether to convert each network; without, the last column is empty
-    largest: float = 100.0  # million parameters; larger networks are counted only: no build time, no file
-    readme: Path | None = None  # a document whose text between the two marker comments becomes the table
+    names: str = "*"  # which networks: a pattern with *, ? and [..] as for zoo.list_models()
+    sizes: bool = True  # convert each network; otherwise the last column is empty
+    largest: float = 100.0  # million parameters; for larger networks, leave out build time and file
+    readme: Path | None = None  # document in which the table replaces the text between its two marker comments
     folder: Path = Path("runs/table")  # table.md, and table.json to resume from
 
     def __post_init__(self):
         if self.largest <= 0:
-            raise ValueError(f"largest is {self.largest}; expected a number of million parameters above 0")
+            raise ValueError(f"largest is {self.largest}; expected millions of parameters, above 0")
 
 
 PRESETS = {
@@ -60,34 +60,34 @@ PRESETS = {
 }
 
 
-def table(config: Config) -> str:
-    """Measures what is not in the folder yet; prints and writes the table and returns it, as Markdown.
+def write_table(config: Config) -> str:
+    """Measures what is not in the folder yet; prints, writes and returns the table as Markdown.
 
     Raises:
-        ValueError: no network has such a name, or the document lacks the markers.
+        ValueError: no network matches the names, or the document lacks the markers.
     """
     wanted = [(name, preset) for name in zoo.list_models(config.names) for preset in zoo.load(name).presets]
     if not wanted:
         raise ValueError(f"names={config.names!r} matches no network; zoo.list_models() shows all")
     if config.readme is not None:
-        replace_between(config.readme.read_text(encoding="utf-8"), "table", "")  # before hours of work, not after
+        replace_between(config.readme.read_text(encoding="utf-8"), "table", "")  # raises before the work
     store = config.folder / "table.json"
     known: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
-    _load_all()
+    _warm_up()
     rows, start, measured = [], time.perf_counter(), 0
-    with _measuring(config) as measurement:
+    with _make_measure(config) as measure_named:
         for number, (name, preset) in enumerate(wanted):
             genotype = zoo.load(name)
             key, digest = f"{name} {preset}", _digest(genotype, preset, config)
-            if not _holds(known.get(key), digest, config):
+            if not _is_valid(known.get(key), digest, config):
                 left = (time.perf_counter() - start) / measured * (len(wanted) - number) if measured else None
                 rest = "" if left is None else f", about {duration(left)} left"
                 print(f"network {number + 1} of {len(wanted)}: {key}{rest}", file=sys.stderr, flush=True)
-                known[key] = {"digest": digest, **measurement(name, preset)}
+                known[key] = {"digest": digest, **measure_named(name, preset)}
                 write_atomically(store, json.dumps(known, indent=1) + "\n")
                 measured += 1
-            rows.append(_row(genotype, preset, known[key]))
-    text = f"{make_table(HEAD, rows, numbers_from=2)}\n\n{_how_measured()}\n"
+            rows.append(_format_row(genotype, preset, known[key]))
+    text = f"{make_table(HEAD, rows, numbers_from=2)}\n\n{_describe_method()}\n"
     publish("table", text, config.folder, config.readme)
     return text
 
@@ -101,10 +101,10 @@ def publish(name: str, text: str, folder: Path, readme: Path | None) -> None:
 
 
 def replace_between(document: str, name: str, text: str) -> str:
-    """Returns the document with `text` between the two marker comments of `name`, in place of what stands there.
+    """Returns the document with `text` in place of the text between the two marker comments of `name`.
 
     Raises:
-        ValueError: it does not have each of them once, in this order.
+        ValueError: the document does not have each marker once, in this order.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, opened, rest = document.partition(begin)
@@ -115,21 +115,21 @@ def replace_between(document: str, name: str, text: str) -> str:
 
 
 @contextlib.contextmanager
-def _measuring(config: Config) -> Iterator[Callable[[str, str], dict[str, Any]]]:
+def _make_measure(config: Config) -> Iterator[Callable[[str, str], dict[str, Any]]]:
     """Yields a function that measures a network by its name and preset.
 
-    Conversions leave gigabytes behind, so they are made by a process that ends after two of them.
+    Conversions leak gigabytes, so they run in a process that is replaced after two of them.
     """
     if not config.sizes:
         yield lambda name, preset: measure(zoo.load(name), preset, config)
         return
     spawn = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(1, spawn, _load_all, max_tasks_per_child=2) as process:
+    with futures.ProcessPoolExecutor(1, spawn, _warm_up, max_tasks_per_child=2) as process:
         yield lambda name, preset: process.submit(_measure_named, name, preset, config).result()
 
 
-def _load_all() -> None:
-    zoo.build("mcunet_vww0")  # the first network that a process builds loads what all need
+def _warm_up() -> None:
+    zoo.build("mcunet_vww0")  # the first build of a process imports what all builds need
 
 
 def _measure_named(name: str, preset: str, config: Config) -> dict[str, Any]:
@@ -137,16 +137,16 @@ def _measure_named(name: str, preset: str, config: Config) -> dict[str, Any]:
 
 
 def measure(genotype: Genotype, preset: str, config: Config) -> dict[str, Any]:
-    """Returns params, macs and, where the network is not too large, build seconds and bytes of its LiteRT file."""
-    with keras.StatelessScope():  # no weights yet: some networks have more of them than the memory
+    """Returns params, macs and, if the network is not too large, build seconds and bytes of its LiteRT file."""
+    with keras.StatelessScope():  # no weights yet: those of some networks do not fit in memory
         cost = zoo.cost.of(zoo.build(genotype, preset))
     found: dict[str, Any] = {"params": cost.trainable_params, "macs": cost.macs, "seconds": None, "bytes": None}
     if cost.trainable_params <= config.largest * 1e6:
-        start = time.process_time()  # not the clock on the wall, which other programs hold up
+        start = time.process_time()  # not wall time, which depends on other programs
         model = zoo.build(genotype, preset)
         found["seconds"] = time.process_time() - start
         if config.sizes:
-            from zoo.deploy import tflite  # loads TensorFlow's converter where it is wanted
+            from zoo.deploy import tflite  # imports TensorFlow's converter only if it is needed
 
             found["bytes"] = len(tflite.convert(model))
         del model
@@ -155,27 +155,27 @@ def measure(genotype: Genotype, preset: str, config: Config) -> dict[str, Any]:
     return found
 
 
-def _row(genotype: Genotype, preset: str, found: dict[str, Any]) -> tuple[str, ...]:
+def _format_row(genotype: Genotype, preset: str, found: dict[str, Any]) -> tuple[str, ...]:
     published = genotype.published.get(preset, {})
     top1 = published.get("top1", 100 - published["test_error"] if "test_error" in published else None)
     return (
         genotype.name,
         preset,
         f"{found['params'] / 1e6:.2f}",
-        _shown(published.get("params_millions"), "g"),
+        _format(published.get("params_millions"), "g"),
         f"{found['macs'] / 1e6:,.0f}",
-        _shown(published.get("macs_millions"), ",g"),
-        _shown(top1, ".2f"),
-        _shown(found["seconds"], ".1f"),
-        _shown(None if found["bytes"] is None else found["bytes"] / 1e6, ".1f"),
+        _format(published.get("macs_millions"), ",g"),
+        _format(top1, ".2f"),
+        _format(found["seconds"], ".1f"),
+        _format(None if found["bytes"] is None else found["bytes"] / 1e6, ".1f"),
     )
 
 
-def _shown(value: float | None, form: str) -> str:
+def _format(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _how_measured() -> str:
+def _describe_method() -> str:
     return (
         f"`python -m benchmarks.zoo_table`: {describe_machine('keras')}, {keras.backend.backend()}; one run each, "
         "processor seconds. M: millions, MB: 10^6 bytes. Empty: not published, or too large to measure here."
@@ -183,17 +183,17 @@ def _how_measured() -> str:
 
 
 def _digest(genotype: Genotype, preset: str, config: Config) -> str:
-    """Returns what tells whether a row that was measured before is still of this network, measured in this way."""
+    """Returns a hash of the network and the options, to recognize rows that an earlier run measured in the same way."""
     facts = [genotype_json.body_as_dict(genotype.body), dict(genotype.presets[preset]), config.sizes]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _holds(found: dict[str, Any] | None, digest: str, config: Config) -> bool:
-    """Returns whether a row of an earlier run says what this one would."""
+def _is_valid(found: dict[str, Any] | None, digest: str, config: Config) -> bool:
+    """Returns whether a row of an earlier run is still valid."""
     if found is None or found["digest"] != digest:
         return False
     return (found["seconds"] is not None) == (found["params"] <= config.largest * 1e6)
 
 
 if __name__ == "__main__":
-    _main.run(table, PRESETS)
+    _main.run(write_table, PRESETS)

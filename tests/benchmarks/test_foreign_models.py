@@ -12,7 +12,7 @@ def test_cells_that_are_known_are_not_tried_again_and_the_document_gets_the_tabl
     (tmp_path / "table.json").write_text(json.dumps({"MobileNetV2": cells}))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- foreign-models:begin -->\nold\n<!-- foreign-models:end -->\nafter\n")
-    text = foreign_models.table(foreign_models.Config(names=names, folder=tmp_path, readme=page))
+    text = foreign_models.write_table(foreign_models.Config(names=names, folder=tmp_path, readme=page))
     assert text.splitlines()[2] == f"| MobileNetV2 | {' | '.join(cells.values())} |"
     assert "old" not in page.read_text()
     assert text in page.read_text()

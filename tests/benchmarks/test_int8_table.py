@@ -40,7 +40,7 @@ def test_every_family_has_a_row():
 def test_table_stands_between_the_markers_and_says_how_it_was_made(measured, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(DOCUMENT)
-    text = int8_table.table(int8_table.Config(families=("nasnet", "mcunet"), readme=readme, folder=tmp_path))
+    text = int8_table.write_table(int8_table.Config(families=("nasnet", "mcunet"), readme=readme, folder=tmp_path))
     assert "| nasnet_a (repeats 1, filters 8) | 14 x 14 | 73 | 2.4 | 0.8610 | 0.8595 | 0.8675 | 123 | 50.1 |" in text
     assert "| 50.1 | 50.4 | 1.23 | 5.68 |" in text
     assert "n = 2,000 held-out images" in text
@@ -51,19 +51,19 @@ def test_table_stands_between_the_markers_and_says_how_it_was_made(measured, tmp
 
 def test_rows_that_are_there_are_not_measured_again_unless_another_way_is_asked_for(measured, tmp_path):
     config = int8_table.Config(families=("darts",), folder=tmp_path)
-    int8_table.table(config)
-    text = int8_table.table(dataclasses.replace(config, seeds=2))
+    int8_table.write_table(config)
+    text = int8_table.write_table(dataclasses.replace(config, seeds=2))
     assert measured == [("darts", 0), ("darts", 1)]
     assert "0.8645 ± 0.0071" in text  # of 0.8595 and 0.8695
     assert "over the seeds 0 to 1" in text
-    int8_table.table(dataclasses.replace(config, epochs=5))
+    int8_table.write_table(dataclasses.replace(config, epochs=5))
     assert measured[2:] == [("darts", 0)]
 
 
 def test_document_without_markers_is_refused_before_the_work(measured, tmp_path):
     (tmp_path / "README.md").write_text("# Title\n")
     with pytest.raises(ValueError, match="needs the lines <!-- deploy-table:begin -->"):
-        int8_table.table(int8_table.Config(readme=tmp_path / "README.md", folder=tmp_path))
+        int8_table.write_table(int8_table.Config(readme=tmp_path / "README.md", folder=tmp_path))
     assert not measured
 
 
@@ -83,7 +83,7 @@ def test_options_that_cannot_work_are_refused(options, message):
 @pytest.mark.slow
 def test_row_holds_what_is_measured_on_the_files_that_are_kept(tmp_path, capsys):
     config = dataclasses.replace(int8_table.PRESETS["smoke"], folder=tmp_path)
-    int8_table.table(config)
+    int8_table.write_table(config)
     row = json.loads((tmp_path / "mcunet-seed0.json").read_text())
     for scheme in ("ptq", "qat"):
         file = tmp_path / f"mcunet-seed0.{scheme}.tflite"

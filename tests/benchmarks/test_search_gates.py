@@ -28,13 +28,13 @@ _OUTCOMES: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}  # of searches that t
 def outcome(name: str, table: tables.Table, budgets: tuple[int, ...], seeds: int) -> tuple[np.ndarray, np.ndarray]:
     case = (name, table.name, budgets, seeds)
     if case not in _OUTCOMES:
-        _OUTCOMES[case] = table_search.repeated(table_search.ORACLES[name], table, budgets, range(seeds))
+        _OUTCOMES[case] = table_search.repeat_search(table_search.ORACLES[name], table, budgets, range(seeds))
     return _OUTCOMES[case]
 
 
 def test_progressive_search_beats_random_search_in_fifty_evaluations_of_a_macro_network(reference):
     table = tables.load(reference / "tables" / FILES[1])
-    means, errors = table_search.repeated(table_search.ORACLES["progressive"], table, (50,), range(3))
+    means, errors = table_search.repeat_search(table_search.ORACLES["progressive"], table, (50,), range(3))
     assert means[0] - 2 * errors[0] > table.random_search(50)
 
 
@@ -44,7 +44,7 @@ def test_a_search_that_ends_early_keeps_its_best(tmp_path):
     table = tables.load(path)
     assert table_search.search(table_search.ORACLES["random"](table, 0), table, (3, 50)) == [4.0, 4.0]
     with pytest.raises(ValueError, match="expected two or more"):
-        table_search.repeated(table_search.ORACLES["random"], table, (1,), range(1))
+        table_search.repeat_search(table_search.ORACLES["random"], table, (1,), range(1))
 
 
 def test_searches_with_shared_weights_print_a_row_of_their_means(monkeypatch, capsys):

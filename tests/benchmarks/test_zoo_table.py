@@ -27,7 +27,7 @@ def test_row_has_counts_published_numbers_and_measurements_and_is_kept(tmp_path,
     readme = tmp_path / "README.md"
     readme.write_text(TEXT)
     config = dataclasses.replace(zoo_table.PRESETS["smoke"], sizes=False, readme=readme, folder=tmp_path)
-    text = zoo_table.table(config)
+    text = zoo_table.write_table(config)
     (row,) = [line for line in text.splitlines() if line.startswith("| mcunet_vww0")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     numbers = zoo_table.zoo.info("mcunet_vww0")["published"]["vww"]
@@ -42,8 +42,8 @@ def test_row_has_counts_published_numbers_and_measurements_and_is_kept(tmp_path,
     known = json.loads((tmp_path / "table.json").read_text())
     known["mcunet_vww0 vww"]["seconds"] = 1234.5
     (tmp_path / "table.json").write_text(json.dumps(known))
-    assert "1234.5" in zoo_table.table(config)  # not measured again
-    assert "1234.5" not in zoo_table.table(dataclasses.replace(config, largest=0.001))  # another way to measure
+    assert "1234.5" in zoo_table.write_table(config)  # not measured again
+    assert "1234.5" not in zoo_table.write_table(dataclasses.replace(config, largest=0.001))  # another way to measure
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_lite_file_is_about_four_bytes_a_weight():
 
 @pytest.mark.slow
 def test_files_are_made_by_another_process(tmp_path):
-    text = zoo_table.table(dataclasses.replace(zoo_table.PRESETS["smoke"], folder=tmp_path))
+    text = zoo_table.write_table(dataclasses.replace(zoo_table.PRESETS["smoke"], folder=tmp_path))
     (row,) = [line for line in text.splitlines() if line.startswith("| mcunet_vww0")]
     assert float(row.split("|")[8]) > 0
     assert float(row.split("|")[9]) == pytest.approx(1.5, abs=0.1)  # 0.37 M weights of four bytes
@@ -63,4 +63,4 @@ def test_files_are_made_by_another_process(tmp_path):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="matches no network"):
-        zoo_table.table(zoo_table.Config(names="resnet*"))
+        zoo_table.write_table(zoo_table.Config(names="resnet*"))

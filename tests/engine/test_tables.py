@@ -120,10 +120,10 @@ def test_the_reference_tables_are_complete(table):
 
 
 def test_drawing_at_random_agrees_with_the_exact_expectation(table):
-    means, errors = table_search.repeated(table_search.uniform, table, (50,), range(60))
+    means, errors = table_search.repeat_search(table_search.uniform, table, (50,), range(60))
     assert abs(means[0] - table.random_search(50)) < 3.5 * errors[0]
 
 
 def test_aging_evolution_beats_random_search_at_200_evaluations(table):
-    means, errors = table_search.repeated(table_search.plain_evolution, table, (200,), range(12))
+    means, errors = table_search.repeat_search(table_search.plain_evolution, table, (200,), range(12))
     assert means[0] - 2 * errors[0] > table.random_search(200)

@@ -224,7 +224,7 @@ def test_the_size_of_a_cell_decides_which_choices_it_has():
         (amoebanet, {"objectives": ("params:min",)}, "expected two or three"),
         (amoebanet, {"objectives": ("params:min", "sram")}, "objectives names 'sram' .*expected NAME:max or NAME:min"),
         (amoebanet, {"objectives": ("params:min", "mac:min")}, "did you mean 'macs'"),
-        (amoebanet, {"objectives": ("params:min", "macs:min"), "fidelity": "halving"}, "Leave one of the two out"),
+        (amoebanet, {"objectives": ("params:min", "macs:min"), "fidelity": "halving"}, "Leave out one of the two"),
         (nasnet, {"hidden": 0}, "hidden is 0"),
         (pnasnet, {"beam": 0}, "beam is 0"),
         (pnasnet, {"first": 0}, "first is 0"),

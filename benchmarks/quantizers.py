@@ -3,9 +3,9 @@
     pip install ai-edge-quantizer
     python -m benchmarks.quantizers mcunet darts     # without the package, only the converter's rows
 
-Each network of benchmarks.int8_table is trained for three epochs on the embedded images and quantized by every scheme of
-both tools from the same float file, with ranges measured on the same 256 training images. Prints for each file: accuracy
-on all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thread, and the arena that TFLM records.
+Each network of benchmarks.int8_table is trained for three epochs on the embedded images and quantized by every scheme
+of both tools from the same float file, with ranges measured on the same 256 training images. Prints for each file:
+accuracy on all 2,000 held-out images, bytes, LiteRT's median latency of 50 runs on one thread, and TFLM's arena.
 The results are in docs/quantization.md. The package is not among the extras because it needs one exact LiteRT version.
 """
 

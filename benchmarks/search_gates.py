@@ -1,4 +1,4 @@
-"""Runs every search on tables of trained networks and prints Markdown tables: test accuracy +- standard error over seeds.
+"""Runs every search on tables of trained networks and prints Markdown tables: test accuracy +- its standard error.
 
     python -m benchmarks.search_gates nas-bench-201_cifar10_12epochs.csv nas-bench-macro_cifar10.json
     python -m benchmarks.search_gates TABLE --seeds=200 --budgets 24 --evolution 8:3 12:12 --only
@@ -111,8 +111,9 @@ def print_shared(recipe: str, table: str, arguments: argparse.Namespace) -> None
         for seed in seeds
     ]
     for seed, rating in zip(seeds, ratings, strict=True):
-        print(f"  {recipe} seed {seed}: percentile {rating['percentile']:.1f}, {rating['regret']:.2f} points to the best, "
-              f"tau {rating['tau']:.2f}, {rating['seconds']:.0f} s, a training {rating['training_seconds']:.1f}")  # fmt: skip
+        print(f"  {recipe} seed {seed}: percentile {rating['percentile']:.1f}, {rating['regret']:.2f} points to the "
+              f"best, tau {rating['tau']:.2f}, {rating['seconds']:.0f} s, "
+              f"a training {rating['training_seconds']:.1f}")  # fmt: skip
     print(f"\n{describe_shared(f'{recipe} {arguments.options}'.strip(), ratings)}\n", flush=True)
 
 

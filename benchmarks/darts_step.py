@@ -152,7 +152,7 @@ class PlainSupernet:
         return [weight[None, None] if weight.ndim == 2 else weight]
 
     def of_edge(self, name: str, ours: Any) -> np.ndarray:
-        """Returns the weight of an edge's layer, such as cell0/node1/state2/sep_conv_3x3/depthwise0, from our stacks."""
+        """Returns the weight of an edge's layer, such as cell0/node1/state2/sep_conv_3x3/depthwise0, in our stacks."""
         cell, node, state, op, part = name.split("/")
         kind = self.like.places[int(cell.removeprefix("cell"))].kind
         edges = self.like.space.split_edges(np.arange(self.like.space.edges))[int(node.removeprefix("node"))]

@@ -9,13 +9,14 @@ a trial that moves to another node starts over.
 """
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.engine.workers import SILENCE, Evaluate, Task, TrialResult, ignore_report, run_trial
+from recipes.engine.workers import SILENCE, Evaluate, Task, TrialResult, ignore_report, run_trial, throttle_reports
 
 _LOCAL_OBJECTS = 100 * 2**20  # bytes of shared memory; the objects sent are small
 _VARIABLES = {
@@ -168,15 +169,8 @@ def _run_task(reference: Sequence[Any], task: Task, reports: Any) -> TrialResult
     if identity not in _known:
         _known.clear()
         _known[identity] = _import_ray().get(reference[0])
-    last = time.monotonic()
-    reports.put.remote(task.number, 0.0, "started")
-
-    def report(fraction: float, text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > _REPORT_SECONDS:
-            last = time.monotonic()
-            reports.put.remote(task.number, float(fraction), text)
-
+    report = throttle_reports(functools.partial(reports.put.remote, task.number), _REPORT_SECONDS)
+    report(0.0, "started")
     return run_trial(_known[identity], dataclasses.replace(task, report=report))
 
 

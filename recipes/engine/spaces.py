@@ -55,7 +55,7 @@ class Space:
     @property
     def kinds(self) -> dict[str, list[str]]:
         """Kind of mutation -> names of its decisions."""
-        return kinds_of(self.decisions)
+        return group_kinds(self.decisions)
 
     @property
     def size(self) -> int:
@@ -64,7 +64,7 @@ class Space:
 
     def hyperparameters(self) -> Any:
         """Returns the decisions as keras_tuner.HyperParameters."""
-        return hyperparameters_of(self.decisions)
+        return make_hyperparameters(self.decisions)
 
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draws every decision uniformly."""
@@ -96,13 +96,13 @@ def count_cell_features(graph: CellGraph) -> Counter[Hashable]:
     return found
 
 
-def kinds_of(decisions: Sequence[Decision]) -> dict[str, list[str]]:
+def group_kinds(decisions: Sequence[Decision]) -> dict[str, list[str]]:
     """Returns kind -> names of its decisions, in order."""
     kinds = dict.fromkeys(decision.kind for decision in decisions)
     return {kind: [decision.name for decision in decisions if decision.kind == kind] for kind in kinds}
 
 
-def hyperparameters_of(decisions: Sequence[Decision]) -> Any:
+def make_hyperparameters(decisions: Sequence[Decision]) -> Any:
     """Returns one keras_tuner Choice for each decision."""
     import keras_tuner  # imports TensorFlow, which reading a space does not need
 

@@ -325,18 +325,19 @@ def _serve(channel: connection.Connection, log: Path | None) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         channel.send(None)
         while True:
-            task = dataclasses.replace(channel.recv(), report=_report_at_times(channel))
-            channel.send(run_trial(evaluate, task))
+            report = throttle_reports(lambda *message: channel.send(message), _REPORT_SECONDS)
+            channel.send(run_trial(evaluate, dataclasses.replace(channel.recv(), report=report)))
 
 
-def _report_at_times(channel: connection.Connection) -> Report:
+def throttle_reports(send: Report, seconds: float) -> Report:
+    """Returns a report that calls `send` at once and then at most every `seconds`."""
     last = -math.inf
 
     def report(fraction: float, text: str) -> None:
         nonlocal last
-        if time.monotonic() - last > _REPORT_SECONDS:
+        if time.monotonic() - last > seconds:
             last = time.monotonic()
-            channel.send((float(fraction), text))
+            send(float(fraction), text)
 
     return report
 

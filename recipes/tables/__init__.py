@@ -35,7 +35,7 @@ import numpy as np
 
 from recipes.cards.compare import chance_to_be_best
 from recipes.cards.truth import find_largest
-from recipes.engine.spaces import Decision, Space, check_values, count_cell_features, hyperparameters_of, kinds_of
+from recipes.engine.spaces import Decision, Space, check_values, count_cell_features, group_kinds, make_hyperparameters
 from zoo import atomic
 from zoo.genotype import CellGraph, Edge, Node, near
 
@@ -93,7 +93,7 @@ class Table:
     @property
     def kinds(self) -> dict[str, list[str]]:
         """Kind of mutation -> names of its decisions."""
-        return kinds_of(self.decisions)
+        return group_kinds(self.decisions)
 
     @property
     def size(self) -> int:
@@ -102,7 +102,7 @@ class Table:
 
     def hyperparameters(self) -> Any:
         """Returns the decisions as keras_tuner.HyperParameters."""
-        return hyperparameters_of(self.decisions)
+        return make_hyperparameters(self.decisions)
 
     def evaluate(self, values: Mapping[str, Any]) -> Result:
         """Returns the accuracies of the network that `values` (decision -> choice) encode.

@@ -423,7 +423,7 @@ def test_memory_does_not_grow_over_two_hundred_trained_networks(tmp_path):
         return found
 
     objective = keras_tuner.Objective("val_accuracy", "max")
-    random_search = RandomSearch(objective, 220, spaces.hyperparameters_of(space.decisions), seed=0, key=space.key)
+    random_search = RandomSearch(objective, 220, spaces.make_hyperparameters(space.decisions), seed=0, key=space.key)
     runner = tuner.Tuner(random_search, evaluate, tmp_path)
     runner.search()
     assert len(sizes) == len(runner.history) == 220

@@ -74,7 +74,7 @@ def compare(path: str, arguments: argparse.Namespace) -> None:
     """Prints a row for each search of a table, a column for each budget."""
     table = tables.load(path)
     budgets = [RUNGS[-1] * networks for networks in arguments.networks]
-    print(f"\n{table.name}: test accuracy, %, after as many epochs as so many networks take")
+    print(f"\n{table.name}: test accuracy, %, after the epochs of this many full trainings")
     print(f"{'':22}" + "".join(f"{networks:>16}" for networks in arguments.networks))
     for name in ("random", "evolution", "ppo"):
         for halving in (False, True):

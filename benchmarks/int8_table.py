@@ -139,7 +139,7 @@ def measure_row(
 ) -> dict[str, Any]:
     """Trains one network and returns the measurements.
 
-    Its files become `path` with a suffix; until they are there, a folder beside them, named by `digest` too, holds the
+    Its files are `path` with suffixes. Until they exist, a folder next to them, with `digest` in its name, holds the
     training to resume from.
     """
     folder = path.with_name(f"{path.name}-{digest[:8]}")

@@ -86,7 +86,7 @@ def progressive(table: Table, seed: int) -> SearchOracle:
         kinds=table.kinds,
         beam=5,
         explore=1.0,
-        fitting=Fitting(embedding=8, hidden=32, first_rate=0.01, steps=120, anew=True),
+        fitting=Fitting(embedding=8, hidden=32, first_rate=0.01, steps=120, from_scratch=True),
     )
 
 

@@ -237,7 +237,9 @@ def _describe_source(
     }
 
 
-def _save_front(history: Sequence[tuner.Record], scorer: NetworkScorer, name: str, source: Mapping[str, Any]) -> None:
+def _save_front(
+    history: Sequence[tuner.FinishedTrial], scorer: NetworkScorer, name: str, source: Mapping[str, Any]
+) -> None:
     """Writes a genotype file for each trial of the Pareto front, and the front itself, replacing earlier ones.
 
     With successive halving, only the networks that were trained longest are compared. The front is sorted by the first

@@ -33,7 +33,7 @@ COMPLETED, INVALID = "COMPLETED", "INVALID"  # KerasTuner's names
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class FinishedTrial:
     """One trial that has ended; if it is INVALID, `score` is None and `message` the reason."""
 
     number: int
@@ -107,7 +107,7 @@ class Tuner:
         self._attempts, self._retries = attempts, retries
         self._runs_here = workers is None
         self._workers: Workers = InThisProcess(evaluate) if workers is None else workers  # pyright: ignore[reportArgumentType]
-        self.history: list[Record] = []
+        self.history: list[FinishedTrial] = []
         self.seconds_waited = 0.0  # for trials; the rest of the time is the cost of the search itself
         self._started = 0
         self._running: dict[int, Mapping[str, Any]] = {}  # number -> values of the trials that have not ended
@@ -116,7 +116,7 @@ class Tuner:
         self._fractions: dict[int, float] = {}  # number -> finished fraction of each trial that a worker has
         self._losses: collections.Counter[int] = collections.Counter()  # number -> workers that died in it
         self._marks: dict[int, list[int]] = collections.defaultdict(list)  # number -> checkpoint marks at each resume
-        self._best: list[Record] = []  # best first
+        self._best: list[FinishedTrial] = []  # best first
         self._intervals: collections.deque[float] = collections.deque(maxlen=50)  # s from one trial's end to the next
         self._last_end = self._last_snapshot = time.monotonic()
         self._checked: dict[tuple[int, ...], str | None] = {}  # genome -> why the oracle's check refused it, or None
@@ -129,7 +129,7 @@ class Tuner:
             raise
 
     @property
-    def best(self) -> Record:
+    def best(self) -> FinishedTrial:
         """The best trial so far; raises ValueError with the reasons if none has succeeded."""
         if self._best:
             return self._best[0]
@@ -271,7 +271,7 @@ class Tuner:
         self._fractions.pop(number, None)
         ended = {"end": number, "status": COMPLETED if metrics else INVALID, "metrics": metrics}
         ended |= {"seconds": round(result.seconds, 3), **message}
-        self._add_record(self._read_end(ended))
+        self._add_finished(self._read_end(ended))
         self.journal.append(ended)
         self._intervals.append(time.monotonic() - self._last_end)
         self._last_end = time.monotonic()
@@ -282,17 +282,17 @@ class Tuner:
         if time.monotonic() - self._last_snapshot > self._snapshot_seconds:
             self.save()
 
-    def _add_record(self, record: Record, learn: bool = True) -> None:
+    def _add_finished(self, trial: FinishedTrial, learn: bool = True) -> None:
         """Records a trial that has ended; the oracle learns from it, or with learn=False only remembers it."""
-        del self._running[record.number]
+        del self._running[trial.number]
         if learn:
-            self.oracle.tell(record.number, record.score, record.message, record.metrics)
+            self.oracle.tell(trial.number, trial.score, trial.message, trial.metrics)
         else:
-            self.oracle.adopt_ended(dict(record.values), record.score, record.message)
-        self.history.append(record)
-        if record.score is not None:
+            self.oracle.adopt_ended(dict(trial.values), trial.score, trial.message)
+        self.history.append(trial)
+        if trial.score is not None:
             sign = -1.0 if self.oracle.objective.direction == "max" else 1.0
-            self._best.append(record)
+            self._best.append(trial)
             self._best.sort(key=lambda kept: (-kept.epochs, sign * (kept.score or 0.0), kept.number))
             del self._best[max(1, self._keep) :]
 
@@ -359,7 +359,7 @@ class Tuner:
             elif "resume" in record:
                 self._marks[record["resume"]].append(record["mark"])
             elif "end" in record:
-                self._add_record(self._read_end(record), learn)
+                self._add_finished(self._read_end(record), learn)
             elif "idle" in record and learn:
                 self.oracle.ask(self._started, self._check)
 
@@ -374,11 +374,13 @@ class Tuner:
             )
         return proposal.values
 
-    def _read_end(self, record: Mapping[str, Any]) -> Record:
+    def _read_end(self, record: Mapping[str, Any]) -> FinishedTrial:
         number, status = record["end"], record["status"]
         score = record["metrics"][self.oracle.objective.name] if status == COMPLETED else None
         message = record.get("message", "")
-        return Record(number, self._running[number], status, score, record["metrics"], record["seconds"], message)
+        return FinishedTrial(
+            number, self._running[number], status, score, record["metrics"], record["seconds"], message
+        )
 
     def _checkpoint(self, number: int) -> Path:
         """Returns the folder of a trial's checkpoint, which need not exist."""

@@ -142,7 +142,7 @@ class SearchOracle(LeasingOracle):
         return tuple(int(index) for index in self.rng.integers(self.choices.counts))
 
     def ask(self, identity: Hashable, check: Check | None = None) -> Proposal | None:
-        """Returns a point to train, or None: ask again when a running trial has ended; if none is running, it is final.
+        """Returns a point to train, or None: ask again when a running trial has ended, or, if none runs, never.
 
         Args:
             identity: of the trial; `tell` takes the same.

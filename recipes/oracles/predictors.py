@@ -32,7 +32,7 @@ class Fitting:
         first_rate, rate: Adam's learning rates, of the first fit and of later ones.
         steps: per fit; not in the paper.
         batch: architectures per step; not in the paper.
-        anew: whether every fit starts from new weights, with the first rate; the paper continues from the old weights.
+        from_scratch: whether every fit starts from new weights, with the first rate; the paper keeps the old weights.
         target: "accuracy": the score itself, through a sigmoid, as in the paper; "ranks": the normal quantile of its
             rank, which works for any objective and tells the best apart even if the worst are far away.
     """
@@ -46,7 +46,7 @@ class Fitting:
     rate: float = 0.002
     steps: int = 200
     batch: int = 256
-    anew: bool = False
+    from_scratch: bool = False
     target: Literal["accuracy", "ranks"] = "ranks"
 
     def __post_init__(self):
@@ -84,7 +84,7 @@ class Predictor:
         fitting, count = self.fitting, len(genomes)
         targets = self._targets(scores)
         rate, state = fitting.rate, self.state[:1]
-        if self.fits == 0 or fitting.anew:
+        if self.fits == 0 or fitting.from_scratch:
             rate, state = fitting.first_rate, self.network.draw_state(rng, self._first_bias(float(np.median(targets))))
         size = max(1, round(fitting.share * count))
         rows = np.stack([rng.permutation(count)[:size] for _ in range(fitting.members)])

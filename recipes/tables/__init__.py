@@ -117,7 +117,7 @@ class Table:
         if epochs is not None and epochs not in self.curves and epochs <= max(self.curves, default=epochs):
             raise ValueError(
                 f"the table {self.name} has no validation accuracy after {epochs} epochs, but "
-                f"{f'after {sorted(self.curves)}' if self.curves else 'at the end alone'}; choose the rungs by these"
+                f"{f'after {sorted(self.curves)}' if self.curves else 'only at the end'}; choose the rungs by these"
             )
         validation = float((self.curves.get(epochs, self.validation) if epochs else self.validation)[index])
         if np.isnan(validation):

@@ -56,7 +56,7 @@ def test_a_table_with_learning_curves_gives_each_rung_its_epochs(tmp_path):
     with pytest.raises(ValueError, match=r"no validation accuracy after 2 epochs, but after \[1, 3\]"):
         table.evaluate(values | {"tuner/epochs": 2})
     path.write_text(f"cellstr,cifar10-val,cifar10-test\n{cell},63.5,69.25\n")
-    with pytest.raises(ValueError, match="after 9 epochs, but at the end alone"):
+    with pytest.raises(ValueError, match="after 9 epochs, but only at the end"):
         tables.load(path).evaluate(values | {"tuner/epochs": 9})
 
 

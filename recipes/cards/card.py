@@ -137,7 +137,7 @@ def _describe_search(search: RecordedSearch) -> dict[str, Any]:
     epochs = config.get("epochs")
     # Trials with inherited weights train nothing; with halving, a network's trials continue one training.
     trained = {
-        trial.genome if search.halves else trial.number: trial.metrics.get("epochs", epochs)
+        trial.genome if search.uses_halving else trial.number: trial.metrics.get("epochs", epochs)
         for trial in search.trials
         if "loss" in trial.metrics
     }

@@ -85,7 +85,7 @@ def choose_status(searches: int, finished: int, gain: float | None, error: float
     two standard errors; it is at reduced scale if the settings are not the paper's.
     """
     shown = gain is not None and error is not None and gain > ENOUGH_ERRORS * error
-    if min(searches, finished) < LEAST_SEARCHES or finished < searches or not shown:
+    if finished < max(searches, LEAST_SEARCHES) or not shown:
         return PROCEDURE_ONLY
     return REPRODUCED if as_in_paper else AT_REDUCED_SCALE
 

@@ -79,17 +79,17 @@ class RecordedSearch:
     @property
     def algorithm(self) -> str:
         """The recipe's option of this name, or else the oracle's name; with ", halving" if that was used."""
-        return self.header.get("algorithm", self.header["oracle"]) + (", halving" if self.halves else "")
+        return self.header.get("algorithm", self.header["oracle"]) + (", halving" if self.uses_halving else "")
 
     @property
-    def halves(self) -> bool:
+    def uses_halving(self) -> bool:
         """Whether the search uses successive halving."""
         return self.header.get("fidelity") == "halving"
 
     @property
     def is_random(self) -> bool:
         """Whether the search can be the baseline of another."""
-        return "random" in self.algorithm.lower() and not self.halves
+        return "random" in self.algorithm.lower() and not self.uses_halving
 
     @property
     def seed(self) -> int:
@@ -143,7 +143,7 @@ class RecordedSearch:
         space = _make_space(self.about.get("space"))
         choices = {} if space is None else {each.name: len(each.choices) for each in space.decisions}
         found = list(self.header["choices"].items())
-        return space if list(choices.items()) == found[: len(found) - self.halves] else None
+        return space if list(choices.items()) == found[: len(found) - self.uses_halving] else None
 
     @functools.cached_property
     def scored(self) -> list[Trial]:

@@ -81,6 +81,7 @@ def dry_run(scorer: NetworkScorer, candidates: Sequence[Mapping[str, Any]]) -> G
         seed=config.seed,
         report=lambda share, text: marks.append(time.perf_counter()),
     )
+    # reports come before the first step, after it, and after the second
     cost = StepCost(marks[2] - marks[0], marks[3] - marks[2], batch)
     steps = -(-len(images.train) // config.batch_size) * config.epochs
     total = config.trials * (cost.first + steps * cost.scale(config.batch_size))

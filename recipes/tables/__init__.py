@@ -247,7 +247,7 @@ def load(path: str | os.PathLike) -> Table:
 def _find_file(path: str | os.PathLike) -> Path:
     """Returns the path of a table's file."""
     path = Path(path)
-    if path.suffix or path.exists():
+    if path.suffix or path.is_file():
         return path
     if str(path) not in list_shipped():
         raise ValueError(
@@ -413,6 +413,8 @@ def _read_nas_bench_macro(path: Path) -> Table:
     validation, test, macs, params = (np.full((3,) * layers, np.nan) for _ in range(4))
     for network, record in records.items():
         try:
+            if len(network) != layers:  # a shorter place would be a slice
+                raise ValueError(f"{len(network)} digits where others have {layers}")
             place = tuple("012".index(digit) for digit in network)
             first, *others = record["test_acc"]
             validation[place], test[place] = first, np.mean(others)

@@ -103,6 +103,11 @@ def test_random_search_has_the_expectation_that_counting_gives(tmp_path):
         ("t.csv", "cellstr,cifar10-val,cifar10-test\n|none~0|,1,2\n", "line 2.*not a cell"),
         ("t.json", "[1]", "holds no JSON object"),
         ("t.json", '{"03": {"test_acc": [1, 2, 3]}}', "network '03'"),
+        (
+            "t.json",
+            '{"01": {"test_acc": [1, 2]}, "1": {"test_acc": [1, 2]}}',
+            "network '1': .*1 digits where others have 2",
+        ),
         ("t.json", "{", "not JSON"),
         ("t.txt", "", "expected a name that ends in .csv or .json"),
     ],

@@ -105,6 +105,12 @@ def test_an_unknown_table_names_those_that_ship():
         tables.load("dart")
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_table(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "darts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tables.load("darts").name.startswith("darts")
+
+
 def test_the_page_says_how_well_a_seed_predicts_the_other_and_what_each_choice_adds(tmp_path):
     found = page.correlate_seeds(np.array([network.validation for network in NETWORKS]))
     # deviations from 70: (-10, 0, 10) and (-8, -2, 10)

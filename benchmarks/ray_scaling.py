@@ -31,7 +31,7 @@ MINUTES_OF_A_TRIAL = (1, 10, 60)  # of a child network on a GPU; see docs/cluste
 
 
 def score(values: Mapping[str, Any]) -> float:
-    """Returns a number that depends on each choice."""
+    """Returns a cheap number that depends on each choice."""
     return float(sum(len(str(value)) * (place % 5 + 1) for place, value in enumerate(values.values())))
 
 

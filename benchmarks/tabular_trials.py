@@ -12,17 +12,13 @@ from pathlib import Path
 import keras_tuner
 
 from benchmarks.machine import describe_machine
+from benchmarks.ray_scaling import score
 from recipes.engine import spaces, tuner
 from recipes.oracles import AgingEvolution
 
 TRIALS, POPULATION, SAMPLE, SEED = 20_000, 100, 25, 0
 MARKS = (100, 1_000, 2_000, 5_000, 10_000, 15_000, 20_000)
 SPACE = spaces.amoebanet(nodes=4)
-
-
-def score(values: dict) -> float:
-    """Returns a cheap number that depends on each choice."""
-    return float(sum(len(str(value)) * (place % 5 + 1) for place, value in enumerate(values.values())))
 
 
 class PlainTuner(keras_tuner.Tuner):
@@ -46,7 +42,7 @@ def main() -> None:
         start = time.perf_counter()
         runner = tuner.Tuner(
             oracle,
-            lambda task: score(dict(task.values)),
+            lambda task: score(task.values),
             Path(folder) / "own",
             observe=lambda status: times.setdefault(status.done, time.perf_counter() - start),
         )

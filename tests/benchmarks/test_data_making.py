@@ -29,7 +29,7 @@ def write_originals(folder: Path) -> dict[str, np.ndarray]:
 
 def test_what_is_written_is_read_back_in_the_order_of_the_classes(tmp_path: Path, monkeypatch, capsys):
     chosen = write_originals(tmp_path)
-    monkeypatch.setattr(embedded_images, "_A_CLASS", {"train": 100, "test": 100})
+    monkeypatch.setattr(embedded_images, "_IMAGES_PER_CLASS", {"train": 100, "test": 100})
     embedded_images.make(embedded_images.Config(source=tmp_path, folder=tmp_path / "out"))
     printed = capsys.readouterr().out.splitlines()
     hashes = {line.partition(":")[0]: line.split()[-1] for line in printed}

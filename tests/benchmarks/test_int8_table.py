@@ -28,7 +28,7 @@ def measured(monkeypatch) -> list[tuple[str, int]]:
         return {**ROW, "ptq": {**FILE, "accuracy": 0.8595 + 0.01 * seed}, "qat": {**FILE, "accuracy": 0.8675}}
 
     monkeypatch.setattr(int8_table, "measure_row", measure_row)
-    monkeypatch.setattr(int8_table, "latencies", lambda file: (1.234, 5.678))
+    monkeypatch.setattr(int8_table, "measure_latencies", lambda file: (1.234, 5.678))
     return calls
 
 

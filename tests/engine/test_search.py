@@ -170,7 +170,7 @@ def test_a_table_of_trained_networks_ranks_the_find_and_the_shared_weights(tmp_p
     assert sorted(ranking["2000"]["alone"]) == [60, 70, 80]
     card = json.loads((tmp_path / "run" / "card" / "card.json").read_text())["truth"]
     assert card["finds"][0]["tau"] == pytest.approx(ranking["2000"]["tau"])
-    assert "Of 3 trained networks, the table three cells" in (tmp_path / "run" / "card" / "card.md").read_text()
+    assert "Among 3 trained networks, table three cells" in (tmp_path / "run" / "card" / "card.md").read_text()
 
 
 def test_a_table_of_another_space_is_refused_before_the_search(tmp_path):

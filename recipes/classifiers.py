@@ -125,7 +125,7 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
     if not path.is_file():
         raise FileNotFoundError(f"model: there is no file {path}. Write one (python -m recipes.deploy)")
     file = tflite_file.read(path)
-    shape = planner.input_shape(file)
+    shape = planner.find_input_shape(file)
     if len(shape) != 4 or shape[3] not in (1, 3):
         raise ValueError(f"model={path} takes {list(shape)}, and an image [1, height, width, 1 or 3] was expected")
     origin = find_origin(path)

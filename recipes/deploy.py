@@ -221,7 +221,7 @@ def _compact(config: Config, subject: deployable.Deployable) -> dict[str, Callab
     if config.compact is None:
         return {}
     turned = {} if config.compact == "smallest" else {"turned": config.compact == "turned"}
-    make = compact.convert if turned else compact.smallest
+    make = compact.convert if turned else compact.convert_smallest
     return {COMPACT: lambda: make(subject.model, subject.calibration, regions=config.regions, **turned)}
 
 
@@ -243,13 +243,13 @@ def _judge(config: Config) -> _Judged:
     path = Path(config.model).expanduser()
     files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
     given = tflite_file.read(path)
-    files[planner.scheme(given)] = given
+    files[planner.find_scheme(given)] = given
     images = labels = found = source = reading = None
     unjudged = _find_obstacle(given, config)
-    rounds = config.diagnose and planner.scheme(given) in _ROUNDED
+    rounds = config.diagnose and planner.find_scheme(given) in _ROUNDED
     if not unjudged or (rounds and _takes_images(given)):
         origin = find_origin(path)
-        shape = planner.input_shape(given)
+        shape = planner.find_input_shape(given)
         source = deployable.load_data(config, shape, origin, find_class_names(path))
         if not unjudged and (mismatch := deployable.find_mismatch(_output_shape(given, config), source)):
             unjudged = f"it {mismatch}"
@@ -348,7 +348,7 @@ def _planned(config: Config, result: "Report", files: dict[str, bytes]) -> str:
     best = min(plans, key=lambda scheme: (bool(plans[scheme].refusals), plans[scheme].arena))
     board, fit = boards.BOARDS[config.board or ""], boards.fit(plans[best], config.board or "")
     boards.draw_memory(plans[best], config.folder / "memory.png", f"{result.model}, {best}", board)
-    text = plans[best].to_markdown(planner.padding_savings(files[best]))
+    text = plans[best].to_markdown(planner.find_padding_savings(files[best]))
     verdicts = "" if len(lines) == 1 else "\n".join(lines) + "\n\n"
     return f"\n## Memory of {best}: {fit}\n\n{verdicts}{text}"
 

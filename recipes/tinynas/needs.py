@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from recipes.engine.config import describe_excess
 from zoo.deploy import tflm
 from zoo.deploy.boards import BOARDS, KIB, Board, UnknownBoardError
-from zoo.deploy.memory_plan import Buffer, aligned, end_of, greedy
+from zoo.deploy.memory_plan import Buffer, aligned, end_of, place_greedily
 from zoo.genotype import Block, Blocks
 
 TINY = Board("made up", 48 * KIB, 192 * KIB)  # memory that networks for small images can fill
@@ -174,7 +174,7 @@ def _place_buffers(lives: Sequence[Sequence[int]], steps: Sequence[_Step]) -> in
     mean = next(number for number, step in enumerate(steps, start=1) if step.operator == "MEAN")
     scratch = [(size, mean, mean) for size in (16, 8, 4 * steps[mean - 1].output)]
     buffers = [Buffer("", *life) for life in (*lives, *scratch)]
-    return end_of(buffers, greedy(buffers))
+    return end_of(buffers, place_greedily(buffers))
 
 
 def _count_tensors(steps: Sequence[_Step]) -> int:

@@ -91,10 +91,10 @@ def test_calibration_takes_images_batches_labelled_batches_and_the_first_of_an_e
 ):
     labelled = [(batch, np.zeros(len(batch))) for batch in np.split(images, 4)]
     for given in (images, list(images), labelled):
-        np.testing.assert_array_equal(tflite.calibration_images(model, given), images)
+        np.testing.assert_array_equal(tflite.load_calibration(model, given), images)
     monkeypatch.setattr(tflite, "CALIBRATION_LIMIT", 3)
     endless = (image for _ in iter(int, 1) for image in images)
-    np.testing.assert_array_equal(tflite.calibration_images(model, endless), images[:3])
+    np.testing.assert_array_equal(tflite.load_calibration(model, endless), images[:3])
 
 
 def test_conversion_prints_nothing(model, images, capfd):
@@ -105,11 +105,11 @@ def test_conversion_prints_nothing(model, images, capfd):
 def test_open_height_and_width_are_fixed_by_input_shape_or_calibration_images():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, layers.Conv2D(4, 3)(image))
-    with pytest.raises(tflite.ConversionError, match=re.escape("(None, None, 3) is not a fixed one")):
+    with pytest.raises(tflite.ConversionError, match=re.escape("(None, None, 3) is not a fixed shape")):
         tflite.convert(model)
     data = tflite.convert(model, input_shape=(8, 9, 3))
     assert measure.predict(data, np.zeros((1, 8, 9, 3))).shape == (1, 6, 7, 4)
-    with pytest.raises(tflite.ConversionError, match=re.escape("(8, 9, 1) is not a fixed one")):
+    with pytest.raises(tflite.ConversionError, match=re.escape("(8, 9, 1) is not a fixed shape")):
         tflite.convert(model, input_shape=(8, 9, 1))
     data = tflite.convert(model, quantize="int8", calibration=np.ones((2, 7, 9, 3)))
     assert measure.predict(data, np.zeros((1, 7, 9, 3))).shape == (1, 5, 7, 4)

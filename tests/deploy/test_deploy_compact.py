@@ -83,7 +83,7 @@ def test_pools_turn_where_their_windows_do():
     with pytest.raises(turn.TurnError, match=r"\(keras\.ops\.GetItem\) has no turned form"):
         turn.turn(model)
     model = keras.Model(image, layers.AveragePooling2D(3, 2, padding="same")(layers.MaxPooling2D(2, 2)(image)))
-    with pytest.raises(turn.TurnError, match="pools 4 x 4 with padding that is not symmetric"):
+    with pytest.raises(turn.TurnError, match="pools 4 x 4 with asymmetric padding"):
         turn.turn(model)
     assert_turns(keras.Model(image, layers.AveragePooling2D(3, 2, padding="same")(layers.MaxPooling2D(3, 1)(image))))
 
@@ -103,7 +103,7 @@ def test_layer_that_looks_at_places_is_named(make, message):
 
 def test_open_size_cannot_be_turned():
     image = keras.Input((None, None, 3))
-    with pytest.raises(turn.TurnError, match=r"takes \(None, None, None, 3\), and images"):
+    with pytest.raises(turn.TurnError, match=r"takes \(None, None, None, 3\); expected images"):
         turn.turn(keras.Model(image, layers.Conv2D(2, 3, name="conv")(image)))
 
 
@@ -147,10 +147,10 @@ def test_strips_take_operators_and_a_model_inside():
 def test_smallest_file_of_features_in_a_row_and_of_an_open_size():
     row = keras.Input((20,))
     model = keras.Model(row, layers.Dense(3, activation="softmax")(layers.Dense(8, activation="relu")(row * 2.0)))
-    assert not compact.is_turned(compact.smallest(model, np.ones((4, 20))))
+    assert not compact.is_turned(compact.convert_smallest(model, np.ones((4, 20))))
     image = keras.Input((None, None, 3))
     model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(image)))
-    assert planner.input_shape(compact.smallest(model, np.ones((4, 9, 9, 3)))) == (1, 9, 9, 3)
+    assert planner.find_input_shape(compact.convert_smallest(model, np.ones((4, 9, 9, 3)))) == (1, 9, 9, 3)
 
 
 class Own(keras.Model):
@@ -161,7 +161,7 @@ class Own(keras.Model):
 @pytest.mark.parametrize(
     "make", [lambda: keras.Sequential([layers.Dense(3)], name="no_graph"), lambda: Own(name="no_graph")]
 )
-@pytest.mark.parametrize("start", [tflite.convert, lambda model: compact.smallest(model, np.ones((4, 20)))])
+@pytest.mark.parametrize("start", [tflite.convert, lambda model: compact.convert_smallest(model, np.ones((4, 20)))])
 def test_model_without_a_graph_is_refused_with_the_remedy(make, start):
     with pytest.raises(graph.GraphError, match=r"'no_graph' .* has no graph of layers\. Build it"):
         start(make())
@@ -170,7 +170,7 @@ def test_model_without_a_graph_is_refused_with_the_remedy(make, start):
 def test_split_of_a_layer_that_mixes_rows_is_refused():
     image = keras.Input((8, 8, 3))
     x = layers.LayerNormalization(axis=(1, 2, 3), name="all")(layers.Conv2D(3, 3, padding="same", name="conv")(image))
-    with pytest.raises(compact.StripsError, match="'all' \\(LayerNormalization\\) looks at more than some rows"):
+    with pytest.raises(compact.StripsError, match="'all' \\(LayerNormalization\\) needs all rows at once"):
         compact.split(keras.Model(image, layers.Conv2D(3, 1, name="last")(x)), [Region("conv", "last", 2)])
 
 
@@ -215,9 +215,9 @@ def test_branches_inside_a_region_are_followed():
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        (Region("nowhere", "project", 2), "layer 'nowhere' is called 0 times in the model; once was expected"),
+        (Region("nowhere", "project", 2), "layer 'nowhere' is called 0 times in the model; expected once"),
         (Region("stem", "projects", 2), "layer 'projects' is called 0 times in the model (did you mean 'project'?)"),
-        (Region("stem", "project", 9), "turns 32 rows into 8, to be cut into 9 strips"),
+        (Region("stem", "project", 9), "maps 32 rows to 8, to be cut into 9 strips"),
         (Region("stem", "project", 0), "to be cut into 0 strips"),
         (Region("stem", "narrow_bn", 2), "layer 'add' reads from inside region stem to narrow_bn"),
         (Region("spread", "add", 2), "region spread to add"),
@@ -257,18 +257,18 @@ def test_compact_file_needs_far_less_and_says_how_its_image_lies(model, compact_
 
 @pytest.mark.slow
 def test_smallest_file_is_turned_where_that_rids_it_of_paddings_and_upright_where_it_brings_them(model):
-    assert compact.is_turned(compact.smallest(model, IMAGES))
+    assert compact.is_turned(compact.convert_smallest(model, IMAGES))
     image = keras.Input((32, 32, 3))
     x = layers.Conv2D(8, 3, strides=2, padding="same", name="half")(image)
     keras_style = keras.Model(image, layers.GlobalAveragePooling2D()(x))
-    assert not compact.is_turned(compact.smallest(keras_style, IMAGES))
+    assert not compact.is_turned(compact.convert_smallest(keras_style, IMAGES))
     flat = keras.Model(image, layers.Dense(2)(layers.Flatten()(layers.Conv2D(1, 3, strides=4)(image))))
-    assert not compact.is_turned(compact.smallest(flat, IMAGES))  # cannot be turned
+    assert not compact.is_turned(compact.convert_smallest(flat, IMAGES))  # cannot be turned
 
 
 def test_smallest_file_says_why_its_regions_cannot_be_cut(model):
     with pytest.raises(compact.StripsError, match="'nowhere' is called 0 times"):
-        compact.smallest(model, IMAGES, regions=[Region("nowhere", "project", 2)])
+        compact.convert_smallest(model, IMAGES, regions=[Region("nowhere", "project", 2)])
 
 
 def test_c_header_says_how_the_image_lies(compact_file, tmp_path):

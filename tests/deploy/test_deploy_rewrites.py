@@ -74,8 +74,8 @@ def test_any_number_is_nested_to_any_depth_in_the_same_order(count):
 
 def test_planner_names_the_operator_and_the_remedy(as_converted):
     plan = planner.plan(as_converted)
-    assert "joins at most 10 tensors, and CONCATENATION 13 (join) more" in plan.to_markdown()
-    assert "zoo.deploy.rewrites.narrow_joins rewrites it" in plan.to_markdown()
+    assert "concatenates at most 10 tensors, but CONCATENATION 13 (join) has more" in plan.to_markdown()
+    assert "zoo.deploy.rewrites.narrow_joins splits it up" in plan.to_markdown()
     assert planner.plan(rewrites.narrow_joins(as_converted)).too_wide == ()
 
 
@@ -179,6 +179,6 @@ def test_weights_of_four_bits_are_the_nearest_of_fifteen_steps(kind, stored, sca
 def test_weights_of_four_bits_take_less_flash_and_the_arena_of_the_unpacked():
     model = joining(3)
     files = [tflite.convert(model, quantize=scheme, calibration=IMAGES) for scheme in ("int8", "int4")]
-    assert planner.scheme(files[1]) == "int4"
+    assert planner.find_scheme(files[1]) == "int4"
     assert planner.plan(files[1]).arena == pytest.approx(measure.arena(files[1]).total, abs=64)
     assert not planner.plan(files[1]).refusals

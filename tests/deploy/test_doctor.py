@@ -79,7 +79,7 @@ def test_branch_that_fills_little_of_a_shared_range_is_found():
     model.get_layer("stem").set_weights([kernel * 100, bias])
     finding = found(doctor.diagnose(int8(model), IMAGES), "depthwise")  # at most 6, beside values of some 150
     assert finding.own_db < 32
-    assert any("fills little of its range" in remedy for remedy in finding.remedies)
+    assert any("uses little of its range" in remedy for remedy in finding.remedies)
 
 
 def test_operands_of_very_different_scale_are_found():
@@ -130,7 +130,7 @@ def test_page_lists_the_worst_first_with_n_remedies_and_what_the_columns_say():
     worst = diagnosis.worst(1)[0]
     assert page[4] == f"| {worst.operator} | {worst.own_db:.1f} | {worst.total_db:.1f} | {worst.remedies[0]} |"
     assert len([line for line in page if line.startswith("|")]) == 2 + 2
-    assert page[-1].startswith("Own: for the noise that this operator adds to exact inputs. So far: for all the noise")
+    assert page[-1].startswith("Own: the noise that this operator adds to exact inputs. So far: all the noise")
 
 
 def test_range_is_blamed_on_a_concatenation_only_where_there_is_one():
@@ -138,13 +138,13 @@ def test_range_is_blamed_on_a_concatenation_only_where_there_is_one():
     x = layers.Conv2D(4, 3, name="stem")(image)
     chain = keras.Model(image, layers.Dense(3)(layers.Flatten()(layers.ReLU()(x))))
     remedies = found(doctor.diagnose(int8(chain, calibration=20 * IMAGES), IMAGES), "re_lu").remedies
-    assert any(remedy == "it fills little of its range: calibrate on more typical images" for remedy in remedies)
+    assert any(remedy == "it uses little of its range: calibrate on more typical images" for remedy in remedies)
     large = layers.Conv2D(4, 3, kernel_initializer=keras.initializers.RandomNormal(stddev=20.0))(image)
     joined = keras.Model(
         image, layers.Concatenate(name="joint")([layers.MaxPooling2D(2)(x), layers.MaxPooling2D(2)(large)])
     )
     remedies = found(doctor.diagnose(int8(joined), IMAGES), "stem").remedies
-    assert any("which CONCATENATION (output) sets, where it is" in remedy for remedy in remedies)
+    assert any("which it shares with larger values in CONCATENATION (output)" in remedy for remedy in remedies)
 
 
 def test_constant_that_is_added_is_no_branch():
@@ -185,7 +185,7 @@ def test_two_inputs_are_diagnosed_on_random_numbers():
     assert diagnosis.n == doctor.IMAGES
     assert [finding.operator.kind for finding in diagnosis.findings][:2] == ["INPUT", "INPUT"]
     assert diagnosis.output_db > 20
-    with pytest.raises(measure.MeasureError, match="takes 2 inputs, and images are one; give None"):
+    with pytest.raises(measure.MeasureError, match="takes 2 inputs, and images are only one; give None"):
         doctor.diagnose(file, IMAGES)
 
 

@@ -51,7 +51,7 @@ def test_channels_before_a_depthwise_convolution_get_the_same_range():
     read.set_weights([np.array([3.0, 5.0, 7.0]).reshape(1, 1, 3, 1), np.zeros(3)])
     found = equalize.equalize(model, np.full((1, 1, 1, 1), 2.0))
     # The channels reach 2.5, 16 and 0.002: divided by 1/8 (the nearest power of two), 1 and, at most, 1/64
-    assert (found.done, found.left) == (("made",), {"read": "the model gives it out"})
+    assert (found.done, found.left) == (("made",), {"read": "it is an output of the model"})
     ours = found.model.get_layer("made")
     np.testing.assert_array_equal(ours.kernel.numpy().ravel(), np.float32([8.0, 8.0, 0.064]))
     np.testing.assert_array_equal(ours.bias.numpy(), [4.0, 0, 0])
@@ -63,10 +63,10 @@ def test_outputs_stay_the_same_to_the_bit_through_squeeze_and_excitation(images)
     found = equalize.equalize(model, images)
     assert found.done == ("expand", "depthwise", "se")
     assert found.left == {
-        "stem": "add (Add) reads it, which keeps no factor",
-        "gate": "it ends in an activation that keeps no factor, or in a normalization without one",
-        "project": "add (Add) reads it, which keeps no factor",
-        "logits": "the model gives it out",
+        "stem": "add (Add), which reads it, does not preserve factors",
+        "gate": "its activation does not preserve factors, or its normalization has no scale",
+        "project": "add (Add), which reads it, does not preserve factors",
+        "logits": "it is an output of the model",
     }
     np.testing.assert_array_equal(found.model.predict(images, verbose=0), model.predict(images, verbose=0))
     assert not np.array_equal(found.model.get_layer("expand_bn").gamma, model.get_layer("expand_bn").gamma)
@@ -85,7 +85,7 @@ def test_int8_loses_less_where_ranges_are_unlike(images):
 def test_relu6_and_layers_of_two_calls_are_left_as_they_are(images):
     found = equalize.equalize(inverted_residual("relu6"), images)
     assert found.done == ("se",)
-    assert found.left["expand"] == "expand_relu6 (Activation) reads it, which keeps no factor"
+    assert found.left["expand"] == "expand_relu6 (Activation), which reads it, does not preserve factors"
     image = keras.Input((8, 8, 3))
     shared = layers.Conv2D(3, 1, name="shared")
     model = keras.Model(image, layers.Conv2D(2, 1, name="last")(shared(shared(image))))

@@ -47,7 +47,7 @@ def test_first_output_of_the_file_is_the_first_of_the_model_whatever_its_place_i
 
 def test_outputs_by_name_have_no_first_one_and_are_asked_for():
     model = network({"scores": constant([1, 0, 0]), "area": constant([7])})
-    with pytest.raises(measure.MeasureError, match=r"2 outputs: area, scores, and none is known to be the first"):
+    with pytest.raises(measure.MeasureError, match=r"2 outputs: area, scores; which is the first is unknown"):
         measure.predict(model, IMAGES)
     with pytest.raises(measure.MeasureError, match=r"output='box' is unknown; there are 2 outputs: area, scores"):
         measure.predict(model, IMAGES, output="box")
@@ -58,7 +58,7 @@ def test_outputs_by_name_have_no_first_one_and_are_asked_for():
     for subject in (model, tflite_file.pack(parsed)):
         assert measure.predict(subject, IMAGES, output="area")[0].tolist() == [7]
         assert measure.accuracy(subject, IMAGES, np.zeros(6), output="scores") == 1
-    with pytest.raises(measure.MeasureError, match="none is known to be the first"):
+    with pytest.raises(measure.MeasureError, match="which is the first is unknown"):
         measure.predict(tflite_file.pack(parsed), IMAGES)
 
 
@@ -98,7 +98,7 @@ def test_one_linear_unit_is_judged_by_the_loss_that_it_was_trained_with(loss, bi
 
 def test_one_linear_unit_alone_is_asked_about():
     file = tflite.convert(with_brightness(None, -0.5))
-    with pytest.raises(measure.MeasureError, match=r"ends in no sigmoid.* Give threshold=0\.0 for logits"):
+    with pytest.raises(measure.MeasureError, match=r"does not end in a sigmoid.* Give threshold=0\.0 for logits"):
         measure.accuracy(file, BRIGHT, LABELS)
     assert measure.accuracy(file, BRIGHT, LABELS, threshold=0.0) == 1
     assert measure.accuracy(file, BRIGHT, LABELS, threshold=0.35) == 0.75
@@ -110,7 +110,7 @@ def test_regression_has_no_accuracy(loss):
     model.compile(loss=loss)
     with pytest.raises(measure.MeasureError, match="trained for a regression"):
         measure.accuracy(model, BRIGHT, LABELS)
-    with pytest.raises(measure.MeasureError, match=r"run from 0.5 to 3.5 and are no class numbers"):
+    with pytest.raises(measure.MeasureError, match=r"range from 0.5 to 3.5 and are not class numbers"):
         measure.accuracy(model, BRIGHT, np.array([0.5, 1.5, 2.5, 3.5]))
 
 
@@ -131,12 +131,12 @@ def test_one_hot_rows_are_class_numbers_even_after_a_sigmoid():
 @pytest.mark.parametrize(("units", "told"), [(2, 2), (1, 2), (3, 3)])
 def test_labels_beyond_the_output_are_refused(units, told):
     file = tflite.convert(network(constant([0.0] * units, activation="sigmoid")))
-    with pytest.raises(measure.MeasureError, match=f"go up to 9, and the output tells {told} classes apart"):
+    with pytest.raises(measure.MeasureError, match=f"go up to 9, and the output has {told} classes"):
         measure.accuracy(file, IMAGES, np.array([0, 1, 2, 3, 4, 9]))
 
 
 def test_output_that_is_no_row_of_classes_is_refused():
     image = keras.Input((8, 8, 1))
     file = tflite.convert(keras.Model(image, layers.Conv2D(10, 1)(image)))
-    with pytest.raises(measure.MeasureError, match=r"has the shape \(8, 8, 10\) an image.*this is no classifier"):
+    with pytest.raises(measure.MeasureError, match=r"has the shape \(8, 8, 10\) per image.*this is not a classifier"):
         measure.accuracy(file, IMAGES, np.zeros(6))

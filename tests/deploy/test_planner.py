@@ -81,7 +81,7 @@ def test_padding_that_costs_most_is_named_with_what_it_costs():
     image = keras.Input((16, 16, 3))
     x = layers.ZeroPadding2D(1, name="small_pad")(layers.Conv2D(2, 1)(image))
     x = layers.ZeroPadding2D(1, name="large_pad")(layers.Conv2D(16, 3, strides=2)(x))
-    savings = planner.padding_savings(convert(layers.Conv2D(1, 3, strides=2)(x), image))
+    savings = planner.find_padding_savings(convert(layers.Conv2D(1, 3, strides=2)(x), image))
     assert [saving.operator.output for saving in savings] == ["large_pad", "small_pad"]
     # With it 8 x 8 x 16 and 10 x 10 x 16 bytes live together. Without: 8 x 8 x 16 at 0, the 18 x 18 x 2 that it is made
     # of above, and above both what those are made of, as the image leaves no room below.
@@ -96,16 +96,16 @@ def test_operators_have_the_names_of_their_layers_whatever_numbers_these_end_in(
     x = layers.Conv2D(4, 3, name="conv_1")(layers.Conv2D(4, 3, padding="same", name="conv")(image))
     x = layers.Add(name="add_2")([shared(shared(x)), layers.AveragePooling2D(3, 1, padding="same", name="pool_3_1")(x)])
     model = tflite_file.parse(convert(layers.GlobalMaxPooling2D(name="last")(x), image))
-    names = [operator.output for operator in planner.operators(model)]
+    names = [operator.output for operator in planner.list_operators(model)]
     assert names == ["conv", "conv_1", "pool_3_1", "shared", "shared", "add_2", "output"]
     for number, tensor in enumerate(model.subgraphs[0].tensors):  # as Keras 2 names a second model of a session
         tensor.name = f"model_1/conv_{number % 2 + 3}/Conv2D"
-    assert {operator.output for operator in planner.operators(model)} == {"conv_3", "conv_4"}
+    assert {operator.output for operator in planner.list_operators(model)} == {"conv_3", "conv_4"}
 
 
 def test_greedy_puts_the_largest_first_and_each_into_the_lowest_gap():
     buffers = [Buffer("a", 32, 0, 1), Buffer("b", 64, 1, 2), Buffer("c", 16, 2, 3), Buffer("d", 48, 3, 4)]
-    assert memory_plan.greedy(buffers) == [64, 0, 64, 0]
+    assert memory_plan.place_greedily(buffers) == [64, 0, 64, 0]
     assert memory_plan.live_bytes(buffers) == [32, 96, 80, 64, 48]
     assert [memory_plan.aligned(size) for size in (0, 1, 16, 17)] == [0, 16, 16, 32]
 
@@ -115,7 +115,7 @@ def test_best_plan_reaches_the_bound_where_greedy_wastes():
     buffers = [Buffer("a", 64, 0, 1), Buffer("b", 32, 1, 2), Buffer("c", 80, 2, 3), Buffer("d", 48, 3, 4),
                Buffer("e", 80, 4, 5)]  # fmt: skip
     bound = max(memory_plan.live_bytes(buffers))
-    assert memory_plan.end_of(buffers, memory_plan.best(buffers)) == bound
+    assert memory_plan.end_of(buffers, memory_plan.find_best_offsets(buffers)) == bound
 
 
 def test_no_two_live_buffers_share_a_byte_in_any_plan():
@@ -123,7 +123,7 @@ def test_no_two_live_buffers_share_a_byte_in_any_plan():
     for _ in range(50):
         buffers = [Buffer("x", draw.randint(1, 300), first, first + draw.randint(0, 4)) for first in range(12)]
         bound = max(memory_plan.live_bytes(buffers))
-        greedy, best = memory_plan.greedy(buffers), memory_plan.best(buffers, tries=50)
+        greedy, best = memory_plan.place_greedily(buffers), memory_plan.find_best_offsets(buffers, tries=50)
         assert bound <= memory_plan.end_of(buffers, best) <= memory_plan.end_of(buffers, greedy)
         for offsets in (greedy, best):
             placed = list(zip(buffers, offsets, strict=True))
@@ -296,7 +296,7 @@ def test_scheme_is_told_by_what_is_computed_and_what_is_stored(scheme):
     model = keras.Model(image, layers.Dense(100)(layers.Flatten()(layers.Conv2D(4, 3)(image))))
     calibration = IMAGES if scheme in tflite.CALIBRATED_SCHEMES else None
     file = tflite.convert(model, quantize=scheme, calibration=calibration)
-    assert planner.scheme(file) == (scheme or "float32")
+    assert planner.find_scheme(file) == (scheme or "float32")
 
 
 def test_operator_of_unknown_memory_is_named_and_one_that_nobody_has_is_unsupported(residual):

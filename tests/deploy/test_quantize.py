@@ -106,7 +106,7 @@ def test_rewritten_model_computes_the_same_with_int8_steps_only(model, data):
 
 
 def test_only_what_is_an_operators_output_in_the_file_gets_a_range(model):
-    rounded = int8_graph.rounded_layers(int8_graph.rewrite(model).model)
+    rounded = int8_graph.find_rounded_layers(int8_graph.rewrite(model).model)
     assert {"image_int8", "stem_relu", "block_se_scale", "block_project_bn", "cell_node0", "cell"} <= rounded
     assert not rounded & {
         "stem", "stem_bn",  # fused with the relu behind it
@@ -147,7 +147,7 @@ def test_weights_of_four_bits_are_exported_as_they_were_trained(model, data):
     aware = quantize.prepare(model, data[0], "int4")
     quantize.fine_tune(aware, *data, epochs=1, learning_rate=1e-3)
     file = quantize.convert(aware)
-    assert planner.scheme(file) == "int4"
+    assert planner.find_scheme(file) == "int4"
     difference = np.abs(measure.predict(file, data[0]) - aware.model.predict(data[0], verbose=0))
     assert difference.mean() <= 1.5 * STEP
     assert difference.max() <= 16 * STEP
@@ -270,12 +270,12 @@ def test_loss_follows_from_the_head(data, outputs, labels, options, metrics):
 @pytest.mark.parametrize(
     ("outputs", "labels", "message"),
     [
-        ([(None, 1)], YES, "output 'head0' ends in no activation"),
-        ([(None, 3)], np.eye(3)[CLASS], "output 'head0' ends in no activation"),
-        ([("sigmoid", 3)], CLASS, "output 'head0' gives (3,) an image and labels are () with loss 'binary'"),
-        ([("softmax", 3)], CLASS + 1, "output 'head0' tells 3 classes apart, and labels go from 1 to 3"),
-        ([("sigmoid", 1)], CLASS, "labels of 'head0' go from 0.0 to 2.0"),
-        ([("softmax", 3), ("sigmoid", 1)], CLASS, "the model has 2 outputs (head0, head1): give as many arrays"),
+        ([(None, 1)], YES, "output 'head0' has no activation"),
+        ([(None, 3)], np.eye(3)[CLASS], "output 'head0' has no activation"),
+        ([("sigmoid", 3)], CLASS, "output 'head0' has the shape (3,) per image, and labels have () with loss 'binary'"),
+        ([("softmax", 3)], CLASS + 1, "output 'head0' has 3 classes, and labels range from 1 to 3"),
+        ([("sigmoid", 1)], CLASS, "labels of 'head0' range from 0.0 to 2.0"),
+        ([("softmax", 3), ("sigmoid", 1)], CLASS, "the model has 2 outputs (head0, head1): give an array of labels"),
         ([("softmax", 3), ("sigmoid", 1)], {"head0": CLASS, "other": YES}, "labels are for head0, other"),
     ],
 )

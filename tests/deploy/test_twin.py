@@ -164,7 +164,7 @@ class Conv2D(layers.Conv2D):
         (lambda x: layers.Dropout(0.5, name="always")(x, training=True), "'always' is called with 1 positional"),
         (
             lambda x: abs(x),
-            "(keras.ops.Absolute) has no twin. Write that step with the layers that have one",
+            "(keras.ops.Absolute) has no twin. Replace it with layers that have one",
         ),
     ],
 )

@@ -254,7 +254,7 @@ def test_each_file_has_labels_preprocessing_and_genotype_inside(result, config):
         assert json.loads(found.files["source.json"]) == source
         assert found.files["genotype.json"] == genotype_json.to_json(zoo.load("darts"))
     page = (config.folder / "deploy.md").read_text()
-    assert "In small_float32.tflite, small_int8.tflite, as TFLite Metadata" in page
+    assert "TFLite Metadata in small_float32.tflite, small_int8.tflite: " in page
     assert "the names of 10 classes, mean 0, std 255, source.json, genotype.json" in page
 
 
@@ -347,7 +347,7 @@ def test_several_outputs_of_a_file_are_asked_about_and_chosen(tmp_path):
         entry.name = name
     (tmp_path / "two.tflite").write_bytes(tflite_file.pack(parsed))
     config = deploy.Config(model=str(tmp_path / "two.tflite"), images=20, folder=tmp_path / "out")
-    assert "2 outputs: area, scores, and none is known to be the first. Choose one with --output=" in (
+    assert "2 outputs: area, scores; which is the first is unknown. Choose one with --output=" in (
         deploy.deploy(config).unjudged
     )
     assert 0 <= deploy.deploy(dataclasses.replace(config, output="scores")).accuracy <= 1

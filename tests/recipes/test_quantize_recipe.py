@@ -64,7 +64,7 @@ def test_scheme_int4_trains_for_weights_of_four_bits(config, tmp_path):
     options = {"scheme": "int4", "training_images": 64, "images": 100, "copy_back": False, "folder": tmp_path}
     result = quantize.train(dataclasses.replace(config, **options, sparsity=None, clusters=None))
     assert result.schemes == ("float32", "int4", "int4 QAT")
-    assert {planner.scheme(tmp_path / f"small_{name}.tflite") for name in ("int4", "int4_qat")} == {"int4"}
+    assert {planner.find_scheme(tmp_path / f"small_{name}.tflite") for name in ("int4", "int4_qat")} == {"int4"}
     assert abs(result.drop("int4 QAT")) <= 0.1
 
 

@@ -1,10 +1,10 @@
 """From a flat keras.Model to a file on a phone or a microcontroller; nothing here knows a family or a genotype.
 
-The modules, in the order of use: `tflite` (convert), `measure` (accuracy, latency, arena: MEASURED), `report` (all
-files of one model on one page), `planner` (arena and flash, estimated from the file alone), `boards` (does it fit, and
-what runs on the neural processor), `compact` (less arena: turned, in strips, well placed), `tf_keras_twin` and
-`quantize` (training for int8, pruning, clustering), `doctor` (where int8 loses accuracy), `c_array` (the file as C
-source), `firmware` (a program around it). Import the module that you need; importing this package loads none of them.
+The modules, in the order of use: `tflite` (convert), `measure` (accuracy, latency and arena, MEASURED), `report` (all
+files of one model on one page), `planner` (arena and flash, estimated from the file alone), `boards` (does the file
+fit, and what runs on the neural processor), `compact` (a smaller arena), `tf_keras_twin` and `quantize` (training for
+int8, pruning, clustering), `doctor` (where int8 loses accuracy), `c_array` (the file as C source), `firmware` (a
+program around it). Import the module you need; importing this package loads none of them.
 """
 
 import importlib
@@ -14,7 +14,7 @@ _MOVED = {"compress": "zoo.deploy.quantize", "graph": "zoo.graph", "strips": "zo
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the module that one of version 0.1 has become part of."""
+    """Loads the module that now holds a module of version 0.1."""
     if name in _MOVED:
         return importlib.import_module(_MOVED[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Does a .tflite file fit on a board, where does its memory go, and what of it runs on Arm's Ethos-U?
 
-Makers' figures of memory beside the planner's estimate; vela, Arm's compiler, says which operators the neural processor
-takes, how much memory and how long.
+The data sheets' memory sizes are compared with the planner's estimate. Vela, Arm's compiler, reports which operators
+run on the neural processor, how much memory they need and how long they take.
 """
 
 import csv
@@ -24,15 +24,15 @@ from zoo.markdown import join_blocks, make_table
 KIB = 1024
 _COLOURS = {"input": "#4c78a8", "tensor": "#9ecae9", "peak": "#f58518", "scratch": "#bab0ac", "ram": "#e45756"}
 _MEANINGS = {"peak": "alive at the peak", "input": "input", "tensor": "tensor", "scratch": "scratch"}
-_MOST_NAMED = 12  # buffers in the list beside the chart
-_FAR = 2.0  # heads, above which a line is only said to be there: it would flatten the picture
+_MOST_NAMED = 12  # buffers in the list next to the chart
+_FAR = 2.0  # times the head: a RAM line above this is only mentioned, as drawing it would flatten the picture
 _VELA_SECONDS = 1200
 _SYSTEMS = {"ethos-u55": "Ethos_U55_High_End_Embedded", "ethos-u65": "Ethos_U65_High_End",
             "ethos-u85": "Ethos_U85_SYS_Flash_High"}  # fmt: skip
 
 
 class Board(NamedTuple):
-    """Bytes of RAM and of flash that the chip itself has, and the name of its neural processor, as vela has it."""
+    """A chip's own RAM and flash in bytes, and vela's name for its neural processor."""
 
     chip: str
     ram: int
@@ -41,10 +41,10 @@ class Board(NamedTuple):
 
 
 class UnknownBoardError(ValueError):
-    """No board of that name is in the table."""
+    """The table has no board of that name."""
 
 
-# Data sheets of the makers. Where RAM is in several banks, the largest block that lies in one piece.
+# From the makers' data sheets. If the RAM has several banks, the largest contiguous block.
 BOARDS = {
     "stm32f412": Board("STM32F412", 256 * KIB, 1024 * KIB),
     "stm32f746": Board("STM32F746", 320 * KIB, 1024 * KIB),
@@ -54,13 +54,13 @@ BOARDS = {
     "nrf5340": Board("nRF5340", 512 * KIB, 1024 * KIB),
     "rp2040": Board("RP2040 (Raspberry Pi Pico)", 264 * KIB, 2048 * KIB),
     "esp32s3": Board("ESP32-S3 (8 MB module)", 512 * KIB, 8192 * KIB),
-    # Its internal SRAM; models lie in its DDR memory.
+    # RAM is the internal SRAM; models are stored in DDR memory.
     "corstone300": Board("Corstone-300 (Cortex-M55 and Ethos-U55)", 2048 * KIB, 256 * 1024 * KIB, "ethos-u55-128"),
 }
 
 
 class Fit(NamedTuple):
-    """Bytes left over of each memory, less than zero is what is missing; and what keeps TFLM from running the file."""
+    """Bytes left of each memory (negative: bytes missing), and why TFLM cannot run the file, if so."""
 
     board: Board
     ram_left: int
@@ -69,7 +69,7 @@ class Fit(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether nothing is missing, and TFLM runs the file."""
+        """Whether both memories suffice and TFLM runs the file."""
         return self.ram_left >= 0 and self.flash_left >= 0 and not self.refusals
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Fit(NamedTuple):
 
 
 def fit(plan: Plan, board: str) -> Fit:
-    """Compares the file's arena and size with a board of `BOARDS`; the program's own code and data come on top."""
+    """Compares the file's arena and size with a board of `BOARDS`; the program's own code and data are not counted."""
     if board not in BOARDS:
         raise UnknownBoardError(f"board={board!r} is unknown; expected one of {', '.join(BOARDS)}")
     found = BOARDS[board]
@@ -90,10 +90,10 @@ def fit(plan: Plan, board: str) -> Fit:
 
 
 def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | None = None) -> None:
-    """Writes as PNG: a step of the network to the right, a byte of the arena upwards.
+    """Writes a PNG of the arena over time: the operators run along the x axis, the arena's bytes along the y axis.
 
-    The buffers alive at the peak are orange. They and the highest ones bear numbers, which the list on the right
-    explains. With a board, a line shows the RAM that is left for them beside what TFLM keeps for good.
+    The buffers alive at the peak are orange. They and the highest ones are numbered; the list on the right names them.
+    With a board, a line shows the RAM left for buffers once TFLM has taken its persistent part.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
@@ -118,10 +118,10 @@ def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | 
     axes.axhline(plan.bound / 1000, color="black", linewidth=1, linestyle=":")
     axes.set_xlim(-0.5, len(plan.operators) + 0.5)
     axes.set_ylim(0, max(plan.head / 1000 * 1.12, 0.1))
-    axes.set_xlabel("operator, in running order (0: the input is filled)")
-    axes.set_ylabel("place in the arena, kB")
+    axes.set_xlabel("operator, in execution order (0: the input is filled)")
+    axes.set_ylabel("address in the arena, kB")
     axes.set_title(
-        f"{title}: head {plan.head / 1000:,.1f} kB (line), most alive at once {plan.bound / 1000:,.1f} kB (dotted, at "
+        f"{title}: head {plan.head / 1000:,.1f} kB (solid), peak of live bytes {plan.bound / 1000:,.1f} kB (dotted, at "
         f"{plan.peak or 'the input'})",
         fontsize=10,
     )
@@ -134,12 +134,12 @@ def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | 
 
 
 def _draw_ram(axes: Any, plan: Plan, board: Board) -> Any:
-    """Draws what RAM the board leaves for the buffers, unless it is far above them; returns the legend's handle."""
+    """Draws the RAM that the board leaves for buffers, unless it is far above them; returns the legend's handle."""
     left = (board.ram - plan.tail) / 1000
     drawn = left <= _FAR * plan.head / 1000
     if drawn:
         axes.set_ylim(0, max(axes.get_ylim()[1], left * 1.08))
-    label = f"{board.chip}: {board.ram / 1000:,.1f} kB of RAM less {plan.tail / 1000:,.1f} kB that TFLM keeps"
+    label = f"{board.chip}: {board.ram / 1000:,.1f} kB of RAM minus {plan.tail / 1000:,.1f} kB that TFLM keeps"
     label += "" if drawn else f", far above: {left:,.1f} kB"
     return axes.axhline(left if drawn else -1, color=_COLOURS["ram"], linewidth=1.5, linestyle="--", label=label)
 
@@ -156,20 +156,20 @@ class VelaError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What vela made of a file. Cycles and time are vela's estimate, with the clock and memories of its `system`."""
+    """A file as compiled by vela. Cycles and time are vela's estimates for the clock and memories of `system`."""
 
-    file: bytes  # the .tflite file to give to TFLM, which needs the operator ethos-u for it
+    file: bytes  # the .tflite file for TFLM, which needs the operator ethos-u to run it
     accelerator: str
     system: str
-    npu_operators: int  # of the given file's operators
-    cpu_operators: tuple[tuple[str, str], ...]  # kind and layer of those that stay for the CPU
+    npu_operators: int  # how many of the original file's operators
+    cpu_operators: tuple[tuple[str, str], ...]  # kind and layer of those left to the CPU
     sram: int  # bytes
     flash: int  # bytes of the weights and commands
     cycles: int
     milliseconds: float
 
     def to_markdown(self) -> str:
-        """Returns a table, and what stays for the CPU."""
+        """Returns a table, and a list of what is left to the CPU."""
         total = self.npu_operators + len(self.cpu_operators)
         rows = [
             ("operators on the NPU", f"{self.npu_operators} of {total}"),
@@ -183,12 +183,13 @@ class Compiled:
         return join_blocks(
             make_table(("what", self.accelerator), rows, numbers_from=1),
             f"On the CPU: {stay}." if stay else "",
-            f"By vela, for {self.system} with SRAM shared between CPU and NPU. Operators are those of the given file.",
+            f"By vela, for {self.system} with SRAM shared between CPU and NPU. Operators are counted in the original "
+            "file.",
         )
 
 
 def require_vela() -> None:
-    """Raises MissingPackageError where vela, the package ethos-u-vela, is not installed."""
+    """Raises MissingPackageError if vela, the package ethos-u-vela, is not installed."""
     if importlib.util.find_spec("ethosu") is None:
         raise MissingPackageError(
             "this needs vela, Arm's compiler for Ethos-U: pip install ethos-u-vela, or the project with its extra "
@@ -197,11 +198,12 @@ def require_vela() -> None:
 
 
 def compile_file(tflite: Source, accelerator: str = "ethos-u55-128") -> Compiled:
-    """Compiles a quantized .tflite file for an Ethos-U, by its name in vela's --accelerator-config.
+    """Compiles a quantized .tflite file for an Ethos-U, named as in vela's --accelerator-config.
 
     Raises:
         MissingPackageError: vela is not installed.
-        VelaError: it refuses the file, or takes more than 20 minutes.
+        ValueError: the accelerator is unknown.
+        VelaError: vela refuses the file, or takes more than 20 minutes.
     """
     require_vela()
     data = detach(tflite)
@@ -215,8 +217,8 @@ def compile_file(tflite: Source, accelerator: str = "ethos-u55-128") -> Compiled
         with next(Path(folder).glob("model_summary_*.csv")).open(encoding="utf-8", newline="") as stream:
             (summary,) = csv.DictReader(stream)
     model = parse(compiled)
-    # CUSTOM ethos-u stands for all that runs there
-    cpu = tuple((one.kind, one.output) for one in planner.operators(model) if one.kind != "CUSTOM ethos-u")
+    # one operator, CUSTOM ethos-u, stands for everything that runs on the NPU
+    cpu = tuple((one.kind, one.output) for one in planner.list_operators(model) if one.kind != "CUSTOM ethos-u")
     return Compiled(
         compiled,
         accelerator,

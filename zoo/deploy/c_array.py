@@ -1,4 +1,4 @@
-"""A .tflite file as C source, the way a microcontroller without a file system carries it."""
+"""A .tflite file as C source, for microcontrollers without a file system."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _KEYWORDS = frozenset(
 )
 _BYTES_A_LINE = 12
 TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
-# What TFLM's resolver names otherwise than by `_camel_case`
+# Operators whose method of TFLM's resolver is not named as `_camel_case` would
 _METHODS = {"BATCH_MATMUL": "BatchMatMul", "CUMSUM": "CumSum", "PADV2": "PadV2",
             "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM", "CUSTOM ethos-u": "EthosU",
             "CUSTOM TFLite_Detection_PostProcess": "DetectionPostprocess"}  # fmt: skip
@@ -31,13 +31,13 @@ def write(
 ) -> tuple[Path, Path]:
     """Writes `folder/NAME.h` and `folder/NAME.c`, for C11 and C++, and returns their paths.
 
-    They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM asks, `const unsigned int NAME_len`, and
-    `NAME_class_names` where these are given. Macros of the header are the arena's size, shapes, scales and zero points
-    of input and output, whether the image is taken turned by 180 degrees, and the operators to give to TFLM's resolver.
-    Metadata, which would only cost flash, are left out (`zoo.deploy.metadata.detach`).
+    They define `const unsigned char NAME[]`, aligned to 16 bytes as TFLM requires, `const unsigned int NAME_len`, and
+    `NAME_class_names` if class names are given. The header's macros give the arena size, the shapes, scales and zero
+    points of inputs and outputs, whether the model expects images turned by 180 degrees, and the operators that TFLM's
+    resolver needs. Metadata would only cost flash and are left out (`zoo.deploy.metadata.detach`).
 
     Raises:
-        ValueError: `name` is no C identifier.
+        ValueError: `name` is not a C identifier.
         TfliteFileError: not a .tflite file.
     """
     files = {Path(folder, file): content for file, content in render(tflite, name, class_names).items()}
@@ -48,28 +48,28 @@ def write(
 
 
 def render(tflite: Source, name: str, class_names: Sequence[str] = ()) -> dict[str, str]:
-    """Returns what `write` writes: header and source, by the names of the files."""
+    """Returns the contents of the header and the source that `write` writes, by file name."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         suggestion = re.sub(r"\W", "_", name, flags=re.ASCII)
         if not re.match(r"[A-Za-z_]", suggestion) or suggestion in _KEYWORDS:
             suggestion = f"model_{suggestion}"
         raise ValueError(
-            f"name={name!r} is no C identifier (letters, digits, underscores, no keyword); try {suggestion!r}"
+            f"name={name!r} is not a C identifier (letters, digits, underscores, no keyword); try {suggestion!r}"
         )
     data = detach(tflite)
-    return {f"{name}.h": _header(name, data, class_names), f"{name}.c": _source(name, data, class_names)}
+    return {f"{name}.h": _render_header(name, data, class_names), f"{name}.c": _render_source(name, data, class_names)}
 
 
-def _header(name: str, data: bytes, class_names: Sequence[str]) -> str:
+def _render_header(name: str, data: bytes, class_names: Sequence[str]) -> str:
     guard = f"{name.upper()}_H_"
-    turned = "/* Takes its image turned by 180 degrees: the pixels from the last to the first. */\n"
+    turned = "/* Expects images turned by 180 degrees: the pixels from the last to the first. */\n"
     names = f"extern const char *const {name}_class_names[{len(class_names)}];\n" if class_names else ""
     return f"""#ifndef {guard}
 #define {guard}
 
 #include <stdint.h>
 
-{_macros(name.upper(), data)}
+{_render_macros(name.upper(), data)}
 #ifdef __cplusplus
 extern "C" {{
 #endif
@@ -85,8 +85,8 @@ extern const unsigned int {name}_len;
 """
 
 
-def _macros(prefix: str, data: bytes) -> str:
-    """Returns what a program needs to know beside the bytes."""
+def _render_macros(prefix: str, data: bytes) -> str:
+    """Returns what a program needs to know besides the bytes."""
     model = parse(data)
     graph = model.subgraphs[0]
     try:
@@ -98,23 +98,23 @@ def _macros(prefix: str, data: bytes) -> str:
     for side, numbers in (("INPUT", list(graph.inputs)), ("OUTPUT", outputs)):
         for place, number in enumerate(numbers):
             what = f"{prefix}_{side}" if len(numbers) == 1 else f"{prefix}_{side}{place}"
-            lines += _describe(what, graph.tensors[number])
+            lines += _define_tensor(what, graph.tensors[number])
     lines.append(f"#define {prefix}_INPUT_TURNED {int(compact.is_turned(data))}")
     kinds = list_operators(model)
     lines.append(f"#define {prefix}_OPERATORS {len(kinds)}  /* {', '.join(kinds)} */")
     methods = [_METHODS.get(kind, _camel_case(kind)) for kind in kinds]
     calls = [f"(resolver).Add{method}() == kTfLiteOk" for method in methods if " " not in method]
-    lines.append("/* Whether TFLM's MicroMutableOpResolver took all of them. */")
+    lines.append("/* Adds them to TFLM's MicroMutableOpResolver; true if it took all of them. */")
     lines.append(f"#define {prefix}_ADD_OPERATORS(resolver) ({' && '.join(calls)})")
     return "\n".join(lines) + "\n"
 
 
 def list_operators(model: Any) -> list[str]:
-    """Returns the kinds of operators of a parsed file, each once, in alphabetical order."""
+    """Returns the kinds of operators in a parsed file, each once, in alphabetical order."""
     return sorted({tflite_file.kind_of(model, one) for graph in model.subgraphs for one in graph.operators})
 
 
-def _describe(what: str, tensor: Any) -> list[str]:
+def _define_tensor(what: str, tensor: Any) -> list[str]:
     shape = tflite_file.shape_of(tensor)
     type_ = tflite_file.type_of(tensor)
     lines = [f"#define {what}_SHAPE {{{', '.join(map(str, shape))}}}  /* {type_} */"]
@@ -129,11 +129,11 @@ def _describe(what: str, tensor: Any) -> list[str]:
 
 
 def _camel_case(kind: str) -> str:
-    """Returns "DepthwiseConv2D" for DEPTHWISE_CONV_2D, as TFLM's resolver has it."""
+    """Returns "DepthwiseConv2D" for DEPTHWISE_CONV_2D, as TFLM's resolver names it."""
     return "".join(part if part == "2D" else part.capitalize() for part in kind.split("_"))
 
 
-def _source(name: str, data: bytes, class_names: Sequence[str]) -> str:
+def _render_source(name: str, data: bytes, class_names: Sequence[str]) -> str:
     lines = (
         "    " + " ".join(f"0x{byte:02x}," for byte in data[start : start + _BYTES_A_LINE])
         for start in range(0, len(data), _BYTES_A_LINE)

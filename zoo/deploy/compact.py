@@ -1,11 +1,11 @@
-"""An int8 file that needs the least arena: turned, in strips, operators well ordered, tensors well placed.
+"""The int8 file with the smallest arena: turned, in strips, operators well ordered, tensors well placed.
 
-Each step leaves the outputs as they were: the float network's to the last digits, the file's to the bit.
+No step changes the outputs: the float network's agree up to rounding, the file's bit by bit.
 
-In strips the first stages run strip by strip, so that their large tensors never lie in RAM whole. As MCUNetV2 does it
-(Lin et al. 2021, arXiv:2110.15352, section 3.1), with standard layers only: a strip of rows is cut out with the rows
-around it that it needs, goes through the very same layers, and is trimmed; the strips' results are put together again.
-Rows near a cut are computed twice, which costs time and saves memory.
+The first stages can run strip by strip, so that their large tensors are never whole in RAM. This follows MCUNetV2 (Lin
+et al. 2021, arXiv:2110.15352, section 3.1) with standard layers only: a strip of rows is cut out together with the
+neighbouring rows that its windows reach, passes through the same layers, and is trimmed; then the strips are
+concatenated. Rows near a cut are computed twice: less memory for more time.
 """
 
 import difflib
@@ -23,11 +23,11 @@ _WINDOWS = ("AveragePooling2D", "Conv2D", "DepthwiseConv2D", "MaxPooling2D", "Se
 
 
 class StripsError(ValueError):
-    """A stage that cannot be cut into strips."""
+    """A stage cannot be cut into strips."""
 
 
 class Region(NamedTuple):
-    """The layers from `first` to `last`, by name, and into how many strips of rows their output is cut."""
+    """The layers from `first` to `last`, by name, and the number of strips of rows that their output is cut into."""
 
     first: str
     last: str
@@ -37,17 +37,18 @@ class Region(NamedTuple):
 def convert(
     model: keras.Model, calibration: np.ndarray | Iterable[Any], *, turned: bool = True, regions: Sequence[Region] = ()
 ) -> bytes:
-    """Returns the int8 file with the least arena that these steps give.
+    """Returns the int8 file with the smallest arena that these steps give.
 
     Args:
         calibration: images as `tflite.convert` takes them, not turned.
-        turned: the file takes images turned by 180 degrees (`turn.images`), which its metadata say; see `is_turned`.
+        turned: make a file that takes images turned by 180 degrees (`turn.images`) and says so in its metadata; see
+            `is_turned`.
         regions: what to run strip by strip.
 
     Raises:
-        ConversionError, TurnError, StripsError, GraphError: as the steps.
+        ConversionError, TurnError, StripsError, GraphError: from the steps.
     """
-    images = np.stack(tflite.calibration_images(model, calibration))
+    images = np.stack(tflite.load_calibration(model, calibration))
     model = graph.flatten(model, images.shape[1:])
     if turned:
         model, images = turn.turn(model), turn.images(images)
@@ -60,17 +61,19 @@ def convert(
     return with_best_plan(pack(parsed))
 
 
-def smallest(model: keras.Model, calibration: np.ndarray | Iterable[Any], *, regions: Sequence[Region] = ()) -> bytes:
-    """Returns the file of least arena: of `convert`, turned or not, or of `tflite.convert` where none is smaller.
+def convert_smallest(
+    model: keras.Model, calibration: np.ndarray | Iterable[Any], *, regions: Sequence[Region] = ()
+) -> bytes:
+    """Returns the file with the smallest arena: from `convert`, turned or not, or the plain one from `tflite.convert`.
 
-    Turning rids a network of PyTorch's paddings, and brings them into one that pads as TensorFlow does. The plain file
-    is in the running only without regions, which ask for strips.
+    Turning removes the explicit paddings of a network that pads as PyTorch does, but adds some to a network that pads
+    as TensorFlow does. The plain file is considered only without regions, which ask for strips.
 
     Raises:
         ConversionError, GraphError: as `convert`.
-        StripsError: the regions can be cut neither way.
+        StripsError: the regions cannot be cut either way.
     """
-    images = np.stack(tflite.calibration_images(model, calibration))
+    images = np.stack(tflite.load_calibration(model, calibration))
     model = graph.flatten(model, images.shape[1:])
     files: list[bytes] = [] if regions else [tflite.convert(model, quantize="int8", calibration=images)]
     failures = []
@@ -85,20 +88,20 @@ def smallest(model: keras.Model, calibration: np.ndarray | Iterable[Any], *, reg
 
 
 def is_turned(file: Source) -> bool:
-    """Whether the file says that it takes images turned by 180 degrees."""
+    """Whether the file's metadata say that it takes images turned by 180 degrees."""
     return tflite_file.metadata(parse(file), turn.METADATA) == turn.TURNED
 
 
 def with_best_plan(file: Source, tries: int = 2000) -> bytes:
-    """Returns the file with the best plan that `memory_plan.best` finds as its metadata; its outputs stay the same.
+    """Returns the file with the plan from `memory_plan.find_best_offsets` in its metadata; its outputs stay the same.
 
-    TFLM puts each tensor where the plan says; operators' scratch memory finds its own place. LiteRT does not read it.
+    TFLM puts each tensor where the plan says, and places the operators' scratch memory itself. LiteRT ignores the plan.
     """
     model = parse(file)
     if len(model.subgraphs) > 1:  # TFLM reads such a plan by numbers that start anew in each subgraph
         return tflite_file.read(file)
-    buffers = planner.buffers_of(model)
-    offsets = memory_plan.best(buffers, tries)
+    buffers = planner.list_buffers(model)
+    offsets = memory_plan.find_best_offsets(buffers, tries)
     table = [-1] * len(model.subgraphs[0].tensors)
     for buffer, offset in zip(buffers, offsets, strict=True):
         if buffer.tensor is not None:
@@ -108,9 +111,9 @@ def with_best_plan(file: Source, tries: int = 2000) -> bytes:
 
 
 def depth_first(model: Any) -> None:
-    """Puts a parsed file's operators into the order in which each branch is finished before the next begins.
+    """Orders a parsed file's operators so that each branch is finished before the next begins.
 
-    The converter brings forward whatever is ready, all cuts of all strips for one.
+    The converter schedules whatever is ready first, such as the cuts of all strips.
     """
     subgraph = model.subgraphs[0]
     made = tflite_file.writers_of(subgraph)
@@ -130,7 +133,7 @@ def depth_first(model: Any) -> None:
 
 
 def share_constants(model: Any) -> None:
-    """Gives equal constants of a parsed file one buffer: strips bring every weight along again."""
+    """Makes equal constants of a parsed file share one buffer: each strip brings its own copy of every weight."""
     first: dict[bytes, int] = {}
     for tensor in model.subgraphs[0].tensors:
         if tflite_file.is_constant(model, tensor):
@@ -142,11 +145,11 @@ def share_constants(model: Any) -> None:
 def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
     """Returns the model with its regions in strips; the layers are shared with `model`, not copied.
 
-    A region begins at the one tensor that `first` reads and ends at the one that `last` writes; layers between may read
-    nothing else from outside. They pad "same", and their strides divide the rows.
+    A region begins at the one tensor that `first` reads and ends at the one that `last` writes; the layers between may
+    read nothing else from outside. They pad "same", and their strides divide the number of rows.
 
     Raises:
-        StripsError: a region does not exist, overlaps another, or has a layer that looks further than a window.
+        StripsError: a region does not exist, overlaps another, or has a layer that reads more rows than a window.
         GraphError: the model is subclassed, or the result does not compute the same.
     """
     model = graph.flatten(model)
@@ -158,12 +161,12 @@ def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
     for region in regions:
         members = _members(calls, region)
         if inside & set(map(id, members)):
-            raise StripsError(f"region {region} overlaps another; give each layer to one")
+            raise StripsError(f"region {region} overlaps another; put each layer into one region only")
         inside |= set(map(id, members))
         ends[id(members[-1].node)] = (region, members)
     within = {id(call.node) for call in calls if id(call) in inside}
     if any(id(graph.node_of(tensor)) in within - ends.keys() for tensor in model.outputs):
-        raise StripsError("a model's output lies inside a region; end the region there")
+        raise StripsError("one of the model's outputs lies inside a region; end the region there")
     sources: dict[int, Any] = {}
 
     def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -182,13 +185,13 @@ def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
 
 
 def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
-    """Returns the calls of a region in running order."""
+    """Returns the calls of a region in execution order."""
     names, place = [call.layer.name for call in calls], f"region {region.first} to {region.last}"
     for name in (region.first, region.last):
         if (count := names.count(name)) != 1:
             close = difflib.get_close_matches(name, names, 1) if not count else []
             near = f" (did you mean {close[0]!r}?)" if close else ""
-            raise StripsError(f"layer {name!r} is called {count} times in the model{near}; once was expected")
+            raise StripsError(f"layer {name!r} is called {count} times in the model{near}; expected once")
     first, last = calls[names.index(region.first)], calls[names.index(region.last)]
     made = {id(call.outputs[0]): call for call in calls}
     source, members, stack = id(first.inputs[0]), {}, [last]
@@ -203,8 +206,8 @@ def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
     ordered = [call for call in calls if id(call) in members]
     if ordered[0] is not first:
         raise StripsError(
-            f"{place} reads {ordered[0].layer.name!r} beside what {region.first} reads. Begin where the branches part, "
-            "or end before they join"
+            f"{place} also reads {ordered[0].layer.name!r}, which {region.first} does not lead to. Begin the region "
+            "where the branches part, or end it before they join"
         )
     written = {id(call.outputs[0]) for call in ordered[:-1]}
     for call in calls:
@@ -217,15 +220,15 @@ def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
     height, rows = source.shape[1], members[-1].outputs[0].shape[1]
     if rows is None or height is None or height % rows or not 1 <= region.strips <= min(rows, rewrites.MOST_INPUTS):
         raise StripsError(
-            f"region {region.first} to {region.last} turns {height} rows into {rows}, to be cut into {region.strips} "
-            "strips. Expected fixed numbers, strides that divide the rows, and at most as many strips as rows, nor "
-            f"more than {rewrites.MOST_INPUTS}, which TFLM can put together"
+            f"region {region.first} to {region.last} maps {height} rows to {rows}, to be cut into {region.strips} "
+            "strips. Expected fixed numbers of rows, strides that divide them, and at most as many strips as rows and "
+            f"at most {rewrites.MOST_INPUTS}, the most that TFLM can concatenate"
         )
     stride, taken, parts = height // rows, id(members[0].inputs[0]), []
     for strip in range(region.strips):
         start, end = rows * strip // region.strips, rows * (strip + 1) // region.strips
         low, high = _needed(members, taken, start, end)
-        low, high = low // stride * stride, -(-high // stride) * stride  # so that strides fall on the same rows
+        low, high = low // stride * stride, -(-high // stride) * stride  # so that windows start at the same rows
         name = f"{region.last}_strip{strip}"
         values = {taken: _rows(source, low, high, f"{name}_cut")}
         for call in members:
@@ -237,7 +240,7 @@ def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
 
 
 def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tuple[int, int]:
-    """Returns the rows of the region's input that its output's rows from `start` to before `end` come from."""
+    """Returns the range of input rows that the region needs for its output rows from `start` up to `end`, exclusive."""
     wanted = {id(members[-1].outputs[0]): (start, end)}
     for call in reversed(members):
         low, high = wanted[id(call.outputs[0])]
@@ -247,12 +250,12 @@ def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tup
             if (layer.padding != "same" and extent > 1) or length % stride:
                 raise StripsError(
                     f"layer {layer.name!r} reads {length} rows with stride {stride} and padding "
-                    f'"{layer.padding}"; "same" and a stride that divides the rows were expected'
+                    f'"{layer.padding}"; expected "same" and a stride that divides the rows'
                 )
             before = turn.same_padding(length, extent, stride)[0]
             low, high = low * stride - before, (high - 1) * stride - before + extent
         elif kind not in turn.PLACEWISE or len(call.outputs[0].shape) != 4 or turn.mixes_places(layer, call.outputs[0]):
-            raise StripsError(f"layer {layer.name!r} ({kind}) looks at more than some rows; end the region before it")
+            raise StripsError(f"layer {layer.name!r} ({kind}) needs all rows at once; end the region before it")
         for tensor in call.inputs:
             known = wanted.get(id(tensor), (low, high))
             wanted[id(tensor)] = (max(0, min(low, known[0])), min(tensor.shape[1], max(high, known[1])))

@@ -1,4 +1,4 @@
-"""Where an int8 .tflite file loses accuracy: the signal-to-noise ratio of each operator, and what helps there."""
+"""Where an int8 .tflite file loses accuracy: each operator's signal-to-noise ratio, and remedies."""
 
 import copy
 import dataclasses
@@ -14,21 +14,22 @@ from zoo.deploy import measure, planner, tflite_file
 from zoo.deploy.tflite_file import Source, constant_of, kind_of, kinds_of, load_schema, pack, parse, read, text
 from zoo.markdown import join_blocks, make_table
 
-EXACT_DB = 99.0  # shown where there is no noise at all
-LOST_DB = 32.0  # of one operator, below which something is done about it: healthy ones of 8 bits have 35 to 50
-IMAGES = 32  # at most; the ratios hardly move after some
-OUTLIER_SHARE = 0.25  # of the range, below which 99.9 % of the values lie
-CHANNEL_RATIO = 8.0  # of the largest channel's range to the median one's
-SCALE_RATIO = 8.0  # between the operands of an addition or concatenation
-SATURATED_SHARE = 0.01
-USED_SHARE = 0.25  # of the range, that the largest value reaches
-FIXED_SCALES = (1 / 256, 1 / 128, 1 / 32768)  # of softmax, sigmoid, tanh: whatever their values are
-_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")  # change only how numbers are stored
+EXACT_DB = 99.0  # stands for no noise at all
+LOST_DB = 32.0  # an operator's own ratio below this calls for a remedy: healthy ones have 35 to 50 dB in 8 bits
+IMAGES = 32  # at most; more images hardly change the ratios
+# Thresholds of the remedies
+OUTLIER_SHARE = 0.25  # outliers: 99.9 % of the values lie below this share of the largest
+CHANNEL_RATIO = 8.0  # unequal channels: the largest channel's range to the median one's
+SCALE_RATIO = 8.0  # unequal operands: between the scales of an addition or concatenation
+SATURATED_SHARE = 0.01  # saturation: of the values that lie beyond the range
+USED_SHARE = 0.25  # unused range: of the range that the largest value reaches
+FIXED_SCALES = (1 / 256, 1 / 128, 1 / 32768)  # of softmax, sigmoid, tanh, whatever their values
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")  # only change how numbers are stored
 _SAME_SCALE = frozenset(
     "AVERAGE_POOL_2D CONCATENATION EXPAND_DIMS GATHER MAX_POOL_2D MIRROR_PAD PACK PAD RESHAPE RESIZE_BILINEAR "
     "RESIZE_NEAREST_NEIGHBOR SLICE SPLIT SQUEEZE STRIDED_SLICE TILE TRANSPOSE".split()
-)  # whose output has its input's scale
-NONE = 'keep it in 16 bits (quantize="int16x8"), or quantization-aware training'  # where no rule says why
+)  # their output has the scale of their input
+NONE = 'keep it in 16 bits (quantize="int16x8"), or use quantization-aware training'  # if no rule explains the loss
 
 
 class DoctorError(ValueError):
@@ -37,10 +38,10 @@ class DoctorError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One operator. Ratios in decibels, signal to rounding noise; 6 dB are one bit.
+    """One operator's ratios of signal to rounding noise, in decibels; 6 dB are one bit.
 
-    `own_db` is for the noise that this operator adds to exact inputs, `total_db` for all that has come together in its
-    output. `remedies` are in the order of what they cost; none where the operator loses nothing to speak of.
+    `own_db` counts the noise that this operator adds to exact inputs, `total_db` all the noise that has accumulated in
+    its output. `remedies` are ordered by cost, cheapest first; empty if the operator loses almost nothing.
     """
 
     operator: planner.Operator
@@ -51,11 +52,11 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """The input and all operators in running order, and on how many images they were watched."""
+    """The findings on the input and all operators in execution order, over `n` images."""
 
     findings: tuple[Finding, ...]
     n: int
-    output_db: float  # the ratio at the file's first output
+    output_db: float  # `total_db` at the file's first output
 
     def worst(self, count: int = 10) -> list[Finding]:
         """Returns the operators that add the most noise, worst first."""
@@ -72,34 +73,34 @@ class Diagnosis:
         return join_blocks(
             f"Signal to rounding noise at the output: {self.output_db:.1f} dB (n = {self.n} images). "
             + (f"{lost} of {len(self.findings)} operators lose something. " if lost else "No operator loses much. ")
-            + "Those that add the most noise:",
+            + "The operators that add the most noise:",
             make_table(("operator", "own dB", "so far dB", "what helps"), rows),
-            "Own: for the noise that this operator adds to exact inputs. So far: for all the noise that has come "
-            f"together in its output. 6 dB are one bit; {EXACT_DB:.0f} is written where there is no noise at all.",
+            "Own: the noise that this operator adds to exact inputs. So far: all the noise accumulated in its output. "
+            f"6 dB are one bit; {EXACT_DB:.0f} means no noise at all.",
         )
 
 
 def diagnose(tflite: Source, images: np.ndarray | None, reference: Source | None = None) -> Diagnosis:
-    """Compares every operator of a quantized file with the same in float.
+    """Compares every operator of a quantized file with the same operator in float.
 
     Args:
-        images: (n, height, width, channels), preprocessed as in training; the first 32 are used. None takes random
+        images: (n, height, width, channels), preprocessed as in training; the first 32 are used. None uses random
             numbers over the whole range of each input, for a file that takes no images.
-        reference: the float file of the same model; without it the file's own operators are computed in float with
-            its rounded weights, and the noise of rounding the weights stays unseen.
+        reference: the float file of the same model. Without it, the file's own operators are computed in float with its
+            rounded weights, so the noise from rounding the weights is not seen.
 
     Raises:
         DoctorError: the file is not quantized, keeps state or branches, or the reference has other operators.
-        MeasureError: images that do not fit.
+        MeasureError: the images do not fit the file's input.
         TfliteFileError: not a whole TensorFlow Lite file.
     """
     model = parse(tflite)
     _require_followable(model)
-    twin_file, kept = make_float(model) if reference is None else _matched(model, parse(reference))
+    twin_file, kept = make_float(model) if reference is None else _match_operators(model, parse(reference))
     twin = parse(twin_file)
     inputs = _make_inputs(tflite) if images is None else [np.asarray(images[:IMAGES], np.float32)]
-    stored, exact = _outputs(read(tflite), model, inputs), _outputs(twin_file, twin, inputs)
-    operators, graph, float_graph = planner.operators(model), model.subgraphs[0], twin.subgraphs[0]
+    stored, exact = _compute_tensors(read(tflite), model, inputs), _compute_tensors(twin_file, twin, inputs)
+    operators, graph, float_graph = planner.list_operators(model), model.subgraphs[0], twin.subgraphs[0]
     findings = []
     for ours, theirs in zip(map(int, graph.inputs), map(int, float_graph.inputs), strict=True):
         name = text(graph.tensors[ours].name) if len(graph.inputs) > 1 else "image"
@@ -116,18 +117,18 @@ def diagnose(tflite: Source, images: np.ndarray | None, reference: Source | None
 def _make_finding(
     model: Any, operator: planner.Operator, tensor: int, stored: np.ndarray, signal: np.ndarray, own_db: float | None
 ) -> Finding:
-    """Returns what is found of the operator that computes a tensor; of an input, all its noise is its own."""
-    total_db = decibels(signal, _dequantized(model, tensor, stored))
+    """Returns the finding on the operator that computes a tensor; None, for an input, makes `own_db` the total."""
+    total_db = decibels(signal, _dequantize(model, tensor, stored))
     own_db = total_db if own_db is None else own_db
-    found = _range_remedies(model, tensor, stored, signal)
+    found = _find_range_remedies(model, tensor, stored, signal)
     if operator.number >= 0:
-        copies = operator.kind in _SAME_SCALE and operator.kind != "CONCATENATION"  # what is lost was lost before
-        found = [] if copies else found + _operand_remedies(model, operator, tensor)
+        copies = operator.kind in _SAME_SCALE and operator.kind != "CONCATENATION"  # its input was rounded before
+        found = [] if copies else found + _find_operand_remedies(model, operator, tensor)
     return Finding(operator, own_db, total_db, tuple(found or ([NONE] if own_db < LOST_DB else [])))
 
 
 def draw_noise(diagnosis: Diagnosis, path: str | os.PathLike, title: str, count: int = 20) -> None:
-    """Writes as PNG the worst operators: a bar for the ratio each has alone, a dot for what reaches its output."""
+    """Writes a PNG of the worst operators: a bar for each one's own ratio, a dot for the total at its output."""
     from matplotlib.figure import Figure
 
     worst = diagnosis.worst(count)[::-1]  # bars are drawn from the bottom
@@ -135,7 +136,7 @@ def draw_noise(diagnosis: Diagnosis, path: str | os.PathLike, title: str, count:
     axes = figure.add_subplot()
     places = range(len(worst))
     axes.barh(places, [finding.own_db for finding in worst], color="#4c78a8", label="this operator alone")
-    axes.plot([finding.total_db for finding in worst], places, "o", color="#f58518", label="all up to here")
+    axes.plot([finding.total_db for finding in worst], places, "o", color="#f58518", label="all noise so far")
     axes.set_yticks(places, [str(finding.operator) for finding in worst], fontsize=8)
     axes.set_xlim(0, None)
     axes.set_ylim(-0.6, len(worst) - 0.4)
@@ -148,17 +149,17 @@ def draw_noise(diagnosis: Diagnosis, path: str | os.PathLike, title: str, count:
 
 def _require_followable(model: Any) -> None:
     kinds = {kind_of(model, operator) for operator in model.subgraphs[0].operators}
-    followed_by_nobody = sorted(kinds & {"CALL_ONCE", "IF", "VAR_HANDLE", "WHILE"})
+    unsupported = sorted(kinds & {"CALL_ONCE", "IF", "VAR_HANDLE", "WHILE"})
     variables = [text(tensor.name) for tensor in model.subgraphs[0].tensors if tensor.isVariable]
-    if followed_by_nobody or variables:
-        what = ", ".join(followed_by_nobody) or f"the variable {variables[0]}"
-        raise DoctorError(f"the file keeps state between calls, or branches ({what}), which the doctor does not follow")
+    if unsupported or variables:
+        what = ", ".join(unsupported) or f"the variable {variables[0]}"
+        raise DoctorError(f"the file keeps state between calls, or branches ({what}), which the doctor cannot follow")
     if not any(_is_quantized(model, number) for number in tflite_file.writers_of(model.subgraphs[0])):
         raise DoctorError("no operator of the file computes in integers; give the int8 file, not the float one")
 
 
 def _make_inputs(tflite: Source) -> list[np.ndarray]:
-    """Returns random float values for each input, over the whole range that it can store."""
+    """Returns random float values for each input, over the whole range that the input can store."""
     interpreter = measure.interpret(tflite, threads=1)
     noise = measure.make_noise(interpreter, IMAGES)
     details = interpreter.get_input_details()
@@ -166,7 +167,7 @@ def _make_inputs(tflite: Source) -> list[np.ndarray]:
 
 
 def _output_db(model: Any, kept: dict[int, int], findings: list[Finding]) -> float:
-    """Returns the ratio at the first output: of the operator that computes it, or the last one before a conversion."""
+    """Returns the ratio of the operator that computes the first output, before any conversions."""
     outputs = tflite_file.outputs_of(model)
     tensor = outputs[0][1] if tflite_file.is_numbered(outputs) else int(model.subgraphs[0].outputs[0])
     made = tflite_file.writers_of(model.subgraphs[0])
@@ -191,8 +192,8 @@ def _to_decibels(power: float, noise: float) -> float:
     return EXACT_DB if noise == 0 else min(EXACT_DB, 10 * math.log10(max(power, 1e-30) / noise))
 
 
-def _matched(model: Any, reference: Any) -> tuple[bytes, dict[int, int]]:
-    """Pairs the operators of a float file with the quantized one's, in running order."""
+def _match_operators(model: Any, reference: Any) -> tuple[bytes, dict[int, int]]:
+    """Pairs a float file's operators with those of the quantized file, in execution order; returns as `make_float`."""
     ours = [number for number, kind in enumerate(kinds_of(model)) if kind not in _CONVERSIONS]
     kinds = [kinds_of(model)[number] for number in ours]
     theirs = kinds_of(reference)
@@ -203,24 +204,26 @@ def _matched(model: Any, reference: Any) -> tuple[bytes, dict[int, int]]:
     return pack(reference), dict(enumerate(ours))
 
 
-def _outputs(file: bytes, model: Any, inputs: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
-    """Returns every tensor that is computed, and the inputs, for all images, as stored."""
+def _compute_tensors(file: bytes, model: Any, inputs: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Returns the inputs and every computed tensor, for all images, as stored."""
     interpreter = measure.interpret(file, threads=1, keep_tensors=True, kernels="builtin")
     details = interpreter.get_input_details()
     if len(details) != len(inputs):
-        raise measure.MeasureError(f"the file takes {len(details)} inputs, and images are one; give None for noise")
+        raise measure.MeasureError(
+            f"the file takes {len(details)} inputs, and images are only one; give None to use random inputs"
+        )
     for values, source in zip(inputs, details, strict=True):
-        if values.shape[1:] != tuple(source["shape"]):  # as they are made for a file that takes no images
+        if values.shape[1:] != tuple(source["shape"]):  # random inputs have it
             measure.check_shape(values, source)
     graph = model.subgraphs[0]
     given = [measure.quantize(values, source) for values, source in zip(inputs, details, strict=True)]
-    return measure.run(interpreter, given, [*map(int, graph.inputs), *tflite_file.writers_of(graph)])
+    return measure.run_interpreter(interpreter, given, [*map(int, graph.inputs), *tflite_file.writers_of(graph)])
 
 
 def _measure_alone(model: Any, twin: Any, kept: dict[int, int], stored: dict[int, np.ndarray]) -> dict[int, float]:
-    """Returns the ratio of each operator computed in float from the inputs that it had in integers, by its number.
+    """Returns each operator's own ratio, by its number: computed in float from the inputs that it had in integers.
 
-    All run at once: `twin` is changed into a file in which each operator takes its inputs from outside.
+    All operators run at once: `twin` is changed into a file in which each operator takes its inputs from outside.
     """
     graph, original = twin.subgraphs[0], model.subgraphs[0].operators
     computed = {*map(int, graph.inputs), *tflite_file.writers_of(graph)}
@@ -247,19 +250,19 @@ def _measure_alone(model: Any, twin: Any, kept: dict[int, int], stored: dict[int
     sums = {number: np.zeros(2) for number in operators}
     for image in range(len(next(iter(stored.values())))):
         for (_, ours), tensor in given.items():
-            interpreter.set_tensor(tensor, _dequantized(model, ours, stored[ours][image]).astype(types[tensor]))
+            interpreter.set_tensor(tensor, _dequantize(model, ours, stored[ours][image]).astype(types[tensor]))
         interpreter.invoke()
         for number, operator in operators.items():
             ours = int(original[kept[number]].outputs[0])
             exact = interpreter.get_tensor(int(operator.outputs[0]))
-            sums[number] += _sum_powers(exact, _dequantized(model, ours, stored[ours][image]))
+            sums[number] += _sum_powers(exact, _dequantize(model, ours, stored[ours][image]))
     return {number: _to_decibels(*both) for number, both in sums.items()}
 
 
-def _operand_remedies(model: Any, operator: planner.Operator, output: int) -> list[str]:
+def _find_operand_remedies(model: Any, operator: planner.Operator, output: int) -> list[str]:
     graph, found = model.subgraphs[0], []
     inputs = graph.operators[operator.number].inputs
-    branches = _branches(model, inputs)
+    branches = _list_branches(model, inputs)
     if operator.kind in ("ADD", "SUB", "CONCATENATION") and len(branches) > 1:
         scales = [float(graph.tensors[one].quantization.scale[0]) for one in branches]
         if max(scales) > SCALE_RATIO * min(scales):
@@ -268,19 +271,21 @@ def _operand_remedies(model: Any, operator: planner.Operator, output: int) -> li
     if weights >= 0 and _is_quantized(model, weights):
         channels = int(graph.tensors[output].shape[-1])
         if len(graph.tensors[weights].quantization.scale) == 1 and channels > 1:
-            found.append("one scale for all output channels: convert with zoo.deploy.tflite, which gives each its own")
+            found.append(
+                "all output channels share one scale: convert with zoo.deploy.tflite, which gives each its own"
+            )
     return found
 
 
-def _branches(model: Any, inputs: Iterable[int]) -> list[int]:
-    """Returns the quantized tensors among an operator's inputs that the network computes."""
+def _list_branches(model: Any, inputs: Iterable[int]) -> list[int]:
+    """Returns those of an operator's inputs that are quantized and computed by the network."""
     numbers = [int(number) for number in inputs if number >= 0]
     tensors = model.subgraphs[0].tensors
     return [one for one in numbers if _is_quantized(model, one) and not tflite_file.is_constant(model, tensors[one])]
 
 
-def _joined_in(model: Any, tensor: int) -> str | None:
-    """Returns the name of the concatenation that sets a tensor's range, or None: its parts share one scale."""
+def _find_concatenation(model: Any, tensor: int) -> str | None:
+    """Returns the concatenation that sets a tensor's range, or None; the parts of a concatenation share one scale."""
     graph = model.subgraphs[0]
     readers = tflite_file.readers_of(graph)
     waiting, seen = [tensor], set()
@@ -289,14 +294,14 @@ def _joined_in(model: Any, tensor: int) -> str | None:
         seen.add(number)
         for operator in (graph.operators[reader] for reader in readers.get(number, [])):
             kind = kind_of(model, operator)
-            if kind == "CONCATENATION" and len(set(_branches(model, operator.inputs))) > 1:
-                return f"{kind} ({planner.layer_names(model)[0][operator.outputs[0]]})"
+            if kind == "CONCATENATION" and len(set(_list_branches(model, operator.inputs))) > 1:
+                return f"{kind} ({planner.find_layer_names(model)[0][operator.outputs[0]]})"
             if kind in _SAME_SCALE:
                 waiting += [int(one) for one in operator.outputs if int(one) not in seen]
     return None
 
 
-def _range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndarray) -> list[str]:
+def _find_range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndarray) -> list[str]:
     if not _is_quantized(model, output):
         return []
     limits = np.iinfo(stored.dtype)
@@ -308,32 +313,31 @@ def _range_remedies(model: Any, output: int, stored: np.ndarray, signal: np.ndar
     cut_off = (signal > (limits.max - zero + 1) * scale) | (signal < (limits.min - zero - 1) * scale)
     if cut_off.mean() > SATURATED_SHARE:
         found.append(
-            f"{100 * cut_off.mean():.1f} % of its values lie beyond the range and are cut off: calibrate on more, or "
+            f"{100 * cut_off.mean():.1f} % of its values are beyond the range and are cut off: calibrate on more, or "
             "more typical, images"
         )
     largest = float(np.abs(signal).max())
     if 0 < largest < USED_SHARE * scale * max(limits.max - zero, zero - limits.min):
-        joined = _joined_in(model, output)
+        joined = _find_concatenation(model, output)
         found.append(
-            "it fills little of its range: calibrate on more typical images"
+            "it uses little of its range: calibrate on more typical images"
             if joined is None
-            else f"it fills little of its range, which {joined} sets, where it is concatenated with larger values: "
-            "normalize both branches"
+            else f"it uses little of its range, which it shares with larger values in {joined}: normalize both branches"
         )
     if largest > 0 and np.percentile(np.abs(signal), 99.9) < OUTLIER_SHARE * largest:
-        found.append("a few outliers stretch its range: ReLU6 after it, or quantization-aware training")
+        found.append("a few outliers stretch its range: put a ReLU6 after it, or use quantization-aware training")
     if signal.ndim == 5:
         channels = np.abs(signal).max(axis=(0, 1, 2, 3))
         if channels.max() > CHANNEL_RATIO * max(float(np.median(channels)), 1e-12):
             found.append(
-                "channels of very different range share its scale: --equalize (zoo.deploy.equalize) where a ReLU or "
-                "nothing follows, else quantization-aware training"
+                "channels of very different range share its scale: --equalize (zoo.deploy.equalize) if a ReLU or no "
+                "activation follows, otherwise quantization-aware training"
             )
     return found
 
 
-def _dequantized(model: Any, number: int, values: np.ndarray) -> np.ndarray:
-    """Returns what the stored `values` of a tensor stand for, as float32; one scale, or one for each channel."""
+def _dequantize(model: Any, number: int, values: np.ndarray) -> np.ndarray:
+    """Returns the real numbers, as float32, for stored `values` of a tensor with one scale or one per channel."""
     quantization = model.subgraphs[0].tensors[number].quantization
     if not _is_quantized(model, number):
         return values.astype(np.float32)
@@ -350,9 +354,9 @@ def _is_quantized(model: Any, number: int) -> bool:
 
 
 def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
-    """Returns the float file of a parsed quantized one, and for each of its operators the quantized file's.
+    """Returns the float file of a parsed quantized one, and the quantized file's operator for each of its operators.
 
-    Tensors keep their numbers. Operators that only convert are left out; their readers take what they read.
+    Tensors keep their numbers. Operators that only convert are removed; their readers take their inputs instead.
     """
     model = copy.deepcopy(quantized)
     graph, types = model.subgraphs[0], load_schema().TensorType
@@ -361,7 +365,7 @@ def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
             values = constant_of(quantized, number)
             tensor.type, tensor.quantization = types.FLOAT32, None
             if values is not None:
-                tensor.buffer = tflite_file.add_buffer(model, _dequantized(quantized, number, values))
+                tensor.buffer = tflite_file.add_buffer(model, _dequantize(quantized, number, values))
     source: dict[int, int] = {}
     kept = {}
     operators = []

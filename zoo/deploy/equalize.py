@@ -1,15 +1,17 @@
-"""Cross-layer equalization: the channels of a tensor, which share one scale in int8, brought to like ranges.
+"""Cross-layer equalization: gives the channels of a tensor, which share one scale in int8, similar ranges.
 
-A channel is divided by a factor where it is made (its normalization, or kernel and bias) and multiplied by it where it
-is read. ReLU, pooling and what else gives s * y for s * x may lie between; ReLU6, sigmoid and swish may not, nor a sum
-with another tensor. The factors are powers of two, so that the network's outputs stay the same to the bit.
+A channel is divided by a factor where it is computed (in its normalization, or in kernel and bias) and multiplied by
+the factor where it is read. Between the two, ReLU, pooling and whatever maps s * x to s * y is allowed; ReLU6, sigmoid,
+swish and sums with another tensor are not. The factors are powers of two, so that the network's outputs stay the same
+bit by bit.
 
 Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (2019), section 4.1. Departures:
-they equalize the ranges of two kernels with a scale each. Here a kernel has a scale for each output channel, and what
-shares one is a tensor's channels and the weights of one output: the largest value that the calibration images show in a
-channel against the largest weight that reads it, as a share of the largest of its output; in a depthwise kernel, with a
-scale for each channel, the tensor alone. How much goes to which side is the power of Xiao et al., SmoothQuant (2023),
-chosen for each tensor by the noise that is expected; no factors are among the choices. No bias is absorbed.
+they equalize the ranges of two kernels with one scale each. Here a kernel has a scale per output channel, and the
+values that share a scale are a tensor's channels and the weights of one output. So the largest value of a channel over
+the calibration images is balanced against the largest weight that reads the channel, relative to the largest weight of
+its output; for a depthwise kernel, with a scale per channel, only the tensor counts. The balance between the two sides
+is the exponent of Xiao et al., SmoothQuant (2023), chosen for each tensor by the expected noise; to leave the tensor
+unchanged is one of the choices. No bias is absorbed.
 """
 
 import collections
@@ -22,12 +24,12 @@ import numpy as np
 from zoo import graph
 from zoo.deploy import tflite
 
-LARGEST_RATIO = 64.0  # of ranges that are equalized: a channel that is silent in calibration need not stay so
+LARGEST_RATIO = 64.0  # between equalized ranges: a channel that is silent in calibration need not stay silent
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0 equalizes the weights, 1 the tensor
 
 _TINY = float(np.finfo(np.float32).tiny)
-_WEAKEST = 1e4  # of a channel's power to the strongest's: below it a channel counts no more
+_POWER_RATIO = 1e4  # of the strongest channel to the weakest that still counts in full
 _KERNELS = ("Conv2D", "DepthwiseConv2D", "Dense")
 _KEEP_FACTORS = frozenset(
     ["AveragePooling2D", "Cropping2D", "Dropout", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "LeakyReLU",
@@ -36,7 +38,7 @@ _KEEP_FACTORS = frozenset(
 
 
 class Equalized(NamedTuple):
-    """The copy of a model, the layers whose channels were equalized, and why those of others were not, by name."""
+    """The equalized copy of a model, the layers whose channels were equalized, and by layer why others were not."""
 
     model: keras.Model
     done: tuple[str, ...]
@@ -44,11 +46,11 @@ class Equalized(NamedTuple):
 
 
 class _Channels(NamedTuple):
-    """What a factor for each channel of a tensor goes through."""
+    """The layers that take part in scaling the channels of a tensor."""
 
-    maker: Any  # the layer whose weights divide: a normalization, or what has kernel and bias
+    maker: Any  # the layer whose weights are divided: a normalization, or a layer with kernel and bias
     tensor: str  # the layer after which the channels are stored
-    readers: list[Any]  # the layers whose kernels multiply
+    readers: list[Any]  # the layers whose kernels are multiplied
 
 
 def equalize(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Equalized:
@@ -56,9 +58,9 @@ def equalize(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Equ
 
     Raises:
         GraphError: the model is subclassed, or the copy does not compute the same.
-        ConversionError: no calibration images, or of another shape.
+        ConversionError: there are no calibration images, or they have another shape.
     """
-    images = tflite.calibration_images(model, calibration)
+    images = tflite.load_calibration(model, calibration)
     model = graph.flatten(model, images[0].shape)
     copy = graph.copy_model(model)
     found, left = _find_channels(copy)
@@ -70,7 +72,7 @@ def equalize(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Equ
 
 
 def _find_channels(model: keras.Model) -> tuple[dict[str, _Channels], dict[str, str]]:
-    """Returns what can be equalized, and why others cannot, by the layers that make the channels."""
+    """Returns, by the layer that computes them, the channels that can be equalized, and why others cannot."""
     calls = graph.calls(model)
     readers = graph.readers_of(model, calls)
     uses = collections.Counter(id(call.layer) for call in calls)
@@ -83,7 +85,7 @@ def _find_channels(model: keras.Model) -> tuple[dict[str, _Channels], dict[str, 
         if max(uses[id(call.layer)], uses[id(maker.layer)]) > 1:
             channels = "it is called several times"
         elif not _keeps_factors(call) or (maker is not call and not maker.layer.scale):
-            channels = "it ends in an activation that keeps no factor, or in a normalization without one"
+            channels = "its activation does not preserve factors, or its normalization has no scale"
         else:
             channels = _follow(maker, readers, uses)
         if isinstance(channels, str):
@@ -94,25 +96,25 @@ def _find_channels(model: keras.Model) -> tuple[dict[str, _Channels], dict[str, 
 
 
 def _follow(maker: graph.Call, readers: Mapping[int, Sequence[Any]], uses: Mapping[int, int]) -> _Channels | str:
-    """Returns what reads the channels that a call makes, or why they have to stay."""
+    """Returns the readers of the channels that a call computes, or why these cannot be scaled."""
     channels, kernels, products = maker.outputs[0].shape[-1], [], []
     scaled, waiting, stored = {id(maker.outputs[0])}, [maker.outputs[0]], maker.layer.name
     while waiting:
         tensor = waiting.pop()
         after = readers.get(id(tensor), [])
         if tensor is maker.outputs[0] and len(after) == 1 and getattr(after[0], "kind", "") in ("Activation", "ReLU"):
-            stored = after[0].layer.name  # the runtimes store only what comes after a ReLU
+            stored = after[0].layer.name  # the runtimes fuse a ReLU and store only its output
         for call in after:
             if call is None:
-                return "the model gives it out"
+                return "it is an output of the model"
             if call.kind in _KERNELS:
                 if uses[id(call.layer)] > 1 or getattr(call.layer, "groups", 1) > 1:
-                    return f"{call.layer.name} reads it, which is called several times or works in groups"
+                    return f"{call.layer.name}, which reads it, is called several times or works in groups"
                 kernels.append(call.layer)
                 continue
             reshapes = call.kind in ("Flatten", "Reshape") and call.outputs[0].shape[-1] == channels
             if not (_keeps_factors(call) or reshapes or call.kind == "Multiply"):
-                return f"{call.layer.name} ({call.kind}) reads it, which keeps no factor"
+                return f"{call.layer.name} ({call.kind}), which reads it, does not preserve factors"
             products += [call] if call.kind == "Multiply" else []
             if id(call.outputs[0]) not in scaled:
                 scaled.add(id(call.outputs[0]))
@@ -124,7 +126,7 @@ def _follow(maker: graph.Call, readers: Mapping[int, Sequence[Any]], uses: Mappi
 
 
 def _keeps_factors(call: graph.Call) -> bool:
-    """Whether a layer's activation, or the layer, gives s * y for s * x with any s above zero."""
+    """Whether a layer's activation, or the layer itself, maps s * x to s * y for any s above zero."""
     layer = call.layer
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return False
@@ -149,15 +151,16 @@ def _measure_channels(
 
 
 def _choose_factors(largest: np.ndarray, power: np.ndarray, readers: Sequence[Any]) -> np.ndarray:
-    """Returns by what each channel is divided, powers of two: of the choices that with the least expected noise.
+    """Returns the power of two to divide each channel by: of the choices the one with the least expected noise.
 
-    `largest` and `power` are absolute value and mean square of each channel, `readers` the layers that read it.
+    `largest` and `power` are each channel's largest absolute value and mean square; `readers` are the layers that read
+    the channels.
     """
-    kernels = [_rows(layer) for layer in readers if graph.kind_of(layer) != "DepthwiseConv2D"]
-    tensor, weights = _limited(largest), np.ones_like(largest)
+    kernels = [_read_kernel(layer) for layer in readers if graph.kind_of(layer) != "DepthwiseConv2D"]
+    tensor, weights = _limit_ratio(largest), np.ones_like(largest)
     if kernels:
         shares = [(one.max(axis=0) / np.maximum(one.max(axis=(0, 1)), _TINY)).max(axis=1) for one in kernels]
-        weights = _limited(np.max(shares, axis=0))
+        weights = _limit_ratio(np.max(shares, axis=0))
     choices = [np.ones_like(tensor)]
     for exponent in POWERS:
         factors = tensor**exponent / (weights ** (1 - exponent) if kernels else 1)
@@ -170,10 +173,10 @@ def _choose_factors(largest: np.ndarray, power: np.ndarray, readers: Sequence[An
 def _expect_noise(
     factors: np.ndarray, largest: np.ndarray, power: np.ndarray, kernels: Sequence[np.ndarray], has_depthwise: bool
 ) -> float:
-    """Returns the noise that rounding of the tensor and of the kernels that read it makes, against their signal."""
+    """Returns the expected noise-to-signal ratio from rounding the tensor and the kernels that read it."""
     step, total = (largest / factors).max() / 255, 0.0
     if has_depthwise:
-        total += float(np.mean((step * factors) ** 2 / np.maximum(power, max(power.max() / _WEAKEST, _TINY))))
+        total += float(np.mean((step * factors) ** 2 / np.maximum(power, max(power.max() / _POWER_RATIO, _TINY))))
     for kernel in kernels:  # (places, inputs, outputs)
         scaled = kernel * factors[:, None]
         steps = scaled.max(axis=(0, 1)) / 127
@@ -182,17 +185,19 @@ def _expect_noise(
     return total
 
 
-def _limited(ranges: np.ndarray) -> np.ndarray:
+def _limit_ratio(ranges: np.ndarray) -> np.ndarray:
+    """Returns ranges as shares of the largest, none below 1 / LARGEST_RATIO."""
     largest = ranges.max()
     return np.ones_like(ranges) if largest == 0 else np.maximum(ranges / largest, 1 / LARGEST_RATIO)
 
 
-def _rows(layer: Any) -> np.ndarray:
-    """Returns the absolute values of a convolution's or dense kernel as (places, inputs, outputs)."""
+def _read_kernel(layer: Any) -> np.ndarray:
+    """Returns the absolute values of a convolution or dense kernel as (places, inputs, outputs)."""
     return np.abs(layer.kernel.numpy()).reshape(-1, *layer.kernel.shape[-2:])
 
 
 def _scale(channels: _Channels, factors: np.ndarray) -> None:
+    """Divides the channels by the factors where they are computed, and multiplies them where they are read."""
     maker = channels.maker
     names = ("gamma", "beta") if graph.kind_of(maker) == "BatchNormalization" else ("kernel", "bias")
     for variable in (getattr(maker, name, None) for name in names):

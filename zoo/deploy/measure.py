@@ -1,7 +1,7 @@
 """MEASURED accuracy, latency, memory and size of a .tflite file (`zoo.cost` predicts; the two are never mixed).
 
-LiteRT runs the file as a phone does; TensorFlow Lite for Microcontrollers (TFLM) gives the arena that a microcontroller
-needs.
+LiteRT runs the file as a phone does; TensorFlow Lite for Microcontrollers (TFLM) records the arena that a
+microcontroller needs.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from zoo.deploy import tflite_file, tflm
 from zoo.deploy.metadata import detach
 from zoo.deploy.tflite_file import Source, parse, quiet, read, require
 
-# Of LiteRT: those it takes by default, those of its own, which are faster for int8 depthwise convolutions of 7x7, and
-# the plain ones
+# LiteRT's kernels: its default, XNNPACK; its own, which are faster for int8 depthwise convolutions of 7x7; and the
+# plain reference
 Kernels = Literal["xnnpack", "builtin", "reference"]
-KERAS_BATCH = 64  # images at once through a Keras model; has no influence on its outputs
+KERAS_BATCH = 64  # images per batch through a Keras model; no influence on the outputs
 _LOGIT_THRESHOLD, _PROBABILITY_THRESHOLD = 0.0, 0.5
 _REGRESSION_LOSSES = ("mean_", "huber", "log_cosh", "poisson", "cosine_similarity", "mse", "mae", "mape", "msle")
 
@@ -42,7 +42,7 @@ class Latency:
 
 
 def size(tflite: Source) -> int:
-    """Returns the bytes of the model, the flash that it takes: without metadata, which C source leaves out."""
+    """Returns the bytes of flash that the model takes: without metadata, which C source leaves out."""
     return len(detach(tflite))
 
 
@@ -56,30 +56,30 @@ def predict(
 ) -> np.ndarray:
     """Returns one output (n, ...) as float32 for float images (n, height, width, channels).
 
-    Images are quantized and outputs dequantized as the file asks. LiteRT's kernels "reference" round as TFLM's do; the
-    others round each operator's sums a little differently, which adds up to some steps after a hundred operators.
+    Images are quantized and outputs dequantized as the file requires. LiteRT's "reference" kernels round as TFLM's do;
+    the others round each operator's sums slightly differently, which adds up to some steps after a hundred operators.
 
     Args:
-        output: which of several, by its name in the file's signature or in the Keras model, or by its number in the
-            model; None takes the model's first.
+        output: which of several outputs, by its name in the file's signature or in the Keras model, or by its number in
+            the model; None takes the model's first.
 
     Raises:
-        MeasureError: images of another shape, a file with other inputs than one image, or outputs of which none is
+        MeasureError: the images have another shape, the file does not take one image, or none of several outputs is
             known to be the first.
     """
     if isinstance(model, keras.Model):
-        images = _checked_images(images)
+        images = _check_images(images)
         number = choose_keras_output(model, output)
-        with quiet():  # the trainer warns of retracing where many models are measured one after the other
+        with quiet():  # Keras warns of retracing when many models are measured in a row
             outputs: Any = model.predict(images, batch_size=KERAS_BATCH, verbose=0)  # pyright: ignore
         return np.asarray(keras.tree.flatten(outputs)[number], np.float32)
     interpreter, stored, place = _prepare_run(model, images, output, threads, kernels)
     target = interpreter.get_output_details()[place]
-    return dequantize(run(interpreter, [stored], [target["index"]])[target["index"]][:, 0], target)
+    return dequantize(run_interpreter(interpreter, [stored], [target["index"]])[target["index"]][:, 0], target)
 
 
 def predict_tflm(tflite: Source, images: np.ndarray, *, output: str | int | None = None) -> np.ndarray:
-    """Returns what `predict` does, computed by TFLM's reference kernels in a process of its own."""
+    """Returns the same as `predict`, computed by TFLM's reference kernels in a separate process."""
     interpreter, stored, place = _prepare_run(tflite, images, output)
     return dequantize(tflm.run(tflite, stored, place)[0], interpreter.get_output_details()[place])
 
@@ -87,13 +87,13 @@ def predict_tflm(tflite: Source, images: np.ndarray, *, output: str | int | None
 def _prepare_run(
     tflite: Source, images: np.ndarray, output: str | int | None, threads: int = 1, kernels: Kernels = "xnnpack"
 ) -> tuple[Any, np.ndarray, int]:
-    """Returns an interpreter of the file, the images in the type of its input, and the place of an output."""
-    tensor, images = choose_output(parse(tflite), output), _checked_images(images)
+    """Returns an interpreter of the file, the images in its input's type, and the position of the chosen output."""
+    tensor, images = choose_output(parse(tflite), output), _check_images(images)
     interpreter = interpret(tflite, threads=threads, kernels=kernels)
     sources = interpreter.get_input_details()
     if len(sources) != 1:
         shapes = ", ".join(f"{one['name']} {tuple(map(int, one['shape']))}" for one in sources)
-        raise MeasureError(f"the file takes {len(sources)} inputs ({shapes}); one image was expected")
+        raise MeasureError(f"the file takes {len(sources)} inputs ({shapes}); expected one image")
     check_shape(images, sources[0])
     places = [details["index"] for details in interpreter.get_output_details()]
     return interpreter, quantize(images, sources[0]), places.index(tensor)
@@ -108,43 +108,43 @@ def accuracy(
     threshold: float | None = None,
     threads: int = 1,
 ) -> float:
-    """Returns the share of `images` that are classified as their labels say.
+    """Returns the share of `images` that are classified correctly.
 
-    Of several units the largest is the class; one unit says class 1 above the threshold. Labels of several classes an
-    image (rows of zeros and ones) are compared one by one, each unit with the threshold.
+    With several units, the largest is the class; a single unit means class 1 above the threshold. Multi-label rows
+    (several ones, or none) are compared unit by unit, each unit with the threshold.
 
     Args:
         labels: class numbers (n,), or rows (n, classes) of zeros and ones.
         output: which of several outputs, as `predict` takes it.
-        threshold: of a binary or multi-label head; None takes 0.5 after a sigmoid, and otherwise what the loss of a
-            compiled Keras model says.
+        threshold: of a binary or multi-label head; None takes 0.5 after a sigmoid, otherwise the value that the loss of
+            a compiled Keras model implies.
 
     Raises:
-        MeasureError: labels that the output cannot be compared with, or a head whose meaning is not known, such as
-            that of a regression.
+        MeasureError: the labels cannot be compared with the output, or the meaning of its units is unknown, as in a
+            regression.
     """
     labels = np.asarray(labels)
     if len(labels) != len(images):
-        raise MeasureError(f"{len(images)} images and {len(labels)} labels; one label an image was expected")
+        raise MeasureError(f"{len(images)} images and {len(labels)} labels; expected one label per image")
     predicted = predict(model, images, output=output, threads=threads)
-    return judge(predicted, labels, lambda: find_threshold(model, output) if threshold is None else threshold)
+    return _compare(predicted, labels, lambda: find_threshold(model, output) if threshold is None else threshold)
 
 
-def judge(predicted: np.ndarray, labels: np.ndarray, threshold: Callable[[], float]) -> float:
+def _compare(predicted: np.ndarray, labels: np.ndarray, threshold: Callable[[], float]) -> float:
     """Returns the share of outputs (n, units) that agree with the labels; see `accuracy`.
 
-    `threshold` is asked only where it is needed.
+    `threshold` is called only if needed.
     """
     if predicted.ndim != 2:
         raise MeasureError(
-            f"the output has the shape {predicted.shape[1:]} an image, and a row of classes was expected: this is no "
+            f"the output has the shape {predicted.shape[1:]} per image; expected a row of classes: this is not a "
             "classifier. Choose another output with output="
         )
     units, several = predicted.shape[1], labels.ndim == 2 and labels.shape[1] > 1
     if not np.all(np.equal(labels, np.floor(labels))) or labels.min() < 0:
         raise MeasureError(
-            f"the labels run from {labels.min():g} to {labels.max():g} and are no class numbers: a regression has no "
-            "accuracy. Compare zoo.deploy.measure.predict with them"
+            f"the labels range from {labels.min():g} to {labels.max():g} and are not class numbers: a regression has "
+            "no accuracy. Compare them with zoo.deploy.measure.predict"
         )
     if several and (labels.shape != predicted.shape or labels.max() > 1):
         raise MeasureError(
@@ -157,18 +157,18 @@ def judge(predicted: np.ndarray, labels: np.ndarray, threshold: Callable[[], flo
     classes = 2 if units == 1 else units
     if numbers.max() >= classes:
         raise MeasureError(
-            f"the labels go up to {int(numbers.max())}, and the output tells {classes} classes apart. Give the data "
-            "that the model was trained on"
+            f"the labels go up to {int(numbers.max())}, and the output has {classes} classes. Give the data that the "
+            "model was trained on"
         )
     found = predicted[:, 0] > threshold() if units == 1 else predicted.argmax(axis=1)
     return float(np.mean(found == numbers))
 
 
 def find_threshold(model: keras.Model | Source, output: str | int | None = None) -> float:
-    """Returns the value above which a unit says yes: 0.5 for probabilities, 0 for logits.
+    """Returns the value above which a unit means yes: 0.5 for probabilities, 0 for logits.
 
     Raises:
-        MeasureError: neither the activation nor the loss says so; a regression, for one.
+        MeasureError: neither the activation nor the loss tells, as in a regression.
     """
     if not isinstance(model, keras.Model):
         parsed = parse(model)
@@ -176,10 +176,10 @@ def find_threshold(model: keras.Model | Source, output: str | int | None = None)
             return _PROBABILITY_THRESHOLD
     else:
         number = choose_keras_output(model, output)
-        with contextlib.suppress(graph.GraphError):  # a subclassed model has only its loss to tell
+        with contextlib.suppress(graph.GraphError):  # for a subclassed model only the loss can tell
             if graph.head_activations(model)[number] == "sigmoid":
                 return _PROBABILITY_THRESHOLD
-        loss = _loss_of(model, number)
+        loss = _find_loss(model, number)
         name = getattr(loss, "name", loss) or ""
         if "hinge" in name or getattr(loss, "from_logits", False):
             return _LOGIT_THRESHOLD
@@ -188,26 +188,27 @@ def find_threshold(model: keras.Model | Source, output: str | int | None = None)
         if name.startswith(_REGRESSION_LOSSES):
             raise MeasureError(
                 f"the model was trained for a regression (loss {name}), which has no accuracy. Compare "
-                "zoo.deploy.measure.predict with the values"
+                "zoo.deploy.measure.predict with the true values"
             )
     raise MeasureError(
-        "the output ends in no sigmoid, so that nobody knows what its numbers say. Give threshold=0.0 for logits, 0.5 "
-        "for probabilities; a regression has no accuracy: compare zoo.deploy.measure.predict with the values"
+        "the output does not end in a sigmoid, so the meaning of its numbers is unknown. Give threshold=0.0 for "
+        "logits, 0.5 for probabilities; a regression has no accuracy: compare zoo.deploy.measure.predict with the true "
+        "values"
     )
 
 
-def _loss_of(model: keras.Model, number: int) -> Any:
+def _find_loss(model: keras.Model, number: int) -> Any:
     """Returns the loss of an output as a compiled model holds it, or None."""
     loss = getattr(model, "loss", None)
     if isinstance(loss, dict):
-        return loss.get(_keras_outputs(model)[number])
+        return loss.get(_list_keras_outputs(model)[number])
     if isinstance(loss, (list, tuple)):
         return loss[number] if number < len(loss) else None
     return loss
 
 
 def _find_writer(model: Any, tensor: int) -> str:
-    """Returns the kind of the operator that computes a tensor, past those that only store its values differently."""
+    """Returns the kind of the operator that computes a tensor, looking through conversions and reshapes."""
     kinds, made = tflite_file.kinds_of(model), tflite_file.writers_of(model.subgraphs[0])
     while tensor in made:
         kind = kinds[made[tensor]]
@@ -226,17 +227,17 @@ def choose_output(model: Any, output: str | int | None) -> int:
 
 def choose_keras_output(model: Any, output: str | int | None) -> int:
     """Returns the number of one output of a Keras model among its flattened outputs; see `predict`."""
-    return _choose(_keras_outputs(model), output, in_order=not _has_named_outputs(model))
+    return _choose(_list_keras_outputs(model), output, in_order=not _has_named_outputs(model))
 
 
 def _has_named_outputs(model: Any) -> bool:
-    """Whether a Keras model returns a dict, whose outputs have names and no order."""
+    """Whether a Keras model returns a dict, whose outputs have names but no order."""
     return isinstance(getattr(model, "_outputs_struct", None), dict)
 
 
-def _keras_outputs(model: Any) -> list[str]:
+def _list_keras_outputs(model: Any) -> list[str]:
     if _has_named_outputs(model):
-        return sorted(model._outputs_struct)  # as keras.tree.flatten has them
+        return sorted(model._outputs_struct)  # the order of keras.tree.flatten
     return list(getattr(model, "output_names", None) or ["output"])
 
 
@@ -244,7 +245,7 @@ def _choose(names: Sequence[str], output: str | int | None, in_order: bool) -> i
     known = f"there are {len(names)} outputs: {', '.join(names)}"
     if output is None:
         if len(names) > 1 and not in_order:
-            raise MeasureError(f"{known}, and none is known to be the first. Choose one with output=")
+            raise MeasureError(f"{known}; which is the first is unknown. Choose one with output=")
         return 0
     if isinstance(output, int) and 0 <= output < len(names):
         return output
@@ -256,7 +257,7 @@ def _choose(names: Sequence[str], output: str | int | None, in_order: bool) -> i
 def latency(
     tflite: Source, *, threads: int = 1, runs: int = 50, warmup: int = 5, kernels: Kernels = "xnnpack"
 ) -> Latency:
-    """Measures LiteRT on one image at a time; the image is noise, which takes as long as any other."""
+    """Measures LiteRT on one image at a time; the image is noise, which takes as long as any other image."""
     if threads < 1 or runs < 1 or warmup < 0:
         raise MeasureError(
             f"threads={threads}, runs={runs}, warmup={warmup}: expected threads >= 1, runs >= 1, warmup >= 0"
@@ -274,10 +275,10 @@ def latency(
 
 
 def arena(tflite: Source) -> tflm.Arena:
-    """Returns the arena that TFLM takes to run the file, as recorded by TFLM itself.
+    """Returns the arena that TFLM needs to run the file, as recorded by TFLM itself.
 
     Raises:
-        tflm.TflmError: TFLM lacks an operator of the file, or stops.
+        tflm.TflmError: TFLM lacks an operator of the file, or aborts.
         MissingPackageError: the package tflite-micro is not installed.
     """
     return tflm.run(tflite, np.zeros(0))[1]
@@ -286,9 +287,9 @@ def arena(tflite: Source) -> tflm.Arena:
 def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kernels: Kernels = "xnnpack") -> Any:
     """Returns a LiteRT interpreter with its tensors allocated.
 
-    `keep_tensors` leaves every inner tensor readable, but those that XNNPACK computes within are never written.
+    `keep_tensors` keeps every inner tensor readable, except those inside XNNPACK's part of the graph.
     """
-    parse(tflite)  # LiteRT reads past the end of a file that is cut off
+    parse(tflite)  # raises if the file is cut off: LiteRT would read past its end
     litert = require("ai_edge_litert.interpreter", "ai-edge-litert")
     data = read(tflite)
     resolvers = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
@@ -307,8 +308,8 @@ def interpret(tflite: Source, *, threads: int, keep_tensors: bool = False, kerne
     raise MeasureError(f"LiteRT refuses the file: {failure} {printed.text.strip()[-300:]}".strip()) from failure
 
 
-def run(interpreter: Any, inputs: Sequence[np.ndarray], tensors: Sequence[int]) -> dict[int, np.ndarray]:
-    """Returns the values (n, *shape) of some tensors, by their numbers; `inputs` are n values of each, as stored."""
+def run_interpreter(interpreter: Any, inputs: Sequence[np.ndarray], tensors: Sequence[int]) -> dict[int, np.ndarray]:
+    """Returns the stored values (n, *shape) of some tensors, by number; each of `inputs` holds n stored values."""
     found: dict[int, list[np.ndarray]] = {number: [] for number in tensors}
     for values in zip(*inputs, strict=True):
         for value, source in zip(values, interpreter.get_input_details(), strict=True):
@@ -320,7 +321,7 @@ def run(interpreter: Any, inputs: Sequence[np.ndarray], tensors: Sequence[int]) 
 
 
 def make_noise(interpreter: Any, n: int, seed: int = 0) -> list[np.ndarray]:
-    """Returns for each input of an interpreter n random tensors of its shape and type: floats from -1 to 1."""
+    """Returns for each input of an interpreter n random tensors of its shape and type; floats are from -1 to 1."""
     draw, found = np.random.default_rng(seed), []
     for source in interpreter.get_input_details():
         shape, dtype = (n, *source["shape"]), source["dtype"]
@@ -329,13 +330,13 @@ def make_noise(interpreter: Any, n: int, seed: int = 0) -> list[np.ndarray]:
         elif source["quantization"][0]:
             limits = np.iinfo(dtype)
             found.append(draw.integers(limits.min, limits.max, shape, dtype, endpoint=True))
-        else:  # numbers or switches of which any value but zero may be out of range
+        else:  # indices or switches, for which any value but zero may be out of range
             found.append(np.zeros(shape, dtype))
     return found
 
 
 def quantize(values: np.ndarray, details: dict) -> np.ndarray:
-    """Returns float `values` in the type of a tensor, by its scale and zero point (LiteRT's tensor details)."""
+    """Returns float `values` as a tensor stores them, by its scale and zero point (`details` are LiteRT's)."""
     dtype = details["dtype"]
     if np.issubdtype(dtype, np.floating):
         return values.astype(dtype)
@@ -345,7 +346,7 @@ def quantize(values: np.ndarray, details: dict) -> np.ndarray:
 
 
 def dequantize(values: np.ndarray, details: dict) -> np.ndarray:
-    """Returns what the stored `values` of a tensor stand for, as float32."""
+    """Returns the real numbers, as float32, for a tensor's stored `values`."""
     if np.issubdtype(values.dtype, np.floating):
         return values.astype(np.float32)
     scale, zero = details["quantization"]
@@ -353,13 +354,13 @@ def dequantize(values: np.ndarray, details: dict) -> np.ndarray:
 
 
 def check_shape(images: np.ndarray, details: dict) -> None:
-    """Raises MeasureError unless each image has the shape of the input (LiteRT's tensor details)."""
+    """Raises MeasureError unless each image has the shape of the input (`details` are LiteRT's)."""
     expected = tuple(int(length) for length in details["shape"][1:])
     if images.shape[1:] != expected:
         raise MeasureError(f"images have the shape {images.shape[1:]} each; the file takes {expected}. Resize them")
 
 
-def _checked_images(images: np.ndarray) -> np.ndarray:
+def _check_images(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or not len(images):
         raise MeasureError(f"images have the shape {images.shape}; expected (n, height, width, channels) with n >= 1")

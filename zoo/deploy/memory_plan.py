@@ -1,4 +1,4 @@
-"""Where buffers with known lifetimes go in one block of memory: as TFLM's greedy planner puts them, and better."""
+"""Places buffers with known lifetimes in one block of memory: as TFLM's greedy planner does, and better."""
 
 import bisect
 import dataclasses
@@ -12,8 +12,8 @@ ALIGNMENT = 16  # bytes; TFLM's kBufferAlignment
 class Buffer:
     """`size` bytes, alive from the step `first` to the step `last`, both included.
 
-    `tensor` is the number of the tensor that it holds, or None for an operator's scratch memory. `offset` is set where
-    a plan inside the file fixes the place.
+    `tensor` is the number of the tensor that the buffer holds, or None for an operator's scratch memory. `offset` is
+    set if a plan inside the file fixes it.
     """
 
     name: str
@@ -30,12 +30,12 @@ def aligned(size: int) -> int:
 
 
 def end_of(buffers: Sequence[Buffer], offsets: Sequence[int]) -> int:
-    """Returns the bytes that the placed buffers take."""
+    """Returns the bytes from offset 0 to the end of the highest placed buffer."""
     return max((offset + aligned(buffer.size) for buffer, offset in zip(buffers, offsets, strict=True)), default=0)
 
 
 def live_bytes(buffers: Sequence[Buffer]) -> list[int]:
-    """Returns the bytes alive at each step; their maximum is what no plan can go below."""
+    """Returns the bytes alive at each step; their maximum is a lower bound for every plan."""
     totals = [0] * (1 + max((buffer.last for buffer in buffers), default=-1))
     for buffer in buffers:
         for step in range(buffer.first, buffer.last + 1):
@@ -43,11 +43,11 @@ def live_bytes(buffers: Sequence[Buffer]) -> list[int]:
     return totals
 
 
-def greedy(buffers: Sequence[Buffer]) -> list[int]:
+def place_greedily(buffers: Sequence[Buffer]) -> list[int]:
     """Returns the offsets that TFLM's GreedyMemoryPlanner gives (greedy_memory_planner.cc).
 
-    Buffers with an offset of their own first; then the largest first, each into the lowest gap that it fits into. Among
-    equal sizes the later buffer goes first.
+    Buffers with a fixed offset come first, then the others from the largest to the smallest, each in the lowest gap
+    that it fits into. Among equal sizes the later buffer comes first.
     """
     fixed = [number for number, buffer in enumerate(buffers) if buffer.offset is not None]
     free = [number for number in reversed(range(len(buffers))) if buffers[number].offset is None]
@@ -55,7 +55,7 @@ def greedy(buffers: Sequence[Buffer]) -> list[int]:
 
 
 def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
-    """Returns the offsets that come of putting the buffers, in this order, each into the lowest gap."""
+    """Returns the offsets if each buffer, in this order, goes into the lowest gap that it fits into."""
     sizes = [aligned(buffer.size) for buffer in buffers]
     neighbours = _list_neighbours(buffers)
     offsets = [-1] * len(buffers)
@@ -72,7 +72,7 @@ def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
 
 
 def _list_neighbours(buffers: Sequence[Buffer]) -> list[list[int]]:
-    """Returns for each buffer the numbers of the others that are alive at one of its steps."""
+    """Returns for each buffer the numbers of the others whose lifetimes overlap with its own."""
     found: list[list[int]] = [[] for _ in buffers]
     order = sorted(range(len(buffers)), key=lambda number: buffers[number].first)
     firsts = [buffers[number].first for number in order]
@@ -83,10 +83,10 @@ def _list_neighbours(buffers: Sequence[Buffer]) -> list[list[int]]:
     return found
 
 
-def best(buffers: Sequence[Buffer], tries: int = 2000) -> list[int]:
-    """Returns the best offsets that a local search over orders of `first_fit` finds, never worse than `greedy`.
+def find_best_offsets(buffers: Sequence[Buffer], tries: int = 2000) -> list[int]:
+    """Returns the best offsets found by a local search over orders for `first_fit`, never worse than `place_greedily`.
 
-    It ends early at the bytes alive at once, below which nothing goes. Buffers' own offsets are ignored.
+    The search ends early at the lower bound, the peak of `live_bytes`. Fixed offsets of buffers are ignored.
     """
     free = [dataclasses.replace(buffer, offset=None) for buffer in buffers]
     live, numbers = live_bytes(free), range(len(free))
@@ -103,7 +103,7 @@ def best(buffers: Sequence[Buffer], tries: int = 2000) -> list[int]:
         if found[0] <= bound:
             break
         order = list(found[2])
-        for _ in range(draw.randint(1, 3)):  # bring what stands highest, or any other, further to the front
+        for _ in range(draw.randint(1, 3)):  # move one of the highest buffers, or any other, further to the front
             top = [number for number in order if found[1][number] + aligned(free[number].size) == found[0]]
             number = draw.choice(top if draw.random() < 0.5 else order)
             place = order.index(number)

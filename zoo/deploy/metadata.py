@@ -1,7 +1,8 @@
-"""TFLite Metadata: what a .tflite file says of itself, as the task libraries of MediaPipe and LiteRT read it.
+"""TFLite Metadata: a .tflite file's description of itself, as read by the task libraries of MediaPipe and LiteRT.
 
-It is a flatbuffer of metadata_schema.fbs (version 1.0.0) among the model's buffers and, after the model, a zip archive,
-not compressed, of the files that it names: `zipfile.ZipFile("model.tflite")` opens that. LiteRT and TFLM skip both.
+The description is a flatbuffer of metadata_schema.fbs (version 1.0.0) among the model's buffers. The files that it
+names follow the model in an uncompressed zip archive, which `zipfile.ZipFile("model.tflite")` opens. LiteRT and TFLM
+ignore both.
 """
 
 import dataclasses
@@ -20,22 +21,22 @@ from zoo.deploy.tflite_file import Source, TfliteFileError, is_quantized, pack, 
 
 ENTRY, IDENTIFIER = "TFLITE_METADATA", b"M001"
 LABELS, GENOTYPE = "labels.txt", "genotype.json"
-# Members of the schema's enumerations and unions; the numbers of fields are written where the fields are
+# Members of the schema's enumerations and unions; field numbers are given where the fields are
 _DESCRIPTIONS, _TENSOR_AXIS_LABELS = 1, 2
 _FEATURE, _IMAGE, _NORMALIZATION = 1, 2, 1
 _COLOR_SPACES = {3: 1, 1: 2}  # by channels: RGB, grayscale
-_TIME = (1980, 1, 1, 0, 0, 0)  # of every file in an archive: the same content gives the same bytes
+_TIME = (1980, 1, 1, 0, 0, 0)  # of every file in the archive, so that equal contents give equal bytes
 
 
 class _Uint(int):
-    """A number of four bytes; every other one has one."""
+    """An integer of four bytes; plain ones are written as one byte."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a classifier of images says of itself; empty where it does not say.
+    """An image classifier's description of itself; a field is empty if unknown.
 
-    The network reads (pixel - mean) / std of pixels from 0 to 255; one number is for all channels.
+    The network reads (pixel - mean) / std for pixels from 0 to 255; a single number holds for all channels.
     """
 
     name: str = ""
@@ -45,13 +46,13 @@ class Metadata:
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # further ones by name, such as GENOTYPE
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # further texts by file name, such as GENOTYPE
 
 
 def attach(tflite: Source, metadata: Metadata) -> bytes:
-    """Returns the file with this metadata, and none that it had before.
+    """Returns the file with this metadata in place of any earlier metadata.
 
-    The names of classes are for the first output that has as many units; where there is none, for the whole file.
+    The class names describe the first output with that many units; if there is none, the whole file.
 
     Raises:
         TfliteFileError: not a whole TensorFlow Lite file.
@@ -81,7 +82,7 @@ def attach(tflite: Source, metadata: Metadata) -> bytes:
 
 
 def detach(tflite: Source) -> bytes:
-    """Returns the model alone, which is what a device needs; the very bytes where the file has no metadata."""
+    """Returns the model alone, which is all that a device needs; unchanged if the file has no metadata."""
     data = tflite_file.read(tflite)
     if ENTRY.encode() not in data and not zipfile.is_zipfile(io.BytesIO(data)):
         return data
@@ -91,7 +92,7 @@ def detach(tflite: Source) -> bytes:
 
 
 def read(tflite: Source) -> Metadata | None:
-    """Returns what a file, of this package or another, says of itself; None where it has no metadata.
+    """Returns the metadata of a file, whichever program wrote them, or None if there are none.
 
     Raises:
         TfliteFileError: not a whole TensorFlow Lite file, or its metadata are damaged.
@@ -123,13 +124,13 @@ def _unpack(data: bytes) -> dict[str, str]:
         for name in archive.namelist():
             try:
                 found[name] = archive.read(name).decode()
-            except UnicodeDecodeError:  # of other programs: no text
+            except UnicodeDecodeError:  # a binary file of another program
                 continue
     return found
 
 
 def _describe_input(tensor: Any, metadata: Metadata) -> dict[int, Any]:
-    """Returns the fields of TensorMetadata: of an image where the tensor can be one."""
+    """Returns the fields of TensorMetadata: those of an image if the tensor can be one."""
     shape = shape_of(tensor)
     if len(shape) != 4 or shape[3] not in _COLOR_SPACES:
         return {0: tflite_file.text(tensor.name), 3: {0: _FEATURE, 1: {}}}
@@ -147,7 +148,7 @@ def _describe_input(tensor: Any, metadata: Metadata) -> dict[int, Any]:
 
 
 def _describe_output(tensor: Any, labelled: bool) -> dict[int, Any]:
-    files = [{0: LABELS, 1: "The class of each score, a line each", 2: _TENSOR_AXIS_LABELS}]
+    files = [{0: LABELS, 1: "The class of each score, one a line", 2: _TENSOR_AXIS_LABELS}]
     return {
         0: "scores" if labelled else tflite_file.text(tensor.name),
         3: {0: _FEATURE, 1: {}},
@@ -157,7 +158,7 @@ def _describe_output(tensor: Any, labelled: bool) -> dict[int, Any]:
 
 
 def _describe_limits(tensor: Any, limits: tuple[np.ndarray, np.ndarray] | None) -> dict[int, Any]:
-    """Returns the fields of Stats: what a quantized tensor can hold, else `limits`, lowest and highest."""
+    """Returns the fields of Stats: the range of a quantized tensor, otherwise `limits` (lowest, highest)."""
     if is_quantized(tensor):
         stored = np.iinfo(type_of(tensor))
         scale, zero = np.float32(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
@@ -166,7 +167,7 @@ def _describe_limits(tensor: Any, limits: tuple[np.ndarray, np.ndarray] | None) 
 
 
 def _write(builder: flatbuffers.Builder, value: Any) -> int:
-    """Returns the place of a text, an array, a list of tables, or a table, {number of the field: value}."""
+    """Writes a text, an array, a list of tables, or a table {field number: value}, and returns its offset."""
     if isinstance(value, str):
         return builder.CreateString(value)
     if isinstance(value, np.ndarray):
@@ -190,7 +191,7 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
 
 
 class _Table(table.Table):
-    """A table of a flatbuffer, read by the numbers of its fields; one that is missing is empty."""
+    """A flatbuffer table, read by field number; a missing field reads as empty, a missing table raises ValueError."""
 
     def _offset(self, field: int) -> int:
         return self.Offset(4 + 2 * field)

@@ -1,7 +1,7 @@
 """The memory that a .tflite file needs on a microcontroller, estimated from the file alone, before flashing.
 
-`plan` follows TensorFlow Lite for Microcontrollers (TFLM) step by step: which tensors live when, where its greedy
-planner puts them, what it keeps for good. PREDICTED; `zoo.deploy.measure.arena` is what TFLM itself records.
+`plan` follows TensorFlow Lite for Microcontrollers (TFLM) step by step: which tensors are alive when, where its greedy
+planner puts them, what it allocates permanently. PREDICTED; `zoo.deploy.measure.arena` returns what TFLM records.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ from zoo.deploy.metadata import detach
 from zoo.deploy.tflite_file import OFFLINE_PLAN, Source, is_constant, is_quantized, kind_of, parse, text, type_of
 from zoo.markdown import join_blocks
 
-_INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")  # of one layer, in a converter's names
+_INNER_SCOPES = ("batchnorm", "moments", "Tensordot", "tensordot")  # inside one layer, in the converter's names
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 
 class PlannerError(ValueError):
-    """The file has something that the planner does not follow."""
+    """The planner cannot estimate the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """One operator of the file: its place in the running order from 0, its kind, the name of what it computes."""
+    """One operator of the file: its place in the execution order from 0, its kind, and the name of its output."""
 
     number: int
     kind: str
@@ -41,21 +41,21 @@ class Operator:
 class Plan:
     """The memory of one file, in bytes.
 
-    `buffers` live at steps 0 (the input is filled) to len(operators) (the output is read); operator k runs at step
-    k + 1. The operators of an inner subgraph (of IF, WHILE, CALL_ONCE) follow the one that calls it.
+    The steps run from 0 (the input is filled) to len(operators) (the output is read); operator k runs at step k + 1.
+    The operators of an inner subgraph (of IF, WHILE, CALL_ONCE) follow the operator that calls it.
     """
 
     buffers: tuple[Buffer, ...]
     offsets: tuple[int, ...]
     operators: tuple[Operator, ...]
-    tail: int  # what TFLM keeps for good
+    tail: int  # TFLM's permanent allocations
     flash: int  # the model, without metadata
     unsupported: tuple[str, ...] = ()  # what TFLM cannot run: "TILE", "DEQUANTIZE of float16"
-    too_wide: tuple[Operator, ...] = ()  # concatenations of more tensors than TFLM joins
+    too_wide: tuple[Operator, ...] = ()  # concatenations of more tensors than TFLM supports
 
     @property
     def head(self) -> int:
-        """Activations and scratch memory, as TFLM will place them."""
+        """Bytes of activations and scratch memory, as TFLM will place them."""
         return memory_plan.end_of(self.buffers, self.offsets)
 
     @property
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def bound(self) -> int:
-        """The most bytes alive at once: a perfect plan's head."""
+        """The most bytes alive at any step: the head of a perfect plan."""
         return max(memory_plan.live_bytes(self.buffers), default=0)
 
     @property
@@ -80,36 +80,37 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Why TFLM will not run the file, in words; () if it will."""
+        """Why TFLM will not run the file; () if it will."""
         reasons = [f"TFLM has no {', '.join(self.unsupported)}"] if self.unsupported else []
         if self.too_wide:
             wide = ", ".join(map(str, self.too_wide))
-            reasons.append(f"TFLM joins at most {rewrites.MOST_INPUTS} tensors, and {wide} more")
+            have = "have" if len(self.too_wide) > 1 else "has"
+            reasons.append(f"TFLM concatenates at most {rewrites.MOST_INPUTS} tensors, but {wide} {have} more")
         return tuple(reasons)
 
     def to_markdown(self, savings: Sequence["Saving"] = ()) -> str:
-        """Returns paragraphs about the memory; `savings` are those of `padding_savings`."""
+        """Returns paragraphs about the memory; `savings` come from `find_padding_savings`."""
         alive = ", ".join(f"{buffer.name} {buffer.size / 1000:,.1f} kB" for buffer in self.alive_at_peak())
         lines = [
             f"Arena {self.arena / 1000:,.1f} kB: {self.head / 1000:,.1f} kB of activations as TFLM places them, and "
-            f"{self.tail / 1000:,.1f} kB that it keeps for good (on a 64-bit machine; less on a board). Flash "
-            f"{self.flash / 1000:,.1f} kB and TFLM's own code.",
-            f"The most that lives at once is {self.bound / 1000:,.1f} kB, at {self.peak or 'the input'}: {alive}.",
+            f"{self.tail / 1000:,.1f} kB that it allocates permanently (on a 64-bit machine; less on a board). Flash "
+            f"{self.flash / 1000:,.1f} kB, plus TFLM's own code.",
+            f"The peak of live memory is {self.bound / 1000:,.1f} kB, at {self.peak or 'the input'}: {alive}.",
         ]
         if self.head > self.bound:
             lines.append(
-                f"Its placement wastes {(self.head - self.bound) / 1000:,.1f} kB; zoo.deploy.compact.with_best_plan "
-                "puts a better one into the file."
+                f"TFLM's placement wastes {(self.head - self.bound) / 1000:,.1f} kB; zoo.deploy.compact.with_best_plan "
+                "puts a better plan into the file."
             )
         if savings and savings[0].bytes > 0:
-            dearest = savings[0]
+            largest = savings[0]
             lines.append(
-                f"The explicit padding that costs most is {dearest.operator}: {dearest.bytes / 1000:,.1f} kB. A "
-                'padding of "same" costs nothing.'
+                f"The explicit padding that costs most is {largest.operator}: {largest.bytes / 1000:,.1f} kB. "
+                '"same" padding costs nothing.'
             )
         lines += [f"{reason}: it will not run the file." for reason in self.refusals]
         if self.too_wide:
-            lines[-1] += " zoo.deploy.rewrites.narrow_joins rewrites it; the outputs stay the same."
+            lines[-1] += " zoo.deploy.rewrites.narrow_joins splits it up; the outputs stay the same."
         return join_blocks(*lines)
 
     def alive_at_peak(self) -> list[Buffer]:
@@ -119,39 +120,39 @@ class Plan:
 
 
 class Saving(NamedTuple):
-    """What the head would be without one operator, its reader taking the operator's input."""
+    """By how many bytes the head would shrink without an operator, whose reader would take its input."""
 
     operator: Operator
     bytes: int
 
 
 def plan(tflite: Source) -> Plan:
-    """Returns the memory of a .tflite file, placed by the plan in its metadata where it has one.
+    """Returns the memory of a .tflite file, placed by the plan in its metadata if there is one.
 
     Raises:
-        PlannerError: a tensor of open shape, or an operator of TFLM whose memory is not known.
+        PlannerError: a tensor has an open shape, or the memory of a TFLM operator is not known.
         TfliteFileError: not a whole TensorFlow Lite file.
     """
     return _plan(parse(tflite), len(detach(tflite)))
 
 
-def padding_savings(tflite: Source) -> list[Saving]:
-    """Returns for each explicit PAD how much smaller the head would be without it, the most expensive first.
+def find_padding_savings(tflite: Source) -> list[Saving]:
+    """Returns for each explicit PAD how much smaller the head would be without it, largest saving first.
 
-    A convolution of "same" padding pads inside the kernel; in a network turned by 180 degrees more of them do
+    A convolution with "same" padding pads inside its kernel; in a network turned by 180 degrees more convolutions can
     (`zoo.deploy.turn`).
     """
     model = parse(tflite)
     head, savings = _plan(model, 0).head, []
-    for operator in operators(model):
+    for operator in list_operators(model):
         if operator.kind in ("PAD", "PADV2"):
-            shorter = buffers_of(model, operator.number)
-            savings.append(Saving(operator, head - memory_plan.end_of(shorter, memory_plan.greedy(shorter))))
+            shorter = list_buffers(model, operator.number)
+            savings.append(Saving(operator, head - memory_plan.end_of(shorter, memory_plan.place_greedily(shorter))))
     return sorted(savings, key=lambda saving: -saving.bytes)
 
 
-def scheme(tflite: Source) -> str:
-    """Returns "int8", "int4", "int16x8", "uint8", "dynamic", "float16" or "float32", by what is computed and stored."""
+def find_scheme(tflite: Source) -> str:
+    """Returns "int8", "int4", "int16x8", "uint8", "dynamic", "float16" or "float32", from the file's tensor types."""
     graph = parse(tflite).subgraphs[0]
     written = {int(number) for operator in graph.operators for number in operator.outputs}
     computed = {type_of(graph.tensors[number]) for number in written}
@@ -163,20 +164,20 @@ def scheme(tflite: Source) -> str:
     return "dynamic" if "int8" in stored else "float16" if "float16" in stored else "float32"
 
 
-def input_shape(tflite: Source) -> tuple[int, ...]:
+def find_input_shape(tflite: Source) -> tuple[int, ...]:
     """Returns the shape of the file's first input, batch included."""
     graph = parse(tflite).subgraphs[0]
     return tflite_file.shape_of(graph.tensors[graph.inputs[0]])
 
 
-def operators(model: Any) -> list[Operator]:
-    """Returns the operators of a parsed file's main graph, in running order."""
-    graph, names = model.subgraphs[0], layer_names(model)[0]
-    return [_named(model, names, number, operator) for number, operator in enumerate(graph.operators)]
+def list_operators(model: Any) -> list[Operator]:
+    """Returns the operators of a parsed file's main graph, in execution order."""
+    graph, names = model.subgraphs[0], find_layer_names(model)[0]
+    return [_name_operator(model, names, number, operator) for number, operator in enumerate(graph.operators)]
 
 
-def buffers_of(model: Any, skip: int | None = None) -> list[Buffer]:
-    """Returns of a parsed file what TFLM's AllocationInfoBuilder finds, in its order, as if without operator `skip`."""
+def list_buffers(model: Any, skip: int | None = None) -> list[Buffer]:
+    """Returns a parsed file's buffers as TFLM's AllocationInfoBuilder lists them, as if operator `skip` were absent."""
     return _Lifetimes(model, skip).buffers()
 
 
@@ -184,8 +185,8 @@ class _Lifetimes:
     """The steps at which each tensor of each subgraph is alive, as TFLM counts them."""
 
     def __init__(self, model: Any, skip: int | None = None):
-        self.model, self.skip, self.names = model, skip, layer_names(model)
-        self.running: list[Operator] = []  # one a step
+        self.model, self.skip, self.names = model, skip, find_layer_names(model)
+        self.running: list[Operator] = []  # one per step
         self.first: dict[tuple[int, int], int] = {}
         self.last: dict[tuple[int, int], int] = {}
         self.scratch: list[Buffer] = []
@@ -193,10 +194,10 @@ class _Lifetimes:
 
     def _mark(self, subgraph: int) -> None:
         graph = self.model.subgraphs[subgraph]
-        same: dict[int, int] = {}  # the output of a left-out operator is its input
+        same: dict[int, int] = {}  # from the output of the skipped operator to its input
         self._create(subgraph, (*graph.inputs, *graph.outputs))
         for number, operator in enumerate(graph.operators):
-            named = _named(self.model, self.names[subgraph], number, operator)
+            named = _name_operator(self.model, self.names[subgraph], number, operator)
             self.running.append(named)
             inputs = [same.get(int(one), int(one)) for one in operator.inputs if one >= 0]
             if subgraph == 0 and number == self.skip:
@@ -204,7 +205,7 @@ class _Lifetimes:
                 continue
             self._create(subgraph, operator.outputs)
             start = len(self.running)
-            for inner in _called(operator):
+            for inner in _list_called(operator):
                 self.running.append(named)
                 self._mark(inner)
             self._use(subgraph, (*inputs, *operator.outputs))
@@ -220,8 +221,8 @@ class _Lifetimes:
         self.last |= {(subgraph, int(number)): len(self.running) for number in tensors}
 
     def buffers(self) -> list[Buffer]:
-        """Returns what takes part of the arena: the tensors in the order of the file, then the scratch memory."""
-        planned, found = _planned_offsets(self.model), []
+        """Returns what the arena's head holds: the tensors in the file's order, then the scratch memory."""
+        planned, found = _read_offsets(self.model), []
         for key, first in sorted(self.first.items()):
             subgraph, number = key
             tensor = self.model.subgraphs[subgraph].tensors[number]
@@ -234,28 +235,28 @@ class _Lifetimes:
 
 def _plan(model: Any, flash: int) -> Plan:
     lifetimes = _Lifetimes(model)
-    buffers, main = lifetimes.buffers(), operators(model)
+    buffers, main = lifetimes.buffers(), list_operators(model)
     refusals = {tflm.find_refusal(model, graph, one) for graph in model.subgraphs for one in graph.operators}
     return Plan(
         tuple(buffers),
-        tuple(memory_plan.greedy(buffers)),
+        tuple(memory_plan.place_greedily(buffers)),
         tuple(lifetimes.running),
-        _tail(model, len(lifetimes.scratch)),
+        _sum_tail(model, len(lifetimes.scratch)),
         flash,
         tuple(sorted(filter(None, refusals))),
-        tuple(main[number] for number in rewrites.wide_joins(model)),
+        tuple(main[number] for number in rewrites.find_wide_joins(model)),
     )
 
 
-def _tail(model: Any, scratch: int) -> int:
-    """Returns the bytes that TFLM keeps for good; `scratch` is the number of scratch buffers."""
+def _sum_tail(model: Any, scratch: int) -> int:
+    """Returns the bytes that TFLM allocates permanently; `scratch` is the number of scratch buffers."""
     graphs = model.subgraphs
-    handles = tflm.POINTER * scratch * len(graphs)  # allocated once a subgraph
-    total = tflm.BASE + tflm.SUBGRAPH * len(graphs) + handles + _variables(model)
+    handles = tflm.POINTER * scratch * len(graphs)  # allocated once per subgraph
+    total = tflm.BASE + tflm.SUBGRAPH * len(graphs) + handles + _sum_variables(model)
     unknown = {kind for graph in graphs for one in graph.operators if (kind := kind_of(model, one)) in tflm.UNKNOWN}
     if unknown:
         raise PlannerError(
-            f"the arena is not known for {', '.join(sorted(unknown))}. Measure it with zoo.deploy.measure.arena"
+            f"the memory is not known for {', '.join(sorted(unknown))}. Measure it with zoo.deploy.measure.arena"
         )
     for numbers in (graphs[0].inputs, graphs[0].outputs):
         total += memory_plan.aligned(tflm.POINTER * len(numbers))
@@ -267,10 +268,10 @@ def _tail(model: Any, scratch: int) -> int:
     return total
 
 
-def _variables(model: Any) -> int:
-    """Returns the bytes of what lives between calls: variable tensors and resource variables (VAR_HANDLE)."""
+def _sum_variables(model: Any) -> int:
+    """Returns the bytes of what persists between calls: variable tensors and resource variables (VAR_HANDLE)."""
     total, sizes = 0, {}
-    names: dict[tuple[int, int], str] = {}  # of the variables that resource tensors stand for
+    names: dict[tuple[int, int], str] = {}  # of the variables that resource tensors refer to
     for place, graph in enumerate(model.subgraphs):
         total += sum(memory_plan.aligned(_size(tensor)) for tensor in graph.tensors if tensor.isVariable)
         for operator in graph.operators:
@@ -285,22 +286,23 @@ def _variables(model: Any) -> int:
     return total + sum(map(memory_plan.aligned, sizes.values()))
 
 
-def _called(operator: Any) -> tuple[int, ...]:
+def _list_called(operator: Any) -> tuple[int, ...]:
     """Returns the subgraphs that an operator runs."""
     options = operator.builtinOptions
     names = (f"{part}SubgraphIndex" for part in ("init", "then", "else", "cond", "body"))
     return tuple(getattr(options, name) for name in names if hasattr(options, name))
 
 
-def _named(model: Any, names: Sequence[str], number: int, operator: Any) -> Operator:
-    """Returns the operator under its layer's name; where the output has a call's, the weights bear the layer's."""
+def _name_operator(model: Any, names: Sequence[str], number: int, operator: Any) -> Operator:
+    """Returns the operator with its layer's name: the output's or, if that is the name of a call, the weights'."""
     kind = kind_of(model, operator)
     tensors = [*operator.outputs[:1], *(operator.inputs[1:2] if kind in _WEIGHTED else ())]
     named = next((names[one] for one in map(int, tensors) if not names[one].startswith("output")), None)
     return Operator(number, kind, named or ("output" if len(operator.outputs) else "nothing"))
 
 
-def _planned_offsets(model: Any) -> dict[int, int]:
+def _read_offsets(model: Any) -> dict[int, int]:
+    """Returns the offset of each tensor that the plan in a parsed file's metadata fixes."""
     content = tflite_file.metadata(model, OFFLINE_PLAN)
     if content is None:
         return {}
@@ -308,7 +310,7 @@ def _planned_offsets(model: Any) -> dict[int, int]:
     if len(numbers) < 3 or len(numbers) != 3 + numbers[2]:
         raise PlannerError(
             f"the metadata {OFFLINE_PLAN} have {len(numbers)} numbers; expected version, subgraph, n and n offsets. "
-            "Write them anew with zoo.deploy.compact.with_best_plan"
+            "Rewrite them with zoo.deploy.compact.with_best_plan"
         )
     return {number: int(offset) for number, offset in enumerate(numbers[3:]) if offset >= 0}
 
@@ -320,22 +322,22 @@ def _size(tensor: Any) -> int:
         raise PlannerError(str(error)) from error
 
 
-def layer_names(model: Any) -> list[list[str]]:
-    """Returns for each tensor of each subgraph the name of its layer: `conv` of `net/conv/convolution;...`.
+def find_layer_names(model: Any) -> list[list[str]]:
+    """Returns for each tensor of each subgraph the name of its layer: `conv` for `net/conv/convolution;...`.
 
-    Scopes inside a layer are passed over: `bn` of `net/bn/batchnorm/mul_1`. The name of a call is "output". Keras 3
-    enters each scope twice, first to see whether the layer is built, and TensorFlow numbers the second, as in
-    `net_1/conv_1/convolution`; that number is left out.
+    Scopes inside a layer are skipped: `bn` for `net/bn/batchnorm/mul_1`. A tensor named after a call is "output". Keras
+    3 enters each scope twice, first to check whether the layer is built, and TensorFlow numbers the second one, as in
+    `net_1/conv_1/convolution`; this number is removed.
     """
     names = [[text(tensor.name).split(";")[0] for tensor in graph.tensors] for graph in model.subgraphs]
     scopes = {scope for name in names[0] for scope in name.split("/")[:-1][:2]}
     numbers = {(stem, number[-1:] in "13579") for stem, _, number in (scope.rpartition("_") for scope in scopes)}
     are_numbered = bool(scopes) and all(re.search(r"_\d+$", scope) for scope in scopes)
     is_twice = are_numbered and len(numbers) == len({stem for stem, _ in numbers})  # conv2d_1, conv2d_2 are two layers
-    return [[_layer_of(name, is_twice) for name in some] for some in names]
+    return [[_find_layer(name, is_twice) for name in some] for some in names]
 
 
-def _layer_of(name: str, is_twice: bool) -> str:
+def _find_layer(name: str, is_twice: bool) -> str:
     if re.fullmatch(r"(Stateful)?PartitionedCall(_\d+)?:\d+", name):
         return "output"
     parts = name.split("/")

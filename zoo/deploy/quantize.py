@@ -1,14 +1,14 @@
-"""Training of a Keras 3 model for int8, pruning and clustering, by TF-MOT on its tf_keras twin.
+"""Quantization-aware training, pruning and clustering of a Keras 3 model, by TF-MOT on its tf_keras twin.
 
-In quantization-aware training it computes as int8 will while it learns, and so learns to bear it:
+In quantization-aware training the model computes with the rounding of int8 while it learns, and adapts to it:
 
 aware = quantize.prepare(model, calibration=images)
 quantize.fine_tune(aware, images, labels, epochs=2)
 data = quantize.convert(aware)          # the int8 .tflite file
-quantize.copy_back(aware, model)        # optional: the learnt weights in the Keras 3 model
+quantize.copy_back(aware, model)        # optional: the trained weights in the Keras 3 model
 
-Neither pruning nor clustering makes a .tflite file smaller or faster as it lies: the zeros and the repeated values show
-once it is compressed, for a download or for flash with a decompressor, which `compressed_size` measures.
+Pruning and clustering do not make a .tflite file itself smaller or faster. Their zeros and repeated values pay off when
+the file is compressed, for a download or for flash with a decompressor; `compressed_size` measures this.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from zoo.deploy.tflite_file import Source, quiet, read
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PRUNED = ("Conv2D", "Dense", "SeparableConv2D")  # depthwise kernels stay whole
+PRUNED = ("Conv2D", "Dense", "SeparableConv2D")  # depthwise kernels are not pruned
 CLUSTERED = (*PRUNED, "DepthwiseConv2D")
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 Scheme = Literal["int8", "int4"]
 Loss = Literal["categorical", "binary", "regression"]  # cross-entropies, mean squared error
-Losses = Loss | Sequence[Loss | None] | None  # of one output or several; None takes what follows from the activation
+Losses = Loss | Sequence[Loss | None] | None  # of one output or several; None derives it from the activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Aware:
     """A model in quantization-aware training.
 
     `model` is a tf_keras model with float inputs and outputs. `variables` holds its float weights by layer, and `parts`
-    says which of those layers make up a layer of the original. `heads` are the activations of its outputs, by the name
-    of the output's layer. `scheme` is what it is trained for.
+    gives for each original layer the layers that replace it. `heads` gives the activation of each output by the name of
+    its layer. `scheme` is what the model is trained for.
     """
 
     model: Any
@@ -57,8 +57,9 @@ def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any], scheme:
     """Returns the model with each kernel rounded per output channel and each activation rounded in a measured range.
 
     Args:
-        calibration: images as `tflite.convert` takes them; the ranges start at what they show and move in training.
-        scheme: of the file, as `tflite.convert` has them.
+        calibration: images as `tflite.convert` takes them; activation ranges start at those measured on these images
+            and are updated in training.
+        scheme: of the file to make, as `tflite.convert` names it.
 
     Raises:
         Int8Error, TwinError: a layer cannot be trained for int8, or has no twin under tf_keras.
@@ -68,11 +69,11 @@ def prepare(model: keras.Model, calibration: np.ndarray | Iterable[Any], scheme:
     import tensorflow as tf
 
     tf_keras, fake_quant = _load()
-    images = tflite.calibration_images(model, calibration)
+    images = tflite.load_calibration(model, calibration)
     model = graph.flatten(model, images[0].shape)
     tflite.check_weights(model)
     rewritten = int8_graph.rewrite(model)
-    rounded = int8_graph.rounded_layers(rewritten.model)
+    rounded = int8_graph.find_rounded_layers(rewritten.model)
     wrappers: dict[str, Any] = {}
 
     def make(layer_class: type, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -107,24 +108,27 @@ def fine_tune(
     on_epoch: OnEpoch | None = None,
     state: str | os.PathLike | None = None,
 ) -> list[float]:
-    """Trains the float weights under the rounding with Adam, the rate falling to zero by a cosine.
+    """Trains the float weights through the rounding, with Adam and a learning rate that falls to zero by a cosine.
 
-    Returns the loss of each epoch that was run here.
+    Returns the loss of each epoch that this call ran.
 
     Args:
-        labels: class numbers (n,) or rows (n, classes); 0 and 1 for a sigmoid, one a unit; numbers for a regression.
-            Of several outputs one such array each, in a list or by the names of `aware.heads`.
-        loss: None takes what follows from each output's activation: softmax is "categorical", sigmoid "binary".
+        labels: class numbers (n,) or rows (n, classes); 0 or 1 for each sigmoid unit; real numbers for a regression.
+            For several outputs one such array each, in a list or by the names in `aware.heads`.
+        loss: None derives it from each output's activation: "categorical" for softmax, "binary" for sigmoid.
         on_epoch: called after each epoch with its number from 0, its `loss`, and its `accuracy` or, in a regression,
-            `error`; of several outputs as OUTPUT_loss, OUTPUT_accuracy, beside the `loss` of all.
+            `error`; with several outputs also OUTPUT_loss and OUTPUT_accuracy of each.
         state: a folder that keeps the state after each epoch, from which the same call resumes. Remove it once the
             result is written.
 
     Raises:
-        ValueError: labels that do not match, an output of unknown loss, an impossible number, or a loss that is NaN.
+        ValueError: the labels do not match, an output's loss is unknown, a number is impossible, or the loss is NaN.
     """
     if batch_size < 1 or learning_rate <= 0:
-        raise ValueError(f"batch_size={batch_size}, learning_rate={learning_rate}; expected at least 1, and above 0")
+        raise ValueError(
+            f"batch_size={batch_size}, learning_rate={learning_rate}; expected a batch size of at least 1 and a rate "
+            "above 0"
+        )
     tf_keras, _ = _load()
     tf_keras.utils.set_random_seed(seed)
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * -(-len(images) // batch_size)))
@@ -140,13 +144,13 @@ def fine_tune(
         )  # fmt: skip
     if not np.all(np.isfinite(losses)):
         raise ValueError(
-            f"the training diverged, losses {losses}; prepare() the model anew and lower learning_rate={learning_rate}"
+            f"the training diverged (losses {losses}). Call prepare() again and lower learning_rate={learning_rate}"
         )
     return losses
 
 
 def _renamed(on_epoch: OnEpoch, aware: Aware) -> OnEpoch:
-    """Returns `on_epoch` for the logs of tf_keras, which name the outputs after their wrappers."""
+    """Returns `on_epoch` for tf_keras' logs, which name outputs after their wrappers, with the original names."""
     names = dict(zip(aware.model.output_names, aware.heads, strict=True))
 
     def renamed(epoch: int, logs: dict[str, float]) -> None:
@@ -157,7 +161,7 @@ def _renamed(on_epoch: OnEpoch, aware: Aware) -> OnEpoch:
 
 
 def heads_of(model: keras.Model) -> dict[str, str]:
-    """Returns the activation of each output of a flat model by the name of its layer."""
+    """Returns the activation of each output of a flat model, by the name of the output's layer."""
     names = [graph.node_of(tensor).operation.name for tensor in model.outputs]
     return dict(zip(names, graph.head_activations(model), strict=True))
 
@@ -166,7 +170,10 @@ def _fit(
     model: Any, heads: Mapping[str, str], images: np.ndarray, labels: Any, *, loss: Losses, learning_rate: Any,
     epochs: int, batch_size: int, callbacks: list[Any],
 ) -> list[float]:  # fmt: skip
-    """Trains a tf_keras model with these activations of its outputs; the rate may be a schedule. See `fine_tune`."""
+    """Trains a tf_keras model whose outputs have the activations `heads`; the learning rate may be a schedule.
+
+    Returns the loss of each epoch; see `fine_tune`.
+    """
     tf_keras = tf_keras_twin.load_tf_keras()
     if epochs < 1:
         raise ValueError(f"epochs={epochs}; expected at least 1")
@@ -178,16 +185,18 @@ def _fit(
         labels = [labels[name] for name in heads]
     elif not isinstance(labels, (list, tuple)) or len(labels) != len(heads):
         raise ValueError(
-            f"the model has {len(heads)} outputs ({', '.join(heads)}): give as many arrays of labels, in a list or by "
-            "these names, or a model with one output: keras.Model(model.input, model.outputs[0])"
+            f"the model has {len(heads)} outputs ({', '.join(heads)}): give an array of labels for each, in a list or "
+            "by these names, or give a model with one output: keras.Model(model.input, model.outputs[0])"
         )
     wanted: Sequence[Any] = [loss] * len(heads) if loss is None or isinstance(loss, str) else loss
     arrays = [np.asarray(one) for one in labels]
     for array in arrays:
         if not len(array) == len(images) > 0:
-            raise ValueError(f"{len(images)} images and {len(array)} labels; expected one label an image, at least one")
+            raise ValueError(
+                f"{len(images)} images and {len(array)} labels; expected one label per image, and at least one image"
+            )
     targets = [
-        _target(tf_keras, name, activation, tuple(tensor.shape[1:]), array, kind)
+        _make_target(tf_keras, name, activation, tuple(tensor.shape[1:]), array, kind)
         for (name, activation), tensor, array, kind in zip(heads.items(), model.outputs, arrays, wanted, strict=True)
     ]
     losses, metrics, arrays = (list(one) for one in zip(*targets, strict=True))
@@ -199,34 +208,34 @@ def _fit(
     return [float(value) for value in history.history.get("loss", [])]
 
 
-def _target(
+def _make_target(
     tf_keras: Any, name: str, activation: str, shape: tuple[int, ...], labels: np.ndarray, loss: Loss | None
 ) -> tuple[Any, Any, np.ndarray]:
-    """Returns the loss and metric of one output, and its labels in the form that they take."""
+    """Returns the loss and metric of one output, and its labels in the form that these take."""
     units, losses, metrics = shape[-1], tf_keras.losses, tf_keras.metrics
     if loss is None:
-        loss = _loss_of(name, activation, shape, labels)
+        loss = _derive_loss(name, activation, shape, labels)
     logits = activation == "linear"
     if loss == "categorical" and labels.shape[1:] in (shape[:-1], (*shape[:-1], 1)):
         labels = labels.reshape(-1, *shape[:-1])
         if labels.min() < 0 or labels.max() >= units or np.any(labels != np.round(labels)):
             raise ValueError(
-                f"output {name!r} tells {units} classes apart, and labels go from {labels.min()} to {labels.max()}. "
+                f"output {name!r} has {units} classes, and labels range from {labels.min()} to {labels.max()}. "
                 f'Expected class numbers from 0 to {units - 1}; a single unit takes 0 and 1 with loss="binary"'
             )
         made = losses.SparseCategoricalCrossentropy(from_logits=logits)
         return made, metrics.SparseCategoricalAccuracy(name="accuracy"), labels
     if labels.shape[1:] not in (shape, shape[:-1] + shape[-1:] * (units != 1)):
         raise ValueError(
-            f"output {name!r} gives {shape} an image and labels are {labels.shape[1:]} with loss {loss!r}; expected "
-            f"{shape}" + (f", or class numbers {shape[:-1]}" if loss == "categorical" else "")
+            f"output {name!r} has the shape {shape} per image, and labels have {labels.shape[1:]} with loss {loss!r}; "
+            f"expected {shape}" + (f", or class numbers {shape[:-1]}" if loss == "categorical" else "")
         )
     labels = labels.reshape(-1, *shape).astype(np.float32)
     if loss == "regression":
         return losses.MeanSquaredError(), metrics.MeanAbsoluteError(name="error"), labels
     if labels.min() < 0 or labels.max() > 1:
         raise ValueError(
-            f"labels of {name!r} go from {labels.min()} to {labels.max()}; expected with loss {loss!r} from 0 to 1"
+            f"labels of {name!r} range from {labels.min()} to {labels.max()}; loss {loss!r} expects them from 0 to 1"
         )
     if loss == "categorical":
         return losses.CategoricalCrossentropy(from_logits=logits), metrics.CategoricalAccuracy(name="accuracy"), labels
@@ -234,8 +243,8 @@ def _target(
     return losses.BinaryCrossentropy(from_logits=logits), metric, labels
 
 
-def _loss_of(name: str, activation: str, shape: tuple[int, ...], labels: np.ndarray) -> Loss:
-    """Returns the loss that goes with an output's activation and labels, or asks for it."""
+def _derive_loss(name: str, activation: str, shape: tuple[int, ...], labels: np.ndarray) -> Loss:
+    """Returns the loss that follows from an output's activation and labels, or raises ValueError if it is ambiguous."""
     if activation != "linear":
         known: dict[str, Loss] = {"softmax": "categorical", "sigmoid": "binary"}
         return known.get(activation, "regression")
@@ -244,22 +253,22 @@ def _loss_of(name: str, activation: str, shape: tuple[int, ...], labels: np.ndar
     if not np.isin(labels, (0, 1)).all():
         return "regression"
     raise ValueError(
-        f"output {name!r} ends in no activation, so that its labels of 0 and 1 may be classes or numbers. Say which: "
+        f"output {name!r} has no activation, so its labels of 0 and 1 may be classes or numbers. Say which: "
         'loss="binary" or "categorical" (the outputs are logits), or loss="regression"'
     )
 
 
 def convert(aware: Aware) -> bytes:
-    """Returns the .tflite file (int8 input and output) with the ranges that training has found."""
+    """Returns the .tflite file (int8 input and output) with the ranges found in training."""
     with _load()[1].exporting():
         return tflite.convert_flat(aware.model, aware.model.inputs[0].shape[1:], aware.scheme, None)
 
 
 def copy_back(aware: Aware, model: keras.Model) -> None:
-    """Puts the trained float weights into `model`, which `prepare` was given or which has the same layers.
+    """Copies the trained float weights into `model`: the one that `prepare` was given, or one with the same layers.
 
     Raises:
-        GraphError: a layer is missing there or has weights of other shapes; nothing is copied then.
+        GraphError: `model` lacks a layer, or a layer has weights of other shapes; then nothing is copied.
     """
     values = {
         name: [variable.numpy() for part in parts for variable in aware.variables[part]]
@@ -280,13 +289,13 @@ def prune(
     learning_rate: float = 1e-4,
     batch_size: int = 64,
 ) -> keras.Model:
-    """Returns a copy of the model in which a share `sparsity` of each kernel's values, the smallest, is zero.
+    """Returns a copy of the model in which the smallest values of each kernel, a share of `sparsity`, are zero.
 
-    The share grows over the first half of the training and is then held. Depthwise kernels stay whole, as in TF-MOT.
-    `labels` and `loss` are as of `fine_tune`.
+    The share grows over the first half of the training and then stays. Depthwise kernels are not pruned, as in TF-MOT.
+    `labels` and `loss` are as in `fine_tune`.
 
     Raises:
-        ValueError: an impossible number, or weights that are not finite (ConversionError).
+        ValueError: a number is impossible, or weights are not finite (ConversionError).
         TwinError, GraphError: as `tf_keras_twin.to_tf_keras`.
     """
     if not 0 < sparsity < 1:
@@ -312,7 +321,7 @@ def cluster(
     learning_rate: float = 1e-4,
     batch_size: int = 64,
 ) -> keras.Model:
-    """Returns a copy of the model in which each kernel has at most `clusters` different values; else as `prune`."""
+    """Returns a copy of the model in which each kernel has at most `clusters` distinct values; otherwise as `prune`."""
     if clusters < 2:
         raise ValueError(f"clusters={clusters}; expected at least 2")
     api = tf_keras_twin.load_model_optimization().clustering.keras
@@ -324,7 +333,7 @@ def cluster(
 
 
 def compressed_size(tflite: Source) -> int:
-    """Returns the bytes of a .tflite file after deflate, the method of zip and gzip."""
+    """Returns the size in bytes of a .tflite file after deflate, the method of zip and gzip."""
     return len(zlib.compress(read(tflite), 9))
 
 
@@ -333,7 +342,7 @@ def _train_wrapped(
     images: np.ndarray, labels: Any, *, loss: Losses, epochs: int,
     learning_rate: float, batch_size: int, callbacks: list[Any],
 ) -> keras.Model:  # fmt: skip
-    """Returns a copy of the model, trained on its twin in which the layers of these kinds are wrapped."""
+    """Returns a copy of the model, trained as a tf_keras twin in which the layers of these kinds are wrapped."""
     if len(images):
         model = graph.flatten(model, images.shape[1:])
     tflite.check_weights(model)

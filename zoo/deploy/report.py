@@ -1,4 +1,4 @@
-"""One page about the files made from one model: accuracy of all of them on the same images, size, latency, memory."""
+"""One page about the files made from one model: size, latency, memory, and accuracy on the same images."""
 
 import contextlib
 import dataclasses
@@ -19,30 +19,30 @@ from zoo.markdown import join_blocks, make_table
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One file. `arena` is what TFLM recorded, in bytes, or None where TFLM cannot run the file (`note` says why).
+    """One file. `arena` is in bytes, as TFLM recorded it, or None if TFLM cannot run the file (`note` says why).
 
-    `planned` is what the planner estimated for it, None where it cannot (`note` says why).
+    `planned` is the planner's estimate of the arena, or None if there is none (`note` says why).
     """
 
     scheme: str  # "float32", "int8", ...; "int8 QAT" after quantization-aware training
     file: str
-    size: int  # bytes of the model, which C source has, without metadata
-    accuracy: float | None  # None where it cannot be judged; see `Report.unjudged`
-    latency: measure.Latency  # by the kernels that LiteRT takes by default, XNNPACK's
-    builtin_latency: measure.Latency  # by LiteRT's own
+    size: int  # bytes of the model without metadata, as in C source
+    accuracy: float | None  # None if it is unknown; see `Report.unjudged`
+    latency: measure.Latency  # with LiteRT's default kernels, XNNPACK's
+    builtin_latency: measure.Latency  # with LiteRT's own kernels
     arena: int | None
     planned: int | None
     note: str = ""
     turned: bool = False  # whether the file takes its images turned by 180 degrees (`zoo.deploy.compact`)
-    contents: str = ""  # what its metadata hold (`zoo.deploy.metadata`)
+    contents: str = ""  # what its metadata say (`zoo.deploy.metadata`)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of one model.
+    """The files made from one model.
 
-    `accuracy` is that of the float model on the same `n` images as the rows'; None where only a quantized file
-    is known, or where nothing can be judged: `unjudged` says why.
+    `accuracy` is the float model's, on the same `n` images as the rows'; None if there is only a quantized file, or if
+    accuracy is unknown: `unjudged` then says why.
     """
 
     model: str
@@ -64,7 +64,7 @@ class Report:
         return tuple(row.scheme for row in self.rows)
 
     def drop(self, scheme: str) -> float:
-        """Returns by how much the float model is more accurate than the file; ValueError where that is unknown."""
+        """Returns by how much the float model is more accurate than the file, or raises ValueError if unknown."""
         found = self.row(scheme).accuracy
         if self.accuracy is None or found is None:
             reason = self.unjudged or "give its float file or Keras model too"
@@ -72,7 +72,7 @@ class Report:
         return self.accuracy - found
 
     def to_json(self) -> str:
-        """Returns the report as JSON, the fields as they are here."""
+        """Returns the report as JSON, with the fields' names as keys."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def to_markdown(self) -> str:
@@ -81,8 +81,8 @@ class Report:
                 "arena kB: estimated, measured")  # fmt: skip
         threads = sorted({row.latency.threads for row in self.rows})
         turned = [
-            f"{row.file} takes its image turned by 180 degrees, as its metadata {turn.METADATA} say: in "
-            "Python zoo.deploy.turn.images(images), on a board the pixels from the last to the first."
+            f"{row.file} takes its image turned by 180 degrees, as its metadata {turn.METADATA} say: use "
+            "zoo.deploy.turn.images(images) in Python, and on a board the pixels from the last to the first."
             for row in self.rows
             if row.turned
         ]
@@ -93,38 +93,38 @@ class Report:
             *(f"{row.file}: {row.note}." for row in self.rows if row.note),
             f"Latency: LiteRT on this machine, {', '.join(map(str, threads))} thread(s), one image at a time, "
             "with XNNPACK, its default, and without. "
-            "Arena: estimated from the file, and measured by TensorFlow Lite for Microcontrollers (TFLM) on a 64-bit "
-            "machine. kB: 1,000 bytes.",
+            "Arena: estimated from the file, and measured by TensorFlow Lite for Microcontrollers (TFLM), for a 64-bit "
+            "machine. 1 kB is 1,000 bytes.",
             self._explain_slowness(),
             *turned,
             *self._describe_contents(),
         )
 
     def _explain_slowness(self) -> str:
-        """Returns why quantized files take longer than the float one, where they do."""
+        """Returns why quantized files are slower than the float file, if any are."""
         float_ms = next((row.latency.median_ms for row in self.rows if row.scheme == "float32"), math.inf)
         slower = [row.scheme for row in self.rows if row.latency.median_ms > float_ms]
         if not slower:
             return ""
         return (
-            f"{', '.join(slower)} took longer than float32 on this machine. That tells nothing of a phone or a board: "
-            "the kernels for quantized numbers are made for Arm first. On x86 XNNPACK has no fast int8 depthwise "
-            "convolution of 7 x 7, for one, and smaller networks spend their time on calls; where the column without "
-            "XNNPACK is lower, switch it off."
+            f"{', '.join(slower)} took longer than float32 on this machine. This says nothing about a phone or a "
+            "board: quantized kernels are optimised for Arm first. On x86, for example, XNNPACK has no fast int8 "
+            "depthwise convolution of 7 x 7, and small networks spend their time on overhead. If the column without "
+            "XNNPACK is lower, switch XNNPACK off."
         )
 
     def _describe_contents(self) -> list[str]:
-        """Returns a line for what the metadata of most files hold, and one for what those of others do."""
+        """Returns a line for each different content of the files' metadata."""
         places = {row.contents: ", ".join(one.file for one in self.rows if one.contents == row.contents)
                   for row in self.rows if row.contents}  # fmt: skip
-        lines = [f"In {files}, as TFLite Metadata beside the model: {contents}." for contents, files in places.items()]
-        return [*lines, "Size: the model alone, as C source has it."] if lines else []
+        lines = [f"TFLite Metadata in {files}: {contents}." for contents, files in places.items()]
+        return [*lines, "Size: the model without metadata, as in C source."] if lines else []
 
     def _describe_accuracy(self) -> str:
         if self.unjudged:
             return f"Accuracy unknown: {self.unjudged}."
         float_model = "." if self.accuracy is None else f"; the float model has {self.accuracy:.4f}."
-        return f"Accuracy on the same n = {self.n} held-out images everywhere{float_model}"
+        return f"Accuracy on the same n = {self.n} held-out images for all{float_model}"
 
     def _cells(self, row: Row) -> tuple[str | None, ...]:
         known = self.accuracy is not None and row.accuracy is not None
@@ -140,7 +140,7 @@ class Report:
         )
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `deploy.json` and `deploy.md` into the folder, each as a whole."""
+        """Writes `deploy.json` and `deploy.md` into the folder, each atomically."""
         write_atomically(Path(folder, "deploy.json"), self.to_json())
         write_atomically(Path(folder, "deploy.md"), self.to_markdown())
 
@@ -163,17 +163,17 @@ def export(
     """Converts the model to float32 and each scheme, measures all of them, writes files and report into `folder`.
 
     Nothing is written before every conversion has succeeded. The files are `MODEL_float32.tflite`, `MODEL_int8.tflite`,
-    ..., `deploy.json` and `deploy.md`; an earlier run's are replaced.
+    ..., `deploy.json` and `deploy.md`; those of an earlier run are replaced.
 
     Args:
         images: held-out images (n, height, width, channels), preprocessed as in training; they only measure accuracy.
-        labels: their labels, as `measure.accuracy` takes them.
-        calibration: training images (never held-out ones), on which the ranges of "int8" and "int16x8" are measured.
-        schemes: besides float32; of `zoo.deploy.tflite.SCHEMES`.
-        also: further schemes, by the name that their rows get, and what makes their file.
-        metadata: that the files bring along; that an image is to be turned is added here.
+        labels: the images' labels, as `measure.accuracy` takes them.
+        calibration: training images (never held-out ones) for measuring the ranges of the quantized schemes.
+        schemes: from `zoo.deploy.tflite.SCHEMES`, in addition to float32.
+        also: for each further scheme, by the name of its row, a function that makes the file.
+        metadata: for the files; a note is added to those that take turned images.
         output, threshold: how outputs are judged, as `measure.accuracy` takes them.
-        progress: called with what is about to be done.
+        progress: called with a description of each step before it begins.
 
     Raises:
         ConversionError, GraphError: as `tflite.convert`.
@@ -207,12 +207,12 @@ def assemble(
     threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Measures .tflite files, by scheme, that were made from `model`; writes them and their report (see `export`)."""
+    """Measures .tflite files made from `model`, given by scheme; writes them and their report as `export` does."""
     tell = progress or (lambda text: None)
     tell(f"accuracy of the Keras model on {len(images)} images")
     accuracy, unjudged = None, ""
     if threshold is None:
-        with contextlib.suppress(measure.MeasureError):  # the model's loss says it, which its files no longer know
+        with contextlib.suppress(measure.MeasureError):  # from the model's loss, which its files do not have
             threshold = measure.find_threshold(model, output)
     try:
         accuracy = measure.accuracy(model, images, labels, output=output, threshold=threshold)
@@ -234,8 +234,8 @@ def assemble(
 
 
 def _attach(data: bytes, metadata: tflite_metadata.Metadata) -> bytes:
-    more = " Takes its image turned by 180 degrees." if compact.is_turned(data) else ""
-    return tflite_metadata.attach(data, dataclasses.replace(metadata, description=metadata.description + more))
+    note = " Takes its image turned by 180 degrees." if compact.is_turned(data) else ""
+    return tflite_metadata.attach(data, dataclasses.replace(metadata, description=metadata.description + note))
 
 
 def measure_file(
@@ -249,7 +249,9 @@ def measure_file(
     threshold: float | None = None,
     threads: int = 1,
 ) -> Row:
-    """Returns the measured row of one file, without accuracy where there are no images; turned ones are turned here.
+    """Measures one file and returns its row, without accuracy if `images` or `labels` is None.
+
+    The images are given upright; for a file that takes turned images they are turned here.
 
     Raises:
         MeasureError: as `measure.accuracy`; LiteRT cannot run the file.
@@ -292,4 +294,4 @@ def _list_contents(data: bytes) -> str:
     parts = [f"the names of {len(found.class_names)} classes"] if found.class_names else []
     for name, values in (("mean", found.mean), ("std", found.std)):
         parts += [f"{name} {' '.join(f'{value:.6g}' for value in values)}"] if values else []
-    return ", ".join([*parts, *found.files]) or "nothing that is known here"
+    return ", ".join([*parts, *found.files]) or "no known field"

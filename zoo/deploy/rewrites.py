@@ -1,14 +1,14 @@
-"""What is rewritten in a file after TensorFlow's converter: for runtimes that take less, and weights of four bits.
+"""Rewrites .tflite files after TensorFlow's converter: for the limits of runtimes, and for weights of four bits.
 
-Concatenations of more tensors than TensorFlow Lite for Microcontrollers (TFLM) joins become nested ones. Scales that no
-runtime multiplies with become ones that it does: a ReLU that is zero on every calibration image (squeeze-excite's few
-channels die easily) gets a range of nothing, and a scale so small that the convolution before it would multiply its
-sums by thousands; XNNPACK, which LiteRT runs by default, refuses such a file. Neither changes an output.
+Concatenations of more tensors than TensorFlow Lite for Microcontrollers (TFLM) supports become nested ones. Output
+scales too small for a runtime are enlarged: a ReLU that is zero on every calibration image (squeeze-excite's few
+channels die easily) gets an empty range, and thus a scale so small that the convolution before it would have to
+multiply its sums by thousands; XNNPACK, LiteRT's default, refuses such a file. Neither rewrite changes an output.
 
-The converter has no weights of four bits, which LiteRT and TFLM compute with; they halve the flash.
+The converter cannot make weights of four bits, which LiteRT and TFLM can run; they halve the flash.
 
-Rewrites of files, not of networks: layers, names and weights stay as their paper has them, and files after
-quantization-aware training or of other tools are rewritten by the same code.
+Files are rewritten, not networks: layers, names and weights stay as in their paper, and the same code also rewrites
+files after quantization-aware training and files of other tools.
 """
 
 import copy
@@ -21,42 +21,42 @@ from zoo.deploy import tflite_file
 from zoo.deploy.tflite_file import Source, add_buffer, constant_of, kinds_of, pack, parse, read, text, type_of
 
 MOST_INPUTS = 10  # kMaxInputNum in TFLM's concatenation.cc
-LARGEST_FACTOR = 256.0  # of XNNPACK from a sum to its output, exclusive
+LARGEST_FACTOR = 256.0  # XNNPACK's limit, exclusive, for the factor from an operator's sum to its output
 _SUMS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_INT4 = ("CONV_2D", "FULLY_CONNECTED")  # a depthwise convolution has few weights, and each counts
-_READERS = frozenset([*_SUMS, "ADD", "LOGISTIC", "MUL", "SUB"])  # of any scale, not only that of their output
+_INT4 = ("CONV_2D", "FULLY_CONNECTED")  # a depthwise convolution has few weights, and each matters
+_READERS = frozenset([*_SUMS, "ADD", "LOGISTIC", "MUL", "SUB"])  # accept inputs of any scale, not only their output's
 
 
 def narrow_joins(tflite: Source) -> bytes:
-    """Returns the file with no concatenation of more than ten tensors; the very bytes where it has none.
+    """Returns the file with concatenations of more than ten tensors split up; unchanged if it has none.
 
-    A memory plan in the file, which does not know the new tensors, is left out; `zoo.deploy.compact.with_best_plan`
+    A memory plan in the file is removed, as it does not cover the new tensors; `zoo.deploy.compact.with_best_plan`
     makes another.
     """
     model = parse(tflite)
-    too_wide = wide_joins(model)
+    too_wide = find_wide_joins(model)
     if not too_wide:
         return read(tflite)
     graph, operators = model.subgraphs[0], []
     for number, operator in enumerate(graph.operators):
         while number in too_wide and len(operator.inputs) > MOST_INPUTS:
-            operators.append(_inner(model, operator))
+            operators.append(_split_join(model, operator))
         operators.append(operator)
     graph.operators = operators
     model.metadata = [entry for entry in model.metadata or [] if text(entry.name) != tflite_file.OFFLINE_PLAN]
     return pack(model)
 
 
-def wide_joins(model: Any) -> list[int]:
-    """Returns the numbers of a parsed file's operators that join more tensors than TFLM does."""
+def find_wide_joins(model: Any) -> list[int]:
+    """Returns the numbers of a parsed file's concatenations of more tensors than TFLM supports."""
     operators = enumerate(zip(model.subgraphs[0].operators, kinds_of(model), strict=True))
     return [place for place, (one, kind) in operators if kind == "CONCATENATION" and len(one.inputs) > MOST_INPUTS]
 
 
-def _inner(model: Any, operator: Any) -> Any:
-    """Takes neighbours out of a concatenation's inputs, and returns the new operator that joins them first.
+def _split_join(model: Any, operator: Any) -> Any:
+    """Moves neighbouring inputs of a concatenation into a new one that runs before it, and returns the new operator.
 
-    As many as are too many, and those that are smallest together: it is they that are copied twice.
+    The inputs to move are as few as possible and smallest in sum, because they are copied twice.
     """
     graph = model.subgraphs[0]
     numbers = [int(number) for number in operator.inputs]
@@ -83,10 +83,10 @@ def _inner(model: Any, operator: Any) -> Any:
 
 
 def widen_scales(tflite: Source) -> bytes:
-    """Returns the file with the output scales of such convolutions and dense layers enlarged; else the very bytes.
+    """Returns the file with output scales enlarged where they are too small for XNNPACK; unchanged if none is.
 
-    One step of the output becomes one of the sums before it, which are no finer: nothing is lost. What is read by an
-    operator that wants the same scale on both sides is left as it is.
+    One step of the output becomes one step of the sums before it, which are no finer, so nothing is lost. An output
+    stays as it is if an operator reads it that needs the same scale for input and output.
     """
     model = parse(tflite)
     graph, kinds = model.subgraphs[0], kinds_of(model)
@@ -95,7 +95,7 @@ def widen_scales(tflite: Source) -> bytes:
         output = int(operator.outputs[0])
         if kind not in _SUMS or output in map(int, graph.outputs):
             continue
-        factor, followers = _factor(graph, operator), readers.get(output, [])
+        factor, followers = _find_factor(graph, operator), readers.get(output, [])
         if factor >= LARGEST_FACTOR and all(kinds[number] in _READERS for number in followers):
             scale = graph.tensors[output].quantization
             scale.scale = np.asarray(scale.scale, np.float32) * np.float32(factor)
@@ -110,8 +110,8 @@ def widen_scales(tflite: Source) -> bytes:
 def narrow_weights(tflite: Source) -> bytes:
     """Returns an int8 file with the weights of its convolutions and dense layers in four bits, from -7 to 7.
 
-    Depthwise convolutions, activations and biases stay as they are. A convolution has a scale for each output channel,
-    a dense layer one for all, as TFLM wants it.
+    Depthwise convolutions, activations and biases keep their types. A convolution has a scale per output channel, a
+    dense layer a single one, as TFLM requires.
     """
     model = parse(tflite)
     graph = model.subgraphs[0]
@@ -122,8 +122,8 @@ def narrow_weights(tflite: Source) -> bytes:
         stored = constant_of(model, int(operator.inputs[1]))
         if stored is None or {type_of(image), type_of(tensor)} - {"int8", "int4"}:
             continue
-        if type_of(tensor) == "int8":  # else another operator has the same weights
-            scale = np.asarray(tensor.quantization.scale, np.float32)  # one, or one for each place of the first axis
+        if type_of(tensor) == "int8":  # otherwise narrowed already, for another operator with the same weights
+            scale = np.asarray(tensor.quantization.scale, np.float32)  # one, or one for each index of the first axis
             values = stored * scale.reshape(-1, *[1] * (stored.ndim - 1))
             axes = tuple(range(1 if kind == "CONV_2D" else 0, stored.ndim))
             largest = np.abs(values).max(axis=axes, keepdims=True)
@@ -136,8 +136,8 @@ def narrow_weights(tflite: Source) -> bytes:
     return pack(model)
 
 
-def _factor(graph: Any, operator: Any) -> float:
-    """Returns the largest factor from a sum to the stored output; 0 where that is not int8."""
+def _find_factor(graph: Any, operator: Any) -> float:
+    """Returns the largest factor from a sum to the stored output; 0 unless all of the operator is int8."""
     image, kernel, output = (graph.tensors[int(one)] for one in (*operator.inputs[:2], operator.outputs[0]))
     if {type_of(tensor) for tensor in (image, kernel, output)} != {"int8"}:
         return 0.0
@@ -146,7 +146,7 @@ def _factor(graph: Any, operator: Any) -> float:
 
 
 def _set_bias_scale(model: Any, operator: Any, scale: np.ndarray) -> None:
-    """Stores an operator's bias in steps of `scale`, one for all or one an output; as its own if others read it too."""
+    """Rescales an operator's bias to steps of `scale` (one, or one per output); a bias with other readers is copied."""
     if len(operator.inputs) < 3 or int(operator.inputs[2]) < 0:
         return
     graph, number = model.subgraphs[0], int(operator.inputs[2])

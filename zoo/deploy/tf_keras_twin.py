@@ -1,7 +1,7 @@
-"""A Keras 3 model re-made layer by layer under tf_keras, and back: the same names, the same weights, the same outputs.
+"""Rebuilds a Keras 3 model layer by layer under tf_keras, and back: the same names, weights and outputs.
 
 TF-MOT 0.8.1 (quantization-aware training, pruning, clustering) refuses Keras 3 models, and nothing else trains a
-convolution for int8 under TensorFlow. So the model crosses over, is trained there, and its weights come back.
+convolution for int8 under TensorFlow. So a tf_keras twin of the model is trained, and its weights are copied back.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from zoo import graph
 from zoo.deploy.tflite_file import quiet, require
 from zoo.graph import copy_weights
 
-__all__ = ["TWINS", "Call", "TwinError", "copy_weights", "load_tf_keras", "rebuild", "to_keras", "to_tf_keras"]
+__all__ = ["TWINS", "TwinError", "copy_weights", "load_tf_keras", "rebuild", "to_keras", "to_tf_keras"]
 
 TWINS = frozenset(
     ["Activation", "Add", "Average", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D",
@@ -26,23 +26,23 @@ TWINS = frozenset(
      "Softmax", "SpatialDropout2D", "Subtract", "UpSampling2D", "ZeroPadding2D"]
 )  # fmt: skip
 
-# Activations that compute the same in both. The hard ones are made for tf_keras: its own hard_sigmoid is another
-# function, clip(0.2 x + 0.5), and it has no hard_silu.
+# Activations that compute the same in both. The hard ones are defined here for tf_keras: its own hard_sigmoid is a
+# different function, clip(0.2 x + 0.5), and it has no hard_silu.
 ACTIVATIONS = frozenset(
     ["elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "linear", "relu", "relu6", "selu", "sigmoid", "silu",
      "softmax", "softplus", "softsign", "tanh"]
 )  # fmt: skip
-_HARD = "zoo>"  # before the names of the hard ones under tf_keras
+_HARD = "zoo>"  # prefix of the hard ones' names under tf_keras
 _LEAKY = {"negative_slope": "alpha", "alpha": "negative_slope"}  # of LeakyReLU, in Keras 3 and in tf_keras
 _LEFT_OUT = ("activity_regularizer", "dtype", "name", "trainable")
 
 
 class TwinError(graph.GraphError):
-    """The model has a layer or a call that the other Keras cannot repeat."""
+    """The other Keras has no equivalent of a layer or of a layer's call."""
 
 
-class Call(NamedTuple):
-    """One call of a layer of either Keras."""
+class _TwinCall(NamedTuple):
+    """A call, in either Keras, of a layer that has a twin, with one tensor or list of tensors."""
 
     layer: Any
     argument: Any  # a symbolic tensor or a list of them
@@ -67,10 +67,10 @@ def load_model_optimization() -> ModuleType:
 
 
 def to_tf_keras(model: keras.Model) -> Any:
-    """Returns a tf_keras functional model with the layers, names, weights and `trainable` marks of `model`.
+    """Returns a tf_keras functional model with the layers, names, weights and `trainable` flags of `model`.
 
     Raises:
-        TwinError: a layer has no twin (`TWINS` lists those that have), or does not compute in float32.
+        TwinError: a layer has no twin (`TWINS` lists the layers that do), or does not compute in float32.
         GraphError: the model is subclassed, or the twin does not compute the same.
         MissingPackageError: tf_keras is not installed.
     """
@@ -78,24 +78,25 @@ def to_tf_keras(model: keras.Model) -> Any:
 
 
 def to_keras(twin: Any) -> keras.Model:
-    """Returns a Keras 3 functional model with the layers, names, weights and `trainable` marks of a tf_keras one.
+    """Returns a Keras 3 functional model with the layers, names, weights and `trainable` flags of a tf_keras one.
 
-    Raises as `to_tf_keras`; a model with TF-MOT's wrappers is refused too, strip them first.
+    Raises as `to_tf_keras`, and TwinError for TF-MOT's wrappers: strip them first.
     """
     return rebuild(twin, keras)[0]
 
 
 def rebuild(model: Any, target: ModuleType, make: Make | None = None) -> tuple[Any, dict[str, list[Any]]]:
-    """Returns the functional model of module `target` that repeats the calls of a flat `model` of either Keras.
+    """Rebuilds a flat `model` of either Keras with the layers of the module `target`, `keras` or `tf_keras`.
 
-    Beside it, the variables of each layer that has some, by the layer's name and in the order of `layer.weights`.
+    Returns the functional model, and the variables of each layer that has any, by layer name and in the order of
+    `layer.weights`.
 
     Args:
-        make: given the class and the options of each new layer, returns the layer that holds the weights and the one to
-            call, a wrapper around it. Without it, the layers are made as they are, and the outputs are compared.
+        make: makes each new layer from its class and options; returns the layer that holds the weights, and a wrapper
+            around it to call. Without it, plain layers are made and the two models' outputs are compared.
 
     Raises:
-        TwinError: a layer has no twin, or is called with more than one tensor or list of tensors.
+        TwinError: a layer has no twin, or is called with anything but one tensor or list of tensors.
         GraphError: the new model does not compute the same.
     """
     inputs = [
@@ -104,14 +105,14 @@ def rebuild(model: Any, target: ModuleType, make: Make | None = None) -> tuple[A
     value_of = dict(zip(map(id, model.inputs), inputs, strict=True))
     made: dict[int, Any] = {}
     variables: dict[str, list[Any]] = {}
-    for call in _calls_of(model):
+    for call in _list_calls(model):
         argument = keras.tree.map_structure(lambda tensor: value_of[id(tensor)], call.argument)
         if id(call.layer) not in made:
-            layer_class, options = _twin(call.layer, target)
+            layer_class, options = _translate_layer(call.layer, target)
             inner, outer = make(layer_class, options) if make else (layer_class(**options),) * 2
             made[id(call.layer)] = outer
-            _give_weights(call.layer, inner, argument)
-            if inner.weights:  # noted before a wrapper puts something else in a weight's place
+            _build_twin(call.layer, inner, argument)
+            if inner.weights:  # recorded before a wrapper replaces a weight
                 variables[call.layer.name] = list(inner.weights)
         value_of[id(call.outputs[0])] = made[id(call.layer)](argument)
     ends = inputs, [value_of[id(tensor)] for tensor in model.outputs]
@@ -121,7 +122,8 @@ def rebuild(model: Any, target: ModuleType, make: Make | None = None) -> tuple[A
     return twin, variables
 
 
-def _give_weights(layer: Any, twin: Any, argument: Any) -> None:
+def _build_twin(layer: Any, twin: Any, argument: Any) -> None:
+    """Builds a layer's twin, and copies the layer's weights and `trainable` flag to it."""
     shapes = [tensor.shape for tensor in argument] if isinstance(argument, list) else argument.shape
     if not twin.built:
         twin.build(shapes)
@@ -130,8 +132,8 @@ def _give_weights(layer: Any, twin: Any, argument: Any) -> None:
     twin.trainable = layer.trainable
 
 
-def _twin(layer: Any, target: ModuleType) -> tuple[type, dict[str, Any]]:
-    """Returns the class and the options of the layer's twin: all that both know, but for initializers."""
+def _translate_layer(layer: Any, target: ModuleType) -> tuple[type, dict[str, Any]]:
+    """Returns the class and the options of the layer's twin: all options that both know, except initializers."""
     name = type(layer).__name__
     if layer.compute_dtype != "float32":
         raise TwinError(f"layer {layer.name!r} computes in {layer.compute_dtype}; build the model in float32")
@@ -141,39 +143,39 @@ def _twin(layer: Any, target: ModuleType) -> tuple[type, dict[str, Any]]:
         options = inspect.signature(one.__init__).parameters
         known |= options.keys()
         if not any(option.kind is option.VAR_KEYWORD for option in options.values()):
-            break  # it passes none on
+            break  # it passes no options on to its base class
     taken = {"name": layer.name}
     for option, value in layer.get_config().items():
         option = _LEAKY.get(option, option) if name == "LeakyReLU" else option
         if option in known and option not in _LEFT_OUT and not option.endswith("_initializer"):
-            taken[option] = _translated(layer.name, option, value, target)
+            taken[option] = _translate_option(layer.name, option, value, target)
     return twin, taken
 
 
-def _translated(layer: str, field: str, value: Any, target: ModuleType) -> Any:
-    if field == "activation":
+def _translate_option(layer: str, option: str, value: Any, target: ModuleType) -> Any:
+    if option == "activation":
         name = value if isinstance(value, str) else value.get("config", value.get("class_name"))
         name = name.removeprefix(_HARD).replace("swish", "silu")
         if name not in ACTIVATIONS:
             raise TwinError(
-                f"layer {layer!r} has the activation {name!r}, which the two Keras do not compute alike. Use one of "
-                f"{', '.join(sorted(ACTIVATIONS))}"
+                f"layer {layer!r} has the activation {name!r}, which Keras 3 and tf_keras do not compute alike. Use "
+                f"one of {', '.join(sorted(ACTIVATIONS))}"
             )
         if name.startswith("hard_") and target is not keras:
-            return _hard_activation(name, target)
+            return _register_hard_activation(name, target)
         return "swish" if name == "silu" and target is not keras else name
-    if field.endswith(("_regularizer", "_constraint")) and value is not None:
-        module = target.regularizers if field.endswith("_regularizer") else target.constraints
+    if option.endswith(("_regularizer", "_constraint")) and value is not None:
+        module = target.regularizers if option.endswith("_regularizer") else target.constraints
         return module.deserialize({"class_name": value["class_name"], "config": value["config"]})
-    if field == "axis" and isinstance(value, (list, tuple)) and len(value) == 1:
+    if option == "axis" and isinstance(value, (list, tuple)) and len(value) == 1:
         return value[0]
-    if isinstance(value, list):  # tf_keras gives some of its tuples out as its own kind of list
+    if isinstance(value, list):  # tf_keras returns some of its tuples as its own kind of list
         return tuple(value)
     return value
 
 
-def _hard_activation(name: str, tf_keras: ModuleType) -> Any:
-    """Returns Keras 3's hard_sigmoid, relu6(x + 3) / 6, or hard_silu, x times that, as a function known to tf_keras."""
+def _register_hard_activation(name: str, tf_keras: ModuleType) -> Any:
+    """Returns Keras 3's hard_sigmoid, relu6(x + 3) / 6, or hard_silu, x times that, registered under tf_keras."""
     known = tf_keras.utils.get_registered_object(f"{_HARD}{name}")
     if known is not None:
         return known
@@ -188,25 +190,25 @@ def _hard_activation(name: str, tf_keras: ModuleType) -> Any:
 
 def _make_call(
     layer: Any, source: ModuleType, arguments: Sequence[Any], options: dict[str, Any], outputs: Sequence[Any]
-) -> Call:
-    """Returns the call of a layer that has a twin with one tensor or list of tensors; no twin can repeat another."""
+) -> _TwinCall:
+    """Returns the call, or raises TwinError if it cannot be repeated with a twin."""
     name = type(layer).__name__
     if name not in TWINS or type(layer) is not getattr(source.layers, name):
         raise TwinError(
-            f"layer {layer.name!r} ({graph.kind_of(layer)}) has no twin. Write that step with the layers that "
-            f"have one: {', '.join(sorted(TWINS))}"
+            f"layer {layer.name!r} ({graph.kind_of(layer)}) has no twin. Replace it with layers that have one: "
+            f"{', '.join(sorted(TWINS))}"
         )
     extra = {name: value for name, value in options.items() if value is not None and value is not False}
     if len(arguments) != 1 or extra:
         raise TwinError(
             f"layer {layer.name!r} is called with {len(arguments)} positional arguments and {extra or 'no options'}; "
-            "expected one tensor or one list of tensors. Take `training` and the like out of the call"
+            "expected one tensor or one list of tensors. Remove `training` and other options from the call"
         )
-    return Call(layer, arguments[0], outputs)
+    return _TwinCall(layer, arguments[0], outputs)
 
 
-def _calls_of(model: Any) -> list[Call]:
-    """Returns the calls of a model of either Keras in running order."""
+def _list_calls(model: Any) -> list[_TwinCall]:
+    """Returns the calls of a model of either Keras in execution order."""
     if isinstance(model, keras.Model):
         given = ((call, call.node.arguments) for call in graph.calls(model))
         return [_make_call(call.layer, keras, taken.args, taken.kwargs, call.outputs) for call, taken in given]

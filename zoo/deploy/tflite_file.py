@@ -1,4 +1,4 @@
-"""A .tflite file as tables (operators, tensors, buffers), and what the packages that make and read such files need."""
+"""Reads and writes .tflite files as tables (operators, tensors, buffers), and imports the packages this needs."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 IDENTIFIER = b"TFL3"
-OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry in which a file brings a plan of its memory along
+OFFLINE_PLAN = "OfflineMemoryAllocation"  # the metadata entry with a file's own memory plan
 
 _LOGGERS = ("absl", "tensorflow")
 
@@ -39,7 +39,7 @@ class MissingPackageError(ImportError):
 
 
 def require(module: str, package: str) -> ModuleType:
-    """Imports `module`, or says that `package` has to be installed."""
+    """Imports `module`, or raises MissingPackageError, which says to install `package`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -49,27 +49,27 @@ def require(module: str, package: str) -> ModuleType:
 
 
 def read(tflite: Source) -> bytes:
-    """Returns the bytes of a .tflite file that is given as its bytes or its path.
+    """Returns the bytes of a .tflite file, given as bytes or path.
 
     Raises:
-        TfliteFileError: it does not begin as a TensorFlow Lite file does. Whether it is whole shows in `parse`.
+        TfliteFileError: it does not begin like a TensorFlow Lite file. Only `parse` finds out whether it is whole.
         OSError: the path cannot be read.
     """
     is_bytes = isinstance(tflite, (bytes, bytearray, memoryview))
     data = bytes(tflite) if is_bytes else Path(tflite).read_bytes()
     if data[4:8] != IDENTIFIER:
         raise TfliteFileError(
-            f"{_label(tflite)} ({len(data)} bytes) is not a TensorFlow Lite file: {IDENTIFIER!r} was expected at "
-            f"offset 4, found {data[4:8]!r}. Export it again"
+            f"{_label(tflite)} ({len(data)} bytes) is not a TensorFlow Lite file: expected {IDENTIFIER!r} at offset 4, "
+            f"found {data[4:8]!r}. Export it again"
         )
     return data
 
 
 def parse(tflite: Source) -> Any:
-    """Returns the file's `ModelT` (the object form of schema.fbs), every table and buffer read.
+    """Returns the file's `ModelT` (the object form of schema.fbs) with all tables and buffers read.
 
     Raises:
-        TfliteFileError: as `read`, or the file ends too early.
+        TfliteFileError: as `read`, or the file is damaged or ends too early.
     """
     data = read(tflite)
     schema = load_schema()
@@ -82,7 +82,7 @@ def parse(tflite: Source) -> Any:
 
 
 def pack(model: Any) -> bytes:
-    """Returns the bytes of a `ModelT`; tensor data are aligned to 16 bytes as the format asks."""
+    """Returns the bytes of a `ModelT`; tensor data are aligned to 16 bytes as the format requires."""
     import flatbuffers
 
     builder = flatbuffers.Builder(1024)
@@ -96,7 +96,7 @@ def load_schema() -> ModuleType:
 
 
 def kind_of(model: Any, operator: Any) -> str:
-    """Returns the kind of a parsed file's operator, such as CONV_2D; a custom one's is followed by its name."""
+    """Returns the kind of a parsed file's operator, such as CONV_2D; for a custom operator CUSTOM and its name."""
     code = model.operatorCodes[operator.opcodeIndex]
     kind = _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
     return f"{kind} {text(code.customCode)}" if kind == "CUSTOM" else kind
@@ -113,18 +113,18 @@ def type_of(tensor: Any) -> str:
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:
-    """Returns the shape of a parsed file's tensor; () of a single number."""
+    """Returns the shape of a parsed file's tensor; () for a scalar."""
     return () if tensor.shape is None else tuple(map(int, tensor.shape))
 
 
 def is_quantized(tensor: Any) -> bool:
-    """Whether the stored numbers of a parsed file's tensor have a scale."""
+    """Whether a parsed file's tensor has a scale."""
     quantization = tensor.quantization
     return quantization is not None and quantization.scale is not None and len(quantization.scale) > 0
 
 
 def is_constant(model: Any, tensor: Any) -> bool:
-    """Whether the values of a parsed file's tensor lie in the file."""
+    """Whether the values of a parsed file's tensor are stored in the file."""
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
 
@@ -144,12 +144,12 @@ def readers_of(graph: Any) -> dict[int, list[int]]:
 
 
 def constant_of(model: Any, number: int) -> np.ndarray | None:
-    """Returns the constant value of a main graph's tensor as stored, or None where it has none."""
+    """Returns the stored values of a constant tensor of the main graph, or None if the tensor is not constant."""
     tensor = model.subgraphs[0].tensors[number]
     if not is_constant(model, tensor):
         return None
     data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
-    if type_of(tensor) == "int4":  # two a byte, the first in the lower half
+    if type_of(tensor) == "int4":  # two per byte, the first in the lower half
         halves = np.stack([data << 4, data], axis=-1).view(np.int8) >> 4
         stored = halves.ravel()[: np.prod(shape_of(tensor), dtype=int)]
     else:
@@ -158,7 +158,7 @@ def constant_of(model: Any, number: int) -> np.ndarray | None:
 
 
 def add_buffer(model: Any, values: np.ndarray | None = None) -> int:
-    """Gives a parsed model one more buffer, with the bytes of `values` or empty, and returns its number."""
+    """Adds a buffer to a parsed model, with the bytes of `values` or empty, and returns its number."""
     buffer = load_schema().BufferT()
     if values is not None:
         buffer.data = np.frombuffer(values.tobytes(), np.uint8)
@@ -167,14 +167,14 @@ def add_buffer(model: Any, values: np.ndarray | None = None) -> int:
 
 
 def store_int4(model: Any, tensor: Any, values: np.ndarray) -> None:
-    """Gives a tensor the values, from -8 to 7, as its constant of four bits each."""
+    """Makes a tensor a constant of four-bit values, from -8 to 7."""
     halves = np.append(values.ravel().astype(np.uint8), np.zeros(values.size % 2, np.uint8)).reshape(-1, 2) & 15
     tensor.type = load_schema().TensorType.INT4
     tensor.buffer = add_buffer(model, halves[:, 0] | halves[:, 1] << 4)
 
 
 def drop_unused_buffers(model: Any) -> None:
-    """Empties the buffers that nothing in a parsed model names; the others keep their numbers."""
+    """Empties the buffers that nothing in a parsed model refers to; all buffers keep their numbers."""
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or []}
     for number, buffer in enumerate(model.buffers):
@@ -183,10 +183,10 @@ def drop_unused_buffers(model: Any) -> None:
 
 
 def outputs_of(model: Any) -> list[tuple[str, int]]:
-    """Returns name and tensor of each output of a parsed file, by its signature where it has one.
+    """Returns name and tensor of each output of a parsed file, from its signature if it has one.
 
-    Where the names are numbered (output_0, output_1, ...; Identity, Identity_1, ...) they are in that order, which is
-    the order of the model that the file was made from; the order in the file need not be.
+    Numbered names (output_0, output_1, ...; Identity, Identity_1, ...) are sorted by number, which is the order of the
+    original model; the order in the file may differ.
     """
     graph = model.subgraphs[0]
     named = [(text(graph.tensors[number].name), int(number)) for number in graph.outputs]
@@ -197,13 +197,13 @@ def outputs_of(model: Any) -> list[tuple[str, int]]:
 
 
 def is_numbered(outputs: list[tuple[str, int]]) -> bool:
-    """Whether the names of `outputs_of` say which output is the model's first."""
+    """Whether the names of `outputs_of` tell which output is the model's first."""
     numbers = {output_number(name) for name, _ in outputs}
     return len(outputs) == 1 or (None not in numbers and len(numbers) == len(outputs))
 
 
 def output_number(name: str) -> int | None:
-    """Returns the number in a converter's name of an output, or None where the name is one of its own."""
+    """Returns the number in an output's name if the converter made that name, otherwise None."""
     found = re.fullmatch(r"(?:output_|Identity_?|(?:Stateful)?PartitionedCall:)(\d*)", name)
     return None if found is None else int(found.group(1) or 0)
 
@@ -215,7 +215,7 @@ def _names(enumeration: str) -> dict[int, str]:
 
 
 def set_metadata(model: Any, name: str, content: bytes) -> None:
-    """Puts `content` into a parsed model's metadata, in the place of an entry of the same name."""
+    """Puts `content` into a parsed model's metadata, replacing an entry of the same name."""
     remove_metadata(model, name)
     entry = load_schema().MetadataT()
     entry.name, entry.buffer = name, add_buffer(model, np.frombuffer(content, np.uint8))
@@ -223,7 +223,7 @@ def set_metadata(model: Any, name: str, content: bytes) -> None:
 
 
 def remove_metadata(model: Any, name: str) -> None:
-    """Takes an entry and its content out of a parsed model's metadata, where there is one."""
+    """Removes an entry and its content from a parsed model's metadata, if there is one."""
     for entry in [entry for entry in model.metadata or [] if text(entry.name) == name]:
         model.metadata.remove(entry)
         if entry.buffer == len(model.buffers) - 1:
@@ -241,21 +241,21 @@ def metadata(model: Any, name: str) -> bytes | None:
 
 
 def text(name: bytes | str | None) -> str:
-    """Returns a name as the object form of a file holds it, as text."""
+    """Returns a parsed file's name as text."""
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
 
 
 class Captured:
-    """What was printed; `text` is filled when the block ends."""
+    """Captured output; `text` is filled when the block ends."""
 
     text: str = ""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Captured]:
-    """Sends the process's standard output and error, C++ included, to a temporary file and drops warnings in the block.
+    """Within the block, captures the process's standard output and error, C++ included, and drops warnings.
 
-    The file descriptors belong to the whole process: other threads are silent as long.
+    The file descriptors belong to the whole process, so other threads are silenced too.
     """
     captured = Captured()
     _flush()
@@ -280,7 +280,7 @@ def quiet() -> Iterator[Captured]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # none (pythonw), or closed by its owner
+        with contextlib.suppress(AttributeError, ValueError):  # absent (pythonw), or closed by its owner
             stream.flush()
 
 

@@ -25,12 +25,12 @@ int main() {
   InitializeTarget();
   static MicroMutableOpResolver<MODEL_OPERATORS> resolver;
   if (!MODEL_ADD_OPERATORS(resolver)) {
-    std::printf("TFLM has not all operators of the model\n");
+    std::printf("TFLM lacks some of the model's operators\n");
     return 1;
   }
   static MicroInterpreter interpreter(GetModel(model), resolver, arena, MODEL_ARENA_SIZE);
   if (interpreter.AllocateTensors() != kTfLiteOk) {
-    std::printf("%d bytes of arena are not enough, or TFLM refuses the model\n", MODEL_ARENA_SIZE);
+    std::printf("an arena of %d bytes is too small, or TFLM refuses the model\n", MODEL_ARENA_SIZE);
     return 1;
   }
   auto* input = static_cast<MODEL_INPUT_TYPE*>(interpreter.input(0)->data.data);

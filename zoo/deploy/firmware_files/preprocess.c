@@ -4,8 +4,8 @@
 
 #include "normalization.h"
 
-/* Scales as Pillow does, for that is what training did: each axis by weights of 22 bits, and rounded to a byte between
-   the two. Of the scaled image the middle is read. */
+/* Resizes as Pillow does, because training used Pillow: each axis with weights of 22 bits, rounding to a byte between
+   the two. The centre of the resized image is read. */
 enum {
     WEIGHT_BITS = 22,
     HALF = 1 << (WEIGHT_BITS - 1),
@@ -13,7 +13,7 @@ enum {
     TOP = (RESIZED_HEIGHT - MODEL_INPUT_HEIGHT) / 2
 };
 
-/* The pixels that one new pixel of an axis is made of, and how much of each. */
+/* The pixels along one axis that contribute to a new pixel, and the filter that weights them. */
 typedef struct {
     int first, count;
     double center, shrink, sum;

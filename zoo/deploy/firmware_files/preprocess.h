@@ -9,12 +9,13 @@
 extern "C" {
 #endif
 
-/* Turns an image into what the model reads: crops it in the middle to the shape of the input, scales it, normalises it.
-   Where training looked at the middle of a larger image (RESIZED_HEIGHT x RESIZED_WIDTH of normalization.h), so it does.
+/* Turns an image into what the model reads: crops its centre to the input's aspect ratio, resizes and normalises it.
+   If training used the centre of a larger image (RESIZED_HEIGHT x RESIZED_WIDTH in normalization.h), so does this.
 
    pixels: red, green and blue of each pixel, row by row. input: MODEL_INPUT_HEIGHT x MODEL_INPUT_WIDTH x
-   MODEL_INPUT_CHANNELS numbers. The values are those of training, to the last bit. An image of that size is only
-   looked up in a table; take such images from the camera where you can, for scaling takes double precision. */
+   MODEL_INPUT_CHANNELS numbers. The values equal those of training bit by bit. An image of RESIZED_HEIGHT x
+   RESIZED_WIDTH only needs a table look-up; get such images from the camera if you can, as resizing takes double
+   precision. */
 void preprocess(const uint8_t *pixels, int width, int height, MODEL_INPUT_TYPE *input);
 
 #ifdef __cplusplus

@@ -117,7 +117,9 @@ class _Attempts:
             "int8 by training": self._train,
             "memory plan": lambda: f"arena {planner.plan(self._int8).arena / 1000:,.0f} kB",
             "turned": lambda: f"{len(turn.turn(self.model).layers)} layers",
-            "compact": lambda: f"arena {planner.plan(compact.convert_smallest(self.model, self.images)).arena / 1000:,.0f} kB",
+            "compact": lambda: (
+                f"arena {planner.plan(compact.convert_smallest(self.model, self.images)).arena / 1000:,.0f} kB"
+            ),
             "doctor": lambda: f"{doctor.diagnose(self._int8, self.images[:2]).output_db:.0f} dB",
         }
 

@@ -1,17 +1,17 @@
-"""How the zoo's architectures are searched and trained; each module is a program: `python -m recipes.NAME --help`."""
+"""Programs that search, train and deploy the zoo's architectures; `python -m recipes` lists them."""
 
 import importlib
 import sys
 from types import ModuleType
 
-_MOVED = {  # what users import as `from recipes import NAME`, and where it is now
+_MOVED = {  # modules that users import as `from recipes import NAME`, and where they are now
     "data": "recipes.images.sources",
     "spaces": "recipes.engine.spaces",
     "trial": "recipes.training.child_training",
     "tuner": "recipes.engine.tuner",
 }
 
-if sys.argv[:1] == ["-m"]:  # what Python puts there while it looks for the program of `python -m recipes.NAME`
+if sys.argv[:1] == ["-m"]:  # Python's value while it looks for the program of `python -m recipes.NAME`
     from recipes import _quiet
 
     _quiet.mute_tensorflow()

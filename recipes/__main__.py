@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def list_programs() -> dict[str, str]:
-    """Returns program -> the first line of its docstring, read from the source: an import would take seconds."""
+    """Returns program -> first line of its docstring, read from the source, because imports would take seconds."""
     found = {}
     for path in sorted(Path(__file__).parent.iterdir()):
         started = path / "__main__.py" if path.is_dir() else path
@@ -21,7 +21,7 @@ def list_programs() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print("Programs; `python -m recipes.NAME --help` shows the options of one:\n")
+    print("Programs (`python -m recipes.NAME --help` shows a program's options):\n")
     width = max(60, min(120, shutil.get_terminal_size().columns))
     for name, summary in list_programs().items():
         print(textwrap.fill(f"{name:18}{summary}", width, initial_indent="  ", subsequent_indent=" " * 20))

@@ -1,10 +1,10 @@
 """The command line of every program: one absl flag for each field of its frozen Config dataclass.
 
-What a program writes:
+A program contains:
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        population: int = 16  # cells that are alive at once
+        population: int = 16  # cells alive at the same time
         folder: Path = Path("runs/amoebanet")  # results, and the state to resume from
 
     PRESETS = {"laptop": Config(), "paper": Config(population=100), "smoke": Config(population=4)}
@@ -14,23 +14,23 @@ What a program writes:
     if __name__ == "__main__":
         _main.run(search, PRESETS)
 
-What a user then has: `python -m recipes.amoebanet --preset=paper --population=50`, and a `--help` made of the program's
-docstring, its fields and their comments. For `--help` and errors to answer at once, Config and PRESETS need no
-TensorFlow: a program imports what is heavy inside the functions that use it.
+A user can then run `python -m recipes.amoebanet --preset=paper --population=50`; `--help` shows the program's
+docstring, its fields and their comments. So that `--help` and errors answer at once, Config and PRESETS need no
+TensorFlow: a program imports heavy packages inside the functions that use them.
 
 * A field's help is the comment on its last line or, if there is none, the comment lines right above it;
   `metadata={"help": ...}` replaces both. Inherited fields are flags too.
 * Types: bool (`--x`, `--nox`, `--x=false`), int, float, str, Path (`~` is expanded), Literal (one of its values),
   tuple and list of these (comma-separated; `tuple[int, int]` takes exactly two), and `T | None` (`--x=none`).
 * Metadata {"positional": True}: the field, a tuple of paths, takes the words that are not flags.
-* Metadata {"old_names": ("size",)}: flags of the version before, taken with a warning.
-* The first preset is the default one. A preset gives every field a value, and explicit flags win over it.
+* Metadata {"old_names": ("size",)}: flags of the previous version, accepted with a warning.
+* The first preset is the default. A preset gives every field a value; explicit flags override it.
 * `Config.__post_init__` checks the values: it raises ValueError with the value, what was expected and the remedy.
-  Names of fields in such texts are printed as the flags that a user types.
-* The field `folder`, if there is one, is where the program keeps its results and state. Whether it can be written is
-  found out before the work; after Ctrl-C (exit code 130) the user reads that the same command resumes, so it must.
-* ValueError and ImportError raised by zoo or recipes, and every OSError, are the user's business: one line on stderr
-  and exit code 2. Any other exception is a bug of ours and keeps its traceback; `--traceback` shows it for both.
+  Field names in such texts are printed as the flags that a user types.
+* The field `folder`, if there is one, is where the program keeps its results and state. It is checked to be writable
+  before the work starts. After Ctrl-C (exit code 130) the user reads that the same command resumes, so it must.
+* ValueError and ImportError raised by zoo or recipes, and every OSError, are for the user: one line on stderr and exit
+  code 2. Any other exception is our bug and keeps its traceback; `--traceback` shows the traceback of both.
 """
 
 import ast
@@ -59,18 +59,18 @@ Config = TypeVar("Config")
 
 _OUR_PACKAGES = ("zoo", "recipes", "benchmarks", "__main__")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_ARGUMENTS = {"size": "image_size", "input_shape": "image_size"}  # of our functions that are flags by another name
-_PROBE_BYTES = 1 << 20  # that must fit on the disk before the work begins
+_ARGUMENTS = {"size": "image_size", "input_shape": "image_size"}  # function arguments whose flags are named otherwise
+_PROBE_BYTES = 1 << 20  # must fit on the disk before the work starts
 
 
 class UsageError(ValueError):
-    """The command line cannot be understood; the text says which part, and what was expected."""
+    """The command line is wrong; the text says which part, and what was expected."""
 
 
 def run(
     main: Callable[[Config], object], presets: Mapping[str, Config], arguments: Sequence[str] | None = None
 ) -> None:
-    """Parses the command line into a Config and calls `main` with it; returns when `main` does, dropping its value.
+    """Parses the command line into a Config and calls `main` with it; the return value of `main` is dropped.
 
     Args:
         main: the program; the docstring of its module heads the help.
@@ -78,12 +78,13 @@ def run(
         arguments: `sys.argv[1:]` unless given.
 
     Raises:
-        SystemExit: 0 after `--help`, 2 after an error that the user can mend, 130 after Ctrl-C.
+        SystemExit: 0 after `--help`, 2 after an error that the user can correct, 130 after Ctrl-C, 141 if the reader of
+            stdout has gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end the program
         sys.stdout.reconfigure(errors="backslashreplace")
-    program = _program(main)
+    program = _name_program(main)
     traceback_wanted = "--traceback" in arguments
     config = None
     try:
@@ -91,44 +92,44 @@ def run(
         if values["help"].value:
             print(help_text(presets, program, inspect.getdoc(inspect.getmodule(main)) or ""))
             sys.exit(0)
-        config = _config(values, presets)
+        config = _make_config(values, presets)
         _require_tensorflow()
-        _require_room(config)
+        _require_writable(config)
         main(config)
     except KeyboardInterrupt:
-        print(f"\n{_farewell(config, [*program.split(), *arguments])}", file=sys.stderr)
+        print(f"\n{_explain_stop(config, [*program.split(), *arguments])}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (ValueError, OSError, ImportError) as error:
         if traceback_wanted or not _is_for_the_user(error):
             raise
-        names = [field.name for field, _ in _fields(type(next(iter(presets.values()))))]
+        names = [field.name for field, _ in _list_fields(type(next(iter(presets.values()))))]
         print(f"error: {_with_flags(_one_line(error), names, refused=config is None)}", file=sys.stderr)
         sys.exit(2)
 
 
 def parse(arguments: Sequence[str], presets: Mapping[str, Config]) -> Config:
-    """Returns the Config that a command line stands for.
+    """Returns the Config for a command line.
 
     Raises:
-        UsageError: an unknown flag, or a value that its field does not take.
-        ValueError: the Config refused the values.
+        UsageError: a flag is unknown, or a value does not fit its field's type.
+        ValueError: the Config refuses the values.
     """
-    return _config(_parse_flags(arguments, presets), presets)
+    return _make_config(_parse_flags(arguments, presets), presets)
 
 
 def help_text(presets: Mapping[str, Config], program: str, description: str) -> str:
-    """Returns what `--help` prints: usage, description, and each flag with its type, help and value in each preset."""
+    """Returns the text of `--help`: usage, description, and each flag with its type, help and value in each preset."""
     width = max(60, min(120, shutil.get_terminal_size().columns))
     names = list(presets)
     lines = [f"usage: {program} [--preset={'|'.join(names)}] [--flag=value ...]", "", description, ""]
-    lines += [f"The defaults are those of the preset {names[0]}; an explicit flag wins over its preset.", "", "flags:"]
+    lines += [f"The default preset is {names[0]}; explicit flags override the preset.", "", "flags:"]
     comments = field_help(type(presets[names[0]]))
-    for field, hint in _fields(type(presets[names[0]])):
+    for field, hint in _list_fields(type(presets[names[0]])):
         negative = "[no]" if hint is bool else ""
-        value = "" if hint is bool else f"={_describe(hint)}"
+        value = "" if hint is bool else f"={_describe_type(hint)}"
         lines.append(f"  --{negative}{field.name}{value}")
         text = comments.get(field.name, "")
         shown = {name: show_value(getattr(config, field.name)) for name, config in presets.items()}
@@ -136,29 +137,29 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
         default = shown[names[0]] if same else ", ".join(f"{name} {value}" for name, value in shown.items())
         for paragraph in filter(None, (text, f"default: {default}")):
             lines += textwrap.wrap(paragraph, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    lines += ["", "flags of every program:", f"  --preset={'|'.join(names)}", "      the defaults to start from"]
-    lines += ["  --flagfile=FILE", "      read more flags from FILE, one a line"]
+    lines += ["", "flags of every program:", f"  --preset={'|'.join(names)}", "      the set of defaults to start from"]
+    lines += ["  --flagfile=FILE", "      read more flags from FILE, one per line"]
     lines += ["  --traceback", "      show where an error was raised", "  --help", "      show this text"]
     return "\n".join(lines)
 
 
 def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.FlagValues:
-    """Reads the flags into a set of their own: absl's global one would bring the flags of every imported library."""
+    """Reads the flags into a separate set: absl's global set would include the flags of every imported library."""
     values = flags.FlagValues()
     first, preset = next(iter(presets.items()))
     flags.DEFINE(_Parser(Literal[tuple(presets)]), "preset", first, "", flag_values=values)
     flags.DEFINE_boolean("traceback", False, "", flag_values=values)
     flags.DEFINE_boolean("help", False, "", flag_values=values, short_name="h")
-    fields = _fields(type(preset))
+    fields = _list_fields(type(preset))
     for field, hint in fields:
         for name in (field.name, *field.metadata.get("old_names", ())):
-            # `boolean` is what lets absl take `--x` and `--nox`
+            # `boolean` makes absl accept `--x` and `--nox`
             flags.DEFINE_flag(flags.Flag(_Parser(hint), None, name, None, "", boolean=hint is bool), flag_values=values)
     try:
         rest = values(["recipe", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        near = _near(error.flagname, values, "--")
-        raise UsageError(f"unknown flag --{error.flagname}{near}; --help lists them") from None
+        near = _suggest(error.flagname, values, "--")
+        raise UsageError(f"unknown flag --{error.flagname}{near}; --help lists all flags") from None
     except flags.Error as error:
         raise UsageError(_one_line(error)) from None
     for field, _ in fields:
@@ -167,7 +168,7 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
                 _rename(values, old, field.name)
     words = next((field.name for field, _ in fields if field.metadata.get("positional")), None)
     if rest and (words is None or values[words].present):
-        raise UsageError(f"unexpected {rest[0]!r}: every option is written --name=value; --help lists them")
+        raise UsageError(f"unexpected {rest[0]!r}: every option is written --name=value; --help lists all options")
     if rest:
         values[words].value = tuple(Path(word).expanduser() for word in rest)
         values[words].present = 1
@@ -177,30 +178,30 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
 def _rename(values: flags.FlagValues, old: str, new: str) -> None:
     if values[new].present:
         raise UsageError(f"--{old} is the old name of --{new}; give --{new} alone")
-    print(f"warning: --{old} is called --{new} now; the next version knows that name alone", file=sys.stderr)
+    print(f"warning: --{old} is called --{new} now; the next version only accepts the new name", file=sys.stderr)
     values[new].value, values[new].present = values[old].value, 1
 
 
-def _config(values: flags.FlagValues, presets: Mapping[str, Config]) -> Config:
+def _make_config(values: flags.FlagValues, presets: Mapping[str, Config]) -> Config:
     preset = presets[values["preset"].value]
-    names = [field.name for field, _ in _fields(type(preset)) if values[field.name].present]
+    names = [field.name for field, _ in _list_fields(type(preset)) if values[field.name].present]
     explicit = {name: values[name].value for name in names}
     return dataclasses.replace(preset, **explicit)  # pyright: ignore[reportArgumentType]
 
 
-def _fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
+def _list_fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
     """Returns the fields that a caller may set, each with its resolved type."""
     hints = typing.get_type_hints(config_class)
     return [(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init]
 
 
 class _Parser(flags.ArgumentParser):
-    """Turns a flag's text into a value of the type `hint`; absl puts the flag's name before the errors."""
+    """Converts a flag's text into a value of the type `hint`; absl prefixes errors with the flag's name."""
 
     def __init__(self, hint: Any):
         super().__init__()
         self.hint = hint
-        _describe(hint)  # a type that no flag can have must fail at once, not when a user sets it
+        _describe_type(hint)  # an unsupported type must fail at once, not when a user sets the flag
 
     def parse(self, argument: Any) -> Any:
         return _convert(argument, self.hint)
@@ -214,7 +215,7 @@ def _convert(text: str, hint: Any) -> Any:
     if origin is Literal:
         choices = {show_value(choice): choice for choice in arguments}
         if text not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}{_near(text, choices)}")
+            raise ValueError(f"expected one of {', '.join(choices)}{_suggest(text, choices)}")
         return choices[text]
     if origin in (tuple, list):
         parts = [part.strip() for part in text.split(",")] if text.strip() else []
@@ -235,21 +236,21 @@ def _convert(text: str, hint: Any) -> Any:
         raise ValueError("expected a whole number" if hint is int else "expected a number") from None
 
 
-def _describe(hint: Any) -> str:
-    """Returns how the help writes the type, or raises TypeError for one that no flag can have."""
+def _describe_type(hint: Any) -> str:
+    """Returns how the help shows a type, or raises TypeError for an unsupported one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
-        return f"{_describe(_without_none(arguments))}|none"
+        return f"{_describe_type(_without_none(arguments))}|none"
     if origin is Literal:
         return "|".join(show_value(choice) for choice in arguments)
     if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
-        return f"{_describe(arguments[0])},..."
+        return f"{_describe_type(arguments[0])},..."
     if origin is tuple:
-        return ",".join(_describe(argument) for argument in arguments)
+        return ",".join(_describe_type(argument) for argument in arguments)
     names = {bool: "true|false", int: "int", float: "float", str: "text", Path: "path"}
     if hint not in names:
         raise TypeError(
-            f"no flag can hold a {hint}: use bool, int, float, str, Path, Literal, or a tuple or list of them"
+            f"no flag can hold a {hint}: use bool, int, float, str, Path, Literal, or a tuple or list of these"
         )
     return names[hint]
 
@@ -259,32 +260,32 @@ def _without_none(arguments: tuple) -> Any:
 
 
 def show_value(value: Any) -> str:
-    """Returns a value as it is typed on a command line."""
+    """Returns a value as a user types it on the command line."""
     if isinstance(value, (tuple, list)):
         return ",".join(show_value(item) for item in value)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def field_help(config_class: type) -> dict[str, str]:
-    """Returns field -> help text, from the metadata or the comments in the source; a subclass's comment wins."""
+    """Returns field -> help text, from the metadata or the comments in the source; a subclass overrides its bases."""
     found = {}
     for owner in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(owner):
-            found.update(_source_comments(owner))
+            found.update(_read_comments(owner))
     metadata = {field.name: field.metadata.get("help") for field in dataclasses.fields(config_class)}
     return found | {name: text for name, text in metadata.items() if text}
 
 
-def _source_comments(owner: type) -> dict[str, str]:
-    """Returns field -> the comment that follows it or, if there is none, the comment lines right above it."""
+def _read_comments(owner: type) -> dict[str, str]:
+    """Returns field -> the comment on its last line or, if there is none, the comment lines right above it."""
     try:
         lines = textwrap.dedent(inspect.getsource(owner)).splitlines()
-    except (OSError, TypeError):  # made at run time, or shipped without its source
+    except (OSError, TypeError):  # made at run time, or installed without source
         return {}
     found = {}
     for node in typing.cast(ast.ClassDef, ast.parse("\n".join(lines)).body[0]).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            last_line = lines[(node.end_lineno or node.lineno) - 1].encode()  # columns of ast count bytes
+            last_line = lines[(node.end_lineno or node.lineno) - 1].encode()  # ast's columns count bytes
             after = last_line[node.end_col_offset :].decode().strip()
             before = reversed([line.strip() for line in lines[: node.lineno - 1]])
             above = [*itertools.takewhile(lambda line: line.startswith("#"), before)][::-1]
@@ -293,15 +294,15 @@ def _source_comments(owner: type) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def _program(main: Callable) -> str:
-    """Returns the command that started the program, as a user types it."""
+def _name_program(main: Callable) -> str:
+    """Returns the command that starts the program, as a user types it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None) if main.__module__ == "__main__" else None
     return f"python -m {spec.name if spec else main.__module__}".removesuffix(".__main__")
 
 
 def _require_tensorflow() -> None:
-    """Says at once what would fail after seconds: all that the programs train or convert is TensorFlow's."""
-    try:  # where Keras looks, in its order
+    """Raises UsageError if Keras would use another backend: the programs only work with TensorFlow."""
+    try:  # Keras' own sources, in its order
         home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
         backend = json.loads(Path(home, "keras.json").read_text(encoding="utf-8")).get("backend")
     except (OSError, ValueError):
@@ -310,12 +311,12 @@ def _require_tensorflow() -> None:
     if backend != "tensorflow":
         raise UsageError(
             f"Keras' backend is {backend!r}, and the programs need TensorFlow: set KERAS_BACKEND=tensorflow. "
-            "(zoo.build works under every backend)"
+            "(zoo.build works with every backend.)"
         )
 
 
-def _require_room(config: Any) -> None:
-    """Raises OSError where nothing can be written into the folder of the results; leaves nothing there."""
+def _require_writable(config: Any) -> None:
+    """Raises OSError if the folder of the results cannot be written to; leaves nothing there."""
     folder = getattr(config, "folder", None)
     if folder is None or getattr(config, "dry_run", False):
         return
@@ -328,20 +329,20 @@ def _require_room(config: Any) -> None:
             os.fsync(stream.fileno())
     except OSError as error:
         raise OSError(
-            f"folder={folder}: nothing can be written there ({error.strerror}). Free some space, or give a "
-            "folder that you may write to"
+            f"folder={folder}: nothing can be written there ({error.strerror}). Free some space, or choose a folder "
+            "that you may write to"
         ) from error
 
 
-def _farewell(config: Any, command: Sequence[str]) -> str:
+def _explain_stop(config: Any, command: Sequence[str]) -> str:
     folder = getattr(config, "folder", None)
     if folder is None:
         return "Stopped."
-    return f"Stopped. What was finished is kept in {folder}; the same command resumes from there: {shlex.join(command)}"
+    return f"Stopped. Finished work is kept in {folder}; the same command resumes: {shlex.join(command)}"
 
 
 def _is_for_the_user(error: BaseException) -> bool:
-    """Says whether the error's own text is all that a user needs: it speaks of a file, or our code raised it."""
+    """Whether an error's text is all that a user needs, because it is about a file or raised by our code."""
     if isinstance(error, OSError):
         return True
     frame = error.__traceback__
@@ -352,9 +353,9 @@ def _is_for_the_user(error: BaseException) -> bool:
 
 
 def _with_flags(text: str, names: Sequence[str], refused: bool) -> str:
-    """Returns an error's text with fields written as flags where it can only mean the field.
+    """Returns an error's text with field names written as flags, wherever a name can only mean the field.
 
-    That is `name=`, a name with an underscore, `name is` and `name:` at the start and, where the Config `refused` a
+    These are `name=`, a name with an underscore, `name is` and `name:` at the start and, if the Config `refused` a
     value, any name at the start.
     """
     own = {name: name for name in names}
@@ -369,6 +370,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _near(word: str, known: Iterable[str], prefix: str = "") -> str:
+def _suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=2)
     return f"; did you mean {' or '.join(prefix + name for name in close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""Keeps what TensorFlow says of itself off the terminal of a program, whichever module imports it first."""
+"""Keeps TensorFlow's log messages off a program's terminal, whichever module imports TensorFlow first."""
 
 import importlib.abc
 import importlib.machinery
@@ -12,21 +12,21 @@ from types import ModuleType
 
 
 def mute_tensorflow() -> None:
-    """Drops what TensorFlow's C++ code logs to stderr, during its import too, and Python logs below an error.
+    """Drops what TensorFlow's C++ code logs to stderr, even during its import, and Python logs below an error.
 
-    TF_CPP_MIN_LOG_LEVEL is left as it is where the user has set it, and then nothing is dropped.
+    If the user has set TF_CPP_MIN_LOG_LEVEL, nothing is changed or dropped.
     """
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # TensorFlow 2.21 heeds the variable only after its import, which prints six lines in any case.
+    # TensorFlow 2.21 reads the variable only after its import, which always prints six lines.
     sys.meta_path.insert(0, _MutedImport())
 
 
 class _MutedImport(importlib.abc.MetaPathFinder):
-    """Makes the first `import tensorflow` run with stderr put aside; an import that fails prints it after all."""
+    """Runs the first `import tensorflow` with stderr captured; if the import fails, its output is printed after all."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -38,19 +38,19 @@ class _MutedImport(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None:
             loader = spec.loader
             execute = loader.exec_module
-            loader.exec_module = lambda module: _with_stderr_aside(execute, module)
+            loader.exec_module = lambda module: _capture_stderr(execute, module)
         return spec
 
 
-def _with_stderr_aside(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
-    with tempfile.TemporaryFile() as aside:
+def _capture_stderr(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    with tempfile.TemporaryFile() as captured:
         stderr = os.dup(2)
-        os.dup2(aside.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             execute(module)
         except Exception:
-            aside.seek(0)
-            os.write(stderr, aside.read())
+            captured.seek(0)
+            os.write(stderr, captured.read())
             raise
         finally:
             os.dup2(stderr, 2)

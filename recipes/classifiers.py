@@ -1,7 +1,7 @@
-"""A classifier as recipes.predict and recipes.evaluate use it: a model, its preprocessing and the names of its classes.
+"""A classifier for recipes.predict and recipes.evaluate: a model, its preprocessing and the names of its classes.
 
-The model is a Keras file, a network of the zoo with weights, or a .tflite file. What it reads and answers is taken from
-what stands beside it (results.json, source.json, class_names.json) or in it (TFLite Metadata), or from the entry of
+The model is a Keras file, a network of the zoo with weights, or a .tflite file. Preprocessing and class names come from
+the files next to it (results.json, source.json, class_names.json), from its TFLite Metadata, or from the entry of
 published weights.
 """
 
@@ -27,7 +27,7 @@ from recipes.training.reading import Reading, find_reading
 from recipes.training.results import CLASS_NAMES, Origin, find_class_names, find_origin, find_weights
 from zoo.class_names import list_class_names, number_folders
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and what imports it, is imported inside functions: --help and errors then answer at once.
 if TYPE_CHECKING:
     import keras
 
@@ -36,9 +36,9 @@ _IMAGENET_CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A model that scores the classes of images of 0..255."""
+    """A model that scores the classes of images with pixels of 0..255."""
 
-    model: "keras.Model | bytes"  # bytes of a .tflite file
+    model: "keras.Model | bytes"  # bytes: a .tflite file
     name: str
     channels: int
     reading: Reading
@@ -46,16 +46,16 @@ class Classifier:
     knows_names: bool  # whether the names are more than numbers
     origin: Origin
     output: str | int | None = None  # as zoo.deploy.measure takes it
-    threshold: float | None = None  # of one unit: above it the second class is meant
+    threshold: float | None = None  # of a single unit, which means the second class above it
     threads: int = 1
 
     @property
     def labels(self) -> dict[str, int] | None:
-        """The label of each class folder's name; None where the classes have no names."""
+        """The label for each name of a class folder; None if the classes have no names."""
         return number_folders(self.class_names) if self.knows_names else None
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """Returns the classes' scores (n, classes), 0 to 1, of images (n, *reading.resize, channels) of 0..255."""
+        """Returns scores (n, classes) from 0 to 1 for images (n, *reading.resize, channels) with pixels of 0..255."""
         from zoo.deploy import compact, measure, turn
 
         pixels = self.reading(images)
@@ -65,32 +65,32 @@ class Classifier:
         return make_scores(outputs, self.threshold)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what an image goes through before the model, as results.json has it."""
+        """Returns the preprocessing of images, with the same keys as results.json."""
         return {**self.reading.describe(), "channels": self.channels, "by": self.reading.by}
 
 
 def load(options: ModelOptions) -> Classifier:
-    """Loads what the options name.
+    """Loads the classifier that the options name.
 
     Raises:
-        ValueError, OSError: the text says which option, and what to do.
+        ValueError, OSError: an option is wrong; the text says which, and what to do.
     """
     path = Path(options.model).expanduser()
     if path.suffix == ".tflite":
         return _load_tflite(options, path)
     given = load_given(options)
     if given is not None:
-        return _take(options, given, options.model)
+        return _load_keras(options, given, options.model)
     weights = find_weights(options.model, options.model_preset, options.weights)
     if weights.source is None:
         raise ValueError(
-            f"model={options.model} is a network without weights; give weights=, a file or published ones such as "
-            "imagenet, or the .keras file of a training"
+            f"model={options.model} has no weights; give weights=, a file or published weights such as imagenet, or "
+            "give a trained .keras file as the model"
         )
     place, names = weights.source, None
     if isinstance(place, Path):
         if place.suffix == ".keras":
-            return _take(options, Given(load_file(place), place), str(place))
+            return _load_keras(options, Given(load_file(place), place), str(place))
         names = find_class_names(place)
     classes = None if names is None else len(names)
     if weights.entry is not None:
@@ -102,10 +102,10 @@ def load(options: ModelOptions) -> Classifier:
     model = zoo.build(options.model, weights.preset, classes=classes, input_shape=shape, weights=place)
     name = f"{options.model} ({weights.preset or 'its first preset'}), weights {place}"
     count = _count_classes(options.model, model.outputs[0].shape)
-    return _make(options, model, name, shape, weights.origin, names, count, options.threshold)
+    return _make_classifier(options, model, name, shape, weights.origin, names, count, options.threshold)
 
 
-def _take(options: ModelOptions, given: Given, name: str) -> Classifier:
+def _load_keras(options: ModelOptions, given: Given, name: str) -> Classifier:
     from zoo import graph
 
     origin = find_origin(given.place.with_suffix(".keras"))
@@ -114,20 +114,20 @@ def _take(options: ModelOptions, given: Given, name: str) -> Classifier:
     model = graph.flatten(given.model, shape)
     classes = _count_classes(name, find_output_shape(model, options.output_key))
     threshold, names = find_threshold(options, given.place, model), find_class_names(given.place)
-    return _make(options, model, name, shape, origin, names, classes, threshold, given.model)
+    return _make_classifier(options, model, name, shape, origin, names, classes, threshold, given.model)
 
 
 def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
     from zoo.deploy import measure, planner, tflite_file
 
     if options.model_preset is not None or options.weights is not None:
-        raise ValueError(f"model={options.model} is a file with its weights; leave model_preset= and weights= out")
+        raise ValueError(f"model={options.model} already has its weights; leave model_preset= and weights= out")
     if not path.is_file():
-        raise FileNotFoundError(f"model: there is no file {path}. Write one (python -m recipes.deploy)")
+        raise FileNotFoundError(f"model: there is no file {path}. Make one (python -m recipes.deploy)")
     file = tflite_file.read(path)
     shape = planner.find_input_shape(file)
     if len(shape) != 4 or shape[3] not in (1, 3):
-        raise ValueError(f"model={path} takes {list(shape)}, and an image [1, height, width, 1 or 3] was expected")
+        raise ValueError(f"model={path} takes {list(shape)}; expected an image [1, height, width, 1 or 3]")
     origin = find_origin(path)
     size = _choose_size(options, shape[1], shape[2], origin, options.model)
     names = find_class_names(path)
@@ -136,10 +136,10 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
     classes, threshold = _count_classes(path, units), options.threshold
     if threshold is None and classes != units[-1]:
         threshold = measure.find_threshold(file, options.output_key)
-    return _make(options, file, str(path), (*size, shape[3]), origin, names, classes, threshold, file)
+    return _make_classifier(options, file, str(path), (*size, shape[3]), origin, names, classes, threshold, file)
 
 
-def _make(
+def _make_classifier(
     options: ModelOptions,
     model: "keras.Model | bytes",
     name: str,
@@ -150,11 +150,10 @@ def _make(
     threshold: float | None,
     given: "keras.Model | bytes | None" = None,
 ) -> Classifier:
-    """Returns a classifier; what it reads is asked of the network as it was `given`, where nothing else says it."""
+    """Returns a classifier; if nothing else tells its normalisation, the first layers of `given` do."""
     if names is not None and len(names) != classes:
         raise ValueError(
-            f"{name} tells {classes} classes apart, and the files beside it name {len(names)}; mend or remove "
-            f"{CLASS_NAMES}"
+            f"{name} has {classes} classes, and the files next to it name {len(names)}; correct or remove {CLASS_NAMES}"
         )
     if names is None and classes == _IMAGENET_CLASSES:
         names = list_class_names("imagenet", classes)
@@ -170,23 +169,23 @@ def _choose_size(
 ) -> tuple[int, int]:
     size = choose_size(options.image_size, height, width, origin, name)
     if size is None:
-        raise ValueError(f"{name} takes images of any size; give image_size=")
+        raise ValueError(f"{name} takes images of any size; choose one with image_size=, in pixels")
     return size
 
 
 def _count_classes(name: str | Path, units: Sequence[int | None]) -> int:
     if len(units) != 2 or units[1] is None:
         raise ValueError(
-            f"{name} answers with {list(units[1:])} an image, and a row of classes was expected: it is no classifier. "
+            f"{name} has an output of {list(units[1:])} per image; expected a row of classes: it is not a classifier. "
             "Choose another output with output="
         )
     return 2 if units[1] == 1 else units[1]
 
 
 def make_scores(outputs: np.ndarray, threshold: float | None = None) -> np.ndarray:
-    """Returns scores (n, classes) of 0 to 1 of a classifier's outputs (n, units), logits or probabilities.
+    """Returns scores (n, classes) from 0 to 1 for a classifier's outputs (n, units), logits or probabilities.
 
-    One unit becomes two classes, of which the second scores 0.5 at the threshold.
+    A single unit gives two classes; the second scores 0.5 at the threshold.
     """
     outputs = np.asarray(outputs, np.float64)
     if outputs.shape[1] > 1:

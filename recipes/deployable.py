@@ -1,4 +1,4 @@
-"""What the deploying recipes start from: a model, and the images that calibrate and judge its files."""
+"""What recipes.deploy and recipes.quantize start from: a model, and images to calibrate and judge its files."""
 
 import dataclasses
 import sys
@@ -25,7 +25,7 @@ from recipes.training.results import (
 from zoo import genotype_json
 from zoo.class_names import list_class_names, number_folders
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and what imports it, is imported inside functions: --help and errors then answer at once.
 if TYPE_CHECKING:
     import keras
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ModelAndData(ModelOptions, FolderOptions):
-    """The options that name a model and images, too."""
+    """The options that name a model and images."""
 
-    # as recipes.images.sources.load takes it: fashion_mnist_small, tfds:NAME or a folder of images; none takes what
-    # the model was trained on, by the results.json beside it, else fashion_mnist_small
+    # a folder of images with a sub-folder per class, fashion_mnist_small, or tfds:NAME; none takes what the model was
+    # trained on according to the results.json next to it, otherwise fashion_mnist_small
     data: str | None = None
-    images: int | None = 2000  # held-out images of the test part that all files are judged on; none takes all
-    calibration: int = 256  # training images that int8 ranges are measured on
-    # before the conversion: brings channels that share a scale to like ranges, where --diagnose finds them unlike; the
+    images: int | None = 2000  # test images on which all files are judged; none takes all
+    calibration: int = 256  # training images on which quantization ranges are measured
+    # before the conversion, give channels that share a scale similar ranges, if --diagnose finds them unequal; the
     # float outputs stay the same
     equalize: bool = False
 
@@ -53,36 +53,36 @@ class ModelAndData(ModelOptions, FolderOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Deployable:
-    """A flat model with images of its input's shape, preprocessed; `data` has the whole parts, not preprocessed."""
+    """A flat model, and preprocessed images of its input's shape."""
 
     model: "keras.Model"
     calibration: np.ndarray
     images: np.ndarray
     labels: np.ndarray
-    data: "Data"
+    data: "Data"  # all parts, not preprocessed
     reading: Reading
-    threshold: float | None  # as zoo.deploy.measure.accuracy takes it; the option's, or what the model's loss says
-    genotype: str | None  # the text of its file
+    threshold: float | None  # as zoo.deploy.measure.accuracy takes it, from the option or the model's loss
+    genotype: str | None  # the text of the genotype file
     license: str = ""  # of published weights
 
     def describe(self, config: ModelAndData) -> dict[str, Any]:
-        """Returns what SOURCE holds, under the names of a training's results.json."""
+        """Returns the content of source.json, with the same keys as a training's results.json."""
         return describe(config, self.data, self.reading)
 
     def make_metadata(self, config: ModelAndData) -> "Metadata":
-        """Returns what the .tflite files say of themselves."""
+        """Returns the metadata for the .tflite files."""
         return make_metadata(self.model.name, self.describe(config), self.genotype, self.license)
 
 
 def load(config: ModelAndData, pixels: bool = False) -> Deployable:
-    """Loads what the options name.
+    """Loads the model and the images that the options name.
 
     Args:
         config: the options.
-        pixels: makes the normalisation the model's first layer: what it reads are pixels of 0..255.
+        pixels: makes the normalisation the model's first layer, so that the model reads pixels of 0..255.
 
     Raises:
-        ValueError, OSError: the text says which option, and what to do.
+        ValueError, OSError: an option is wrong; the text says which, and what to do.
     """
     from zoo import graph
 
@@ -106,7 +106,7 @@ def load(config: ModelAndData, pixels: bool = False) -> Deployable:
         )
         if weights.source is None:
             print(
-                f"{config.model} is untrained: its accuracy says nothing. Give weights=, or a .keras file",
+                f"{config.model} is untrained: its accuracy means nothing. Give --weights, or a .keras file",
                 file=sys.stderr,
             )
         threshold, genotype = config.threshold, genotype_json.to_json(zoo.load(config.model))
@@ -119,9 +119,9 @@ def load(config: ModelAndData, pixels: bool = False) -> Deployable:
     if pixels:
         model, reading = _read_pixels(model, reading)
     calibration = reading(source.train.first(config.calibration).head(config.calibration)[0])
-    if pixels:  # the scale of the input is one then
+    if pixels:  # makes the scale of the input 1
         calibration[0, 0, 0], calibration[0, -1, -1] = 0, 255
-    images, labels = held_out(config, source, reading)
+    images, labels = load_held_out(config, source, reading)
     if config.equalize:
         model = _equalize(model, calibration)
     license_ = "" if entry is None else entry.license
@@ -129,7 +129,7 @@ def load(config: ModelAndData, pixels: bool = False) -> Deployable:
 
 
 def _read_pixels(model: "keras.Model", reading: Reading) -> "tuple[keras.Model, Reading]":
-    """Returns a model that normalises pixels of 0..255 by itself, in a depthwise convolution, and how it reads them."""
+    """Returns a model that first normalises pixels of 0..255 with a depthwise convolution, and its new reading."""
     import keras
 
     from recipes.images.augment import PIXELS
@@ -152,22 +152,22 @@ def _equalize(model: "keras.Model", calibration: np.ndarray) -> "keras.Model":
     found = equalize.equalize(model, calibration)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.left.items())[:2])
     print(
-        f"equalize: {len(found.done)} of {len(found.done) + len(found.left)} layers of {model.name} that make channels"
-        + (f"; not, for one, {reasons}" if reasons else ""),
+        f"equalize: channels of {len(found.done)} of {len(found.done) + len(found.left)} layers of {model.name}"
+        + (f"; not, for example, {reasons}" if reasons else ""),
         file=sys.stderr,
     )
     return found.model
 
 
 def find_mismatch(shape: Sequence[int | None], source: "Data") -> str:
-    """Returns how an output (batch, units) tells other classes apart than the data have, or an empty text.
+    """Returns how the classes of an output (batch, units) differ in number from the data's, or an empty text.
 
-    An output of another rank is no classifier's, which the report says.
+    An output of another rank is not a classifier's; the report says so.
     """
-    told = 2 if shape[-1] == 1 else shape[-1]
-    if len(shape) != 2 or told == source.classes:
+    classes = 2 if shape[-1] == 1 else shape[-1]
+    if len(shape) != 2 or classes == source.classes:
         return ""
-    return f"tells {told} classes apart, and {source.name} has {source.classes}. Give the data that it was trained on"
+    return f"has {classes} classes, and {source.name} has {source.classes}. Give the data that it was trained on"
 
 
 def load_data(
@@ -176,13 +176,13 @@ def load_data(
     origin: Origin,
     class_names: Sequence[str] | None,
 ) -> "Data":
-    """Loads the images at the size that `Reading` takes for a model of (..., height, width, channels).
+    """Loads the images at the size that `Reading` takes for a model with inputs (..., height, width, channels).
 
-    An input shape of None keeps their own size and channels. The class folders of an image folder are some of the
-    model's classes, where those have names.
+    An input shape of None keeps the images' own size and channels. If the model's classes have names, the class folders
+    of an image folder are matched with them by name, and may be some of them.
 
     Raises:
-        ValueError: the options ask for another size, or the data cannot be had.
+        ValueError: the options ask for another size, or the data cannot be loaded.
     """
     from recipes.images import sources
 
@@ -203,12 +203,12 @@ def load_data(
 
 
 def describe(config: ModelAndData, source: "Data", reading: Reading) -> dict[str, Any]:
-    """Returns what SOURCE holds, under the names of a training's results.json."""
+    """Returns the content of source.json, with the same keys as a training's results.json."""
     images = describe_images(str(config.data or source.name), source, None, reading.normalize)
     return {"model": config.model, **images, **reading.describe()}
 
 
-def held_out(config: ModelAndData, source: "Data", reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+def load_held_out(config: ModelAndData, source: "Data", reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """Returns the held-out images, preprocessed, and their labels."""
     test = source.test.first(config.images)
     images, labels = test.head(len(test))

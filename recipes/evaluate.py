@@ -1,14 +1,14 @@
-"""Judges a classifier on pictures: accuracy, top-5, precision and recall of each class, confusion matrix.
+"""Evaluates a classifier on images: accuracy, top-5, precision and recall of each class, confusion matrix.
 
     python -m recipes.evaluate --model=runs/finetune/model.keras --data=path/to/flowers
-    python -m recipes.evaluate --model=mnasnet_b1 --weights=imagenet --data=path/to/imagenet  # downloads once
+    python -m recipes.evaluate --model=mnasnet_b1 --weights=imagenet --data=path/to/imagenet  # downloads weights once
     python -m recipes.evaluate --model=runs/deploy/NAME_int8.tflite --data=path/to/flowers
 
-Size, normalisation and class names come from what stands beside the model, or from the published weights, whose
-evaluation is followed: images are resized to more than the network reads, and their middle is taken. The folders of a
-data set with ImageNet's classes have synset ids (n01440764) or names, and may be some of them. Judged is the test part
-where the data have one or the model was trained on them; else all images. Writes evaluation.json, evaluation.md and
-confusion.png.
+Image size, normalisation and class names come from the files next to the model or from the published weights. For the
+latter the published evaluation is followed: images are resized to more than the network reads, and their centre is
+used. For ImageNet's classes, class folders are named by synset id (n01440764) or class name, and may be some of the
+classes. The test images are used if the data have them or the model was trained on the data; otherwise all images.
+Writes evaluation.json, evaluation.md and confusion.png.
 """
 
 import dataclasses
@@ -23,31 +23,32 @@ from recipes.images import FolderOptions
 from recipes.models import ModelOptions
 from recipes.training import check_at_least
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and what imports it, is imported inside functions: --help and errors then answer at once.
 if TYPE_CHECKING:
     from recipes.classifiers import Classifier
     from recipes.images.parts import Part
 
 _TOP = 5
-_LABELLED = 40  # classes, up to which the picture names each
-_NUMBERED = 16  # classes, up to which the picture has the count in each cell
-_OTHER = "other"  # the column of predictions that are no class of the data
+_LABELLED = 40  # the most classes that the picture names
+_NUMBERED = 16  # the most classes for which the picture has a count in each cell
+_OTHER = "other"  # the column of predicted classes that the data do not have
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(ModelOptions, FolderOptions):
     """Options of the evaluation."""
 
-    # a .keras or .h5 file, a folder of zoo.save_pretrained or hf://user/name, a .tflite file, or with weights a
-    # genotype file or a name of zoo.list_models()
+    # a .keras or .h5 file, a folder written by zoo.save_pretrained, hf://user/name, a .tflite file, or with --weights a
+    # genotype file or a name from zoo.list_models()
     model: str = "runs/train/model.keras"
-    # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the model was
+    # a folder of images with a sub-folder per class, fashion_mnist_small, or tfds:NAME; none takes what the model was
     # trained on
     data: str | None = None
-    part: Literal["test", "all"] | None = None  # none takes test where it is apart or the model saw the rest, else all
-    images: int | None = None  # how many, classes in proportion; none takes all
-    batch_size: int = 64  # images at once
-    folder: Path = Path("runs/evaluate")  # of the files
+    # which images; none takes test if the data have a test part or the model was trained on them, otherwise all
+    part: Literal["test", "all"] | None = None
+    images: int | None = None  # how many, keeping the classes' proportions; none takes all
+    batch_size: int = 64  # images per batch
+    folder: Path = Path("runs/evaluate")  # for the results
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,16 +58,16 @@ class Config(ModelOptions, FolderOptions):
 PRESETS = {"laptop": Config()}
 
 
-class _Judged(NamedTuple):
-    """The images and what they are."""
+class _EvaluationImages(NamedTuple):
+    """The images to evaluate on."""
 
     part: "Part"
-    name: str
+    name: str  # of the data
     which: str  # "test" or "all"
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Returns what evaluation.json holds; writes the files and prints accuracy and top-5.
+    """Writes the files, prints accuracy and top-5, and returns the content of evaluation.json.
 
     Raises:
         ValueError: the data's classes are not the model's, or an image cannot be read.
@@ -77,11 +78,11 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     with show_steps("evaluate") as tell:
         classifier = classifiers.load(config)
-        judged = _load_images(config, classifier)
-        classes, n = len(classifier.class_names), len(judged.part)
+        data = _load_images(config, classifier)
+        classes, n = len(classifier.class_names), len(data.part)
         confusions, top = np.zeros((classes, classes), np.int64), 0
-        steps = judged.part.steps(config.batch_size)
-        batches = evaluation.read_batches(judged.part, lambda images: images, config.batch_size)
+        steps = data.part.steps(config.batch_size)
+        batches = evaluation.read_batches(data.part, lambda images: images, config.batch_size)
         for number, (images, labels) in enumerate(batches):
             tell(f"batch {number + 1} of {steps}")
             scores = classifier.score(np.asarray(images))
@@ -90,8 +91,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     accuracy = float(np.trace(confusions) / n)
     results = {
         "model": classifier.name,
-        "data": judged.name,
-        "part": judged.which,
+        "data": data.name,
+        "part": data.which,
         "n": n,
         "accuracy": accuracy,
         **({f"top{_TOP}": top / n} if classes > _TOP else {}),
@@ -107,21 +108,21 @@ def evaluate(config: Config) -> dict[str, Any]:
             for row, column in zip(*np.nonzero(confusions), strict=True)
         ],
     }  # fmt: skip
-    _write(config.folder, classifier, results, confusions)
+    _write_results(config.folder, classifier, results, confusions)
     evaluation.warn_near_chance(accuracy, classes, n, classifier.name)
     return results
 
 
-def _load_images(config: Config, classifier: "Classifier") -> _Judged:
+def _load_images(config: Config, classifier: "Classifier") -> _EvaluationImages:
     from recipes.images import sources
 
     name = config.data or classifier.origin.data
     if name is None:
         raise ValueError(
-            f"data is not given, and nothing beside {config.model} says what it was trained on; give a folder of "
-            "images, one sub-folder a class"
+            f"data is not given, and no file next to {config.model} says what it was trained on; give a folder of "
+            "images with a sub-folder per class"
         )
-    seen = classifier.origin.data is not None and _same(name, classifier.origin.data)
+    seen = classifier.origin.data is not None and _is_same_data(name, classifier.origin.data)
     folder = Path(name).expanduser().is_dir()
     options: dict[str, Any] = {
         "size": classifier.reading.resize,
@@ -130,26 +131,26 @@ def _load_images(config: Config, classifier: "Classifier") -> _Judged:
         "interpolation": classifier.reading.interpolation,
         **config.folder_options,
     }
-    # test images are cut off a folder for a model that was trained on the others
+    # a folder's test images are split off if the model was trained on the others
     apart = {} if config.part == "test" or (seen and config.part is None) else {"test_fraction": 0.0}
     data = sources.load(name, validation_fraction=0.0, **apart, **options)
     which = "test" if len(data.test) and config.part != "all" else "all"
     if which == "all" and len(data.test):
-        raise ValueError(f"part is all, and {name} has a part for training and one for tests; leave part= out")
+        raise ValueError(f"part is all, and {name} has separate training and test images; leave part= out")
     if data.classes != len(classifier.class_names):
         raise ValueError(
-            f"{classifier.name} tells {len(classifier.class_names)} classes apart, and {name} has {data.classes}. "
-            "Give the data that it was trained on"
+            f"{classifier.name} has {len(classifier.class_names)} classes, and {name} has {data.classes}. Give the "
+            "data that it was trained on"
         )
     part = (data.test if which == "test" else data.train).first(config.images)
-    return _Judged(part, name, which)
+    return _EvaluationImages(part, name, which)
 
 
-def _same(one: str, other: str) -> bool:
+def _is_same_data(one: str, other: str) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
-def _write(folder: Path, classifier: "Classifier", results: dict[str, Any], confusions: np.ndarray) -> None:
+def _write_results(folder: Path, classifier: "Classifier", results: dict[str, Any], confusions: np.ndarray) -> None:
     from zoo.atomic import write_atomically
     from zoo.markdown import join_blocks, make_table
 
@@ -162,14 +163,18 @@ def _write(folder: Path, classifier: "Classifier", results: dict[str, Any], conf
         ("accuracy", f"{results['accuracy']:.4f}"),
         *([(f"top-{_TOP}", f"{results[f'top{_TOP}']:.4f}")] if f"top{_TOP}" in results else []),
         ("preprocessing", f"{used['preprocess'] or used['normalization']}, by {used['by']}"),
-        ("image size", f"{_size(used['image_size'])}, of {_size(used['resize'])}, {used['interpolation']}"),
+        ("image size", f"{_format_size(used['image_size'])}, of {_format_size(used['resize'])}, "
+         f"{used['interpolation']}"),
+    ]  # fmt: skip
+    rows = [
+        (one["class"], one["n"], _format_share(one["precision"]), _format_share(one["recall"]))
+        for one in results["classes"]
     ]
-    rows = [(one["class"], one["n"], _show(one["precision"]), _show(one["recall"])) for one in results["classes"]]
     page = join_blocks(
         f"# {results['model']}",
         make_table(("what", "value"), summary),
         make_table(("class", "n", "precision", "recall"), rows, numbers_from=1),
-        "![How often each class was taken for which](confusion.png)",
+        "![The share of each class's images for each prediction](confusion.png)",
     )
     write_atomically(folder / "evaluation.md", page)
     print(make_table(("what", "value"), summary))
@@ -178,21 +183,21 @@ def _write(folder: Path, classifier: "Classifier", results: dict[str, Any], conf
     print(f"\n{folder / 'evaluation.md'}")
 
 
-def _size(sides: list[int]) -> str:
+def _format_size(sides: list[int]) -> str:
     return " x ".join(map(str, sides))
 
 
-def _show(share: float | None) -> str | None:
+def _format_share(share: float | None) -> str | None:
     return None if share is None else f"{share:.4f}"
 
 
 def draw_confusions(confusions: np.ndarray, class_names: tuple[str, ...], path: Path) -> None:
-    """Draws the share of each class's images that each prediction has, as PNG; classes without images are joined."""
+    """Draws a PNG of each prediction's share of each class's images; predicted classes without images become one."""
     from recipes.cards.pictures import new_figure, save_figure
 
     there = np.flatnonzero(confusions.sum(axis=1))
     counts = confusions[np.ix_(there, there)]
-    names = [class_names[label].replace("$", r"\$") for label in there]  # Matplotlib takes two dollars for a formula
+    names = [class_names[label].replace("$", r"\$") for label in there]  # two dollar signs would be a formula
     others = confusions[there].sum(axis=1) - counts.sum(axis=1)
     columns = list(names)
     if others.any():

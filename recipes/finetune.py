@@ -1,12 +1,12 @@
-"""Trains a network of the zoo on your own images, one sub-folder a class: first a new head, then all of it.
+"""Fine-tunes a network of the zoo on your own images, a sub-folder per class: first a new head, then all layers.
 
     python -m recipes.finetune --data=path/to/flowers --weights=runs/train/model.keras
-    python -m recipes.finetune --data=path/to/flowers --model=mcunet_in0 --weights=imagenet   # downloads them once
+    python -m recipes.finetune --data=path/to/flowers --model=mcunet_in0 --weights=imagenet   # downloads weights once
 
-A .keras file brings its network, image size and normalisation (results.json beside it). For other weights give --model
-and --model_preset as they were trained. Writes model.keras, class_names.json (a label is the place in it), results.json
-and the history of both phases into the folder. Killed and started again with the same command, it resumes after the
-last whole epoch; a training that is done is not done again. The test part of the images is looked at once, at the end.
+A .keras file comes with its network, image size and normalisation (from the results.json next to it). For other weights
+give --model and --model_preset as in their training. Writes model.keras, class_names.json (in the order of the labels),
+results.json and the history of both phases into the folder. If the program is killed, the same command resumes after
+the last whole epoch; a finished training is not repeated. The test images are used once, at the end.
 """
 
 import dataclasses
@@ -29,32 +29,33 @@ if TYPE_CHECKING:
     from recipes.training.loop import Outcome
 
 _HEAD = "predictions"
-_FEWEST = 5  # training images of a class: fewer tell nothing of it
-_SIDE = 96  # pixels, where neither weights nor genotype nor options say
+_FEWEST = 5  # training images per class, at least
+_SIDE = 96  # pixels, if neither options nor weights nor genotype give a size
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(TrainingOptions):
     """Options of the fine-tuning."""
 
-    # a folder of images, one sub-folder a class; or fashion_mnist_small or tfds:NAME; none takes what the genotype was
-    # searched on, else the first of these two
+    # a folder of images with a sub-folder per class, fashion_mnist_small, or tfds:NAME; none takes what the weights
+    # were trained on or the genotype was searched on, otherwise fashion_mnist_small
     data: str | None = None
-    model: str = "mnasnet"  # a name of zoo.list_models(), or a genotype file; with a .keras file of weights not used
-    # the model's own, as zoo.build takes it; none takes the first
+    model: str = "mnasnet"  # a name from zoo.list_models(), or a genotype file; ignored if weights is a .keras file
+    # the model's preset, as zoo.build takes it; none takes the weights' preset, otherwise the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
-    # a .keras file, whose network it then is; a .weights.h5 file of the same classes; or published ones by the name of
-    # a data set, such as imagenet; none is fresh
+    # a .keras file, which also gives the network; a .weights.h5 file for the same number of classes; or published
+    # weights by data set, such as imagenet; none starts from random weights
     weights: str | None = None
-    image_size: int | None = None  # pixels; none takes those of the weights or of the genotype's search, else 96
-    # none takes that of the weights, else unit
+    image_size: int | None = None  # in pixels; none takes that of the weights or the genotype's search, otherwise 96
+    # what the model reads: unit 0..1, centered -1..1, cifar10 or imagenet (torch) normalised by the channel means and
+    # deviations of that data set, pixels 0..255; none takes what the weights were trained with, otherwise unit
     preprocess: Preprocess | None = None
-    head_epochs: int = 3  # in which only the new head learns; 0 leaves the phase out
-    epochs: int = 10  # in which everything learns
-    head_learning_rate: float | None = None  # of the first phase, at its start; none takes 0.05, with adamw 0.001
-    learning_rate: float | None = None  # of the second phase, at its start; none takes 0.01, with adamw 0.0002
-    batch_size: int = 32  # images a step
-    seed: int = 0  # of head, order and augmentation
+    head_epochs: int = 3  # epochs in which only the new head learns; 0 skips this phase
+    epochs: int = 10  # epochs in which all layers learn
+    head_learning_rate: float | None = None  # initial rate of the first phase; none takes 0.05, with adamw 0.001
+    learning_rate: float | None = None  # initial rate of the second phase; none takes 0.01, with adamw 0.0002
+    batch_size: int = 32  # images per step
+    seed: int = 0  # of the head, the order of the images and the augmentation
     folder: Path = Path("runs/finetune")  # results, and the state to resume from
 
     def __post_init__(self):
@@ -72,16 +73,16 @@ PRESETS = {
 
 
 class Finetuned(NamedTuple):
-    """The model with the best weights, and how it came to them."""
+    """The model with the best weights, and its training."""
 
     model: "keras.Model"
     phases: "dict[str, Outcome]"
-    accuracy: float  # of the test images, 0 to 1
-    notes: list[str]  # what of the weights was not taken as it is
+    accuracy: float  # on the test images, 0 to 1
+    notes: list[str]  # which weights could not be taken as they are
 
 
 def finetune(config: Config) -> Finetuned:
-    """Trains, writes the files, prints the accuracy."""
+    """Trains in both phases, writes the files and prints the accuracy."""
     from recipes.training.state import locked
 
     head, rate = (ADAMW_RATE, ADAMW_RATE / 5) if config.optimizer == "adamw" else (0.05, 0.01)
@@ -109,7 +110,7 @@ def _finetune(config: Config) -> Finetuned:
     preprocess, _ = find_normalization(config.preprocess, origin, source, config.weights or config.model)
     name, images = _load_images(config, source, origin)
     keras.utils.set_random_seed(config.seed)
-    network, notes = _network(config, source, images)
+    network, notes = _build_network(config, source, images)
     for note in notes:
         print(note)
     options = {name: str(value) for name, value in dataclasses.asdict(config).items() if name != "folder"}
@@ -173,7 +174,7 @@ def _read_finetuned(folder: Path, results: dict[str, Any]) -> Finetuned:
 
 
 def _load_weights(config: Config) -> tuple["keras.Model | None", Origin]:
-    """Returns the network of a .keras file or of published weights, else none, and what it was trained on."""
+    """Returns the network of a .keras file or of published weights, otherwise None, and what it was trained on."""
     source, preset, origin, entry = find_weights(config.model, config.model_preset, config.weights)
     network: Any = None
     if entry is not None:
@@ -184,7 +185,7 @@ def _load_weights(config: Config) -> tuple["keras.Model | None", Origin]:
 
 
 def _load_images(config: Config, network: "keras.Model | None", origin: Origin) -> tuple[str, "Data"]:
-    """Returns the name of the images and the images, and says what the options left open."""
+    """Returns the data's name and the images, and prints what was chosen for options that are not given."""
     from recipes.images import sources
     from recipes.images.files import list_some
 
@@ -201,25 +202,25 @@ def _load_images(config: Config, network: "keras.Model | None", origin: Origin) 
         )
         chosen.append(f"preprocess={known}")
     if chosen:
-        print(f"taken unless given: {'; '.join(chosen)}")
+        print(f"not given, so taken: {'; '.join(chosen)}")
     images = sources.load(name, size=size, channels=channels, seed=config.seed, **config.folder_options)
     counts = [int((images.train.labels == label).sum()) for label in range(images.classes)]
     few = [f"{name}: {count}" for name, count in zip(images.class_names, counts, strict=True) if count < _FEWEST]
     if few or not len(images.validation) or not len(images.test):
         raise ValueError(
-            f"{images}, {list_some(few) if few else 'each class'} of too few to train and judge on; expected at least "
-            f"{_FEWEST} training images of each class, and some to hold out: add images"
+            f"{images}: too few images of {list_some(few) if few else 'each class'} to train and judge on; expected at "
+            f"least {_FEWEST} training images of each class, and some to hold out: add images"
         )
     return name, images
 
 
-def _network(config: Config, source: "keras.Model | None", images: "Data") -> tuple["keras.Model", list[str]]:
-    """Returns a network with logits and the images' classes, and what of the weights it did not take."""
+def _build_network(config: Config, source: "keras.Model | None", images: "Data") -> tuple["keras.Model", list[str]]:
+    """Returns a network with logits for the images' classes, and notes on weights that it could not take."""
     from recipes.training.learner import shorten_moving_averages
     from zoo.weights.published import transfer
 
     if source is not None:
-        network = _with_head(source, images.classes)
+        network = _replace_head(source, images.classes)
         notes = transfer(source, network)
     else:
         network = zoo.build(
@@ -230,22 +231,23 @@ def _network(config: Config, source: "keras.Model | None", images: "Data") -> tu
             classifier_activation=None,
             weights=None if config.weights is None else Path(config.weights).expanduser(),
         )
-        notes = [] if config.weights else ["no weights were given: everything starts fresh"]
+        notes = [] if config.weights else ["no weights were given: all layers start from random weights"]
     shorten_moving_averages(network)
     return network, notes
 
 
-def _with_head(model: "keras.Model", classes: int) -> "keras.Model":
-    """Returns a fresh copy of a classifier with `classes` logits.
+def _replace_head(model: "keras.Model", classes: int) -> "keras.Model":
+    """Returns a copy of a classifier with `classes` logits and random weights.
 
     Raises:
-        ValueError: its last layer is not the zoo's classifier.
+        ValueError: the model's last layer is not the zoo's classifier.
     """
     import keras
 
     if model.layers[-1].name != _HEAD or not isinstance(model.layers[-1], keras.layers.Dense):
         raise ValueError(
-            f"{model.name} ends in {model.layers[-1].name!r}; expected the classifier {_HEAD!r} of the zoo"
+            f"{model.name} ends in the layer {model.layers[-1].name!r}; expected the zoo's classifier, a Dense layer "
+            f"named {_HEAD!r}. Give a network that the zoo built"
         )
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:

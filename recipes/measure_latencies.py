@@ -1,11 +1,11 @@
-"""Measures the layers of the MnasNet space on this machine, one by one, and writes a table for recipes.mnasnet.
+"""Measures the latency of each layer of the MnasNet space on this machine, and writes a table for recipes.mnasnet.
 
     python -m recipes.measure_latencies                                   # the space of the laptop preset
-    python -m recipes.measure_latencies --preset=paper                         # 224 pixels; an hour on 2 cores
+    python -m recipes.measure_latencies --preset=paper                    # 224 pixels; an hour on 2 cores
 
-The result is runs/latency-table/table.json. Started again with the same command, it resumes. For a phone, put
-what its own tools measure in the place of the numbers. A sum of layers is longer than the network by what each run of
-LiteRT costs beside its operators, some microseconds, and shorter where the layers alone fit into a cache.
+Writes runs/latency-table/table.json. If the program is stopped, the same command resumes. For a phone, replace the
+numbers with those that its own tools measure. The sum of a network's layers differs from the network's latency: it is
+larger by the overhead of each LiteRT run, some microseconds, and smaller if single layers fit into a cache.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which space; the names are those of recipes.mnasnet."""
+    """The space, with the option names of recipes.mnasnet."""
 
-    image_size: int = 28  # side in pixels
+    image_size: int = 28  # side of the images in pixels
     channels: int = 1  # of the images
     classes: int = 10  # of the data
-    width: float = 0.25  # of MobileNetV2's filters
-    depth: float = 0.4  # of MobileNetV2's layers
-    divisor: int = 2  # filters are multiples of it
-    strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five
-    most: int | None = None  # layers to measure now; none measures all
+    width: float = 0.25  # factor on MobileNetV2's filters
+    depth: float = 0.4  # factor on MobileNetV2's layers
+    divisor: int = 2  # the numbers of filters are multiples of it
+    strides: Literal["small", "imagenet"] = "small"  # small halves the images three times, imagenet five times
+    most: int | None = None  # how many layers to measure now; none measures all
     folder: Path = Path("runs/latency-table")  # the table, and the state to resume from
 
     def __post_init__(self):
@@ -49,7 +49,7 @@ PRESETS = {
 
 
 def measure(config: Config, observe: Observe | None = None) -> "LatencyTable":
-    """Measures, writes the table and returns it; `observe` gets the state instead of a progress bar."""
+    """Measures the layers, writes the table and returns it; `observe` is called in place of a progress bar."""
     from recipes.engine import latency, tuner
 
     strides = mnasnet.SMALL_STRIDES if config.strides == "small" else mnasnet.STRIDES

@@ -1,12 +1,12 @@
-"""Classifies pictures: the best classes of each, with their names.
+"""Classifies images: prints the most likely classes of each, with their names.
 
     python -m recipes.predict --model=runs/finetune/model.keras photos/*.jpg
-    python -m recipes.predict --model=mcunet_in3 --weights=imagenet goldfish.jpg      # downloads them once
+    python -m recipes.predict --model=mcunet_in3 --weights=imagenet goldfish.jpg      # downloads weights once
     python -m recipes.predict --model=runs/deploy/NAME_int8.tflite photo.jpg --json
 
-Names of the classes come from the class_names.json beside the model, or are ImageNet's for 1,000 classes; size and
-normalisation come from the results.json or source.json beside it, or from the published weights. A picture is cropped
-to the shape of the input, and resized.
+Class names come from the class_names.json next to the model, from a .tflite file's metadata, or are ImageNet's for
+1,000 classes. Size and normalisation come from the results.json or source.json next to the model, from a .tflite file's
+metadata, or from the published weights. An image is cropped to the input's aspect ratio and resized.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from recipes import _main
 from recipes.models import ModelOptions
 from recipes.training import check_at_least
 
-_BATCH = 64  # pictures at once
+_BATCH = 64  # images per batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(ModelOptions):
     """Options of the prediction."""
 
-    # a .keras or .h5 file, a folder of zoo.save_pretrained or hf://user/name, a .tflite file, or with weights a
-    # genotype file or a name of zoo.list_models()
+    # a .keras or .h5 file, a folder written by zoo.save_pretrained, hf://user/name, a .tflite file, or with --weights a
+    # genotype file or a name from zoo.list_models()
     model: str = "runs/train/model.keras"
-    images: tuple[Path, ...] = dataclasses.field(default=(), metadata={"positional": True})  # files of pictures
-    top: int = 5  # how many classes of each picture
-    json: bool = False  # prints JSON in the place of a table
+    images: tuple[Path, ...] = dataclasses.field(default=(), metadata={"positional": True})  # image files
+    top: int = 5  # how many classes per image
+    json: bool = False  # print JSON instead of a table
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,21 +43,22 @@ PRESETS = {"laptop": Config()}
 
 
 def predict(config: Config) -> list[dict[str, Any]]:
-    """Returns for each picture {"image", "classes": [{"class", "label", "score"}, ...]}, and prints them.
+    """Returns for each image {"image", "classes": [{"class", "label", "score"}, ...]}, and prints them.
 
     Raises:
-        ValueError: no pictures are given, or one cannot be read.
+        ValueError: no images are given, or one cannot be read.
+        OSError: an image is missing or a folder.
     """
     from recipes import classifiers
     from recipes.images.files import read_image
 
     if not config.images:
-        raise ValueError("no images are given; expected files of pictures, such as photo.jpg")
+        raise ValueError("no images are given; expected image files, such as photo.jpg")
     for path in config.images:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; give the pictures in it, such as {path}/*.jpg")
+            raise IsADirectoryError(f"{path} is a folder; give the images in it, such as {path}/*.jpg")
         if not path.is_file():
-            raise FileNotFoundError(f"there is no picture {path}")
+            raise FileNotFoundError(f"there is no image {path}; give the path of an image file, such as photo.jpg")
     classifier = classifiers.load(config)
     found: list[dict[str, Any]] = []
     for start in range(0, len(config.images), _BATCH):
@@ -79,10 +80,10 @@ def predict(config: Config) -> list[dict[str, Any]]:
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
-    width = max(len(one["class"]) for picture in found for one in picture["classes"])
-    for picture in found:
-        print(picture["image"])
-        for one in picture["classes"]:
+    width = max(len(one["class"]) for image in found for one in image["classes"])
+    for image in found:
+        print(image["image"])
+        for one in image["classes"]:
             print(f"  {one['score']:8.4f}  {one['class']:{width}}  {one['label']:5}")
 
 

@@ -1,16 +1,16 @@
-"""Quantization-aware training of a trained model, beside what quantization after training gives.
+"""Quantization-aware training of a trained model, compared with quantization after training.
 
     python -m recipes.quantize --model=runs/train/model.keras            # minutes on 2 cores
     python -m recipes.quantize --model=nasnet_a --model_preset=cifar10 --weights=my.weights.h5 --data=tfds:cifar10
-    python -m recipes.quantize --sparsity=0.5 --clusters=16              # pruned and clustered int8 files, too
+    python -m recipes.quantize --sparsity=0.5 --clusters=16              # also pruned and clustered int8 files
     python -m recipes.quantize --scheme=int4                             # weights of four bits, activations int8
 
-Writes into runs/quantize the files (float32, int8, "int8 QAT", "int8 pruned", "int8 clustered"), deploy.json, deploy.md
-(with each file's size after compression) and, with --copy_back, model.keras with the weights learnt. All are judged on
-the same held-out images. Started again after a kill, training resumes after the last whole epoch. Expected: where int8
-or int4 after training loses more than a point of accuracy, most of it comes back.
+Writes the files (float32, int8, "int8 QAT", "int8 pruned", "int8 clustered"), deploy.json and deploy.md (with each
+file's size after compression) into runs/quantize; with --copy_back also model.keras with the trained weights. All are
+judged on the same held-out images. If the program is killed, the same command resumes after the last whole epoch. If
+int8 or int4 after training loses more than a point of accuracy, expect to get most of it back.
 
-The images are trained on as they are, without augmentation: the network knows them, only the rounding is new to it.
+There is no augmentation: the network already knows the images, only the rounding is new.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from recipes.training.progress import show_steps
 from recipes.training.results import save_model, write_labels
 from zoo.atomic import write_atomically
 
-# TensorFlow, and what imports it, is imported where it is used: --help and errors then answer at once.
+# TensorFlow, and what imports it, is imported inside functions: --help and errors then answer at once.
 if TYPE_CHECKING:
     import keras
 
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 class Config(ModelAndData):
     """Options of the training."""
 
-    scheme: Literal["int8", "int4"] = "int8"  # int4: weights of four bits, but for depthwise convolutions
-    epochs: int = 2  # of quantization-aware training
-    learning_rate: float = 1e-4  # of Adam at the start; a cosine brings it to zero
-    batch_size: int = 64  # images a step
-    training_images: int | None = None  # how many of the training part; none takes all
+    scheme: Literal["int8", "int4"] = "int8"  # int4: weights of four bits, except in depthwise convolutions
+    epochs: int = 2  # of quantization-aware training, and of pruning and clustering
+    learning_rate: float = 1e-4  # Adam's initial rate, which falls to zero by a cosine
+    batch_size: int = 64  # images per step
+    training_images: int | None = None  # how many training images to use; none takes all
     seed: int = 0  # of the order of the images
-    sparsity: float | None = None  # also prunes: the share of each kernel's values that become zero, such as 0.5
-    clusters: int | None = None  # also clusters: how many different values each kernel may have, such as 16
-    copy_back: bool = False  # writes model.keras: the float model with the weights that were learnt
+    sparsity: float | None = None  # also prune: the share of each kernel's values to set to zero, such as 0.5
+    clusters: int | None = None  # also cluster: the most distinct values in a kernel, such as 16
+    copy_back: bool = False  # also write model.keras: the float model with the trained weights
     folder: Path = Path("runs/quantize")  # files, report, and the state to resume from
 
     def __post_init__(self):
@@ -63,7 +63,7 @@ class Config(ModelAndData):
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0, such as 1e-4")
 
 
-_FREE = ("folder", "threads", "sparsity", "clusters")  # options that have no influence on the training for int8
+_FREE = ("folder", "threads", "sparsity", "clusters")  # options without influence on quantization-aware training
 PRESETS = {
     "laptop": Config(),
     "paper": Config(images=None, calibration=512, epochs=10),
@@ -91,8 +91,8 @@ def train(config: Config) -> "report.Report":
         }
         tell("quantization-aware training: building")
         aware = quantize.prepare(subject.model, subject.calibration, config.scheme)
-        files[f"{config.scheme} QAT"] = _trained(config, subject, aware, tell)
-        files |= _compressed(config, subject, tell)
+        files[f"{config.scheme} QAT"] = _train_aware(config, subject, aware, tell)
+        files |= _compress(config, subject, tell)
         result = report.assemble(
             subject.model, files, subject.images, subject.labels, config.folder,
             metadata=subject.make_metadata(config), output=config.output_key, threshold=subject.threshold,
@@ -108,29 +108,29 @@ def train(config: Config) -> "report.Report":
         sizes = (f"{scheme} {quantize.compressed_size(file) / 1000:,.1f} kB" for scheme, file in files.items())
         page = f"{result.to_markdown()}\nDeflated, as in a zip file: {', '.join(sizes)}.\n"
         write_atomically(config.folder / "deploy.md", page)
-    shutil.rmtree(_state(config, subject.model))
+    shutil.rmtree(_name_state(config, subject.model))
     print(page)
     return result
 
 
 def _with_one_output(config: Config, model: "keras.Model") -> "keras.Model":
-    """Returns the model of the output that is judged: the labels are for no other."""
+    """Returns the model with only the output that is judged, because the labels are for this output."""
     import keras
 
     from zoo.deploy import measure
 
     number = measure.choose_keras_output(model, config.output_key)
-    print(f"{model.name} has {len(model.outputs)} outputs; the files get number {number} alone", file=sys.stderr)
+    print(f"{model.name} has {len(model.outputs)} outputs; the files get only number {number}", file=sys.stderr)
     return keras.Model(model.inputs, model.outputs[number], name=model.name)
 
 
-def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:
-    """Returns the files of the pruned and of the clustered model, as far as they are wanted."""
+def _compress(config: Config, subject: Deployable, tell: Callable[[str], None]) -> dict[str, bytes]:
+    """Returns the files of the pruned and the clustered model, if the config asks for them."""
     from zoo.deploy import quantize, tflite
 
     if config.sparsity is None and config.clusters is None:
         return {}
-    images, labels, loss = _training_images(config, subject)
+    images, labels, loss = _load_training_images(config, subject)
     options: dict[str, Any] = {
         "epochs": config.epochs, "learning_rate": config.learning_rate, "batch_size": config.batch_size, "loss": loss,
     }  # fmt: skip
@@ -147,10 +147,10 @@ def _compressed(config: Config, subject: Deployable, tell: Callable[[str], None]
     }
 
 
-def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell: Callable[[str], None]) -> bytes:
+def _train_aware(config: Config, subject: Deployable, aware: "quantize.Aware", tell: Callable[[str], None]) -> bytes:
     from zoo.deploy import quantize
 
-    images, labels, loss = _training_images(config, subject)
+    images, labels, loss = _load_training_images(config, subject)
     quantize.fine_tune(
         aware,
         images,
@@ -163,13 +163,13 @@ def _trained(config: Config, subject: Deployable, aware: "quantize.Aware", tell:
         on_epoch=lambda epoch, logs: tell(
             f"epoch {epoch + 1} of {config.epochs} done: " + ", ".join(f"{key} {logs[key]:.4f}" for key in sorted(logs))
         ),
-        state=_state(config, subject.model),
+        state=_name_state(config, subject.model),
     )
     return quantize.convert(aware)
 
 
-def _training_images(config: Config, subject: Deployable) -> "tuple[np.ndarray, np.ndarray, quantize.Loss | None]":
-    """Returns images, and labels and loss as the output's activation asks for them."""
+def _load_training_images(config: Config, subject: Deployable) -> "tuple[np.ndarray, np.ndarray, quantize.Loss | None]":
+    """Returns the images, and labels and loss as the output's activation requires."""
     from zoo import graph
 
     part = subject.data.train.first(config.training_images)
@@ -179,7 +179,7 @@ def _training_images(config: Config, subject: Deployable) -> "tuple[np.ndarray, 
     if units == 1 and activation == "linear":
         if subject.threshold is None:
             raise ValueError(
-                f"{subject.model.name} ends in one unit without a sigmoid. If it is a logit give --threshold=0; a "
+                f"{subject.model.name} ends in one unit without a sigmoid. If it is a logit, give --threshold=0; a "
                 "regression cannot be trained on classes of images: use zoo.deploy.quantize from Python"
             )
         loss = "binary"
@@ -188,8 +188,8 @@ def _training_images(config: Config, subject: Deployable) -> "tuple[np.ndarray, 
     return subject.reading(pixels), labels, loss
 
 
-def _state(config: Config, model: "keras.Model") -> Path:
-    """Returns the folder of the state, whose name tells this very training from that of other weights or options."""
+def _name_state(config: Config, model: "keras.Model") -> Path:
+    """Returns the folder of the saved state, whose name depends on the initial weights and the training's options."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
     for weight in model.weights:

@@ -1,13 +1,13 @@
-"""The whole way once, on real images: search a cell, draw it, train its network, and make the int8 file of a phone.
+"""The whole way once, on real images: searches a cell, draws it, trains its network and makes an int8 file for a phone.
 
     python -m recipes.tour                   # `make tour`: about 6 minutes on 2 cores
-    python -m recipes.tour --preset=smoke    # half a minute, of which no accuracy is to be expected
+    python -m recipes.tour --preset=smoke    # half a minute; expect no accuracy from it
 
-Each step is a recipe of its own, called with its own Config; this file only passes one's result to the next. Writes
-tour.md (the page that it prints), cell.png, search/genotype.json, train/model.keras and deploy/*.tflite into the
-folder. Stopped and started again with the same command, it goes on where it was.
+Each step is a recipe of its own, called with its own Config; this program only passes the results on. Writes tour.md
+(the page that it prints), cell.png, search/genotype.json, train/model.keras and deploy/*.tflite into the folder. If the
+program is stopped, the same command resumes.
 
-Expected on the embedded part of Fashion-MNIST: at least 0.85 of the 2,000 held-out images, and int8 within 0.01 of it.
+Expect an accuracy of at least 0.85 on the 2,000 held-out images of the embedded Fashion-MNIST, and int8 within 0.01.
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ from zoo.genotype import Genotype
 if TYPE_CHECKING:
     from zoo.deploy.report import Report
 
-EXPECTED_ACCURACY = 0.85  # of the float network on the held-out images
-EXPECTED_DROP = 0.01  # at most, from float to int8
+EXPECTED_ACCURACY = 0.85  # of the float network on the held-out images, at least
+EXPECTED_DROP = 0.01  # from float to int8, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the tour; what the steps do besides is in the files of their recipes."""
+    """Options of the tour; the presets of the steps' recipes give the rest."""
 
     trials: int = 12  # networks that the search trains
-    epochs: int = 8  # of the training of the best one
+    epochs: int = 8  # for the final training of the best network
     seed: int = 0  # of search and training
     steps: Literal["laptop", "smoke"] = "laptop"  # the preset of each step's recipe
-    folder: Path = Path("runs/tour")  # results, and the state to go on from
+    folder: Path = Path("runs/tour")  # results, and the state to resume from
 
     def __post_init__(self):
         check_options(self, "trials epochs", "a whole number from 1", lambda value: value >= 1)
@@ -54,7 +54,7 @@ PRESETS = {
 
 
 class Tour(NamedTuple):
-    """What the steps found."""
+    """The results of the steps."""
 
     genotype: Genotype
     training: dict[str, Any]  # results.json of recipes.train
@@ -62,7 +62,7 @@ class Tour(NamedTuple):
 
 
 def tour(config: Config) -> Tour:
-    """Walks the whole way, prints and writes the page, and returns the steps' results."""
+    """Runs all steps, writes and prints the page, and returns the steps' results."""
     console = Console(stderr=True, highlight=False)
     start = time.monotonic()
 
@@ -70,7 +70,7 @@ def tour(config: Config) -> Tour:
         console.print(f"\n[bold]Step {number} of 4: {text}[/bold]", soft_wrap=True)
 
     announce(1, f"search, {config.trials} small networks of evolving cells")
-    half = max(1, config.trials // 2)  # of the networks are random, the others their children
+    half = max(1, config.trials // 2)  # the first half of the networks is random, the others evolve from it
     genotype = amoebanet.search(
         dataclasses.replace(
             amoebanet.PRESETS[config.steps],
@@ -84,7 +84,7 @@ def tour(config: Config) -> Tour:
     announce(2, "draw the best cells")
     zoo.draw(genotype, config.folder / "cell.png")
     announce(3, f"build their network and train it for {config.epochs} epochs")
-    train.train(_training(config))
+    train.train(_configure_training(config))
     announce(4, "export it as float32 and int8, and judge both files on the same held-out images")
     report = deploy.deploy(
         deploy.Config(
@@ -99,7 +99,7 @@ def tour(config: Config) -> Tour:
     return result
 
 
-def _training(config: Config) -> train.Config:
+def _configure_training(config: Config) -> train.Config:
     genotype = str(config.folder / "search" / "genotype.json")
     return dataclasses.replace(
         train.PRESETS[config.steps],
@@ -111,7 +111,7 @@ def _training(config: Config) -> train.Config:
 
 
 def to_markdown(result: Tour, folder: Path, seconds: float) -> str:
-    """Returns the page: what was found and how good it is, the files, and where to go from here."""
+    """Returns the page: what was found and how good it is, the files, and what to do next."""
     genotype, training, report = result
     rows = "\n".join(
         f"| {row.scheme} | {row.accuracy:.4f} | {row.size / 1000:,.0f} kB | "
@@ -127,24 +127,24 @@ def to_markdown(result: Tour, folder: Path, seconds: float) -> str:
 
 - Data: {training["data"]}
 - Searched: {source["config"]["trials"]} networks; the best has a validation accuracy of {source["score"]:.4f}.
-- Trained: {training["params"]:,} parameters; {training["test_accuracy"]:.4f} of the {training["test_images"]:,} \
-held-out images are told right.
+- Trained: {training["params"]:,} parameters; an accuracy of {training["test_accuracy"]:.4f} on the \
+{training["test_images"]:,} held-out images.
 
-| file | accuracy, n = {report.n:,} | size | LiteRT latency with XNNPACK, without | TFLM arena |
+| file | accuracy, n = {report.n:,} | size | LiteRT latency with and without XNNPACK | TFLM arena |
 |---|---|---|---|---|
 {rows}
 
-Expected: float at least {EXPECTED_ACCURACY}: {_verdict(accuracy >= EXPECTED_ACCURACY)}. \
+As expected: float at least {EXPECTED_ACCURACY}: {_verdict(accuracy >= EXPECTED_ACCURACY)}; \
 int8 at most {EXPECTED_DROP} worse: {_verdict(drop <= EXPECTED_DROP)} ({-drop:+.4f}).
 
-| made | where |
+| result | where |
 |---|---|
 | cells, as data and as a picture | {found}, {folder / "cell.png"} |
 | Keras model | {model} |
 | TensorFlow Lite files, report | {files}, {folder / "deploy" / "deploy.md"} |
 
-Next: `zoo.build("{found}")` in Python; `python -m recipes.finetune --help` for images
-of your own; `python -m recipes.deploy --model={model} --diagnose` for what int8 costs.
+Next: `zoo.build("{found}")` in Python; `python -m recipes.finetune --help` for your own
+images; `python -m recipes.deploy --model={model} --diagnose` for where int8 loses accuracy.
 """
 
 

@@ -1,4 +1,4 @@
-"""Trains a network of the zoo, or of a genotype file that a search has found, and keeps its best weights.
+"""Trains a network of the zoo, or of a genotype file that a search found, and keeps the best weights.
 
     python -m recipes.train                                      # AmoebaNet-A, small, embedded images: 2 minutes
     python -m recipes.train --model=runs/amoebanet/genotype.json # on the images of the search
@@ -7,10 +7,10 @@
     python -m recipes.train --preset=paper --model=darts --model_preset=cifar10 --dry_run   # builds all, takes one step
 
 Writes model.keras (standard layers only, without auxiliary head and drop path), class_names.json, history.json,
-history.csv, results.json and results.md into the folder. Killed and started again with the same command, it resumes
-after the last whole epoch, to the same result; a training that is done is not done again. Expected of the first command
-on 2 cores: 0.892 of the 2,000 test images (seed 0, one run). The best epoch is chosen by validation images; the test
-images give the last number.
+history.csv, results.json and results.md into the folder. If the program is killed, the same command resumes after the
+last whole epoch, to the same result; a finished training is not repeated. Expect an accuracy of 0.892 on the 2,000 test
+images from the first command (2 cores, seed 0, one run). The best epoch is chosen on validation images; the test images
+are used once, at the end.
 """
 
 import dataclasses
@@ -33,39 +33,42 @@ if TYPE_CHECKING:
     from recipes.training.optimizer import Settings
     from recipes.training.paper_settings import Paper
 
-_FREE = ("folder", "tensorboard", "dry_run")  # options that may change between a training and its resumption
-_SMALL_SIDE, _CIFAR_SIDE = 14, 32  # pixels of cells of a size of their own: of the embedded images, and of others
+_FREE = ("folder", "tensorboard", "dry_run")  # options that may change when a training resumes
+_SMALL_SIDE, _CIFAR_SIDE = 14, 32  # image size in pixels for a small network: for the embedded and for other images
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(TrainingOptions):
     """Options of the training."""
 
-    model: str = "amoebanet_a"  # a name of zoo.list_models(), or a genotype file
-    # the model's own, as zoo.build takes it, such as cifar10; none takes cells and filters, else the first
+    model: str = "amoebanet_a"  # a name from zoo.list_models(), or a genotype file
+    # the model's preset, as zoo.build takes it, such as cifar10; none builds a small network of --cells and --filters
+    # if the model is made of cells, otherwise takes the weights' preset or the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
-    # of a size of your own: DARTS' cells in all, ENAS' normal ones, else repeats in a third; none takes 1 (DARTS: 3)
+    # instead of a preset: the number of cells for DARTS, of normal cells for ENAS, of repeats per stage for others;
+    # none takes 1 (DARTS: 3)
     cells: int | None = None
-    # of a size of your own: of each node before the first reduction; none takes 16
+    # instead of a preset: filters of each node before the first reduction; none takes 16
     filters: int | None = None
-    # to start from: a file of the same network, or published ones by a data set (imagenet), an origin or their name,
-    # whose head stays fresh for other classes; none starts fresh
+    # weights to start from: a file of the same network, or published weights by data set (imagenet), origin or name,
+    # whose head is replaced for other classes; none starts from random weights
     weights: str | None = None
-    # fashion_mnist_small, tfds:NAME or a folder of images; none takes what the genotype was searched on, else the first
+    # a folder of images with a sub-folder per class, fashion_mnist_small, or tfds:NAME; none takes what the weights
+    # were trained on or the genotype was searched on, otherwise fashion_mnist_small
     data: str | None = None
-    # pixels; none takes what the genotype was searched at, else what suits the model
+    # in pixels; none takes that of the weights or the genotype's search, otherwise one that suits the model
     image_size: int | None = None
-    training_images: int | None = None  # none takes all
-    validation_images: int | None = None  # none takes all
-    # pixels to 0..1, to -1..1, or by the channels' means and deviations of a data set; none takes that of the weights,
-    # else unit
+    training_images: int | None = None  # how many to use; none takes all
+    validation_images: int | None = None  # how many to use; none takes all
+    # what the model reads: unit 0..1, centered -1..1, cifar10 or imagenet (torch) normalised by the channel means and
+    # deviations of that data set, pixels 0..255; none takes what the weights were trained with, otherwise unit
     preprocess: Preprocess | None = None
-    settings: Literal["small", "paper"] = "small"  # small: a short cosine; paper: those of the family's paper
+    settings: Literal["small", "paper"] = "small"  # small: a short cosine schedule; paper: those of the family's paper
     epochs: int | None = 6  # none takes the settings'
-    batch_size: int | None = None  # none takes the settings'; the learning rate scales along unless given
-    learning_rate: float | None = None  # the highest; none takes the settings', and with adamw 0.001
+    batch_size: int | None = None  # none takes the settings'; unless given, the learning rate scales with it
+    learning_rate: float | None = None  # the highest rate; none takes the settings', with adamw 0.001
     seed: int = 0  # of the weights, the order of the images and the augmentation
-    tensorboard: bool = False  # write the history for TensorBoard, too
+    tensorboard: bool = False  # also write the history for TensorBoard
     dry_run: bool = False  # build everything, take one step on 2 images, and stop
     folder: Path = Path("runs/train")  # results, and the state to resume from
 
@@ -75,11 +78,11 @@ class Config(TrainingOptions):
         check_options(self, counts, "a whole number from 1, or none", lambda value: value >= 1)
         check_options(self, "learning_rate", "a number above 0, or none", lambda value: value > 0)
         if self.weights is not None and (self.cells is not None or self.filters is not None):
-            raise ValueError(f"weights={self.weights} are of a preset of the model; leave cells and filters out")
+            raise ValueError(f"weights={self.weights} belong to a preset of the model; leave cells and filters out")
         if self.model_preset is not None and (self.cells is not None or self.filters is not None):
             raise ValueError(
-                f"model_preset is {self.model_preset}, cells {self.cells} and filters {self.filters}; give the preset, "
-                "or a size of your own"
+                f"model_preset is {self.model_preset}, cells is {self.cells} and filters is {self.filters}; give "
+                "either the preset, or cells and filters"
             )
 
 
@@ -95,15 +98,15 @@ PRESETS = {
 
 
 class Trained(NamedTuple):
-    """The plain model with the best weights, probabilities as its output, and how it came to them."""
+    """The plain model with the best weights, which outputs probabilities, and its training."""
 
     model: "keras.Model"
     outcome: "Outcome"
-    accuracy: float  # of the test images, 0 to 1
+    accuracy: float  # on the test images, 0 to 1
 
 
 def train(config: Config) -> Trained | None:
-    """Trains, writes the files, prints the accuracy; returns None from a dry run."""
+    """Trains, writes the files and prints the accuracy; returns None for a dry run."""
     from recipes.training.state import locked
 
     if config.weights is None and config.preprocess is None:
@@ -136,7 +139,7 @@ def _train(config: Config) -> Trained | None:
         )
     )
     if own_size:
-        genotype, preset = _with_own_size(genotype, config.cells, config.filters), "own"
+        genotype, preset = _add_own_preset(genotype, config.cells, config.filters), "own"
     data, images = _load_images(config, start.origin, genotype, preset, own_size)
     scale = "macro" if isinstance(genotype.body, Chain) else preset or ""
     paper = SMALL if small else paper_of(genotype.family, scale, images.input_shape[0])
@@ -154,8 +157,8 @@ def _train(config: Config) -> Trained | None:
     )
     if small:
         shorten_moving_averages(network)
-    twin, settings = schedule_drop_path(network, config.dtype), _settings(config, paper.settings)
-    added = config.prepare(images, _augment(config, paper, images.input_shape[0]))
+    twin, settings = schedule_drop_path(network, config.dtype), _adapt_settings(config, paper.settings)
+    added = config.prepare(images, _make_augmentation(config, paper, images.input_shape[0]))
     if config.dry_run:
         one, two = dataclasses.replace(settings, epochs=1, batch_size=2), images.train.first(2)
         fit(twin.model, two, two, one, **added, drop_path=twin.progress)
@@ -206,11 +209,13 @@ def _read_trained(folder: Path, results: dict[str, Any]) -> Trained:
     return Trained(model, Outcome.read(folder), results["test_accuracy"])
 
 
-def _with_own_size(genotype: Genotype, cells: int | None, filters: int | None) -> Genotype:
-    """Returns the genotype with one preset, own, for small images."""
+def _add_own_preset(genotype: Genotype, cells: int | None, filters: int | None) -> Genotype:
+    """Returns the genotype with a single preset, "own", for small images."""
     cells, filters = cells or (3 if genotype.family == "darts" else 1), filters or 16
     if isinstance(genotype.body, Blocks):
-        raise ValueError(f"cells and filters are not for the family {genotype.family!r}; leave them out")
+        raise ValueError(
+            f"cells and filters are not for the family {genotype.family!r}, which has no cells; leave both out"
+        )
     if isinstance(genotype.body, Chain):
         preset: dict[str, Any] = {"filters": filters}
     elif genotype.family == "darts":
@@ -225,7 +230,7 @@ def _with_own_size(genotype: Genotype, cells: int | None, filters: int | None) -
 def _load_images(
     config: Config, origin: Origin, genotype: Genotype, preset: str | None, own_size: bool
 ) -> tuple[str, "Data"]:
-    """Returns the name of the images and the images, and says what the options left open."""
+    """Returns the data's name and the images, and prints what was chosen for options that are not given."""
     from recipes.images import sources
 
     name, size, chosen = config.data or origin.data or EMBEDDED, config.image_size, []
@@ -243,7 +248,7 @@ def _load_images(
             size = shape[0]
             chosen.append(f"image_size={size} as in the model's preset")
     if chosen:
-        print(f"taken unless given: {'; '.join(chosen)}")
+        print(f"not given, so taken: {'; '.join(chosen)}")
     found = sources.load(name, size=size, seed=config.seed, **config.folder_options)
     train, validation = found.train, found.validation
     return name, dataclasses.replace(
@@ -253,8 +258,8 @@ def _load_images(
     )
 
 
-def _settings(config: Config, settings: "Settings") -> "Settings":
-    """Returns the settings with what the options change; a rate that is not given goes with the batch."""
+def _adapt_settings(config: Config, settings: "Settings") -> "Settings":
+    """Returns the settings as changed by the options; unless given, the learning rate scales with the batch size."""
     from recipes.training.optimizer import choose_optimizer
 
     batch_size = config.batch_size or settings.batch_size
@@ -270,11 +275,11 @@ def _settings(config: Config, settings: "Settings") -> "Settings":
     )
 
 
-def _augment(config: Config, paper: "Paper", side: int) -> "augment.Augmentation | None":
+def _make_augmentation(config: Config, paper: "Paper", side: int) -> "augment.Augmentation | None":
     from recipes.images import augment
 
     if config.settings == "small":
-        return None  # a few epochs are better without: measured
+        return None  # a few epochs do better without, as measured
     if paper.augment == "imagenet":
         return augment.imagenet(size=side, hue=0.0, jitter=0.0)
     return augment.cifar(padding=max(1, side // 8), cutout_length=side // 2 if paper.augment == "cutout" else 0)

@@ -197,7 +197,7 @@ def test_predict_takes_a_folder_of_save_pretrained(model: Path, tmp_path: Path):
     config = predict.Config(model=str(folder), images=pictures)
     assert predict.predict(config) == expected
     assert expected[0]["classes"][0]["class"] == "green"
-    with pytest.raises(ValueError, match="is a network with its weights; leave model_preset= and weights= out"):
+    with pytest.raises(ValueError, match="already has its weights; leave model_preset= and weights= out"):
         predict.predict(dataclasses.replace(config, weights="imagenet"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is a folder without config\.json and weights"):
@@ -259,9 +259,9 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
     (tmp_path / "text.png").write_text("no picture")
     for images, error, message in [
         ((), ValueError, "no images are given"),
-        ((tmp_path / "gone.png",), FileNotFoundError, r"no picture .*gone\.png"),
+        ((tmp_path / "gone.png",), FileNotFoundError, r"no image .*gone\.png"),
         ((tmp_path / "text.png",), ValueError, r"text\.png: not an image"),
-        ((tmp_path,), IsADirectoryError, r"is a folder; give the pictures in it, such as .*/\*\.jpg"),
+        ((tmp_path,), IsADirectoryError, r"is a folder; give the images in it, such as .*/\*\.jpg"),
     ]:
         with pytest.raises(error, match=message):
             predict.predict(predict.Config(model=str(model), images=images))
@@ -269,14 +269,14 @@ def test_predict_names_what_it_cannot_take(model: Path, tmp_path: Path):
     for options, error, message in [
         ({"model": str(tmp_path / "none.keras")}, FileNotFoundError, r"there is no file .*none\.keras"),
         ({"model": str(tmp_path / "none.tflite")}, FileNotFoundError, r"there is no file .*none\.tflite"),
-        ({"model": "mcunet_in0"}, ValueError, "a network without weights; give weights="),
+        ({"model": "mcunet_in0"}, ValueError, "has no weights; give weights="),
         ({"weights": "imagenet"}, ValueError, "leave model_preset= and weights= out"),
         ({"image_size": 9}, ValueError, "image_size is 9, but .* takes 8 x 8"),
     ]:
         with pytest.raises(error, match=message):
             predict.predict(dataclasses.replace(config, **options))
     model.with_name("class_names.json").write_text('\ufeff["red", "green"]', encoding="utf-8")  # as of an editor
-    with pytest.raises(ValueError, match="tells 3 classes apart, and the files beside it name 2"):
+    with pytest.raises(ValueError, match="has 3 classes, and the files next to it name 2"):
         predict.predict(config)
     model.with_name("class_names.json").write_text('{"red": 0}')
     with pytest.raises(ValueError, match=r"class_names\.json does not hold a JSON list of names"):
@@ -348,9 +348,9 @@ def test_folders_of_synsets_are_imagenets_classes_and_may_be_a_few_of_them(tmp_p
 
 def test_evaluate_refuses_other_classes_and_names_an_image_that_cannot_be_read(model: Path, tmp_path: Path):
     config = evaluate.Config(model=str(model), folder=tmp_path / "out")
-    with pytest.raises(ValueError, match="data is not given, and nothing beside"):
+    with pytest.raises(ValueError, match="data is not given, and no file next to"):
         evaluate.evaluate(config)
-    with pytest.raises(ValueError, match="tells 3 classes apart, and fashion_mnist_small has 10"):
+    with pytest.raises(ValueError, match="has 3 classes, and fashion_mnist_small has 10"):
         evaluate.evaluate(dataclasses.replace(config, data="fashion_mnist_small"))
     data = paint_classes(tmp_path / "images")
     (data / "red" / "torn.png").write_text("no picture")

@@ -187,18 +187,15 @@ def test_folder_that_is_a_file_is_named(model, tmp_path):
     [
         ({"images": 0}, "images is 0; expected a whole number from 1"),
         ({"gate": 2.0}, "gate is 2.0; expected a share from 0 to 1"),
-        ({"schemes": ("int8", "int8")}, "schemes=int8,int8 names one twice"),
-        ({"schemes": ("float16",), "c_array": True}, "c_array writes the int8, uint8 or int4 file"),
-        ({"schemes": ("float16",), "diagnose": True}, "diagnose looks into the int8, int4 or int16x8 file"),
-        ({"model": "x.tflite", "gate": 0.01}, "give that as reference="),
-        (
-            {"model": "x.tflite", "compact": "upright"},
-            "compact makes a file of a Keras model, and model=x.tflite is one",
-        ),
-        ({"model": "x.tflite", "equalize": True}, "equalize changes a Keras model, and model=x.tflite is converted"),
-        ({"strips": ("stem:stem:2",)}, "strips are for the compact file; add compact=smallest"),
+        ({"schemes": ("int8", "int8")}, "schemes=int8,int8 repeats one"),
+        ({"schemes": ("float16",), "c_array": True}, "c_array needs an int8, uint8 or int4 file"),
+        ({"schemes": ("float16",), "diagnose": True}, "diagnose needs an int8, int4, int16x8 or uint8 file"),
+        ({"model": "x.tflite", "gate": 0.01}, "give that file as reference="),
+        ({"model": "x.tflite", "compact": "upright"}, "compact needs a Keras model, and model=x.tflite is a converted"),
+        ({"model": "x.tflite", "equalize": True}, "equalize needs a Keras model, and model=x.tflite is a converted"),
+        ({"strips": ("stem:stem:2",)}, "strips are only for the compact file; add compact=smallest"),
         ({"compact": "upright", "strips": ("stem:2",)}, "strips has 'stem:2'; expected FIRST:LAST:COUNT"),
-        ({"reference": Path("x.tflite")}, "reference goes with a .tflite file"),
+        ({"reference": Path("x.tflite")}, "reference needs a .tflite file as model"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -211,7 +208,7 @@ def test_options_that_cannot_work_are_refused(options, message):
     [
         ({"model": "nowhere.keras"}, FileNotFoundError, "there is no file nowhere.keras. Train one"),
         ({"model": "nasnet_z"}, ValueError, "nasnet_a"),
-        ({"model_preset": "mobile"}, ValueError, "is a network with its weights"),
+        ({"model_preset": "mobile"}, ValueError, "already has its weights"),
         ({"image_size": 32}, ValueError, "takes 28 x 28; leave it out"),
     ],
 )
@@ -224,7 +221,7 @@ def test_data_of_other_classes_are_refused(config, tmp_path):
     image = keras.Input((28, 28, 1))
     other = keras.Model(image, layers.Dense(3)(layers.Flatten()(image)), name="other")
     other.save(tmp_path / "other.keras")
-    with pytest.raises(ValueError, match=r"'other' tells 3 classes apart, and fashion_mnist_small has 10"):
+    with pytest.raises(ValueError, match=r"'other' has 3 classes, and fashion_mnist_small has 10"):
         deployable.load(dataclasses.replace(config, model=str(tmp_path / "other.keras")))
 
 
@@ -269,7 +266,7 @@ def test_why_a_quantized_file_takes_longer_than_the_float_one_stands_beside_the_
 
 def test_equalized_model_computes_the_same_and_its_layers_are_counted(config, model, capsys):
     subject = deployable.load(dataclasses.replace(config, equalize=True))
-    assert "equalize: 1 of 3 layers of small that make channels; not, for one, " in capsys.readouterr().err
+    assert "equalize: channels of 1 of 3 layers of small; not, for example, " in capsys.readouterr().err
     np.testing.assert_array_equal(subject.model.predict(subject.images), model.predict(subject.images))
 
 
@@ -306,14 +303,14 @@ def pooled(image):
 
 
 OTHERS = {
-    "two classes": (lambda x: layers.Dense(2, "softmax")(pooled(x)), (28, 28, 1), "it tells 2 classes apart, and "
+    "two classes": (lambda x: layers.Dense(2, "softmax")(pooled(x)), (28, 28, 1), "it has 2 classes, and "
                     "fashion_mnist_small has 10"),
-    "twelve classes": (lambda x: layers.Dense(12)(pooled(x)), (28, 28, 1), "it tells 12 classes apart"),
-    "a map": (lambda x: layers.Conv2D(10, 1)(x), (28, 28, 1), "its output is [1, 28, 28, 10], and a row of classes"),
-    "a regression": (lambda x: layers.Dense(1)(pooled(x)), (28, 28, 1), "its one output is no probability"),
-    "a vector": (lambda x: layers.Dense(10, "softmax")(x), (40,), "it takes serving_default_image:0 [1, 40], and one "
-                 "image [1, height, width, 1 or 3] was expected"),
-    "four channels": (lambda x: layers.Dense(10, "softmax")(pooled(x)), (8, 8, 4), "[1, 8, 8, 4], and one image"),
+    "twelve classes": (lambda x: layers.Dense(12)(pooled(x)), (28, 28, 1), "it has 12 classes"),
+    "a map": (lambda x: layers.Conv2D(10, 1)(x), (28, 28, 1), "its output is [1, 28, 28, 10]; expected a row"),
+    "a regression": (lambda x: layers.Dense(1)(pooled(x)), (28, 28, 1), "its single output is not known to be"),
+    "a vector": (lambda x: layers.Dense(10, "softmax")(x), (40,), "it takes serving_default_image:0 [1, 40]; expected "
+                 "one image [1, height, width, 1 or 3]"),
+    "four channels": (lambda x: layers.Dense(10, "softmax")(pooled(x)), (8, 8, 4), "[1, 8, 8, 4]; expected one image"),
 }  # fmt: skip
 
 
@@ -460,7 +457,7 @@ def test_model_of_keras_2_is_taken_and_one_without_layers_named_with_the_way_out
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
-    [(((16, 16, 3), (4,)), "has the inputs .*one image was expected"), (((784,),), r"takes \(784,\) and images are")],
+    [(((16, 16, 3), (4,)), "has the inputs .*expected one image"), (((784,),), r"takes \(784,\); expected images")],
 )
 def test_model_that_takes_no_single_image_is_refused(shapes, message, tmp_path):
     inputs = [keras.Input(shape) for shape in shapes]

@@ -308,8 +308,7 @@ def test_ctrl_c_exits_with_130_and_one_line_that_tells_how_to_resume(toy: dict):
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert error.strip() == (
-        "Stopped. What was finished is kept in a b; the same command resumes from there: "
-        "python -m toy --seconds=60 '--folder=a b'"
+        "Stopped. Finished work is kept in a b; the same command resumes: python -m toy --seconds=60 '--folder=a b'"
     )
 
 

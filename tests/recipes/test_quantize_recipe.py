@@ -84,7 +84,7 @@ def test_copied_back_weights_are_the_trained_ones(result, config):
 def test_state_of_other_options_is_not_taken(config):
     model = keras.saving.load_model(config.model)
     folders = {
-        quantize._state(dataclasses.replace(config, **change), model)
+        quantize._name_state(dataclasses.replace(config, **change), model)
         for change in ({}, {"epochs": 2}, {"learning_rate": 1e-3}, {"training_images": None}, {"threads": 2})
     }
     assert len(folders) == 4  # the number of threads has no influence
@@ -113,7 +113,7 @@ def test_model_of_two_outputs_is_trained_and_judged_by_one(tmp_path, capsys):
     options = {"images": 20, "calibration": 8, "training_images": 32, "epochs": 1}
     config = quantize.Config(model=str(tmp_path / "two.keras"), folder=tmp_path / "out", output="auxiliary", **options)
     result = quantize.train(config)
-    assert "has 2 outputs; the files get number 1 alone" in capsys.readouterr().err
+    assert "has 2 outputs; the files get only number 1" in capsys.readouterr().err
     file = tflite_file.parse((tmp_path / "out" / result.row("int8 QAT").file).read_bytes())
     assert len(tflite_file.outputs_of(file)) == 1
     assert 0 <= result.row("int8 QAT").accuracy <= 1
@@ -127,10 +127,10 @@ def test_labels_and_loss_follow_from_the_activation(units, activation, threshold
     subject = deployable.Deployable(model, None, None, None, parts, UNIT, threshold, genotype=None)
     config = quantize.Config(training_images=20)
     if units == 1 and threshold is None:
-        with pytest.raises(ValueError, match=r"one unit without a sigmoid\. If it is a logit give --threshold=0"):
-            quantize._training_images(config, subject)
+        with pytest.raises(ValueError, match=r"one unit without a sigmoid\. If it is a logit, give --threshold=0"):
+            quantize._load_training_images(config, subject)
         return
-    images, labels, loss = quantize._training_images(config, subject)
+    images, labels, loss = quantize._load_training_images(config, subject)
     assert (len(images), loss) == (20, "binary")
     assert labels.shape == ((20, 10) if units == 10 else (20,))
     assert units == 1 or (labels.sum(axis=1) == 1).all()

@@ -119,9 +119,9 @@ def test_photos_are_resized_to_what_the_model_takes_and_it_is_said(tmp_path, cap
 
 def test_batch_takes_the_learning_rate_along():
     config = dataclasses.replace(SMOKE, batch_size=16)
-    assert train._settings(config, SMALL.settings).schedule.rate == pytest.approx(0.025)
+    assert train._adapt_settings(config, SMALL.settings).schedule.rate == pytest.approx(0.025)
     config = dataclasses.replace(config, learning_rate=0.3)
-    assert train._settings(config, SMALL.settings).schedule.rate == pytest.approx(0.3)
+    assert train._adapt_settings(config, SMALL.settings).schedule.rate == pytest.approx(0.3)
 
 
 def test_paper_rows_by_scale_and_image():
@@ -133,7 +133,11 @@ def test_paper_rows_by_scale_and_image():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"epochs": 0}, "epochs is 0"), ({"model_preset": "cifar10"}, "or a size"), ({"learning_rate": 0.0}, "above 0")],
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"model_preset": "cifar10"}, "or cells"),
+        ({"learning_rate": 0.0}, "above 0"),
+    ],
 )
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -165,5 +169,5 @@ def test_a_training_starts_from_weights(tmp_path):
     second = train.train(config).model
     for before, after in zip(first.trainable_weights, second.trainable_weights, strict=True):
         np.testing.assert_allclose(before, after, atol=1e-6)
-    with pytest.raises(ValueError, match="are of a preset of the model; leave cells and filters out"):
+    with pytest.raises(ValueError, match="belong to a preset of the model; leave cells and filters out"):
         dataclasses.replace(config, cells=3)

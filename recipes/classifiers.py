@@ -131,8 +131,7 @@ def _load_tflite(options: ModelOptions, path: Path) -> Classifier:
     origin = find_origin(path)
     size = _choose_size(options, shape[1], shape[2], origin, options.model)
     names = find_class_names(path)
-    parsed: Any = tflite_file.parse(file)
-    units = tflite_file.shape_of(parsed.subgraphs[0].tensors[measure.choose_output(parsed, options.output_key)])
+    units = find_output_shape(file, options.output_key)
     classes, threshold = _count_classes(path, units), options.threshold
     if threshold is None and classes != units[-1]:
         threshold = measure.find_threshold(file, options.output_key)

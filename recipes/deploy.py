@@ -25,6 +25,7 @@ import numpy as np
 
 from recipes import _main, deployable
 from recipes.deployable import ModelAndData
+from recipes.models import find_output_shape
 from recipes.training.progress import show_steps
 from recipes.training.reading import Reading, find_reading
 from recipes.training.results import find_class_names, find_origin, write_labels
@@ -254,7 +255,7 @@ def _measure_file(config: Config) -> _Deployment:
         origin = find_origin(path)
         shape = planner.find_input_shape(given)
         source = deployable.load_data(config, shape, origin, find_class_names(path))
-        if not unjudged and (mismatch := deployable.find_mismatch(_find_output_shape(given, config), source)):
+        if not unjudged and (mismatch := deployable.find_mismatch(find_output_shape(given, config.output_key), source)):
             unjudged = f"it {mismatch}"
         reading = find_reading((shape[1], shape[2]), config.preprocess, origin, given, config.model)
         wanted = dataclasses.replace(config, images=_UNJUDGED_IMAGES) if unjudged else config
@@ -284,13 +285,6 @@ def _takes_images(file: bytes) -> bool:
     return len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][0] == 1 and shapes[0][3] in (1, 3)
 
 
-def _find_output_shape(file: bytes, config: Config) -> tuple[int, ...]:
-    from zoo.deploy import measure
-
-    model = tflite_file.parse(file)
-    return tflite_file.shape_of(model.subgraphs[0].tensors[measure.choose_output(model, config.output_key)])
-
-
 def _find_obstacle(file: bytes, config: Config) -> str:
     """Returns why a file is not an image classifier, or an empty text if it is one."""
     from zoo.deploy import measure
@@ -301,7 +295,7 @@ def _find_obstacle(file: bytes, config: Config) -> str:
         names = ", ".join(f"{tflite_file.text(one.name)} {list(tflite_file.shape_of(one))}" for one in inputs)
         return f"it takes {names}; expected one image [1, height, width, 1 or 3]"
     try:
-        shape = _find_output_shape(file, config)
+        shape = find_output_shape(file, config.output_key)
     except measure.MeasureError as error:
         return str(error).replace("output=", "--output=").removesuffix(".")
     if len(shape) != 2:
@@ -351,7 +345,7 @@ def _describe_memory(config: Config, result: "Report", files: dict[str, bytes]) 
             continue
         row = result.row(scheme)
         if row.arena is None and not plans[scheme].refusals:
-            plans[scheme] = dataclasses.replace(plans[scheme], unsupported=(row.note,))
+            plans[scheme] = dataclasses.replace(plans[scheme], failure=row.note)
         lines.append(f"- {scheme}: {boards.fit(plans[scheme], config.board or '')}")
     if not plans:
         return "\n## Memory\n\n" + "\n".join(lines) + "\n"

@@ -155,9 +155,12 @@ def choose_size(
 
 
 def find_output_shape(model: Any, output: str | int | None) -> tuple[int | None, ...]:
-    """Returns the shape of a Keras model's output, by name or number, batch included."""
-    from zoo.deploy import measure
+    """Returns the shape, batch included, of an output of a Keras model or a .tflite file's bytes, by name or number."""
+    from zoo.deploy import measure, tflite_file
 
+    if isinstance(model, bytes):
+        parsed = tflite_file.parse(model)
+        return tflite_file.shape_of(parsed.subgraphs[0].tensors[measure.choose_output(parsed, output)])
     return tuple(model.outputs[measure.choose_keras_output(model, output)].shape)
 
 

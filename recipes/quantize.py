@@ -81,7 +81,7 @@ def train(config: Config) -> "report.Report":
 
     subject = deployable.load(config)
     if len(subject.model.outputs) > 1:
-        subject = dataclasses.replace(subject, model=_with_one_output(config, subject.model))
+        subject = dataclasses.replace(subject, model=_keep_one_output(config, subject.model))
         config = dataclasses.replace(config, output=None)
     with show_steps("quantize") as tell:
         tell(f"float32 and {config.scheme} after training")
@@ -113,7 +113,7 @@ def train(config: Config) -> "report.Report":
     return result
 
 
-def _with_one_output(config: Config, model: "keras.Model") -> "keras.Model":
+def _keep_one_output(config: Config, model: "keras.Model") -> "keras.Model":
     """Returns the model with only the output that is judged, because the labels are for this output."""
     import keras
 

@@ -289,7 +289,7 @@ def test_plan_order_and_shared_constants_change_no_bit_under_either_runtime(mode
     images = turn.images(IMAGES)
     before = tflite.convert(split, quantize="int8", calibration=images)
     parsed = tflite_file.parse(before)
-    compact.depth_first(parsed)
+    compact.order_depth_first(parsed)
     compact.share_constants(parsed)
     after = compact.with_best_plan(tflite_file.pack(parsed))
     np.testing.assert_array_equal(measure.predict(before, images), measure.predict(after, images))

@@ -81,7 +81,7 @@ def test_planner_names_the_operator_and_the_remedy(as_converted):
 
 def test_plan_of_other_tensors_stays_behind(as_converted):
     file = rewrites.narrow_joins(compact.with_best_plan(as_converted))
-    assert tflite_file.metadata(tflite_file.parse(file), planner.OFFLINE_PLAN) is None
+    assert tflite_file.find_metadata(tflite_file.parse(file), planner.OFFLINE_PLAN) is None
     assert planner.plan(compact.with_best_plan(file)).head == planner.plan(compact.with_best_plan(file)).bound
 
 

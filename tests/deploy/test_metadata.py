@@ -75,7 +75,7 @@ def test_labels_and_limits_are_where_the_schema_has_them(file):
         assert archive.namelist() == ["genotype.json", "source.json", "labels.txt"]
         assert archive.read("labels.txt").decode() == "apple\ncrème brûlée\nfig\n"
         assert {one.compress_type for one in archive.infolist()} == {zipfile.ZIP_STORED}  # MediaPipe reads it in place
-    stored = tflite_file.metadata(tflite_file.parse(described), "TFLITE_METADATA") or b""
+    stored = tflite_file.find_metadata(tflite_file.parse(described), "TFLITE_METADATA") or b""
     assert stored[4:8] == b"M001"
     table = metadata._Table(stored, struct.unpack_from("<I", stored)[0])
     image, scores = (table.tables(3)[0].tables(side)[0] for side in (2, 3))

@@ -1,5 +1,6 @@
 """The memory estimated from a file: lifetimes, TFLM's greedy placement, better plans, boards."""
 
+import dataclasses
 import random
 import re
 
@@ -287,7 +288,7 @@ def test_operator_that_tflm_lacks_or_has_for_other_types_is_named_and_fits_no_bo
     fit = boards.fit(plan, "stm32h743")
     assert not fit.fits
     assert str(fit) == f"does not fit on STM32H743: TFLM has no {refusal}"
-    assert f"TFLM has no {refusal}: it will not run the file." in plan.to_markdown()
+    assert f"The file will not run: TFLM has no {refusal}." in plan.to_markdown()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8", "dynamic", "float16", None])
@@ -319,7 +320,10 @@ def test_board_says_by_how_much_it_fits_or_not(residual):
     assert fit.flash_left == 1024 * 1024 - len(residual)
     assert re.fullmatch(r"fits on STM32F746: 3\d\d\.\d kB of RAM and 1,0\d\d\.\d kB of flash are left", str(fit))
     tight = boards.Fit(boards.BOARDS["stm32f746"], -1000, -500)
-    assert str(tight) == "does not fit on STM32F746: 1.0 kB of RAM too much and 0.5 kB of flash too much"
+    assert str(tight) == "does not fit on STM32F746: 1.0 kB of RAM missing and 0.5 kB of flash missing"
+    stopped = dataclasses.replace(plan, failure="TFLM was ended by signal 6 on the file")
+    assert str(boards.fit(stopped, "stm32f746")) == "does not fit on STM32F746: TFLM was ended by signal 6 on the file"
+    assert "The file will not run: TFLM was ended by signal 6 on the file." in stopped.to_markdown()
     with pytest.raises(boards.UnknownBoardError, match="'z80' is unknown; expected one of stm32f412, stm32f746"):
         boards.fit(plan, "z80")
 

@@ -76,8 +76,8 @@ class Fit(NamedTuple):
         ram, flash = (f"{abs(left) / 1000:,.1f} kB of" for left in (self.ram_left, self.flash_left))
         if self.fits:
             return f"fits on {self.board.chip}: {ram} RAM and {flash} flash are left"
-        missing = [f"{ram} RAM too much"] if self.ram_left < 0 else []
-        missing += [f"{flash} flash too much"] if self.flash_left < 0 else []
+        missing = [f"{ram} RAM missing"] if self.ram_left < 0 else []
+        missing += [f"{flash} flash missing"] if self.flash_left < 0 else []
         return f"does not fit on {self.board.chip}: {' and '.join([*self.refusals, *missing])}"
 
 
@@ -103,7 +103,7 @@ def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | 
     at_peak = {id(buffer) for buffer in plan.alive_at_peak()}
     named = []
     for buffer, offset in zip(plan.buffers, plan.offsets, strict=True):
-        kind = "peak" if id(buffer) in at_peak else _kind(buffer)
+        kind = "peak" if id(buffer) in at_peak else _kind_of(buffer)
         corner, width, height = (buffer.first - 0.5, offset / 1000), buffer.last - buffer.first + 1, buffer.size / 1000
         axes.add_patch(Rectangle(corner, width, height, facecolor=_COLOURS[kind], edgecolor="white", linewidth=0.5))
         if id(buffer) in at_peak or offset + memory_plan.aligned(buffer.size) == plan.head:
@@ -144,7 +144,7 @@ def _draw_ram(axes: Any, plan: Plan, board: Board) -> Any:
     return axes.axhline(left if drawn else -1, color=_COLOURS["ram"], linewidth=1.5, linestyle="--", label=label)
 
 
-def _kind(buffer: memory_plan.Buffer) -> str:
+def _kind_of(buffer: memory_plan.Buffer) -> str:
     if buffer.first == 0:
         return "input"
     return "scratch" if buffer.name.startswith("scratch of ") else "tensor"

@@ -56,7 +56,7 @@ def convert(
     parsed = parse(data)
     if turned:
         tflite_file.set_metadata(parsed, turn.METADATA, turn.TURNED)
-    depth_first(parsed)
+    order_depth_first(parsed)
     share_constants(parsed)
     return with_best_plan(pack(parsed))
 
@@ -89,7 +89,7 @@ def convert_smallest(
 
 def is_turned(file: Source) -> bool:
     """Whether the file's metadata say that it takes images turned by 180 degrees."""
-    return tflite_file.metadata(parse(file), turn.METADATA) == turn.TURNED
+    return tflite_file.find_metadata(parse(file), turn.METADATA) == turn.TURNED
 
 
 def with_best_plan(file: Source, tries: int = 2000) -> bytes:
@@ -110,7 +110,7 @@ def with_best_plan(file: Source, tries: int = 2000) -> bytes:
     return pack(model)
 
 
-def depth_first(model: Any) -> None:
+def order_depth_first(model: Any) -> None:
     """Orders a parsed file's operators so that each branch is finished before the next begins.
 
     The converter schedules whatever is ready first, such as the cuts of all strips.
@@ -159,7 +159,7 @@ def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
     ends: dict[int, tuple[Region, list[graph.Call]]] = {}
     inside: set[int] = set()
     for region in regions:
-        members = _members(calls, region)
+        members = _find_members(calls, region)
         if inside & set(map(id, members)):
             raise StripsError(f"region {region} overlaps another; put each layer into one region only")
         inside |= set(map(id, members))
@@ -177,14 +177,14 @@ def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
         if id(call.node) not in ends:
             return [None] * len(call.outputs)  # only the region's end is read from outside
         region, members = ends[id(call.node)]
-        return _in_strips(region, members, sources[id(members[0].inputs[0])])
+        return _split_region(region, members, sources[id(members[0].inputs[0])])
 
     split_model = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
     graph.check_copy(model, split_model)
     return split_model
 
 
-def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
+def _find_members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
     """Returns the calls of a region in execution order."""
     names, place = [call.layer.name for call in calls], f"region {region.first} to {region.last}"
     for name in (region.first, region.last):
@@ -216,7 +216,7 @@ def _members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
     return ordered
 
 
-def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
+def _split_region(region: Region, members: list[graph.Call], source: Any) -> Any:
     height, rows = source.shape[1], members[-1].outputs[0].shape[1]
     if rows is None or height is None or height % rows or not 1 <= region.strips <= min(rows, rewrites.MOST_INPUTS):
         raise StripsError(
@@ -227,19 +227,19 @@ def _in_strips(region: Region, members: list[graph.Call], source: Any) -> Any:
     stride, taken, parts = height // rows, id(members[0].inputs[0]), []
     for strip in range(region.strips):
         start, end = rows * strip // region.strips, rows * (strip + 1) // region.strips
-        low, high = _needed(members, taken, start, end)
+        low, high = _find_needed_rows(members, taken, start, end)
         low, high = low // stride * stride, -(-high // stride) * stride  # so that windows start at the same rows
         name = f"{region.last}_strip{strip}"
-        values = {taken: _rows(source, low, high, f"{name}_cut")}
+        values = {taken: _crop_rows(source, low, high, f"{name}_cut")}
         for call in members:
             arguments, options = call.replay(values)
             values[id(call.outputs[0])] = call.layer(*arguments, **options)
         result = values[id(members[-1].outputs[0])]
-        parts.append(_rows(result, start - low // stride, end - low // stride, f"{name}_trim"))
+        parts.append(_crop_rows(result, start - low // stride, end - low // stride, f"{name}_trim"))
     return keras.layers.Concatenate(axis=1, name=f"{region.last}_strips")(parts) if len(parts) > 1 else parts[0]
 
 
-def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tuple[int, int]:
+def _find_needed_rows(members: list[graph.Call], source: int, start: int, end: int) -> tuple[int, int]:
     """Returns the range of input rows that the region needs for its output rows from `start` up to `end`, exclusive."""
     wanted = {id(members[-1].outputs[0]): (start, end)}
     for call in reversed(members):
@@ -262,6 +262,6 @@ def _needed(members: list[graph.Call], source: int, start: int, end: int) -> tup
     return wanted[source]
 
 
-def _rows(x: Any, low: int, high: int, name: str) -> Any:
+def _crop_rows(x: Any, low: int, high: int, name: str) -> Any:
     cropping = (low, x.shape[1] - high)
     return keras.layers.Cropping2D((cropping, (0, 0)), name=name)(x) if any(cropping) else x

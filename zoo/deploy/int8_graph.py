@@ -66,7 +66,7 @@ def find_rounded_layers(model: keras.Model) -> frozenset[str]:
 
 def _has_own_range(layer: Any, readers: list[graph.Call | None]) -> bool:
     kind = graph.kind_of(layer)
-    if kind in SAME_SCALE or kind == "Softmax" or (kind == "Activation" and _activation(layer) in FIXED_RANGE):
+    if kind in SAME_SCALE or kind == "Softmax" or (kind == "Activation" and _activation_of(layer) in FIXED_RANGE):
         return False
     if len(readers) == 1 and readers[0] is not None:
         reader = readers[0].kind
@@ -79,12 +79,12 @@ def _has_own_range(layer: Any, readers: list[graph.Call | None]) -> bool:
 
 def _is_relu(layer: Any) -> bool:
     if graph.kind_of(layer) == "Activation":
-        return _activation(layer) in ("relu", "relu6")
+        return _activation_of(layer) in ("relu", "relu6")
     is_relu = graph.kind_of(layer) == "ReLU" and layer.max_value in (None, 6)
     return is_relu and not (layer.negative_slope or layer.threshold)
 
 
-def _activation(layer: Any) -> str:
+def _activation_of(layer: Any) -> str:
     """Returns the name of a layer's activation, "linear" for a layer that has none."""
     return layer.get_config().get("activation", "linear")
 
@@ -127,7 +127,7 @@ class _Rewriter:
 
     def _activate(self, layer: Any, x: Any, name: str) -> Any:
         """Returns the layer's activation of `x`, as a layer of its own."""
-        activation, known = _activation(layer), (*FIXED_RANGE, *OWN_RANGE)
+        activation, known = _activation_of(layer), (*FIXED_RANGE, *OWN_RANGE)
         if activation not in known:
             raise Int8Error(
                 f"layer {layer.name!r} has the activation {activation!r}, which cannot be trained for int8. "
@@ -161,7 +161,7 @@ class _Rewriter:
     def _rewrite_normalization(self, layer: Any, x: Any, tensor: Any) -> Any:
         """Returns the normalization of `x`, after an identity convolution if no linear layer before can absorb it."""
         producer = self._producer_of.get(id(tensor))
-        follows = graph.kind_of(producer) in LINEAR and _activation(producer) == "linear"
+        follows = graph.kind_of(producer) in LINEAR and _activation_of(producer) == "linear"
         if not follows or len(self._readers[id(tensor)]) > 1:
             x = self._scale_channels(layer, x, np.ones(x.shape[-1]), None, f"{layer.name}_scale")
         return self._copy(layer, {}, x)

@@ -98,7 +98,7 @@ def read(tflite: Source) -> Metadata | None:
         TfliteFileError: not a whole TensorFlow Lite file, or its metadata are damaged.
     """
     data = tflite_file.read(tflite)
-    stored = tflite_file.metadata(parse(data), ENTRY)
+    stored = tflite_file.find_metadata(parse(data), ENTRY)
     if stored is None:
         return None
     try:

@@ -52,6 +52,7 @@ class Plan:
     flash: int  # the model, without metadata
     unsupported: tuple[str, ...] = ()  # what TFLM cannot run: "TILE", "DEQUANTIZE of float16"
     too_wide: tuple[Operator, ...] = ()  # concatenations of more tensors than TFLM supports
+    failure: str = ""  # why TFLM stopped, if it was tried on the file
 
     @property
     def head(self) -> int:
@@ -81,7 +82,8 @@ class Plan:
     @property
     def refusals(self) -> tuple[str, ...]:
         """Why TFLM will not run the file; () if it will."""
-        reasons = [f"TFLM has no {', '.join(self.unsupported)}"] if self.unsupported else []
+        reasons = [self.failure] if self.failure else []
+        reasons += [f"TFLM has no {', '.join(self.unsupported)}"] if self.unsupported else []
         if self.too_wide:
             wide = ", ".join(map(str, self.too_wide))
             have = "have" if len(self.too_wide) > 1 else "has"
@@ -108,7 +110,7 @@ class Plan:
                 f"The explicit padding that costs most is {largest.operator}: {largest.bytes / 1000:,.1f} kB. "
                 '"same" padding costs nothing.'
             )
-        lines += [f"{reason}: it will not run the file." for reason in self.refusals]
+        lines += [f"The file will not run: {reason}." for reason in self.refusals]
         if self.too_wide:
             lines[-1] += " zoo.deploy.rewrites.narrow_joins splits it up; the outputs stay the same."
         return join_blocks(*lines)
@@ -303,7 +305,7 @@ def _name_operator(model: Any, names: Sequence[str], number: int, operator: Any)
 
 def _read_offsets(model: Any) -> dict[int, int]:
     """Returns the offset of each tensor that the plan in a parsed file's metadata fixes."""
-    content = tflite_file.metadata(model, OFFLINE_PLAN)
+    content = tflite_file.find_metadata(model, OFFLINE_PLAN)
     if content is None:
         return {}
     numbers = np.frombuffer(content, "<i4")

@@ -179,7 +179,7 @@ def _unroll(model: keras.Model) -> keras.Model:
     def run(call: graph.Call, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if not _is_short_loop(call):
             return call.layer(*arguments, **options)
-        changes = _with_unrolling(call.layer.get_config())
+        changes = _set_unroll(call.layer.get_config())
         return graph.call_copy(call.layer, copies, changes, *arguments, **options)
 
     unrolled = graph.model_like(model, model.inputs, graph.replay(model, model.inputs, run))
@@ -194,10 +194,10 @@ def _is_short_loop(call: graph.Call) -> bool:
     return steps is not None and steps <= MOST_STEPS
 
 
-def _with_unrolling(config: Any) -> Any:
+def _set_unroll(config: Any) -> Any:
     """Returns a recurrent layer's config with `unroll` set, also in the layers inside it."""
     if isinstance(config, Mapping):
-        return {key: True if key == "unroll" else _with_unrolling(value) for key, value in config.items()}
+        return {key: True if key == "unroll" else _set_unroll(value) for key, value in config.items()}
     return config
 
 

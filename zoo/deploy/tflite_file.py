@@ -232,7 +232,7 @@ def remove_metadata(model: Any, name: str) -> None:
             model.buffers[entry.buffer].data = None  # other buffers keep their numbers
 
 
-def metadata(model: Any, name: str) -> bytes | None:
+def find_metadata(model: Any, name: str) -> bytes | None:
     """Returns the content of a parsed model's metadata entry, or None."""
     for entry in model.metadata or []:
         if text(entry.name) == name:

@@ -132,7 +132,7 @@ def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
         return None
     if kind not in TYPES:
         return kind
-    data = _data(graph, operator, kind)
+    data = _data_of(graph, operator, kind)
     if data is None:
         return None
     type_, rank = type_of(data), len(shape_of(data))
@@ -146,7 +146,7 @@ def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
         weights = graph.tensors[operator.inputs[_WEIGHTS_INPUT[kind]]]
         if type_of(weights) not in ({type_} if kind == "BATCH_MATMUL" else _WEIGHTS[type_]):
             return f"{kind} of {type_} with {type_of(weights)} weights"
-        if kind == "FULLY_CONNECTED" and type_of(weights) == "int4" and _scales(weights) > 1:
+        if kind == "FULLY_CONNECTED" and type_of(weights) == "int4" and _count_scales(weights) > 1:
             return f"{kind} with int4 weights of one scale per output"
     written = type_of(graph.tensors[operator.outputs[0]]) if len(operator.outputs) else None
     allowed = _QUANTIZED_TO[type_] if kind == "QUANTIZE" else _OUTPUTS.get(kind, {written})
@@ -156,12 +156,12 @@ def find_refusal(model: Any, graph: Any, operator: Any) -> str | None:
 def kept_bytes(model: Any, graph: Any, operator: Any) -> int:
     """Returns the bytes that TFLM allocates permanently for an operator, without handles of its scratch buffers."""
     kind = tflite_file.kind_of(model, operator)
-    data = _data(graph, operator, kind)
+    data = _data_of(graph, operator, kind)
     type_, channels = "" if data is None else type_of(data), 0
     if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
         channels = shape_of(graph.tensors[operator.outputs[0]])[-1]  # even in float
     elif kind == "FULLY_CONNECTED" and type_ != "float32":
-        scales = _scales(graph.tensors[operator.inputs[1]])
+        scales = _count_scales(graph.tensors[operator.inputs[1]])
         channels = scales if scales > 1 else 0
     total = kept_of_kind(kind, type_, channels)
     return total + (_kept_of_matmul(graph, operator) if kind == "BATCH_MATMUL" else 0)
@@ -186,7 +186,7 @@ def _kept_of_matmul(graph: Any, operator: Any) -> int:
 def scratch_sizes(model: Any, graph: Any, operator: Any) -> list[int]:
     """Returns the bytes of each scratch buffer that an operator's kernel requests."""
     kind = tflite_file.kind_of(model, operator)
-    data = _data(graph, operator, kind)
+    data = _data_of(graph, operator, kind)
     if data is None or not len(operator.outputs):
         return []
     type_, output = type_of(data), graph.tensors[operator.outputs[0]]
@@ -228,13 +228,13 @@ def size_of(tensor: Any) -> int:
     return widths[type_] * math.prod(shape)
 
 
-def _data(graph: Any, operator: Any, kind: str) -> Any | None:
+def _data_of(graph: Any, operator: Any, kind: str) -> Any | None:
     """Returns the tensor whose type selects the kernel, or None if the operator has no inputs."""
     place = _DATA_INPUT.get(kind, 0)
     return graph.tensors[operator.inputs[place]] if len(operator.inputs) > place else None
 
 
-def _scales(tensor: Any) -> int:
+def _count_scales(tensor: Any) -> int:
     quantization = tensor.quantization
     return 0 if quantization is None or quantization.scale is None else len(quantization.scale)
 

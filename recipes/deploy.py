@@ -57,9 +57,8 @@ class Config(ModelAndData):
     schemes: tuple[Literal["int8", "uint8", "int4", "int16x8", "dynamic", "float16"], ...] = ("int8",)
     pixels: bool = False  # build the normalisation into the files, which then read pixels of 0..255
     gate: float | None = None  # largest loss of accuracy allowed for any scheme, as a share; exit code 1 beyond it
-    diagnose: bool = (
-        False  # show which operators of the int8 (or int4, int16x8, uint8) file lose the most, and remedies
-    )
+    # show which operators of the int8 (or int4, int16x8, uint8) file lose the most accuracy, and remedies
+    diagnose: bool = False
     # say which files fit on this board, and draw the arena of the file that needs the least RAM; for a board with a
     # neural processor (corstone300) also say what runs there
     board: (
@@ -111,14 +110,14 @@ class Config(ModelAndData):
         """The `strips` as regions."""
         from zoo.deploy.compact import Region
 
-        return tuple(Region(*one) for one in self._split_strips())
+        return tuple(Region(*parts) for parts in self._split_strips())
 
     def _split_strips(self) -> list[tuple[str, str, int]]:
         found = []
-        for one in self.strips:
-            first, last, count = one.split(":") if one.count(":") == 2 else ("", "", "")
+        for text in self.strips:
+            first, last, count = text.split(":") if text.count(":") == 2 else ("", "", "")
             if not (first and last and count.isdecimal()):
-                raise ValueError(f"strips has {one!r}; expected FIRST:LAST:COUNT, two layer names and a number")
+                raise ValueError(f"strips has {text!r}; expected FIRST:LAST:COUNT, two layer names and a number")
             found.append((first, last, int(count)))
         return found
 
@@ -247,10 +246,15 @@ def _measure_file(config: Config) -> _Deployment:
     path = Path(config.model).expanduser()
     files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
     given = tflite_file.read(path)
-    files[planner.find_scheme(given)] = given
+    given_scheme = planner.find_scheme(given)
+    if given_scheme in files:
+        raise ValueError(
+            f"reference needs a quantized .tflite file as model, and {path} is {given_scheme}; leave reference out"
+        )
+    files[given_scheme] = given
     images = labels = about = source = reading = None
     unjudged = _find_obstacle(given, config)
-    diagnosed = config.diagnose and planner.find_scheme(given) in _ROUNDED
+    diagnosed = config.diagnose and given_scheme in _ROUNDED
     if not unjudged or (diagnosed and _takes_images(given)):
         origin = find_origin(path)
         shape = planner.find_input_shape(given)
@@ -292,7 +296,7 @@ def _find_obstacle(file: bytes, config: Config) -> str:
     graph = tflite_file.parse(file).subgraphs[0]
     if not _takes_images(file):
         inputs = [graph.tensors[number] for number in graph.inputs]
-        names = ", ".join(f"{tflite_file.text(one.name)} {list(tflite_file.shape_of(one))}" for one in inputs)
+        names = ", ".join(f"{tflite_file.text(tensor.name)} {list(tflite_file.shape_of(tensor))}" for tensor in inputs)
         return f"it takes {names}; expected one image [1, height, width, 1 or 3]"
     try:
         shape = find_output_shape(file, config.output_key)
@@ -313,7 +317,7 @@ def _describe_noise(config: Config, name: str, files: dict[str, bytes], images: 
     from zoo.deploy import compact, doctor, turn
     from zoo.deploy.measure import MeasureError
 
-    scheme = next((one for one in _ROUNDED if one in files), None)
+    scheme = next((scheme for scheme in _ROUNDED if scheme in files), None)
     if scheme is None:
         schemes = ", ".join(files)
         return (

@@ -167,8 +167,8 @@ def _write_results(folder: Path, classifier: "Classifier", results: dict[str, An
          f"{used['interpolation']}"),
     ]  # fmt: skip
     rows = [
-        (one["class"], one["n"], _format_share(one["precision"]), _format_share(one["recall"]))
-        for one in results["classes"]
+        (measured["class"], measured["n"], _format_share(measured["precision"]), _format_share(measured["recall"]))
+        for measured in results["classes"]
     ]
     page = join_blocks(
         f"# {results['model']}",

@@ -80,11 +80,11 @@ def predict(config: Config) -> list[dict[str, Any]]:
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
-    width = max(len(one["class"]) for image in found for one in image["classes"])
+    width = max(len(entry["class"]) for image in found for entry in image["classes"])
     for image in found:
         print(image["image"])
-        for one in image["classes"]:
-            print(f"  {one['score']:8.4f}  {one['class']:{width}}  {one['label']:5}")
+        for entry in image["classes"]:
+            print(f"  {entry['score']:8.4f}  {entry['class']:{width}}  {entry['label']:5}")
 
 
 if __name__ == "__main__":

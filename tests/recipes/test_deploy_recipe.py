@@ -157,6 +157,12 @@ def test_int8_file_alone_has_nothing_to_be_compared_with(result, config, tmp_pat
         judged.drop("int8")
 
 
+def test_float_file_takes_no_reference(result, config, tmp_path):
+    path = config.folder / result.row("float32").file
+    with pytest.raises(ValueError, match=r"reference needs a quantized .*small_float32\.tflite is float32"):
+        deploy.deploy(dataclasses.replace(config, model=str(path), reference=path, folder=tmp_path, c_array=False))
+
+
 def test_arena_is_told_before_it_is_recorded(result):
     for row in result.rows:
         assert row.planned == pytest.approx(row.arena, rel=0.05)

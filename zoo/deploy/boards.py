@@ -108,7 +108,7 @@ def draw_memory(plan: Plan, path: str | os.PathLike, title: str, board: Board | 
         axes.add_patch(Rectangle(corner, width, height, facecolor=_COLOURS[kind], edgecolor="white", linewidth=0.5))
         if id(buffer) in at_peak or offset + memory_plan.aligned(buffer.size) == plan.head:
             named.append((buffer, corner[0] + width / 2, corner[1] + height / 2))
-    named = sorted(named, key=lambda one: -one[0].size)[:_MOST_NAMED]
+    named = sorted(named, key=lambda entry: -entry[0].size)[:_MOST_NAMED]
     for number, (_, x, y) in enumerate(named, start=1):
         circle = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.6}
         axes.text(x, y, str(number), ha="center", va="center", fontsize=7, bbox=circle, zorder=3)
@@ -218,7 +218,8 @@ def compile_file(tflite: Source, accelerator: str = "ethos-u55-128") -> Compiled
             (summary,) = csv.DictReader(stream)
     model = parse(compiled)
     # one operator, CUSTOM ethos-u, stands for everything that runs on the NPU
-    cpu = tuple((one.kind, one.output) for one in planner.list_operators(model) if one.kind != "CUSTOM ethos-u")
+    operators = planner.list_operators(model)
+    cpu = tuple((operator.kind, operator.output) for operator in operators if operator.kind != "CUSTOM ethos-u")
     return Compiled(
         compiled,
         accelerator,

@@ -111,7 +111,7 @@ def _render_macros(prefix: str, data: bytes) -> str:
 
 def list_operators(model: Any) -> list[str]:
     """Returns the kinds of operators in a parsed file, each once, in alphabetical order."""
-    return sorted({tflite_file.kind_of(model, one) for graph in model.subgraphs for one in graph.operators})
+    return sorted({tflite_file.kind_of(model, operator) for graph in model.subgraphs for operator in graph.operators})
 
 
 def _define_tensor(what: str, tensor: Any) -> list[str]:
@@ -139,7 +139,7 @@ def _render_source(name: str, data: bytes, class_names: Sequence[str]) -> str:
         for start in range(0, len(data), _BYTES_A_LINE)
     )
     rows = "\n".join(lines)
-    texts = "".join(f"    {json.dumps(one, ensure_ascii=False)},\n" for one in class_names)
+    texts = "".join(f"    {json.dumps(class_name, ensure_ascii=False)},\n" for class_name in class_names)
     names = f"const char *const {name}_class_names[{len(class_names)}] = {{\n{texts}}};\n" if class_names else ""
     return f"""#include <stdalign.h>
 

@@ -127,8 +127,8 @@ def order_depth_first(model: Any) -> None:
         elif number not in seen:
             seen.add(number)
             stack.append((number, True))
-            inputs = [int(one) for one in subgraph.operators[number].inputs if int(one) in made]
-            stack.extend((made[one], False) for one in reversed(inputs))
+            inputs = [int(tensor) for tensor in subgraph.operators[number].inputs if int(tensor) in made]
+            stack.extend((made[tensor], False) for tensor in reversed(inputs))
     subgraph.operators = [subgraph.operators[number] for number in order]
 
 
@@ -198,7 +198,7 @@ def _find_members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
     while stack:
         call = stack.pop()
         members[id(call)] = call
-        for tensor in (id(one) for one in call.inputs if id(one) != source):
+        for tensor in (id(given) for given in call.inputs if id(given) != source):
             if tensor not in made:
                 raise StripsError(f"layer {call.layer.name!r} of {place} reads the input")
             if id(made[tensor]) not in members:

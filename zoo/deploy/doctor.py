@@ -174,7 +174,7 @@ def _output_db(model: Any, kept: dict[int, int], findings: list[Finding]) -> flo
     while tensor in made and made[tensor] not in kept.values():
         tensor = int(model.subgraphs[0].operators[made[tensor]].inputs[0])
     number = made.get(tensor)
-    return next((one.total_db for one in findings if one.operator.number == number), findings[-1].total_db)
+    return next((finding.total_db for finding in findings if finding.operator.number == number), findings[-1].total_db)
 
 
 def decibels(signal: np.ndarray, noisy: np.ndarray) -> float:
@@ -239,7 +239,7 @@ def _measure_alone(model: Any, twin: Any, kept: dict[int, int], stored: dict[int
                     given[pair] = len(graph.tensors)
                     graph.tensors.append(copy.copy(graph.tensors[pair[0]]))
             taken = {theirs: given[theirs, ours] for theirs, ours in pairs}
-            operator.inputs = np.array([taken.get(int(one), int(one)) for one in operator.inputs], np.int32)
+            operator.inputs = np.array([taken.get(int(tensor), int(tensor)) for tensor in operator.inputs], np.int32)
             operators[number] = operator
     graph.operators = list(operators.values())
     graph.inputs = np.array(list(given.values()), np.int32)
@@ -264,7 +264,7 @@ def _find_operand_remedies(model: Any, operator: planner.Operator, output: int) 
     inputs = graph.operators[operator.number].inputs
     branches = _list_branches(model, inputs)
     if operator.kind in ("ADD", "SUB", "CONCATENATION") and len(branches) > 1:
-        scales = [float(graph.tensors[one].quantization.scale[0]) for one in branches]
+        scales = [float(graph.tensors[number].quantization.scale[0]) for number in branches]
         if max(scales) > SCALE_RATIO * min(scales):
             found.append(f"its operands' scales differ {max(scales) / min(scales):.0f}-fold: normalize both branches")
     weights = int(inputs[1]) if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D") else -1
@@ -279,9 +279,9 @@ def _find_operand_remedies(model: Any, operator: planner.Operator, output: int) 
 
 def _list_branches(model: Any, inputs: Iterable[int]) -> list[int]:
     """Returns those of an operator's inputs that are quantized and computed by the network."""
-    numbers = [int(number) for number in inputs if number >= 0]
     tensors = model.subgraphs[0].tensors
-    return [one for one in numbers if _is_quantized(model, one) and not tflite_file.is_constant(model, tensors[one])]
+    quantized = (int(number) for number in inputs if number >= 0 and _is_quantized(model, number))
+    return [number for number in quantized if not tflite_file.is_constant(model, tensors[number])]
 
 
 def _find_concatenation(model: Any, tensor: int) -> str | None:
@@ -297,7 +297,7 @@ def _find_concatenation(model: Any, tensor: int) -> str | None:
             if kind == "CONCATENATION" and len(set(_list_branches(model, operator.inputs))) > 1:
                 return f"{kind} ({planner.find_layer_names(model)[0][operator.outputs[0]]})"
             if kind in _SAME_SCALE:
-                waiting += [int(one) for one in operator.outputs if int(one) not in seen]
+                waiting += [int(output) for output in operator.outputs if int(output) not in seen]
     return None
 
 
@@ -370,7 +370,7 @@ def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
     kept = {}
     operators = []
     for number, (operator, kind) in enumerate(zip(graph.operators, kinds_of(quantized), strict=True)):
-        inputs = [source.get(int(one), int(one)) for one in operator.inputs]
+        inputs = [source.get(int(tensor), int(tensor)) for tensor in operator.inputs]
         if kind in _CONVERSIONS:
             source[int(operator.outputs[0])] = inputs[0]
             continue
@@ -378,7 +378,7 @@ def make_float(quantized: Any) -> tuple[bytes, dict[int, int]]:
         kept[len(operators)] = number
         operators.append(operator)
     graph.operators = operators
-    graph.outputs = np.array([source.get(int(one), int(one)) for one in graph.outputs], np.int32)
+    graph.outputs = np.array([source.get(int(tensor), int(tensor)) for tensor in graph.outputs], np.int32)
     for signature in model.signatureDefs or []:
         for entry in signature.outputs or []:
             entry.tensorIndex = source.get(entry.tensorIndex, entry.tensorIndex)

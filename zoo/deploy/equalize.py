@@ -1,9 +1,9 @@
 """Cross-layer equalization: gives the channels of a tensor, which share one scale in int8, similar ranges.
 
 A channel is divided by a factor where it is computed (in its normalization, or in kernel and bias) and multiplied by
-the factor where it is read. Between the two, ReLU, pooling and whatever maps s * x to s * y is allowed; ReLU6, sigmoid,
-swish and sums with another tensor are not. The factors are powers of two, so that the network's outputs stay the same
-bit by bit.
+the factor where it is read. Between the two, ReLU, pooling and any f with f(s * x) = s * f(x) may stand; ReLU6,
+sigmoid, swish and sums with another tensor may not. The factors are powers of two, so that the network's outputs stay
+the same bit by bit.
 
 Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (2019), section 4.1. Departures:
 they equalize the ranges of two kernels with one scale each. Here a kernel has a scale per output channel, and the
@@ -64,7 +64,7 @@ def equalize(model: keras.Model, calibration: np.ndarray | Iterable[Any]) -> Equ
     model = graph.flatten(model, images[0].shape)
     copy = graph.copy_model(model)
     found, left = _find_channels(copy)
-    ranges = _measure_channels(copy, {one.tensor for one in found.values()}, images)
+    ranges = _measure_channels(copy, {channels.tensor for channels in found.values()}, images)
     for channels in found.values():
         _scale(channels, _choose_factors(*ranges[channels.tensor], channels.readers))
     graph.check_copy(model, copy)
@@ -120,13 +120,13 @@ def _follow(maker: graph.Call, readers: Mapping[int, Sequence[Any]], uses: Mappi
                 scaled.add(id(call.outputs[0]))
                 waiting.append(call.outputs[0])
     for call in products:
-        if sum(id(one) in scaled for one in call.inputs) > 1 or call.outputs[0].shape[-1] != channels:
+        if sum(id(given) in scaled for given in call.inputs) > 1 or call.outputs[0].shape[-1] != channels:
             return f"{call.layer.name} multiplies it by itself"
     return _Channels(maker.layer, stored, kernels)
 
 
 def _keeps_factors(call: graph.Call) -> bool:
-    """Whether a layer's activation, or the layer itself, maps s * x to s * y for any s above zero."""
+    """Whether a layer's activation, or the layer itself, is an f with f(s * x) = s * f(x) for all s above zero."""
     layer = call.layer
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return False
@@ -146,7 +146,7 @@ def _measure_channels(
         return tf.reduce_max(tf.abs(output), axes), tf.reduce_mean(tf.square(output), axes)
 
     found = tflite.summarize_outputs(model, names, images, summarize) if names else []
-    stored = {name: list(zip(*(one[name][-1] for one in found), strict=True)) for name in names}
+    stored = {name: list(zip(*(batch[name][-1] for batch in found), strict=True)) for name in names}
     return {name: (np.max(largest, axis=0), np.mean(power, axis=0)) for name, (largest, power) in stored.items()}
 
 
@@ -159,7 +159,7 @@ def _choose_factors(largest: np.ndarray, power: np.ndarray, readers: Sequence[An
     kernels = [_read_kernel(layer) for layer in readers if graph.kind_of(layer) != "DepthwiseConv2D"]
     tensor, weights = _limit_ratio(largest), np.ones_like(largest)
     if kernels:
-        shares = [(one.max(axis=0) / np.maximum(one.max(axis=(0, 1)), _TINY)).max(axis=1) for one in kernels]
+        shares = [(kernel.max(axis=0) / np.maximum(kernel.max(axis=(0, 1)), _TINY)).max(axis=1) for kernel in kernels]
         weights = _limit_ratio(np.max(shares, axis=0))
     choices = [np.ones_like(tensor)]
     for exponent in POWERS:

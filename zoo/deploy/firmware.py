@@ -116,13 +116,13 @@ static const MODEL_INPUT_TYPE normalized[MODEL_INPUT_CHANNELS][256] = {{
 
 def _render_test(data: bytes, result: int, table: np.ndarray, image: np.ndarray) -> str:
     interpreter = measure.interpret(data, threads=1, kernels="reference")  # which round as TFLM's
-    details = next(one for one in interpreter.get_output_details() if one["index"] == result)
+    details = next(output for output in interpreter.get_output_details() if output["index"] == result)
     stored = np.stack([table[image[..., channel], channel] for channel in range(table.shape[1])], axis=-1)[None]
     stored = turn.images(stored) if compact.is_turned(data) else stored
     expected = measure.run_interpreter(interpreter, [stored], [result])[result][0, 0]
     is_float = np.issubdtype(expected.dtype, np.floating)
     scale, zero = (1.0, 0) if is_float else details["quantization"]
-    number = [int(one) for one in parse(data).subgraphs[0].outputs].index(result)
+    number = [int(tensor) for tensor in parse(data).subgraphs[0].outputs].index(result)
     return f"""/* A held-out image, and the output that LiteRT computes for it. */
 #include <stdint.h>
 

@@ -146,8 +146,9 @@ class _Rewriter:
         name = f"{layer.name}_dw"
         if name not in self._copies:
             config = layer.get_config()
-            shared = ("kernel_size", "depth_multiplier", "strides", "padding", "data_format", "dilation_rate")
-            depthwise = keras.layers.DepthwiseConv2D(use_bias=False, name=name, **{one: config[one] for one in shared})
+            names = ("kernel_size", "depth_multiplier", "strides", "padding", "data_format", "dilation_rate")
+            shared = {option: config[option] for option in names}
+            depthwise = keras.layers.DepthwiseConv2D(use_bias=False, name=name, **shared)
             pointwise = keras.layers.Conv2D(config["filters"], 1, use_bias=config["use_bias"], name=layer.name)
             output = pointwise(depthwise(x))
             values = [weight.numpy() for weight in layer.weights]

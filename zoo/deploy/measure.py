@@ -92,7 +92,7 @@ def _prepare_run(
     interpreter = interpret(tflite, threads=threads, kernels=kernels)
     sources = interpreter.get_input_details()
     if len(sources) != 1:
-        shapes = ", ".join(f"{one['name']} {tuple(map(int, one['shape']))}" for one in sources)
+        shapes = ", ".join(f"{source['name']} {tuple(map(int, source['shape']))}" for source in sources)
         raise MeasureError(f"the file takes {len(sources)} inputs ({shapes}); expected one image")
     check_shape(images, sources[0])
     places = [details["index"] for details in interpreter.get_output_details()]

@@ -173,7 +173,7 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
     if isinstance(value, np.ndarray):
         return builder.CreateNumpyVector(value)
     if isinstance(value, Sequence):
-        places = [_write(builder, one) for one in value]
+        places = [_write(builder, item) for item in value]
         builder.StartVector(4, len(places), 4)
         for place in reversed(places):
             builder.PrependUOffsetTRelative(place)

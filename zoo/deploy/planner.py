@@ -118,7 +118,8 @@ class Plan:
     def alive_at_peak(self) -> list[Buffer]:
         """Returns the buffers alive at the peak, largest first."""
         step = self._peak_step
-        return sorted((one for one in self.buffers if one.first <= step <= one.last), key=lambda one: -one.size)
+        alive = (buffer for buffer in self.buffers if buffer.first <= step <= buffer.last)
+        return sorted(alive, key=lambda buffer: -buffer.size)
 
 
 class Saving(NamedTuple):
@@ -201,7 +202,7 @@ class _Lifetimes:
         for number, operator in enumerate(graph.operators):
             named = _name_operator(self.model, self.names[subgraph], number, operator)
             self.running.append(named)
-            inputs = [same.get(int(one), int(one)) for one in operator.inputs if one >= 0]
+            inputs = [same.get(int(tensor), int(tensor)) for tensor in operator.inputs if tensor >= 0]
             if subgraph == 0 and number == self.skip:
                 same[int(operator.outputs[0])] = inputs[0]
                 continue
@@ -213,7 +214,7 @@ class _Lifetimes:
             self._use(subgraph, (*inputs, *operator.outputs))
             for size in tflm.scratch_sizes(self.model, graph, operator):
                 self.scratch.append(Buffer(f"scratch of {named.output}", size, start, len(self.running)))
-        self._use(subgraph, [same.get(int(one), int(one)) for one in graph.outputs])
+        self._use(subgraph, [same.get(int(tensor), int(tensor)) for tensor in graph.outputs])
 
     def _create(self, subgraph: int, tensors: Iterable[int]) -> None:
         self.first |= {(subgraph, int(number)): len(self.running) for number in tensors}
@@ -238,7 +239,7 @@ class _Lifetimes:
 def _plan(model: Any, flash: int) -> Plan:
     lifetimes = _Lifetimes(model)
     buffers, main = lifetimes.buffers(), list_operators(model)
-    refusals = {tflm.find_refusal(model, graph, one) for graph in model.subgraphs for one in graph.operators}
+    refusals = {tflm.find_refusal(model, graph, operator) for graph in model.subgraphs for operator in graph.operators}
     return Plan(
         tuple(buffers),
         tuple(memory_plan.place_greedily(buffers)),
@@ -255,7 +256,7 @@ def _sum_tail(model: Any, scratch: int) -> int:
     graphs = model.subgraphs
     handles = tflm.POINTER * scratch * len(graphs)  # allocated once per subgraph
     total = tflm.BASE + tflm.SUBGRAPH * len(graphs) + handles + _sum_variables(model)
-    unknown = {kind for graph in graphs for one in graph.operators if (kind := kind_of(model, one)) in tflm.UNKNOWN}
+    unknown = tflm.UNKNOWN.intersection(kind_of(model, operator) for graph in graphs for operator in graph.operators)
     if unknown:
         raise PlannerError(
             f"the memory is not known for {', '.join(sorted(unknown))}. Measure it with zoo.deploy.measure.arena"
@@ -299,7 +300,7 @@ def _name_operator(model: Any, names: Sequence[str], number: int, operator: Any)
     """Returns the operator with its layer's name: the output's or, if that is the name of a call, the weights'."""
     kind = kind_of(model, operator)
     tensors = [*operator.outputs[:1], *(operator.inputs[1:2] if kind in _WEIGHTED else ())]
-    named = next((names[one] for one in map(int, tensors) if not names[one].startswith("output")), None)
+    named = next((names[tensor] for tensor in map(int, tensors) if not names[tensor].startswith("output")), None)
     return Operator(number, kind, named or ("output" if len(operator.outputs) else "nothing"))
 
 

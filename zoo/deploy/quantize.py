@@ -189,7 +189,7 @@ def _fit(
             "by these names, or give a model with one output: keras.Model(model.input, model.outputs[0])"
         )
     wanted: Sequence[Any] = [loss] * len(heads) if loss is None or isinstance(loss, str) else loss
-    arrays = [np.asarray(one) for one in labels]
+    arrays = [np.asarray(values) for values in labels]
     for array in arrays:
         if not len(array) == len(images) > 0:
             raise ValueError(
@@ -199,7 +199,7 @@ def _fit(
         _make_target(tf_keras, name, activation, tuple(tensor.shape[1:]), array, kind)
         for (name, activation), tensor, array, kind in zip(heads.items(), model.outputs, arrays, wanted, strict=True)
     ]
-    losses, metrics, arrays = (list(one) for one in zip(*targets, strict=True))
+    losses, metrics, arrays = (list(column) for column in zip(*targets, strict=True))
     model.compile(tf_keras.optimizers.Adam(learning_rate), losses, metrics=[[metric] for metric in metrics])
     history = model.fit(
         images, arrays if len(arrays) > 1 else arrays[0], batch_size=batch_size, epochs=epochs, verbose=0,

@@ -115,7 +115,7 @@ class Report:
 
     def _describe_contents(self) -> list[str]:
         """Returns a line for each different content of the files' metadata."""
-        places = {row.contents: ", ".join(one.file for one in self.rows if one.contents == row.contents)
+        places = {row.contents: ", ".join(other.file for other in self.rows if other.contents == row.contents)
                   for row in self.rows if row.contents}  # fmt: skip
         lines = [f"TFLite Metadata in {files}: {contents}." for contents, files in places.items()]
         return [*lines, "Size: the model without metadata, as in C source."] if lines else []

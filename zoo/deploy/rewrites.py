@@ -49,8 +49,9 @@ def narrow_joins(tflite: Source) -> bytes:
 
 def find_wide_joins(model: Any) -> list[int]:
     """Returns the numbers of a parsed file's concatenations of more tensors than TFLM supports."""
-    operators = enumerate(zip(model.subgraphs[0].operators, kinds_of(model), strict=True))
-    return [place for place, (one, kind) in operators if kind == "CONCATENATION" and len(one.inputs) > MOST_INPUTS]
+    joins = ((place, model.subgraphs[0].operators[place]) for place, kind in enumerate(kinds_of(model))
+             if kind == "CONCATENATION")  # fmt: skip
+    return [place for place, operator in joins if len(operator.inputs) > MOST_INPUTS]
 
 
 def _split_join(model: Any, operator: Any) -> Any:
@@ -138,7 +139,7 @@ def narrow_weights(tflite: Source) -> bytes:
 
 def _find_factor(graph: Any, operator: Any) -> float:
     """Returns the largest factor from a sum to the stored output; 0 unless all of the operator is int8."""
-    image, kernel, output = (graph.tensors[int(one)] for one in (*operator.inputs[:2], operator.outputs[0]))
+    image, kernel, output = (graph.tensors[int(number)] for number in (*operator.inputs[:2], operator.outputs[0]))
     if {type_of(tensor) for tensor in (image, kernel, output)} != {"int8"}:
         return 0.0
     product = float(image.quantization.scale[0]) * np.asarray(kernel.quantization.scale, float)
@@ -153,7 +154,7 @@ def _set_bias_scale(model: Any, operator: Any, scale: np.ndarray) -> None:
     tensor, values = graph.tensors[number], constant_of(model, number)
     if values is None or values.dtype != np.int32:
         return
-    if sum(number in one.inputs for one in graph.operators) > 1:
+    if sum(number in other.inputs for other in graph.operators) > 1:
         tensor = copy.deepcopy(tensor)
         operator.inputs = np.array([*operator.inputs[:2], len(graph.tensors), *operator.inputs[3:]], np.int32)
         graph.tensors.append(tensor)

@@ -116,7 +116,7 @@ def rebuild(model: Any, target: ModuleType, make: Make | None = None) -> tuple[A
                 variables[call.layer.name] = list(inner.weights)
         value_of[id(call.outputs[0])] = made[id(call.layer)](argument)
     ends = inputs, [value_of[id(tensor)] for tensor in model.outputs]
-    twin = target.Model(*(one if len(one) > 1 else one[0] for one in ends), name=model.name)
+    twin = target.Model(*(side if len(side) > 1 else side[0] for side in ends), name=model.name)
     if make is None:
         graph.check_copy(model, twin)
     return twin, variables
@@ -128,7 +128,8 @@ def _build_twin(layer: Any, twin: Any, argument: Any) -> None:
     if not twin.built:
         twin.build(shapes)
         twin.built = True
-    graph.put_weights({layer.name: twin}, {layer.name: [one.numpy() for one in layer.weights]}, layer.name, "its twin")
+    values = [weight.numpy() for weight in layer.weights]
+    graph.put_weights({layer.name: twin}, {layer.name: values}, layer.name, "its twin")
     twin.trainable = layer.trainable
 
 
@@ -139,8 +140,8 @@ def _translate_layer(layer: Any, target: ModuleType) -> tuple[type, dict[str, An
         raise TwinError(f"layer {layer.name!r} computes in {layer.compute_dtype}; build the model in float32")
     twin = getattr(target.layers, name)
     known: set[str] = set()
-    for one in twin.__mro__:
-        options = inspect.signature(one.__init__).parameters
+    for base in twin.__mro__:
+        options = inspect.signature(base.__init__).parameters
         known |= options.keys()
         if not any(option.kind is option.VAR_KEYWORD for option in options.values()):
             break  # it passes no options on to its base class

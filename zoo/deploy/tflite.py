@@ -132,7 +132,7 @@ def summarize_outputs(
         return found
 
     batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
-    return [tf.nest.map_structure(lambda one: one.numpy(), run_batch(tf.constant(batch))) for batch in batches]
+    return [tf.nest.map_structure(lambda tensor: tensor.numpy(), run_batch(tf.constant(batch))) for batch in batches]
 
 
 def convert_flat(
@@ -204,7 +204,7 @@ def _set_unroll(config: Any) -> Any:
 def _has_branches(function: Any) -> bool:
     """Whether a traced function has loops or branches: quantizing these can kill the process with a signal."""
     definition = function.graph.as_graph_def()
-    nodes = itertools.chain(definition.node, *(one.node_def for one in definition.library.function))
+    nodes = itertools.chain(definition.node, *(inner.node_def for inner in definition.library.function))
     return any(node.op in _CONTROL_FLOW for node in nodes)
 
 

@@ -32,8 +32,8 @@ try:
 except RuntimeError as error:  # TFLM's earlier output says more than a traceback
     sys.exit(str(error))
 outputs = []
-for one in np.load(folder / "inputs.npy"):
-    interpreter.set_input(one[None], 0)
+for image in np.load(folder / "inputs.npy"):
+    interpreter.set_input(image[None], 0)
     interpreter.invoke()
     outputs.append(interpreter.get_output(output)[0].copy())
 np.save(folder / "outputs.npy", np.stack(outputs) if outputs else np.zeros(0))

@@ -138,7 +138,7 @@ def same_padding(length: int, extent: int, stride: int) -> tuple[int, int]:
 
 
 def _pad(x: Any, sides: _Sides, name: str) -> Any:
-    more, less = ([[max(0, sign * one) for one in pair] for pair in sides] for sign in (1, -1))
+    more, less = ([[max(0, sign * zeros) for zeros in pair] for pair in sides] for sign in (1, -1))
     if any(map(any, less)):
         x = keras.layers.Cropping2D(less, name=f"{name}_crop")(x)
     return keras.layers.ZeroPadding2D(more, name=name)(x) if any(map(any, more)) else x

@@ -10,7 +10,7 @@ they equalize the ranges of two kernels with one scale each. Here a kernel has a
 values that share a scale are a tensor's channels and the weights of one output. So the largest value of a channel over
 the calibration images is balanced against the largest weight that reads the channel, relative to the largest weight of
 its output; for a depthwise kernel, with a scale per channel, only the tensor counts. The balance between the two sides
-is the exponent of Xiao et al., SmoothQuant (2023), chosen for each tensor by the expected noise; to leave the tensor
+is the exponent of Xiao et al., SmoothQuant (2023), chosen for each tensor by the expected noise; leaving the tensor
 unchanged is one of the choices. No bias is absorbed.
 """
 
@@ -121,7 +121,7 @@ def _follow(maker: graph.Call, readers: Mapping[int, Sequence[Any]], uses: Mappi
                 waiting.append(call.outputs[0])
     for call in products:
         if sum(id(given) in scaled for given in call.inputs) > 1 or call.outputs[0].shape[-1] != channels:
-            return f"{call.layer.name} multiplies it by itself"
+            return f"{call.layer.name} multiplies it by itself or by more channels"
     return _Channels(maker.layer, stored, kernels)
 
 

@@ -20,9 +20,9 @@ IMAGES = 32  # at most; more images hardly change the ratios
 # Thresholds of the remedies
 OUTLIER_SHARE = 0.25  # outliers: 99.9 % of the values lie below this share of the largest
 CHANNEL_RATIO = 8.0  # unequal channels: the largest channel's range to the median one's
-SCALE_RATIO = 8.0  # unequal operands: between the scales of an addition or concatenation
-SATURATED_SHARE = 0.01  # saturation: of the values that lie beyond the range
-USED_SHARE = 0.25  # unused range: of the range that the largest value reaches
+SCALE_RATIO = 8.0  # unequal operands: between the scales of the operands of an addition or concatenation
+SATURATED_SHARE = 0.01  # saturation: the share of values beyond the range
+USED_SHARE = 0.25  # unused range: the share of the range that the largest value reaches
 FIXED_SCALES = (1 / 256, 1 / 128, 1 / 32768)  # of softmax, sigmoid, tanh, whatever their values
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")  # only change how numbers are stored
 _SAME_SCALE = frozenset(

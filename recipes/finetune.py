@@ -202,7 +202,7 @@ def _load_images(config: Config, network: "keras.Model | None", origin: Origin) 
         )
         chosen.append(f"preprocess={known}")
     if chosen:
-        print(f"not given, so taken: {'; '.join(chosen)}")
+        print(f"chosen for options not given: {'; '.join(chosen)}")
     images = sources.load(name, size=size, channels=channels, seed=config.seed, **config.folder_options)
     counts = [int((images.train.labels == label).sum()) for label in range(images.classes)]
     few = [f"{name}: {count}" for name, count in zip(images.class_names, counts, strict=True) if count < _FEWEST]

@@ -248,7 +248,7 @@ def _load_images(
             size = shape[0]
             chosen.append(f"image_size={size} as in the model's preset")
     if chosen:
-        print(f"not given, so taken: {'; '.join(chosen)}")
+        print(f"chosen for options not given: {'; '.join(chosen)}")
     found = sources.load(name, size=size, seed=config.seed, **config.folder_options)
     train, validation = found.train, found.validation
     return name, dataclasses.replace(

@@ -45,7 +45,7 @@ class Config(TrainingOptions):
     # the model's preset, as zoo.build takes it, such as cifar10; none builds a small network of --cells and --filters
     # if the model is made of cells, otherwise takes the weights' preset or the first
     model_preset: str | None = dataclasses.field(default=None, metadata={"old_names": ("scale",)})
-    # instead of a preset: the number of cells for DARTS, of normal cells for ENAS, of repeats per stage for others;
+    # instead of a preset: the number of cells for DARTS, of normal cells for ENAS, of repeats in each third for others;
     # none takes 1 (DARTS: 3)
     cells: int | None = None
     # instead of a preset: filters of each node before the first reduction; none takes 16

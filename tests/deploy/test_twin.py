@@ -139,7 +139,7 @@ def test_copying_between_different_models_says_which_layer_and_copies_nothing():
     large = keras.Model(image, layers.Conv2D(3, 1, name="conv")(image), name="large")
     other = keras.Model(image, layers.Conv2D(2, 1, name="stem")(image), name="other")
     before = small.get_weights()
-    with pytest.raises(graph.GraphError, match=r"'conv' has weights of .* in 'large', and 'small' has"):
+    with pytest.raises(graph.GraphError, match=r"'conv' has weights of .* in 'large', but 'small' has"):
         graph.copy_weights(large, small)
     with pytest.raises(graph.GraphError, match=r"only one of 'other' and 'small': conv, stem"):
         graph.copy_weights(other, small)

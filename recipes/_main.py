@@ -135,7 +135,7 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
         shown = {name: show_value(getattr(config, field.name)) for name, config in presets.items()}
         same = len(set(shown.values())) == 1
         default = shown[names[0]] if same else ", ".join(f"{name} {value}" for name, value in shown.items())
-        for paragraph in filter(None, (text, f"default: {default}")):
+        for paragraph in filter(None, (text, f"default: {default or 'empty'}")):
             lines += textwrap.wrap(paragraph, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     lines += ["", "flags of every program:", f"  --preset={'|'.join(names)}", "      the set of defaults to start from"]
     lines += ["  --flagfile=FILE", "      read more flags from FILE, one per line"]
@@ -277,7 +277,10 @@ def field_help(config_class: type) -> dict[str, str]:
 
 
 def _read_comments(owner: type) -> dict[str, str]:
-    """Returns field -> the comment on its last line or, if there is none, the comment lines right above it."""
+    """Returns field -> the comment on its last line or, if there is none, the comment lines right above it.
+
+    Comments for tools, such as `# fmt: skip`, are ignored.
+    """
     try:
         lines = textwrap.dedent(inspect.getsource(owner)).splitlines()
     except (OSError, TypeError):  # made at run time, or installed without source
@@ -286,7 +289,7 @@ def _read_comments(owner: type) -> dict[str, str]:
     for node in typing.cast(ast.ClassDef, ast.parse("\n".join(lines)).body[0]).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             last_line = lines[(node.end_lineno or node.lineno) - 1].encode()  # ast's columns count bytes
-            after = last_line[node.end_col_offset :].decode().strip()
+            after = re.sub(r"# (fmt|noqa|pyright)\b.*", "", last_line[node.end_col_offset :].decode()).strip()
             before = reversed([line.strip() for line in lines[: node.lineno - 1]])
             above = [*itertools.takewhile(lambda line: line.startswith("#"), before)][::-1]
             comment = [after] if after.startswith("#") else above

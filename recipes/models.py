@@ -41,7 +41,7 @@ class ModelOptions:
     # for a single unit or several labels per image: a score above the threshold means yes; none takes 0.5 after a
     # sigmoid, otherwise what the model's loss implies
     threshold: float | None = None
-    threads: int = 1  # of LiteRT
+    threads: int = 1  # how many LiteRT uses
 
     def __post_init__(self):
         check_at_least(self, {"threads": 1, "image_size": 1})

@@ -163,6 +163,16 @@ def test_help_shows_each_flag_with_its_comment_type_and_presets():
     assert "logtostderr" not in text
 
 
+def test_a_comment_for_a_formatter_is_no_help():
+    @dataclasses.dataclass(frozen=True)
+    class Skipped:
+        # which one
+        width: int = 1  # fmt: skip
+        depth: int = 2  # how deep  # fmt: skip
+
+    assert _main.field_help(Skipped) == {"width": "which one", "depth": "how deep"}
+
+
 def test_run_calls_the_recipe_with_the_config(capsys: pytest.CaptureFixture):
     seen = []
     _main.run(seen.append, PRESETS, ["--seed=4"])

@@ -66,9 +66,7 @@ class Config(TrainingOptions):
     settings: Literal["small", "paper"] = "small"  # small: a short cosine schedule; paper: those of the family's paper
     epochs: int | None = 6  # of training; none takes the settings'
     batch_size: int | None = None  # images per step; none takes the settings'; the learning rate scales with it
-    learning_rate: float | None = (
-        None  # the highest rate; none takes the settings' for the batch size, with adamw 0.001
-    )
+    learning_rate: float | None = None  # the highest rate; none takes the settings', with adamw 0.001
     seed: int = 0  # of the weights, the order of the images and the augmentation
     tensorboard: bool = False  # also write the history for TensorBoard
     dry_run: bool = False  # build everything, take one step on 2 images, and stop

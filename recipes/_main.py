@@ -158,8 +158,8 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
     try:
         rest = values(["recipe", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        near = _suggest(error.flagname, values, "--")
-        raise UsageError(f"unknown flag --{error.flagname}{near}; --help lists all flags") from None
+        near = _suggest(error.flagname, values, "--") or ";"
+        raise UsageError(f"unknown flag --{error.flagname}{near} --help lists all flags") from None
     except flags.Error as error:
         raise UsageError(_one_line(error)) from None
     for field, _ in fields:

@@ -244,7 +244,11 @@ def _measure_file(config: Config) -> _Deployment:
     from zoo.deploy import report
 
     path = Path(config.model).expanduser()
-    files = {"float32": tflite_file.read(config.reference.expanduser())} if config.reference is not None else {}
+    reference = None if config.reference is None else config.reference.expanduser()
+    for name, file in (("model", path), ("reference", reference)):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"{name}: there is no file {file}; give the path of a .tflite file")
+    files = {} if reference is None else {"float32": tflite_file.read(reference)}
     given = tflite_file.read(path)
     given_scheme = planner.find_scheme(given)
     if given_scheme in files:

@@ -157,6 +157,14 @@ def test_int8_file_alone_has_nothing_to_be_compared_with(result, config, tmp_pat
         judged.drop("int8")
 
 
+@pytest.mark.parametrize("option", ["model", "reference"])
+def test_missing_tflite_file_is_named(result, config, tmp_path, option):
+    options = {"model": str(config.folder / result.row("int8").file), option: "nowhere.tflite", "c_array": False}
+    options["reference"] = Path(options["reference"]) if "reference" in options else None
+    with pytest.raises(FileNotFoundError, match=rf"{option}: there is no file nowhere\.tflite"):
+        deploy.deploy(dataclasses.replace(config, folder=tmp_path, **options))
+
+
 def test_float_file_takes_no_reference(result, config, tmp_path):
     path = config.folder / result.row("float32").file
     with pytest.raises(ValueError, match=r"reference needs a quantized .*small_float32\.tflite is float32"):

@@ -1,12 +1,13 @@
 """How long NASNet-A takes to build and to take its first training step, against keras.applications; ten minutes.
 
-`python -m benchmarks.build [repeats]`; `--smoke`: small networks, once. Each network is built in its own process, and
+Each network is built in its own process, and
 the sides alternate. The first step is tracing and one step of gradient descent on random images, without XLA: by Keras'
 `train_on_batch` on both sides, and for ours also by the step of recipes.train. Prints medians of wall-clock and
 processor seconds (all threads), and the ratios to keras.applications; imports are not counted. Processor seconds are
 more reliable if other programs share the machine.
 """
 
+import argparse
 import dataclasses
 import json
 import resource
@@ -16,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 
 REPEATS = 3
 BATCH = {"mobile": 8, "large": 1, "smoke": 2}
@@ -74,14 +75,14 @@ def measure(side: str, preset: str) -> dict[str, float]:
     }
 
 
-def main(repeats: int = REPEATS, smoke: bool = False) -> None:
+def main(repeats: int, smoke: bool) -> None:
     """Runs all measurements and prints them."""
     print(f"{describe_machine('tensorflow', 'keras')}; medians of {repeats}")
     for preset in ["smoke"] if smoke else ["mobile", "large"]:
         results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for number in range(repeats * len(SIDES)):
             side = SIDES[number % len(SIDES)]
-            command = [sys.executable, "-m", "benchmarks.build", "--in-this-process", side, preset]
+            command = [sys.executable, "-m", "benchmarks.build", "--in_this_process", side, preset]
             done = subprocess.run(
                 command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parent.parent
             )
@@ -94,9 +95,11 @@ def main(repeats: int = REPEATS, smoke: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--in-this-process"]:
-        print(json.dumps(measure(sys.argv[2], sys.argv[3])))
-    elif "--smoke" in sys.argv:
-        main(1, smoke=True)
+    parser = make_parser(__doc__, smoke="small networks, once")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each measurement")
+    parser.add_argument("--in_this_process", nargs=2, help=argparse.SUPPRESS)  # side and preset
+    options = parser.parse_args()
+    if options.in_this_process:
+        print(json.dumps(measure(*options.in_this_process)))
     else:
-        main(*map(int, sys.argv[1:2]))
+        main(1 if options.smoke else options.repeats, options.smoke)

@@ -9,6 +9,7 @@ one of the weights.
 plain supernet: start 0.11, step 0.46 (0.46 by processor seconds), memory 0.54; with equal threads, step 0.56 (0.55).
 """
 
+import argparse
 import resource
 import statistics
 import subprocess
@@ -22,11 +23,11 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes.darts import supernet as supernet_darts
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import CONVOLUTIONS
-from recipes.darts.training import BilevelSearch
+from recipes.darts.training import Bilevel
 from recipes.training.supernet import EPSILON
 from recipes.training.tensorflow_options import run_branches_side_by_side
 
@@ -97,7 +98,7 @@ class PlainSupernet:
             sums = []
             for source, state in enumerate(states):
                 strides = 2 if place.reducing and source < 2 else 1
-                ops = [op for edge, op in place.kind.edge_ops if edge == row]
+                ops = [op for edge, op in place.kind.maps if edge == row]
                 if ops:
                     outputs = self._operations(f"{name}/node{node}/state{source}", ops, state, filters, strides)
                     sums.append(WeightedSum([place.kind.ops.index(op) for op in ops])([table[row], *outputs]))
@@ -152,7 +153,7 @@ class PlainSupernet:
         return [weight[None, None] if weight.ndim == 2 else weight]
 
     def of_edge(self, name: str, ours: Any) -> np.ndarray:
-        """Returns the weight of an edge's layer, such as cell0/node1/state2/sep_conv_3x3/depthwise0, in our stacks."""
+        """Returns the weight of a layer such as cell0/node1/state2/sep_conv_3x3/depthwise0 from our stacks."""
         cell, node, state, op, part = name.split("/")
         kind = self.like.places[int(cell.removeprefix("cell"))].kind
         edges = self.like.space.split_edges(np.arange(self.like.space.edges))[int(node.removeprefix("node"))]
@@ -179,7 +180,7 @@ class PlainSupernet:
 
 def make_our_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Returns a function that takes a step of the alphas and the weights as in the recipe."""
-    state = BilevelSearch(net, order=1, alpha_rate=3e-4, seed=0)
+    state = Bilevel(net, order=1, alpha_rate=3e-4, seed=0)
     return lambda: state.learn((images, labels), (images, labels), 0.025)
 
 
@@ -229,24 +230,15 @@ def measure(kind: str, cells: int, batch: int, nodes: int, start: float) -> None
     print(first, first_processor, statistics.median(seconds), statistics.median(processor), memory)
 
 
-def main() -> None:
+def main(cells: int, batch: int, nodes: int) -> None:
     """Runs both sides and prints the ratios."""
-    cells, batch, nodes = (8, 64, 4) if "--full" in sys.argv else (3, 2, 1) if "--smoke" in sys.argv else (4, 32, 4)
     print(describe_machine("tensorflow", "keras"))
     print(f"{cells} cells of {nodes} nodes, 16 channels, batch {batch}, {STEPS} steps, seed 0")
     print("In brackets: seconds of the processor")
     results = {}
     for kind in (OURS, PLAIN, SHARED):
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.darts_step",
-            kind,
-            str(cells),
-            str(batch),
-            str(nodes),
-            str(time.time()),
-        ]
+        sizes = [str(cells), str(batch), str(nodes), str(time.time())]
+        command = [sys.executable, "-m", "benchmarks.darts_step", "--in_this_process", kind, *sizes]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[kind] = [float(value) for value in output.split()[-5:]]
         text = "{:12} first step after {:.1f} s ({:.1f}), then {:.3f} s ({:.3f}) a step, {:.2f} GiB at most"
@@ -257,7 +249,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
-        measure(sys.argv[1], *map(int, sys.argv[2:5]), start=float(sys.argv[5]))
+    parser = make_parser(__doc__, smoke="3 cells of one node, batch 2")
+    parser.add_argument("--full", action="store_true", help="8 cells and batch 64, as in the paper")
+    parser.add_argument("--in_this_process", nargs=5, help=argparse.SUPPRESS)  # kind, cells, batch, nodes, start
+    options = parser.parse_args()
+    if options.in_this_process:
+        kind, *sizes, start = options.in_this_process
+        measure(kind, *map(int, sizes), start=float(start))
     else:
-        main()
+        main(*((8, 64, 4) if options.full else (3, 2, 1) if options.smoke else (4, 32, 4)))

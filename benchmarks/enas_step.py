@@ -1,7 +1,5 @@
 """A training step of ENAS' shared weights on one path against the same fixed network of zoo.build.
 
-    python -m benchmarks.enas_step [micro|macro] [--full|--smoke] [--paths=2]
-
 Four minutes for both spaces: 3 + 2 cells of 20 filters (micro), 6 layers of 36 (macro), batch 96 at 32 x 32. `--full`
 has the paper's supernets and batches, and needs 16 GB. For each random path, both sides take alternating steps in this
 process, so that another program on the machine slows both. The fixed network has the same optimizer; it is measured
@@ -10,7 +8,6 @@ with and without grappler's rewrites, and the faster of the two is compared.
 
 import contextlib
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -19,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import zoo
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
@@ -42,11 +39,16 @@ def time_call(function: Any) -> tuple[float, float]:
 
 def main() -> None:
     """Measures the spaces that the command line names, or both."""
+    parser = make_parser(__doc__, smoke="one cell or three layers, batch 2")
+    parser.add_argument("spaces", nargs="*", metavar="micro|macro", help="both by default")
+    parser.add_argument("--full", action="store_true", help="the paper's supernets and batches; needs 16 GB")
+    parser.add_argument("--paths", type=int, default=2, help="random paths to compare")
+    options = parser.parse_args()
+    if unknown := set(options.spaces) - {"micro", "macro"}:
+        parser.error(f"unknown space {', '.join(sorted(unknown))}; expected micro or macro")
     print(describe_machine("tensorflow", "keras"))
-    paths = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--paths=")), 2)
-    spaces = [space for space in ("micro", "macro") if space in sys.argv] or ["micro", "macro"]
-    for space in spaces:
-        compare(space == "macro", "--full" in sys.argv, "--smoke" in sys.argv, paths)
+    for space in options.spaces or ("micro", "macro"):
+        compare(space == "macro", options.full, options.smoke, options.paths)
 
 
 def compare(macro: bool, full: bool, smoke: bool, paths: int) -> None:

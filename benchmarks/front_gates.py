@@ -8,14 +8,13 @@ accuracies, as a share of the whole table's. The reference is worse than the wor
 tenth of its range. One or two minutes per table on 2 cores.
 """
 
-import argparse
 import functools
 from collections.abc import Mapping, Sequence
 
 import keras_tuner
 import numpy as np
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes import tables
 from recipes.cards.compare import find_front, frame_front, keep_front, measure_hypervolume
 from recipes.engine.config import read_directions
@@ -71,13 +70,12 @@ def search(oracle: SearchOracle, table: Table, budgets: Sequence[int], meter: Fr
 
 def main() -> None:
     """Runs both searches on each table and prints a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, smoke="two seeds and a few evaluations, as in the tests")
     parser.add_argument("tables", nargs="*", help="files of recipes.tables, or names of shipped ones")
     parser.add_argument("--objectives", default="val_accuracy:max,macs:min", help="metrics of the tables")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="numbers of evaluations")
     parser.add_argument("--populations", type=int, nargs="+", default=[8, 20], help="of NSGA-II")
-    parser.add_argument("--smoke", action="store_true", help="two seeds and a few evaluations, as in the tests")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.seeds, arguments.budgets, arguments.populations = 2, [8], [4]

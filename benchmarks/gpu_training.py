@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 
 # name of zoo.build, preset, side of the images in pixels, batch, classes
 MODELS = {
@@ -254,12 +254,11 @@ def _make_darts(classes: int) -> Any:
 
 def main() -> None:
     """Prints a line for each side, and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, smoke="two images of 32 pixels, one step per round")
     parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; by default all")
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=("bfloat16", "float32"))
     parser.add_argument("--sides", nargs="+", choices=("jax", "torch"), default=("torch", "jax"))
     parser.add_argument("--seconds", type=float, default=5, help="of timed steps")
-    parser.add_argument("--smoke", action="store_true", help="two images of 32 pixels, one step per round")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # measure in this process
     args = parser.parse_args()
     if not args.one:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import table_search
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes import nasnet, tables
 from recipes.cards.compare import kendall_tau
 from recipes.oracles import SearchOracle, SuccessiveHalving
@@ -119,13 +119,12 @@ def train_cells(count: int, config: nasnet.Config) -> None:
 
 def main() -> None:
     """Runs the comparisons that the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, smoke="two seeds and a small budget, as the tests run it")
     parser.add_argument("tables", nargs="*", help="files of recipes.tables, or names of shipped ones")
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--networks", type=int, nargs="+", default=[12, 24, 50, 100], help="budgets, in full trainings")
     parser.add_argument("--overhead", type=float, default=0.0, help="epochs that each trial costs before it trains")
     parser.add_argument("--cells", type=int, default=0, help="random cells to train, two or more")
-    parser.add_argument("--smoke", action="store_true", help="two seeds and a small budget, as the tests run it")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.seeds, arguments.networks = 2, [3]

@@ -6,14 +6,13 @@ batch, and Keras has no cutout of fixed size.
 """
 
 import statistics
-import sys
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes.images import augment
 from recipes.images.parts import Arrays
 
@@ -79,7 +78,8 @@ def measure_rates(data: tf.data.Dataset, repeats: int) -> list[float]:
 
 def main() -> None:
     """Prints a line for each pipeline."""
-    images, repeats = (2 * BATCH, 1) if "--smoke" in sys.argv else (10_000, REPEATS)
+    smoke = make_parser(__doc__, smoke="128 images, once").parse_args().smoke
+    images, repeats = (2 * BATCH, 1) if smoke else (10_000, REPEATS)
     print(f"{describe_machine('tensorflow', 'keras')}; batch {BATCH}, seed {SEED}, {repeats} repeats")
     for shape in ((28, 28, 1), (32, 32, 3)):
         pixels = np.random.default_rng(SEED).integers(0, 256, (images, *shape), np.uint8)

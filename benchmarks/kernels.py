@@ -8,7 +8,6 @@ largest difference from TFLM's outputs in steps of the int8 output, and the medi
 with XNNPACK, with LiteRT's own kernels, and with the reference kernels.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import get_args
@@ -17,7 +16,7 @@ import numpy as np
 
 import zoo
 from benchmarks import int8_table
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes.images import augment
 from recipes.images import sources as data
 from zoo.deploy import measure, tflite
@@ -56,10 +55,12 @@ def convert_untrained(families: list[str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2 and sys.argv[1] != "--smoke":
-        main(Path(sys.argv[1]))
+    parser = make_parser(__doc__, smoke="one network, one run")
+    parser.add_argument("folder", type=Path, nargs="?", help="of files by benchmarks.int8_table")
+    options = parser.parse_args()
+    if options.folder:
+        main(options.folder)
     else:
-        smoke = "--smoke" in sys.argv
         with tempfile.TemporaryDirectory() as made:
-            convert_untrained(["mcunet"] if smoke else list(int8_table.NETWORKS), Path(made))
-            main(Path(made), runs=1 if smoke else int8_table.RUNS)
+            convert_untrained(["mcunet"] if options.smoke else list(int8_table.NETWORKS), Path(made))
+            main(Path(made), runs=1 if options.smoke else int8_table.RUNS)

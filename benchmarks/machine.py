@@ -1,9 +1,17 @@
-"""Describes the machine, in the first line that each script prints."""
+"""What each script of this folder begins with: its command line, and a line about the machine."""
 
+import argparse
 import datetime
 import importlib.metadata
 import os
 import platform
+
+
+def make_parser(description: str | None, smoke: str) -> argparse.ArgumentParser:
+    """Returns a parser with `--smoke`, the size that the tests run; `smoke` is its help."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help=smoke)
+    return parser
 
 
 def describe_machine(*packages: str) -> str:

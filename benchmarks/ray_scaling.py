@@ -8,7 +8,6 @@ trials x seconds / workers; the rest is Ray's overhead and that of the oracle wi
 The second part runs only the oracle and the journal.
 """
 
-import argparse
 import importlib.util
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import keras_tuner
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes.engine import spaces, tuner
 from recipes.engine.ray import RayWorkers
 from recipes.engine.workers import Task
@@ -100,14 +99,13 @@ def estimate_rate(trials: int) -> None:
 
 def main() -> None:
     """Runs both parts and prints the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, smoke="20 trials of 0.01 s on 2 workers")
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=0.1)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument(
         "--at_once", type=int, default=0, help="trials submitted to Ray at a time; 0: as many as workers"
     )
-    parser.add_argument("--smoke", action="store_true", help="20 trials of 0.01 s on 2 workers")
     options = parser.parse_args()
     if options.smoke:
         options.trials, options.seconds, options.workers = 20, 0.01, 2

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import table_search
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes import _main, tables
 from recipes.cards import truth
 from zoo.markdown import make_table
@@ -38,10 +38,9 @@ SLOW = ("bayesian", "progressive")
 
 def main() -> None:
     """Runs all searches and prints a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, smoke="two seeds and two evaluations, as in the tests")
     parser.add_argument("tables", nargs="*", type=Path, help="files of recipes.tables")
     parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--smoke", action="store_true", help="two seeds and two evaluations, as in the tests")
     parser.add_argument("--only", choices=list(table_search.ORACLES), nargs="*", help="searches to run; all by default")
     parser.add_argument("--budgets", type=int, nargs="+", help="numbers of evaluations, for all searches")
     parser.add_argument(

@@ -7,13 +7,12 @@ checks of the memory limits.
 """
 
 import statistics
-import sys
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 from recipes.tinynas.children import InheritedAccuracy, build_standalone
 from recipes.tinynas.needs import Budget, predict_needs
 from recipes.tinynas.space import SMALL_STRIDES, TinySpace
@@ -65,7 +64,7 @@ def measure(scorer, values, images, repeats):
 
 def main():
     """Prints seconds and ratios."""
-    smoke = "--smoke" in sys.argv
+    smoke = make_parser(__doc__, smoke="two networks, once").parse_args().smoke
     repeats, count, drawn_networks = (1, 2, 20) if smoke else (REPEATS, NETWORKS, 1000)
     print(
         f"{describe_machine('tensorflow', 'keras')}; {IMAGES} images, batches of {BATCH}, median of {repeats}, seed 0"

@@ -11,12 +11,13 @@ one after the other, each in its own process, without counting imports and a fir
 * the step takes images from an array, without a tf.data pipeline.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, make_parser
 
 REPEATS = 3
 NODES, FILTERS, BATCH, SIDE, CLASSES = 3, 8, 64, 14, 10
@@ -82,14 +83,13 @@ def measure(side: str, nodes: int, repeats: int) -> None:
         tuner.forget_models()
 
 
-def main() -> None:
+def main(nodes: int, repeats: int) -> None:
     """Runs both sides and prints the ratios."""
-    nodes, repeats = (1, 1) if "--smoke" in sys.argv else (NODES, REPEATS)
     print(f"{describe_machine('tensorflow', 'keras')}; seed {SEED}")
     print(f"{repeats} random NASNet cells of {nodes} nodes, 1 repeat, {FILTERS} filters, batch {BATCH}")
     medians = {}
     for side in ("ours", "plain"):
-        command = [sys.executable, "-m", "benchmarks.trial_cost", side, str(nodes), str(repeats)]
+        command = [sys.executable, "-m", "benchmarks.trial_cost", "--in_this_process", side, str(nodes), str(repeats)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         rows = [[float(number) for number in line.split()] for line in output.splitlines()]
         wall, processor = zip(*rows, strict=True)
@@ -104,7 +104,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    parser = make_parser(__doc__, smoke="a cell of one node, once")
+    parser.add_argument("--in_this_process", nargs=3, help=argparse.SUPPRESS)  # side, nodes, repeats
+    options = parser.parse_args()
+    if options.in_this_process:
+        side, *counts = options.in_this_process
+        measure(side, *map(int, counts))
     else:
-        main()
+        main(*(1, 1) if options.smoke else (NODES, REPEATS))

@@ -47,6 +47,11 @@ def test_make_bench_runs_every_measurement_and_no_maintainers_program():
     assert sorted(names.split()) == SCRIPTS
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_script_reads_its_arguments_by_hand_and_so_each_refuses_a_wrong_flag(name: str):
+    assert "sys.argv" not in (PROJECT / "benchmarks" / f"{name}.py").read_text()
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_scripts_print_measurements(name: str, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *arguments[name]])

@@ -27,7 +27,7 @@ from benchmarks.machine import describe_machine, make_parser
 from recipes.darts import supernet as supernet_darts
 from recipes.darts.space import DartsSpace
 from recipes.darts.supernet import CONVOLUTIONS
-from recipes.darts.training import Bilevel
+from recipes.darts.training import BilevelSearch
 from recipes.training.supernet import EPSILON
 from recipes.training.tensorflow_options import run_branches_side_by_side
 
@@ -98,7 +98,7 @@ class PlainSupernet:
             sums = []
             for source, state in enumerate(states):
                 strides = 2 if place.reducing and source < 2 else 1
-                ops = [op for edge, op in place.kind.maps if edge == row]
+                ops = [op for edge, op in place.kind.edge_ops if edge == row]
                 if ops:
                     outputs = self._operations(f"{name}/node{node}/state{source}", ops, state, filters, strides)
                     sums.append(WeightedSum([place.kind.ops.index(op) for op in ops])([table[row], *outputs]))
@@ -180,7 +180,7 @@ class PlainSupernet:
 
 def make_our_step(net: supernet_darts.Supernet, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Returns a function that takes a step of the alphas and the weights as in the recipe."""
-    state = Bilevel(net, order=1, alpha_rate=3e-4, seed=0)
+    state = BilevelSearch(net, order=1, alpha_rate=3e-4, seed=0)
     return lambda: state.learn((images, labels), (images, labels), 0.025)
 
 

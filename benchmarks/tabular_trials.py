@@ -11,12 +11,8 @@ from pathlib import Path
 
 import keras_tuner
 
-<<<<<<< HEAD
-from benchmarks.machine import describe_machine
-from benchmarks.ray_scaling import score
-=======
 from benchmarks.machine import describe_machine, make_parser
->>>>>>> b2f5c6d (Every benchmark has --help and refuses a wrong flag before it measures for minutes)
+from benchmarks.ray_scaling import score
 from recipes.engine import spaces, tuner
 from recipes.oracles import AgingEvolution
 

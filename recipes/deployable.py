@@ -152,8 +152,8 @@ def _equalize(model: "keras.Model", calibration: np.ndarray) -> "keras.Model":
     found = equalize.equalize(model, calibration)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.left.items())[:2])
     print(
-        f"equalize: channels of {len(found.done)} of {len(found.done) + len(found.left)} layers of {model.name}"
-        + (f"; not, for example, {reasons}" if reasons else ""),
+        f"equalized: channels of {len(found.done)} of {len(found.done) + len(found.left)} layers of {model.name}"
+        + (f"; not equalized, for example: {reasons}" if reasons else ""),
         file=sys.stderr,
     )
     return found.model

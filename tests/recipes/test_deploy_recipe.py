@@ -280,7 +280,7 @@ def test_why_a_quantized_file_takes_longer_than_the_float_one_stands_beside_the_
 
 def test_equalized_model_computes_the_same_and_its_layers_are_counted(config, model, capsys):
     subject = deployable.load(dataclasses.replace(config, equalize=True))
-    assert "equalize: channels of 1 of 3 layers of small; not, for example, " in capsys.readouterr().err
+    assert "equalized: channels of 1 of 3 layers of small; not equalized, for example: " in capsys.readouterr().err
     np.testing.assert_array_equal(subject.model.predict(subject.images), model.predict(subject.images))
 
 

@@ -17,6 +17,7 @@ from zoo import graph
 _FREE = ("Dropout", "Flatten", "InputLayer", "Reshape", "SpatialDropout2D")
 _LINEAR = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 _RELUS = ("relu", "relu6")
+_TRANSPOSED = "Conv2DTranspose"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def of(model: keras.Model, input_shape: Sequence[int] | None = None) -> Cost:
     return Cost(
         params=model.count_params(),
         trainable_params=sum(math.prod(variable.shape) for variable in model.trainable_variables),
-        macs=sum(_count_macs(call.layer, shapes[id(call.outputs[0])]) for call in linear),
+        macs=sum(_count_macs(call, shapes) for call in linear),
         peak_memory=_find_peak_memory(model, calls, shapes),
         flash=sum(_count_flash(layer) for layer in distinct.values()),
     )
@@ -71,15 +72,20 @@ def _get_kernels(layer: Any) -> list[Any]:
     return [kernel for name in names if (kernel := getattr(layer, name, None)) is not None]
 
 
-def _count_macs(layer: Any, output: tuple[int, ...]) -> int:
-    places = math.prod(output[:-1])
-    return sum(math.prod(kernel.shape) * places for kernel in _get_kernels(layer))
+def _count_macs(call: graph.Call, shapes: dict[int, tuple[int, ...]]) -> int:
+    # A transposed convolution applies its kernel at each position of its input, the others at each of their output.
+    tensor = call.inputs[0] if call.kind == _TRANSPOSED else call.outputs[0]
+    positions = math.prod(shapes[id(tensor)][:-1])
+    return sum(math.prod(kernel.shape) * positions for kernel in _get_kernels(call.layer))
 
 
 def _count_flash(layer: Any) -> int:
     kernels = _get_kernels(layer)
-    if graph.kind_of(layer) == "DepthwiseConv2D":
+    kind = graph.kind_of(layer)
+    if kind == "DepthwiseConv2D":
         channels = kernels[0].shape[2] * kernels[0].shape[3]
+    elif kind == _TRANSPOSED:
+        channels = kernels[0].shape[2]
     else:
         channels = kernels[-1].shape[-1]
     return sum(math.prod(kernel.shape) for kernel in kernels) + 4 * channels

@@ -49,6 +49,12 @@ def test_a_dilated_and_a_grouped_convolution():
     assert (grouped.params, grouped.macs) == (6, 64 * 6)
 
 
+def test_a_transposed_convolution_applies_its_kernel_at_each_position_of_its_input():
+    cost = zoo.cost.of(model_of(layers.Conv2DTranspose(5, 2, strides=2)))
+    assert cost.macs == 64 * (2 * 2 * 3 * 5)
+    assert cost.flash == 2 * 2 * 3 * 5 + 4 * 5
+
+
 def test_normalisation_is_folded_and_relu_fused_without_memory_of_their_own():
     chain = (layers.Conv2D(4, 1, use_bias=False), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5))
     cost = zoo.cost.of(model_of(*chain))

@@ -93,6 +93,20 @@ def test_training_becomes_a_folder_with_its_accuracy(tmp_path, images):
     assert '"metrics": [{"type": "accuracy", "value": 0.8125}]' in card
 
 
+@pytest.mark.parametrize(
+    ("results", "row"),
+    [
+        ({"data": "mine", "test_accuracy": 0.5}, "| test accuracy on mine | 0.5000 |"),
+        ({"test_accuracy": "high", "test_images": [3]}, None),
+    ],
+)
+def test_results_of_another_program_give_the_card_what_they_hold(tmp_path, results, row):
+    built("mcunet").save(tmp_path / "model.keras")
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    card = (zoo.save_pretrained(tmp_path / "model.keras", tmp_path / "hub") / "README.md").read_text()
+    assert row in card if row else "accuracy" not in card
+
+
 def test_name_of_the_zoo_finds_its_genotype_and_a_foreign_model_has_none(tmp_path, images):
     model = zoo.build("mcunet_vww0", classes=2, input_shape=(32, 32, 3))
     found = zoo.from_pretrained(zoo.save_pretrained(model, tmp_path / "zoo"))

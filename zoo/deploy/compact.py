@@ -161,7 +161,9 @@ def split(model: keras.Model, regions: Sequence[Region]) -> keras.Model:
     for region in regions:
         members = _find_members(calls, region)
         if inside & set(map(id, members)):
-            raise StripsError(f"region {region} overlaps another; put each layer into one region only")
+            raise StripsError(
+                f"region {region.first} to {region.last} overlaps another; put each layer into one region only"
+            )
         inside |= set(map(id, members))
         ends[id(members[-1].node)] = (region, members)
     within = {id(call.node) for call in calls if id(call) in inside}
@@ -200,23 +202,26 @@ def _find_members(calls: list[graph.Call], region: Region) -> list[graph.Call]:
         members[id(call)] = call
         for tensor in (id(given) for given in call.inputs if id(given) != source):
             if tensor not in made:
-                raise StripsError(f"layer {call.layer.name!r} of {place} reads the input")
+                raise StripsError(
+                    f"layer {call.layer.name!r} of {place} also reads the model's input; end the region before it"
+                )
             if id(made[tensor]) not in members:
                 stack.append(made[tensor])
     ordered = [call for call in calls if id(call) in members]
     if ordered[0] is not first:
         raise StripsError(
-            f"{place} also reads {ordered[0].layer.name!r}, which {region.first} does not lead to. Begin the region "
-            "where the branches part, or end it before they join"
+            f"{place} also depends on {ordered[0].layer.name!r}, which does not follow {region.first}. Begin the "
+            "region where the branches part, or end it before they join"
         )
     written = {id(call.outputs[0]) for call in ordered[:-1]}
     for call in calls:
         if id(call) not in members and written & set(map(id, call.inputs)):
-            raise StripsError(f"layer {call.layer.name!r} reads from inside {place}")
+            raise StripsError(f"layer {call.layer.name!r} reads from inside {place}; end the region elsewhere")
     return ordered
 
 
 def _split_region(region: Region, members: list[graph.Call], source: Any) -> Any:
+    """Returns the region's output, computed strip by strip from its input `source`."""
     height, rows = source.shape[1], members[-1].outputs[0].shape[1]
     if rows is None or height is None or height % rows or not 1 <= region.strips <= min(rows, rewrites.MOST_INPUTS):
         raise StripsError(

@@ -124,10 +124,12 @@ def help_text(presets: Mapping[str, Config], program: str, description: str) -> 
     """Returns the text of `--help`: usage, description, and each flag with its type, help and value in each preset."""
     width = max(60, min(120, shutil.get_terminal_size().columns))
     names = list(presets)
-    lines = [f"usage: {program} [--preset={'|'.join(names)}] [--flag=value ...]", "", description, ""]
+    fields, comments = _list_fields(type(presets[names[0]])), field_help(type(presets[names[0]]))
+    words = _find_positional(fields)
+    usage = f"usage: {program} [--preset={'|'.join(names)}] [--flag=value ...]" + (f" {words.upper()}" if words else "")
+    lines = [usage, "", description, ""]
     lines += [f"The default preset is {names[0]}; explicit flags override the preset.", "", "flags:"]
-    comments = field_help(type(presets[names[0]]))
-    for field, hint in _list_fields(type(presets[names[0]])):
+    for field, hint in fields:
         negative = "[no]" if hint is bool else ""
         value = "" if hint is bool else f"={_describe_type(hint)}"
         lines.append(f"  --{negative}{field.name}{value}")
@@ -166,7 +168,7 @@ def _parse_flags(arguments: Sequence[str], presets: Mapping[str, Any]) -> flags.
         for old in field.metadata.get("old_names", ()):
             if values[old].present:
                 _rename(values, old, field.name)
-    words = next((field.name for field, _ in fields if field.metadata.get("positional")), None)
+    words = _find_positional(fields)
     if rest and (words is None or values[words].present):
         raise UsageError(f"unexpected {rest[0]!r}: every option is written --name=value; --help lists all options")
     if rest:
@@ -193,6 +195,11 @@ def _list_fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
     """Returns the fields that a caller may set, each with its resolved type."""
     hints = typing.get_type_hints(config_class)
     return [(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init]
+
+
+def _find_positional(fields: list[tuple[dataclasses.Field, Any]]) -> str | None:
+    """Returns the name of the field that takes the words that are not flags, if there is one."""
+    return next((field.name for field, _ in fields if field.metadata.get("positional")), None)
 
 
 class _Parser(flags.ArgumentParser):

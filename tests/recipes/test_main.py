@@ -173,6 +173,13 @@ def test_a_comment_for_a_formatter_is_no_help():
     assert _main.field_help(Skipped) == {"width": "which one", "depth": "how deep"}
 
 
+def test_usage_names_the_field_that_takes_words():
+    from recipes import predict
+
+    usage = _main.help_text(predict.PRESETS, "python -m recipes.predict", "").splitlines()[0]
+    assert usage == "usage: python -m recipes.predict [--preset=laptop] [--flag=value ...] IMAGES"
+
+
 def test_run_calls_the_recipe_with_the_config(capsys: pytest.CaptureFixture):
     seen = []
     _main.run(seen.append, PRESETS, ["--seed=4"])

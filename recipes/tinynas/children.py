@@ -41,6 +41,7 @@ _SCORING_BATCH = 500  # images
 _INT8_IMAGES = 500  # test images for the accuracy of the int8 file
 _CALIBRATION = 256  # training images that calibrate the int8 file
 _DRY_RUN_NETWORKS = 30  # random networks that fit, of which the largest is measured
+_MOST_MISSES = 2000  # random networks in a row that are known or too large; then no more are drawn
 
 
 class InheritedAccuracy:
@@ -139,13 +140,16 @@ class SubNetworks(NetworkScorer):
         return {"val_accuracy": scores.accuracy, "val_loss": scores.loss, **{k: float(v) for k, v in predicted.items()}}
 
     def sample_fitting(self) -> Iterator[dict[str, Any]]:
-        """Yields distinct random sub-networks within all limits, the same ones for the same seed."""
-        rng, space, seen = np.random.default_rng([self.config.seed, 5]), self.net.space, set()
-        while True:
+        """Yields distinct random sub-networks within all limits, the same ones for the same seed, until none is new."""
+        rng, space, seen, misses = np.random.default_rng([self.config.seed, 5]), self.net.space, set(), 0
+        while misses < _MOST_MISSES:
             values = space.sample(rng)
-            if (key := space.key(values)) not in seen and self.check(values) is None:
+            misses += 1
+            if (key := space.key(values)) not in seen:
                 seen.add(key)
-                yield values
+                if self.check(values) is None:
+                    misses = 0
+                    yield values
 
 
 def build_standalone(
@@ -349,7 +353,9 @@ def dry_run(scorer: SubNetworks) -> Genotype:
     steps *= config.supernets
     seconds = cost.scale(config.batch_size) * steps * (config.largest_epochs + config.networks * config.elastic_epochs)
     total = steps * (config.largest_epochs + config.elastic_epochs)
-    drawn = itertools.islice(scorer.sample_fitting(), _DRY_RUN_NETWORKS)
+    drawn = list(itertools.islice(scorer.sample_fitting(), _DRY_RUN_NETWORKS))
+    if not drawn:
+        raise ValueError(f"none of {_MOST_MISSES:,} random networks is within all limits; raise the limits")
     chosen = max(drawn, key=lambda values: scorer.predict_needs(values).macs)
     genotype = scorer.genotype(chosen, "tinynas_dry_run")
     file = tflite.convert(zoo.build(genotype), quantize="int8", calibration=pixels[:2])
@@ -359,7 +365,7 @@ def dry_run(scorer: SubNetworks) -> Genotype:
         f"{net.packing.size:,} shared weights; {cost.describe(config.batch_size)}, for one sub-network; "
         f"{peak_memory():.2f} GiB at most\n"
         f"predicted: {total:,} steps, at most {duration(seconds)} on this machine for the shared weights\n"
-        f"the largest of {_DRY_RUN_NETWORKS} networks that fit: {needs.macs:,} multiply-adds; RAM {needs.arena:,} "
+        f"the largest of {len(drawn)} networks that fit: {needs.macs:,} multiply-adds; RAM {needs.arena:,} "
         f"bytes predicted, {measured['arena']:,} by {measured['by']}; int8 file {needs.file:,} predicted, "
         f"{len(file):,} measured"
     )

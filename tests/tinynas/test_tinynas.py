@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,19 @@ def test_a_dry_run_times_steps_of_one_sub_network_also_where_the_search_never_tr
     config = dataclasses.replace(SMOKE, dry_run=True, largest_epochs=0, networks=3, folder=tmp_path)
     tinynas.search(config, observe=quiet)
     assert counts == [1, 1]
+
+
+def test_random_networks_end_when_a_small_space_has_no_more_that_fit(monkeypatch):
+    space = TinySpace(0.15, SMALL_STRIDES, kernels=(3, 5), expansions=(2, 3), depths=(1,), stages=1)
+    nothing: Any = None
+    net: Any = types.SimpleNamespace(space=space)
+    scorer = SubNetworks(SMOKE, nothing, "mcunet", {}, nothing, net, nothing)
+    monkeypatch.setattr(
+        SubNetworks, "check", lambda self, values: "big" if values["stage0/block0/kernel"] > 3 else None
+    )
+    found = list(scorer.sample_fitting())
+    assert space.size == 4
+    assert sorted(values["stage0/block0/expansion"] for values in found) == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def _train(
         make().load_weights(folder / WEIGHTS)
     else:
         tell(f"training for {_epochs(config.epochs)} on {len(train):,} images")
-        settings = trial.child_settings(len(train), config.epochs, 64, 0.05, 1e-4)
+        settings = trial.make_child_settings(len(train), config.epochs, 64, 0.05, 1e-4)
         trial.train(make, train, source.validation, settings, seed=seed, folder=folder)
     model = zoo.build(small.genotype(), **size)
     transfer(made[-1], model)

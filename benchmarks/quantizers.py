@@ -51,7 +51,7 @@ def train_network(family: str, source: data.Data, train: Part, epochs: int) -> k
             classifier_activation=activation,
         )
 
-    settings = trial.child_settings(len(train), epochs, 64, 0.05, 1e-4)
+    settings = trial.make_child_settings(len(train), epochs, 64, 0.05, 1e-4)
     trial.train(make, train, source.validation, settings, seed=SEED)
     model = build("softmax")
     transfer(made[-1], model)

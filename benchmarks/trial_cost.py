@@ -48,7 +48,7 @@ def train_ours(build, images, labels) -> None:
     from recipes.training.tensorflow_options import without_rewrites
 
     with without_rewrites():
-        learner = Learner(build(), child_training.child_settings(len(images), 1, BATCH, 0.05, 1e-4))
+        learner = Learner(build(), child_training.make_child_settings(len(images), 1, BATCH, 0.05, 1e-4))
         float(learner.step(images, labels, 0.05)[0])
 
 

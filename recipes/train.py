@@ -124,7 +124,7 @@ def _train(config: Config) -> Trained | None:
     from recipes.training.evaluation import measure_accuracy
     from recipes.training.learner import schedule_drop_path, shorten_moving_averages
     from recipes.training.loop import STATE_FILE, fit
-    from recipes.training.paper_settings import SMALL, paper_of
+    from recipes.training.paper_settings import SMALL, find_paper
     from recipes.training.progress import show_progress
     from recipes.training.reading import find_normalization, name_normalization
     from zoo.weights.published import transfer
@@ -142,7 +142,7 @@ def _train(config: Config) -> Trained | None:
         genotype, preset = _add_own_preset(genotype, config.cells, config.filters), "own"
     data, images = _load_images(config, start.origin, genotype, preset, own_size)
     scale = "macro" if isinstance(genotype.body, Chain) else preset or ""
-    paper = SMALL if small else paper_of(genotype.family, scale, images.input_shape[0])
+    paper = SMALL if small else find_paper(genotype.family, scale, images.input_shape[0])
     keras.utils.set_random_seed(config.seed)
     size: dict[str, Any] = {"classes": images.classes, "input_shape": images.input_shape}
     network = zoo.build(

@@ -237,7 +237,7 @@ class NetworkScorer:
         """Returns the training settings of a child network."""
         config = self.config
         ends = getattr(config, "rungs", [config.epochs])[:-1]
-        return child_training.child_settings(
+        return child_training.make_child_settings(
             len(self.images.train), config.epochs, config.batch_size, config.learning_rate, config.weight_decay, ends
         )
 

@@ -48,7 +48,7 @@ class StagedCosine(Schedule):
         return super()._steady(time - begin, min((end for end in self.ends if end > time), default=epochs) - begin)
 
 
-def child_settings(
+def make_child_settings(
     images: int,
     epochs: int,
     batch_size: int,

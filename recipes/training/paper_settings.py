@@ -124,7 +124,7 @@ PAPER: dict[str, dict[str, Paper]] = {
 }  # fmt: skip
 
 
-def paper_of(family: str, scale: str, side: int) -> Paper:
+def find_paper(family: str, scale: str, side: int) -> Paper:
     """Returns a family's row for the preset named `scale`, or, if it has no row, for images of `side` pixels.
 
     Raises:

@@ -11,7 +11,7 @@ import pytest
 import zoo
 from recipes import evaluate, train
 from recipes.images import EMBEDDED
-from recipes.training.paper_settings import PAPER, SMALL, paper_of
+from recipes.training.paper_settings import PAPER, SMALL, find_paper
 from recipes.training.results import find_origin
 from recipes.training.state import StateError, locked
 from tests.recipes.test_finetune import make_folder
@@ -125,9 +125,9 @@ def test_batch_takes_the_learning_rate_along():
 
 
 def test_paper_rows_by_scale_and_image():
-    assert paper_of("darts", "cifar10", 32).settings.epochs == 600
-    assert paper_of("nasnet", "mobile", 224).drop_path == 0
-    assert paper_of("nasnet", "large", 331).drop_path == pytest.approx(0.3)
+    assert find_paper("darts", "cifar10", 32).settings.epochs == 600
+    assert find_paper("nasnet", "mobile", 224).drop_path == 0
+    assert find_paper("nasnet", "large", 331).drop_path == pytest.approx(0.3)
     assert sorted(PAPER) == ["amoebanet", "darts", "enas", "mcunet", "mnasnet", "nasnet", "pnasnet"]
 
 

@@ -40,7 +40,7 @@ PROGRAM = """
             raise Killed
 
     def train(devices, normalized=False, **options):
-        settings = trial.child_settings(49, 2, 16, 0.1, 1e-4)  # the last batch has one image
+        settings = trial.make_child_settings(49, 2, 16, 0.1, 1e-4)  # the last batch has one image
         return trial.train(
             lambda: network(normalized), part, part, settings, seed=1, devices=devices, **options
         )

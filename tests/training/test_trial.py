@@ -40,7 +40,7 @@ def train(epochs: int = 3, seed: int = 1, make_model=network, part: Arrays | Non
         make_model,
         part,
         images(40, seed=9),
-        trial.child_settings(len(part), epochs, 16, 0.1, 1e-4, ends),
+        trial.make_child_settings(len(part), epochs, 16, 0.1, 1e-4, ends),
         seed=seed,
         **options,
     )
@@ -94,14 +94,14 @@ def test_a_state_of_another_network_or_half_a_file_is_left_alone(tmp_path):
 
 
 def test_the_rate_falls_along_a_cosine_after_ten_steps_of_warmup():
-    schedule = trial.child_settings(1600, 1, 16, 0.4, 1e-4).schedule
+    schedule = trial.make_child_settings(1600, 1, 16, 0.4, 1e-4).schedule
     assert schedule.at_step(0, 100, 1) == pytest.approx(0.4 / 11)
     assert schedule.at_step(50, 100, 1) == pytest.approx(0.2)
     assert schedule.at_step(10, 10**6, 10**6) == pytest.approx(0.4 * 11 / 10**6 / 0.11)  # of epochs, not of steps
 
 
 def test_each_stage_of_a_training_has_a_cosine_of_its_own():
-    schedule = trial.child_settings(1600, 9, 16, 0.4, 1e-4, ends=(1, 3)).schedule
+    schedule = trial.make_child_settings(1600, 9, 16, 0.4, 1e-4, ends=(1, 3)).schedule
     assert schedule.at_step(50, 100, 9) == pytest.approx(0.2)  # the middle of the first epoch,
     assert [schedule.at_step(step, 100, 9) for step in (100, 300)] == [0.4, 0.4]
     assert [schedule.at_step(step, 100, 9) for step in (200, 600)] == pytest.approx([0.2, 0.2])  # of two, and of six
@@ -139,7 +139,7 @@ class Streamed(Stream):
 
 
 def test_images_that_stream_from_the_disk_are_trained_on_and_judged_alike():
-    settings = trial.child_settings(64, 3, 16, 0.1, 1e-4)
+    settings = trial.make_child_settings(64, 3, 16, 0.1, 1e-4)
     parts = Streamed(images(64)), Streamed(images(40, seed=9))
     first, again = (trial.train(network, *parts, settings, seed=1) for _ in range(2))
     assert first == again

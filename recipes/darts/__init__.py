@@ -1,4 +1,4 @@
-"""DARTS: search cells by gradient descent, with one or more seeds; the cells found are trained briefly, the best win.
+"""DARTS: search cells by gradient descent, once per seed; then train the cells found briefly and keep the best.
 
     python -m recipes.darts                              # embedded images, on 2 cores
     python -m recipes.darts --algorithm=random           # the baseline: random cells of the space, trained alike

@@ -17,12 +17,12 @@ class Config(ChildConfig):
     algorithm: Literal["darts", "random"] = "darts"  # random is the baseline
     order: Literal[1, 2] = 1  # 2 differentiates through a step of the weights; an alpha step then takes 4 times as long
     supernets: int = 1  # per search, each with its own seed; the mean of their strengths selects the cells
-    search_epochs: int = 8  # of a supernet
-    warm_up_epochs: int = 2  # the first of these, in which only weights learn; 0 in the paper, 10 of 25 in P-DARTS
+    search_epochs: int = 8  # epochs of each supernet
+    warm_up_epochs: int = 2  # first epochs, in which only the weights learn; 0 in the paper, 10 of 25 in P-DARTS
     search_batch_size: int = 32  # images per step of the supernet
-    search_cells: int = 3  # of the supernet; 8 in the paper
-    search_filters: int = 4  # of the supernet's nodes before the first reduction; 16 in the paper
-    nodes: int = 3  # per cell; 4 in the paper
+    search_cells: int = 3  # cells of the supernet; 8 in the paper
+    search_filters: int = 4  # filters of its nodes before the first reduction; 16 in the paper
+    nodes: int = 3  # nodes per cell; 4 in the paper
     ops: tuple[str, ...] = OPS[1:]  # operations that an edge chooses from, besides none
     fixed_reduction: bool = False  # search only the normal cell; the reduction cell has pools and skip connections
     alpha_rate: float = 0.03  # Adam's learning rate for the alphas; the paper's 3e-4 needs its 20,000 steps
@@ -30,12 +30,12 @@ class Config(ChildConfig):
     selection_batches: int = 8  # batches of validation images that score a perturbation
     tuning_steps: int = 10  # steps of the weights after each choice by perturbation
     stop_at_skips: int | None = None  # number of skip connections in the normal cell that ends a search early
-    random_cells: int = 12  # trained like the cells found, for comparison; 12 or more give Kendall's tau too
+    random_cells: int = 12  # random cells trained like those found, to compare; 12 or more give Kendall's tau too
     eigenvalue: bool = True  # log the largest eigenvalue of the Hessian in alpha after each epoch
-    save_seconds: float = 60.0  # between two saves of the state within an epoch
+    save_seconds: float = 60.0  # seconds between two saves of the state within an epoch
     dry_run_steps: int = 2  # steps of a dry run after the first, whose time includes tracing
-    cells: int = 3  # of the networks that are trained to compare results
-    filters: int = 8  # of these networks' nodes before the first reduction
+    cells: int = 3  # cells of the networks that are trained to compare results
+    filters: int = 8  # filters of these networks' nodes before the first reduction
     folder: Path = Path("runs/darts")  # results, and the state to resume from
 
     added: ClassVar[tuple[str, ...]] = ("supernets",)

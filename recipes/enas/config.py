@@ -17,16 +17,16 @@ class Config(ChildConfig):
     trials: int = 1  # number of searches, each with its own seed; with --algorithm=random, number of random networks
     algorithm: Literal["enas", "uniform", "random"] = "enas"  # uniform and random are the baselines
     space: Literal["micro", "macro"] = "micro"  # cells, or a chain of layers
-    epochs: int = 10  # of each final training; 3 would rank networks differently (Kendall's tau 0.6 over 12)
-    search_epochs: int = 60  # of the shared weights
-    uniform_epochs: int = 0  # the first of these, in which the weights learn from paths drawn uniformly
+    epochs: int = 10  # epochs of each final training; 3 would rank networks differently (Kendall's tau 0.6 over 12)
+    search_epochs: int = 60  # epochs of the shared weights
+    uniform_epochs: int = 0  # first epochs, in which the weights learn from paths drawn uniformly
     search_batch_size: int = 32  # images per step of the shared weights, and per reward
     search_cells: int = 3  # normal cells of the supernet, besides two reduction cells (micro); 6 in the paper
-    search_filters: int = 8  # of the supernet before the first reduction; 20 (micro) and 36 (macro) in the paper
-    nodes: int = 3  # per cell (micro); 5 in the paper
+    search_filters: int = 8  # its filters before the first reduction; 20 (micro) and 36 (macro) in the paper
+    nodes: int = 3  # nodes per cell (micro); 5 in the paper
     ops: tuple[str, ...] = MICRO_OPS  # operations that an edge chooses from (micro)
     fixed_reduction: bool = False  # search only the normal cell (micro); the reduction cell has pools and skips
-    layers: int = 6  # of the chain (macro); 12 in the paper
+    layers: int = 6  # layers of the chain (macro); 12 in the paper
     search_rate: float = 0.05  # learning rate of the shared weights at the start of a cosine period
     least_rate: float = 0.0005  # learning rate at the end of a period
     rate_period: int = 60  # epochs of the first period; each period is twice as long as the one before
@@ -34,7 +34,7 @@ class Config(ChildConfig):
     shared_joins: bool = False  # convolutions that read a cell's output share a part among states (micro); not in paper
     search_dropout: float = 0.1  # share of the features that a step drops
     reward_images: int = 400  # training images reserved for rewards and the choice of the path
-    updates: int = 12  # of the controller after each epoch; 30 (micro) and 50 (macro) in the paper
+    updates: int = 12  # updates of the controller after each epoch; 30 (micro) and 50 (macro) in the paper
     samples: int = 5  # paths per update, each rewarded on a batch; 10 (micro) and 20 (macro) in the paper
     candidates: int = 50  # paths drawn at the end; each network is scored once, in a tenth of a second
     finalists: int = 1  # the best candidates, which are trained on their own; the best in validation wins
@@ -49,10 +49,10 @@ class Config(ChildConfig):
     baseline: float = 0.95  # decay of the moving average of rewards; 0.99 in the paper
     skip_target: float = 0.4  # share of skips that the controller is drawn to (macro)
     skip_weight: float = 0.8  # how strongly the controller is drawn to skip_target (macro)
-    random_networks: int = 12  # trained like the network found, for comparison; 12 or more give Kendall's tau too
-    save_seconds: float = 60.0  # between two saves of the state within an epoch
+    random_networks: int = 12  # random networks, trained alike to compare; 12 or more give Kendall's tau too
+    save_seconds: float = 60.0  # seconds between two saves of the state within an epoch
     cells: int = 3  # normal cells of the networks that are trained to compare results (micro)
-    filters: int = 8  # of these networks before the first reduction
+    filters: int = 8  # filters of these networks before the first reduction
     folder: Path = Path("runs/enas")  # results, and the state to resume from
 
     added: ClassVar[tuple[str, ...]] = ("uniform_epochs", "score", "supernets", "shared_joins", "finalists")

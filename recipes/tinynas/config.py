@@ -24,18 +24,18 @@ class Config(ChildConfig):
     ] = "tiny"
     engine: Literal["tflm", "bare"] = "tflm"  # bare counts only activations and weights, as for the paper's engine
     image_size: int | None = None  # the resolution; none lets the first stage choose
-    resolutions: tuple[int, ...] = (16, 20, 24, 28)  # that the first stage chooses from
+    resolutions: tuple[int, ...] = (16, 20, 24, 28)  # resolutions to choose from
     widths: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.4)  # multiples of ProxylessNAS' widths to choose from
     space_networks: int = 500  # random networks per resolution and width
-    rank_by: Literal["mean", "percentile"] = "mean"  # of their multiply-adds; the percentile is the 80th
-    least_share: float = 0.05  # of the random networks that must fit at the chosen resolution and width
+    rank_by: Literal["mean", "percentile"] = "mean"  # statistic of their multiply-adds; the percentile is the 80th
+    least_share: float = 0.05  # share of the random networks that must fit at the chosen resolution and width
     strides: Literal["small", "imagenet"] = "small"  # halve images three times, or five times
     kernels: tuple[int, ...] = (3, 5, 7)  # kernel sizes that a block chooses from
     expansions: tuple[int, ...] = (3, 4, 6)  # factors that a block chooses from
     depths: tuple[int, ...] = (1, 2)  # numbers of blocks that a stage chooses from
     shares: tuple[float, ...] = (1.0,)  # shares of its filters that a stage may keep, such as 0.75,1
-    stages: int = 6  # the first of six, the last with one block; fewer make a space that can be tabulated
-    kernel_transform: bool = False  # matrices transform the smaller kernels, which are else only cut out (once-for-all)
+    stages: int = 6  # the first of six stages, the last with one block; fewer make a space that can be tabulated
+    kernel_transform: bool = False  # transform smaller kernels by learnt matrices, not just cut them out (once-for-all)
     largest_epochs: int = 3  # epochs of the largest sub-network alone, which come first
     elastic_epochs: int = 6  # epochs of several sub-networks per step
     networks: int = 4  # sub-networks per step
@@ -43,21 +43,21 @@ class Config(ChildConfig):
     # choices of each decision occur equally often in a step (Chu et al., "FairNAS", ICCV 2021, strict fairness)
     sampling: Literal["sandwich", "random", "fair"] = "sandwich"
     distillation: float = 1.0  # weight of the loss against the largest sub-network's predictions; 0 in the paper
-    score: Literal["accuracy", "loss"] = "accuracy"  # of sub-networks; the loss ranks better without distillation
+    score: Literal["accuracy", "loss"] = "accuracy"  # score of sub-networks; the loss ranks better without distillation
     supernets: int = 1  # once-for-all networks, each with its own seed; a sub-network's score is the mean over them
     supernet_rate: float = 0.05  # learning rate of the shared weights
     population: int = 20  # networks per generation
-    parents: int = 5  # of the next generation: the best so far
+    parents: int = 5  # networks, the best so far, that are parents of the next generation
     mutation: float = 0.1  # probability that a choice is drawn again
     calibration_batches: int = 8  # batches of batch_size images for the normalisation of each sub-network
     # file of the shared weights, if several searches share them; none: supernet.npz in the folder. With several
     # supernets, this is the first one's, and files next to it have the others
     supernet: Path | None = None
-    save_seconds: float = 30.0  # between two saves of the shared weights
-    training_images: int | None = 3000  # with the classes in proportion; none for all images
+    save_seconds: float = 30.0  # seconds between two saves of the shared weights
+    training_images: int | None = 3000  # images to train on, with the classes in proportion; none for all
     augment: bool = False  # crop and flip
-    epochs: int = 3  # of fine-tuning with inherited weights, and of trainings from scratch to compare
-    random_networks: int = 12  # trained from scratch to compare with the best, and ranked by shared weights too
+    epochs: int = 3  # epochs of fine-tuning, and of trainings from scratch to compare
+    random_networks: int = 12  # networks to train from scratch for comparison, and to rank by shared weights too
     folder: Path = Path("runs/tinynas")  # results, and the state to resume from
 
     metrics: ClassVar[tuple[str, ...]] = (

@@ -100,7 +100,7 @@ def _render_macros(prefix: str, data: bytes) -> str:
             what = f"{prefix}_{side}" if len(numbers) == 1 else f"{prefix}_{side}{place}"
             lines += _define_tensor(what, graph.tensors[number])
     lines.append(f"#define {prefix}_INPUT_TURNED {int(compact.is_turned(data))}")
-    kinds = list_operators(model)
+    kinds = list_kinds(model)
     lines.append(f"#define {prefix}_OPERATORS {len(kinds)}  /* {', '.join(kinds)} */")
     methods = [_METHODS.get(kind, _camel_case(kind)) for kind in kinds]
     calls = [f"(resolver).Add{method}() == kTfLiteOk" for method in methods if " " not in method]
@@ -109,7 +109,7 @@ def _render_macros(prefix: str, data: bytes) -> str:
     return "\n".join(lines) + "\n"
 
 
-def list_operators(model: Any) -> list[str]:
+def list_kinds(model: Any) -> list[str]:
     """Returns the kinds of operators in a parsed file, each once, in alphabetical order."""
     return sorted({tflite_file.kind_of(model, operator) for graph in model.subgraphs for operator in graph.operators})
 

@@ -84,7 +84,7 @@ def write(
         channels=shape[3],
         input_type=tflite_file.type_of(graph.tensors[graph.inputs[0]]),
         turned=", turned by 180 degrees (`preprocess` does this)" if compact.is_turned(data) else "",
-        operators=", ".join(c_array.list_operators(model)),
+        operators=", ".join(c_array.list_kinds(model)),
         folder=Path(folder).absolute().name,
     )
     return atomic.write_folder(folder, files, MARKER)

@@ -57,7 +57,7 @@ class Config(ChildConfig):
     """Options of a table; options of spaces other than `space` have no effect."""
 
     trials: int = dataclasses.field(init=False, default=1)
-    space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # of architectures to train
+    space: Literal["darts", "enas", "nasnet", "tinynas"] = "darts"  # search space whose architectures are trained
     repeats: int = 2  # trainings of each architecture
     known: str | None = None  # file or name of a table of fewer repeats, whose trainings and latencies are reused
     sample: int | None = None  # architectures to draw at random; none takes all
@@ -73,10 +73,10 @@ class Config(ChildConfig):
     expansions: tuple[int, ...] = (2, 6)  # choices for a block's expansion factor (tinynas)
     depths: tuple[int, ...] = (1,)  # choices for a stage's number of blocks (tinynas)
     shares: tuple[float, ...] = (1.0,)  # choices for the share of its filters that a stage keeps (tinynas)
-    training_images: int | None = 4000  # per training, classes in proportion; none takes all
-    validation_images: int | None = 5000  # for the accuracy that searches of the table see; none takes all
+    training_images: int | None = 4000  # images per training, classes in proportion; none takes all
+    validation_images: int | None = 5000  # images for the accuracy that searches of the table see; none takes all
     validation_fraction: float = 0.5  # of the training images, if the source has no validation images
-    epochs: int = 5  # per training
+    epochs: int = 5  # epochs per training
     keep: int = 0  # how many of the best trials' checkpoints to keep
     folder: Path = Path("runs/tabulate")  # table, page, and the state to resume from
 

@@ -69,7 +69,7 @@ class PlaceConfig:
     workers: str = "0"  # 0 runs trials in this process, N in N processes on this machine, ray on a Ray cluster
     trial_cpus: float = 1.0  # cores that Ray gives each trial
     trial_gpus: float = 0.0  # GPUs that Ray gives each trial; with two or more, training is data-parallel
-    trials_at_once: int | None = None  # submitted to Ray; none submits as many as the cluster has room for
+    trials_at_once: int | None = None  # trials submitted to Ray; none submits as many as the cluster has room for
     retries: int = 1  # times that a trial is retried after its worker died
     silence: float = 1800.0  # seconds without a report after which a trial's worker counts as dead
 
@@ -94,14 +94,14 @@ class ChildConfig(PlaceConfig, FolderOptions):
     """Options of every trial-based search."""
 
     trials: int = 24  # networks to train
-    seed: int = 0  # for the search, the networks' weights and the order of the images
-    data: str = "fashion_mnist_small"  # a name of recipes.images.sources: embedded, tfds:NAME or a folder of images
+    seed: int = 0  # seeds the search, the networks' weights and the order of the images
+    data: str = "fashion_mnist_small"  # the embedded images, tfds:NAME or a folder of images; see recipes.images.sources
     image_size: int | None = 14  # images are resized to this many pixels a side; none keeps their size
-    training_images: int | None = 2000  # per trial, classes in proportion; none takes all
-    validation_images: int | None = 1000  # to score each trial on; none takes all
-    epochs: int = 2  # per trial
+    training_images: int | None = 2000  # images to train each trial on, classes in proportion; none takes all
+    validation_images: int | None = 1000  # images to score each trial on; none takes all
+    epochs: int = 2  # epochs per trial
     batch_size: int = 64  # images per training step
-    learning_rate: float = 0.05  # at the start of the cosine decay
+    learning_rate: float = 0.05  # learning rate at the start of the cosine decay
     weight_decay: float = 1e-4  # L2 on convolutions and the classifier
     augment: bool = False  # crop, flip and cutout, which short trials are better without
     max_params: int | None = None  # skip networks with more parameters
@@ -155,7 +155,7 @@ class TrialConfig(ChildConfig):
     """Options of the searches whose trials each train a network; a subclass adds the option `algorithm`."""
 
     fidelity: Literal["full", "halving"] = "full"  # halving trains new networks briefly, and only the best for `epochs`
-    first_epochs: int = 1  # for halving: epochs of every network
+    first_epochs: int = 1  # for halving: epochs that every network is trained for
     halving_factor: int = 3  # for halving: one network in this many is trained on, for this many times the epochs
     # search the Pareto front of two or three metrics, given with directions such as val_accuracy:max,latency:min
     # (algorithm nsga2); genotype.json is the best by the first

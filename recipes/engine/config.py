@@ -95,7 +95,7 @@ class ChildConfig(PlaceConfig, FolderOptions):
 
     trials: int = 24  # networks to train
     seed: int = 0  # seeds the search, the networks' weights and the order of the images
-    data: str = "fashion_mnist_small"  # the embedded images, tfds:NAME or a folder of images; see recipes.images.sources
+    data: str = "fashion_mnist_small"  # embedded images, tfds:NAME or a folder of images; see recipes.images.sources
     image_size: int | None = 14  # images are resized to this many pixels a side; none keeps their size
     training_images: int | None = 2000  # images to train each trial on, classes in proportion; none takes all
     validation_images: int | None = 1000  # images to score each trial on; none takes all

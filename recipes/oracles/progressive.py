@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -110,9 +110,10 @@ class ProgressiveOracle(SearchOracle):
         """
         depth = self.layout.depth
         while True:
-            quota, dry = self._quota(), False
+            quota, dry = self._get_quota(), False
             if quota is None or self._ended + self.running < quota:
-                for genome in self._iterate_open():
+                genome = self._take_next()
+                if genome is not None:
                     return genome
                 dry = True
             if self.running:
@@ -125,14 +126,14 @@ class ProgressiveOracle(SearchOracle):
                 return None
             self.stage, self._ended, self._position, self._ranking = self.stage + 1, 0, 0, None
 
-    def _quota(self) -> int | None:
+    def _get_quota(self) -> int | None:
         """Returns the number of trials in the stage; None for all candidates."""
         if self.stage == 0:
             return self.first
         return self.beam if self.stage < self.layout.depth else self.round_size or self.beam
 
-    def _iterate_open(self) -> Iterator[Genome]:
-        """Yields the stage's remaining candidates, most promising first, without the known ones."""
+    def _take_next(self) -> Genome | None:
+        """Returns the most promising of the stage's remaining candidates that is not known; None if none is left."""
         if self._ranking is None:
             grid = self._make_grid()
             self._ranking = (grid, self._rank(grid))
@@ -141,7 +142,8 @@ class ProgressiveOracle(SearchOracle):
             genome = grid.genome(order[self._position])
             self._position += 1
             if self._is_open(genome):
-                yield genome
+                return genome
+        return None
 
     def _make_grid(self) -> Grid:
         """Returns the candidates of the stage."""

@@ -127,13 +127,19 @@ def find_image_shape(model: Any) -> tuple[int | None, ...]:
     """Returns the input shape of a Keras model, (batch, height, width, channels).
 
     Raises:
-        ValueError: the model does not take images.
+        ValueError: the model does not take images, or takes them channels first.
     """
     shape = tuple(model.inputs[0].shape)
     if len(shape) != 4:
         raise ValueError(
             f"model {model.name!r} takes {shape[1:]}; expected images (height, width, channels). Put a "
             "keras.layers.Reshape in front of it, or use zoo.deploy from Python"
+        )
+    channels_first = any(getattr(each, "data_format", "") == "channels_first" for each in model._flatten_layers())
+    if channels_first and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        raise ValueError(
+            f"model {model.name!r} takes {shape[1:]}, channels first; expected (height, width, channels), as images and "
+            'TensorFlow Lite have them. Build it with data_format="channels_last"; kernels of convolutions stay the same'
         )
     return shape
 

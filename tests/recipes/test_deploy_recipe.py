@@ -487,3 +487,11 @@ def test_command_line_makes_the_files(tmp_path, project):
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=True)
     assert "n = 8 held-out images" in done.stdout
     assert len(list(tmp_path.glob("*.tflite"))) == 2
+
+
+def test_model_with_channels_first_is_refused_with_the_remedy(tmp_path):
+    image = keras.Input((3, 16, 16))
+    pooled = layers.GlobalAveragePooling2D(data_format="channels_first")(image)
+    keras.Model(image, layers.Dense(2)(pooled)).save(tmp_path / "first.keras")
+    with pytest.raises(ValueError, match=r"takes \(3, 16, 16\), channels first.*data_format=\"channels_last\""):
+        deployable.load(deploy.Config(model=str(tmp_path / "first.keras"), folder=tmp_path / "out"))

@@ -138,8 +138,8 @@ def find_image_shape(model: Any) -> tuple[int | None, ...]:
     channels_first = any(getattr(each, "data_format", "") == "channels_first" for each in model._flatten_layers())
     if channels_first and shape[1] in (1, 3) and shape[3] not in (1, 3):
         raise ValueError(
-            f"model {model.name!r} takes {shape[1:]}, channels first; expected (height, width, channels), as images and "
-            'TensorFlow Lite have them. Build it with data_format="channels_last"; kernels of convolutions stay the same'
+            f"model {model.name!r} takes {shape[1:]}, channels first; expected (height, width, channels), as "
+            'images are stored. Build it with data_format="channels_last"; convolution kernels stay the same'
         )
     return shape
 

@@ -155,8 +155,7 @@ class RecordedSearch:
     @functools.cached_property
     def supernet(self) -> list[dict[str, Any]]:
         """One record per epoch of the shared weights, if the search has a single supernet and no seeds."""
-        path = self.folder / "supernet.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return _read_json(self.folder / "supernet.json", [])
 
     @functools.cached_property
     def truth(self) -> dict[str, Any]:
@@ -234,14 +233,20 @@ def read_search(folder: Path) -> RecordedSearch:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file, or {} if there is no file."""
+    return _read_json(path, {})
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    """Returns what a JSON file holds, of the type of `default`; `default` if there is no file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return default
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}. Delete it, or restore the original") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; delete it, or restore the original")
+    if not isinstance(found, type(default)):
+        kind = "object" if isinstance(default, dict) else "list"
+        raise ValueError(f"{path} holds no JSON {kind}; delete it, or restore the original")
     return found
 
 

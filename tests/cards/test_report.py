@@ -183,6 +183,21 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(tmp
         read.read_search(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("supernet.json", "[{", r"supernet\.json is not JSON"),
+        ("supernet.json", "{}", r"supernet\.json holds no JSON list"),
+        ("truth.json", "[]", r"truth\.json holds no JSON object"),
+    ],
+)
+def test_a_damaged_file_of_a_search_is_named_with_the_remedy(tmp_path, name, text, message):
+    folder = make_search(tmp_path, [0.5, 0.6])
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{message}.*restore the original"):
+        write_card([folder])
+
+
 def test_a_folder_without_a_search_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no search"):
         read.read_search(tmp_path)

@@ -342,8 +342,11 @@ def _write_card(
     if license:
         front["license"] = license
     accuracy, tested, data = results.get("test_accuracy"), results.get("test_images"), results.get("data")
-    if measured := isinstance(accuracy, float) and isinstance(data, str):  # not so in another program's results.json
+    tests = []
+    if isinstance(accuracy, float) and isinstance(data, str):  # otherwise it is another program's results.json
         front["model-index"] = [_index_result(model.name, data, accuracy)]
+        images = f"{tested:,} images of {data}" if isinstance(tested, int) else data
+        tests = [(f"test accuracy on {images}", f"{accuracy:.4f}")]
     yaml = "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items())  # JSON is YAML
     rows = [("parameters", f"{model.count_params():,}")]
     if None not in shape:
@@ -354,9 +357,7 @@ def _write_card(
     ]
     if source["class_names"] is not None:
         rows.append(("classes", str(len(source["class_names"]))))
-    if measured:
-        images = f"{tested:,} images of {data}" if isinstance(tested, int) else data
-        rows.append((f"test accuracy on {images}", f"{accuracy:.4f}"))
+    rows += tests
     normalization = source["normalization"]
     reads = (
         "How images have to be preprocessed is not known."

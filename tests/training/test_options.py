@@ -119,8 +119,8 @@ def test_adamw_takes_the_place_of_the_settings_step():
     adamw = choose_optimizer("adamw", usual)
     assert (adamw.kind, adamw.decay_in, adamw.weight_decay, adamw.clip) == ("adam", "weights", 0.05, 5.0)
     settings = Settings(schedule=Schedule(rate=0.1), optimizer=usual)
-    assert train._settings(train.Config(optimizer="adamw"), settings).schedule.rate == pytest.approx(0.001)
-    given = train._settings(train.Config(optimizer="adamw", learning_rate=0.003), settings)
+    assert train._adapt_settings(train.Config(optimizer="adamw"), settings).schedule.rate == pytest.approx(0.001)
+    given = train._adapt_settings(train.Config(optimizer="adamw", learning_rate=0.003), settings)
     assert (given.schedule.rate, given.optimizer) == (pytest.approx(0.003), adamw)
 
 

@@ -13,6 +13,7 @@ from recipes import _main
 PROJECT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(path.relative_to(PROJECT) for path in [*PROJECT.glob("*.md"), *PROJECT.glob("*/*.md")])
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)")
+MEMBERS = re.compile(r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", re.MULTILINE)
 TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 
 
@@ -92,6 +93,14 @@ def test_installing_the_project_names_where_it_is_for_no_index_has_it(document: 
     text = (PROJECT / document).read_text(encoding="utf-8")
     places = [line for line in text.splitlines() if re.search(r"pip install .*keras-searched-zoo", line)]
     assert [line for line in places if not re.search(r"keras-searched-zoo(\[[a-z-]+\])? @ git\+", line)] == []
+
+
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs" / "api").glob("*.md")), ids=lambda page: page.stem)
+def test_the_api_pages_name_what_exists(page: Path):
+    """The site leaves out a member that is not there, and says nothing."""
+    for module, members in MEMBERS.findall(page.read_text()):
+        named = importlib.import_module(module)
+        assert [name for name in members.split(", ") if name and not hasattr(named, name)] == []
 
 
 def test_the_citation_is_of_this_version():

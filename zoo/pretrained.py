@@ -342,12 +342,6 @@ def _write_card(
     if license:
         front["license"] = license
     accuracy, tested, data = results.get("test_accuracy"), results.get("test_images"), results.get("data")
-    tests = []
-    if isinstance(accuracy, float) and isinstance(data, str):  # otherwise it is another program's results.json
-        front["model-index"] = [_index_result(model.name, data, accuracy)]
-        images = f"{tested:,} images of {data}" if isinstance(tested, int) else data
-        tests = [(f"test accuracy on {images}", f"{accuracy:.4f}")]
-    yaml = "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items())  # JSON is YAML
     rows = [("parameters", f"{model.count_params():,}")]
     if None not in shape:
         rows.append(("multiply-adds an image, predicted", f"{cost.of(model).macs:,}"))
@@ -357,7 +351,11 @@ def _write_card(
     ]
     if source["class_names"] is not None:
         rows.append(("classes", str(len(source["class_names"]))))
-    rows += tests
+    if isinstance(accuracy, float) and isinstance(data, str):  # otherwise it is another program's results.json
+        front["model-index"] = [_index_result(model.name, data, accuracy)]
+        images = f"{tested:,} images of {data}" if isinstance(tested, int) else data
+        rows.append((f"test accuracy on {images}", f"{accuracy:.4f}"))
+    yaml = "\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items())  # JSON is YAML
     normalization = source["normalization"]
     reads = (
         "How images have to be preprocessed is not known."

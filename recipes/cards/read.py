@@ -130,12 +130,12 @@ class RecordedSearch:
     @functools.cached_property
     def stopped(self) -> str:
         """Why the search ended, according to its genotype; empty for an unfinished one."""
-        return _read_object(self.genotype).get("source", {}).get("stopped", "")
+        return _read_json(self.genotype, {}).get("source", {}).get("stopped", "")
 
     @functools.cached_property
     def result(self) -> dict[str, Any]:
         """The recipe's measurements of the best architecture, if it makes any."""
-        return _read_object(self.folder / "result.json")
+        return _read_json(self.folder / "result.json", {})
 
     @functools.cached_property
     def space(self) -> Space | None:
@@ -160,12 +160,12 @@ class RecordedSearch:
     @functools.cached_property
     def truth(self) -> dict[str, Any]:
         """The result's rank in a table of trained networks (recipes.cards.truth), if a table was given."""
-        return _read_object(self.folder / "truth.json")
+        return _read_json(self.folder / "truth.json", {})
 
     @functools.cached_property
     def ranking(self) -> dict[str, Any]:
         """Seed -> accuracies of the same networks with shared weights and stand-alone, with their tau."""
-        if found := _read_object(self.folder / "ranking.json"):
+        if found := _read_json(self.folder / "ranking.json", {}):
             return found
         random = self.result.get("random", {})
         if not random.get("shared_accuracies"):
@@ -226,14 +226,10 @@ def read_search(folder: Path) -> RecordedSearch:
             ended = (score, record["metrics"], record["seconds"], message)
             trials.append(Trial(number, tuple(genome), *ended, tuple(parents), rung))
     refused = sum("refused" in record for record in records)
-    seeds = {int(path.stem.removeprefix("seed")): _read_object(path) for path in (folder / "seeds").glob("seed*.json")}
-    about = _read_object(folder / ABOUT)
+    files = (folder / "seeds").glob("seed*.json")
+    seeds = {int(path.stem.removeprefix("seed")): _read_json(path, {}) for path in files}
+    about = _read_json(folder / ABOUT, {})
     return RecordedSearch(folder, header, tuple(trials), refused, about, dict(sorted(seeds.items())))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file, or {} if there is no file."""
-    return _read_json(path, {})
 
 
 def _read_json(path: Path, default: Any) -> Any:

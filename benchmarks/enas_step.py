@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import zoo
-from benchmarks.machine import describe_machine, make_parser
+from benchmarks.machine import describe_machine, make_parser, one_of
 from recipes.enas.macro import MacroSupernet
 from recipes.enas.micro import MicroSupernet
 from recipes.enas.space import ChainSpace, MicroSpace
@@ -26,6 +26,7 @@ from recipes.training.learner import Learner
 from recipes.training.optimizer import Optimizer, Settings
 from zoo.genotype import Genotype
 
+SPACES = ("micro", "macro")
 STEPS = 5
 SIDE = 32
 
@@ -40,14 +41,12 @@ def time_call(function: Any) -> tuple[float, float]:
 def main() -> None:
     """Measures the spaces that the command line names, or both."""
     parser = make_parser(__doc__, smoke="one cell or three layers, batch 2")
-    parser.add_argument("spaces", nargs="*", metavar="micro|macro", help="both by default")
+    parser.add_argument("spaces", nargs="*", type=one_of(SPACES), metavar="micro|macro", help="both by default")
     parser.add_argument("--full", action="store_true", help="the paper's supernets and batches; needs 16 GB")
     parser.add_argument("--paths", type=int, default=2, help="random paths to compare")
     options = parser.parse_args()
-    if unknown := set(options.spaces) - {"micro", "macro"}:
-        parser.error(f"unknown space {', '.join(sorted(unknown))}; expected micro or macro")
     print(describe_machine("tensorflow", "keras"))
-    for space in options.spaces or ("micro", "macro"):
+    for space in options.spaces or SPACES:
         compare(space == "macro", options.full, options.smoke, options.paths)
 
 

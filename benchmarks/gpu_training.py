@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.machine import describe_machine, make_parser
+from benchmarks.machine import describe_machine, make_parser, one_of
 
 # name of zoo.build, preset, side of the images in pixels, batch, classes
 MODELS = {
@@ -255,7 +255,7 @@ def _make_darts(classes: int) -> Any:
 def main() -> None:
     """Prints a line for each side, and their ratio."""
     parser = make_parser(__doc__, smoke="two images of 32 pixels, one step per round")
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; by default all")
+    parser.add_argument("models", nargs="*", type=one_of(MODELS), help=f"of {', '.join(MODELS)}; by default all")
     parser.add_argument("--precision", nargs="+", choices=("bfloat16", "float32"), default=("bfloat16", "float32"))
     parser.add_argument("--sides", nargs="+", choices=("jax", "torch"), default=("torch", "jax"))
     parser.add_argument("--seconds", type=float, default=5, help="of timed steps")
@@ -267,8 +267,6 @@ def main() -> None:
         if missing:
             print(f"left out: needs {', '.join(missing)} (pip install jax torch timm)")
             return
-    if wrong := set(args.models) - set(MODELS):
-        parser.error(f"unknown model {', '.join(wrong)}; expected {', '.join(MODELS)}")
     if args.one:
         (model,), (precision,), (side,) = args.models, args.precision, args.sides
         _, _, pixels, batch, classes = MODELS[model]

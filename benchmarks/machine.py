@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable, Iterable
 
 
 def make_parser(description: str | None, smoke: str) -> argparse.ArgumentParser:
@@ -12,6 +13,18 @@ def make_parser(description: str | None, smoke: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help=smoke)
     return parser
+
+
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
+    """Returns a `type` for words that must be `known`; unlike `choices` it lets argparse have none of them."""
+    names = tuple(known)
+
+    def check(word: str) -> str:
+        if word not in names:
+            raise argparse.ArgumentTypeError(f"{word!r} is unknown; expected some of {', '.join(names)}")
+        return word
+
+    return check
 
 
 def describe_machine(*packages: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 import zoo
 from benchmarks.int8_table import NETWORKS
-from benchmarks.machine import describe_machine, make_parser
+from benchmarks.machine import describe_machine, make_parser, one_of
 from recipes.images import sources as data
 from recipes.images.parts import Part
 from recipes.training import child_training as trial
@@ -119,11 +119,13 @@ def main(families: list[str], epochs: int = EPOCHS, most: int | None = None) -> 
 if __name__ == "__main__":
     parser = make_parser(__doc__, smoke="one network, one epoch, 64 images")
     parser.add_argument(
-        "families", nargs="*", metavar="FAMILY", help=f"of {', '.join(NETWORKS)}; mcunet and darts by default"
+        "families",
+        nargs="*",
+        type=one_of(NETWORKS),
+        metavar="FAMILY",
+        help=f"of {', '.join(NETWORKS)}; mcunet and darts by default",
     )
     options = parser.parse_args()
-    if unknown := set(options.families) - set(NETWORKS):
-        parser.error(f"unknown family {', '.join(sorted(unknown))}; expected some of {', '.join(NETWORKS)}")
     if options.smoke:
         main(["mcunet"], epochs=1, most=64)
     else:
